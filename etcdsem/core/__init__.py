@@ -1,0 +1,6 @@
+"""The algorithm, pure: no clock, socket, thread or random number of its own.
+
+`commands` is the contract with the drivers, `keys` names what lies in etcd, `transactions`
+builds the protocol's transactions, `decisions` reads snapshots, `leases` keeps etcd leases
+alive, and `procedures` joins, waits, passes on and heals.
+"""

@@ -1,0 +1,293 @@
+"""etcd leases: where they come from, how they are kept alive, and when they are lost.
+
+1. A lease is valid until *the send time of the last answered renewal, plus the TTL, less a
+   margin*, by the local clock. etcd starts counting when a renewal arrives, so it cannot end the
+   lease sooner. Past that moment the lease is lost, whatever etcd says; lost is final.
+2. A lease is never renewed after its deadline: etcd answers such a renewal only when the lease
+   is gone, and holds up all others on the stream until then.
+3. A lease whose part in a write is uncertain is never used again: it is revoked until etcd says
+   that it is gone (`settle`), so that a late write finds no lease and fails.
+4. A state is one word. Only these steps exist:
+
+       spare -> busy        take()
+       busy  -> spare       give_back(), after a definite outcome only
+       busy  -> lost        lose(): deadline passed, or etcd or a watch says so
+       busy  -> settled     settle_later()
+       spare -> gone        deadline passed while idle
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+from etcdsem.core.commands import (
+    AccessDenied,
+    Env,
+    Failure,
+    GrantLease,
+    LeaseExists,
+    LeaseNotFound,
+    NotApplied,
+    Procedure,
+    Refused,
+    RevokeLease,
+    Wait,
+    perform,
+)
+
+RPC_TIMEOUT = 4.0
+"""Seconds for one call: long enough for an election (1 s by default), short enough to try
+another member before a lease of 15 s is lost."""
+
+TICK = 0.5
+"""Seconds between two looks at the leases while there are any."""
+
+State = Literal["spare", "busy", "lost", "settled", "gone"]
+
+
+def margin(ttl: float) -> float:
+    """Seconds before etcd's own deadline at which a lease counts as lost.
+
+    1 % for clocks that run at different rates, and a tenth of a second to act upon it.
+    """
+    return 0.1 + 0.01 * ttl
+
+
+class TtlLease:
+    """One etcd lease of this client."""
+
+    __slots__ = (
+        "asked",
+        "deadline",
+        "id",
+        "idle_since",
+        "on_lost",
+        "paused",
+        "refresh",
+        "sent",
+        "state",
+        "ttl",
+        "wanted",
+    )
+
+    def __init__(self, lease_id: int, wanted: int, ttl: float, sent: float) -> None:
+        self.id = lease_id
+        self.wanted = wanted  # the TTL that was asked for; pools are sorted by it
+        self.ttl = ttl  # the TTL that etcd granted, which counts
+        self.sent = sent  # when the last answered grant or renewal was sent
+        self.deadline = sent + ttl - margin(ttl)
+        self.asked: float | None = None  # when the renewal that is under way was sent
+        self.refresh = ttl / 3
+        self.state: State = "busy"
+        self.idle_since = sent
+        self.paused = False  # the user paused the refresh (tests)
+        self.on_lost: Callable[[str], None] | None = None
+
+    def valid(self, now: float) -> bool:
+        """May its owner rely on it now?"""
+        return self.state == "busy" and now < self.deadline
+
+
+class Keeper:
+    """All etcd leases of a client, and the pool of spare ones.
+
+    The pool holds what was given back, so it grows to the concurrency that was seen. Spares are
+    kept alive for a while and then left to expire.
+    """
+
+    def __init__(self, env: Env) -> None:
+        self.env = env
+        self.leases: dict[int, TtlLease] = {}  # those that must be kept alive: busy and spare
+        self.spares: dict[int, list[TtlLease]] = {}
+        self.box = env.mailbox()  # wakes the heartbeat
+        self.beating = False
+        self.settling = 0  # revocations under way
+        self.closed = False
+        self.last_contact = -math.inf  # when etcd answered last
+        self.chores: list[Callable[[float], float]] = []
+        """Called by the heartbeat with the time; each gives the time it wants to be called next."""
+
+    # -- from and to the pool
+
+    def take_spare(self, wanted: int) -> TtlLease | None:
+        """A spare lease with most of its time left, if there is one."""
+        now = self.env.now()
+        spares = self.spares.get(wanted, [])
+        while spares:
+            lease = spares.pop()
+            if lease.state == "spare" and now < lease.deadline - lease.ttl / 3:
+                lease.state = "busy"
+                return lease
+        return None
+
+    def adopt(self, lease: TtlLease) -> None:
+        """Keep a new lease alive from now on."""
+        self.leases[lease.id] = lease
+        if not self.beating and not self.closed:
+            self.beating = True
+            self.env.spawn(heartbeat(self), "heartbeat")
+        elif lease.ttl < 4 * TICK:
+            self.box.put(None)
+
+    def give_back(self, lease: TtlLease) -> None:
+        """Back to the pool; only after a definite outcome."""
+        lease.on_lost = None
+        lease.paused = False
+        if lease.state != "busy":
+            return
+        if self.closed:
+            self.settle_later(lease)
+            return
+        lease.state = "spare"
+        lease.idle_since = self.env.now()
+        self.spares.setdefault(lease.wanted, []).append(lease)
+
+    def retire(self, lease: TtlLease) -> None:
+        """Keep it alive no longer; the caller revokes it, or has."""
+        lease.on_lost = None
+        if lease.state in ("busy", "spare"):
+            lease.state = "settled"
+        self.leases.pop(lease.id, None)
+
+    def settle_later(self, lease: TtlLease) -> None:
+        """End a lease whose part in a write is uncertain, beside what the caller does."""
+        if lease.state == "busy":
+            self.retire(lease)
+            self.settle_id(lease.id, lease.ttl)
+
+    def settle_id(self, lease_id: int, ttl: float) -> None:
+        """The same for a lease that we may not even have got."""
+        self.settling += 1
+        self.env.spawn(self._settle(lease_id, ttl), "settle")
+
+    def _settle(self, lease_id: int, ttl: float) -> Procedure[None]:
+        try:
+            yield from settle(self.env, lease_id, ttl)
+        finally:
+            self.settling -= 1
+
+    # -- what the heartbeat hears
+
+    def renewed(self, lease_id: int, ttl: float) -> None:
+        """etcd has answered a renewal; `ttl` 0 or less: there is no such lease any more."""
+        lease = self.leases.get(lease_id)
+        if lease is None or lease.asked is None:
+            return
+        sent, lease.asked = lease.asked, None
+        now = self.last_contact = self.env.now()
+        if ttl <= 0:
+            self.lose(lease, "etcd has ended its lease (it expired there, or was revoked)")
+        elif now >= lease.deadline:
+            self.lose(lease, _LATE)
+        else:
+            lease.sent = sent
+            lease.ttl = ttl
+            lease.deadline = sent + ttl - margin(ttl)
+
+    def lose(self, lease: TtlLease, reason: str) -> None:
+        """A lease is over. Its user is told once."""
+        self.leases.pop(lease.id, None)
+        if lease.state == "spare":
+            lease.state = "gone"
+            self.spares[lease.wanted].remove(lease)
+        if lease.state != "busy":
+            return
+        lease.state = "lost"
+        tell, lease.on_lost = lease.on_lost, None
+        self.settle_id(lease.id, lease.ttl)
+        if tell is not None:
+            tell(reason)
+
+    def beat(self, now: float) -> float:
+        """Renew what is due, mark what is lost. Gives the time of the next beat."""
+        late = False
+        next_beat = math.inf
+        for lease in list(self.leases.values()):
+            if now >= lease.deadline:
+                self.lose(lease, _LATE)
+                continue
+            due = lease.sent + lease.refresh
+            if lease.asked is not None:
+                due = lease.asked + max(1.0, lease.ttl / 6)
+                late = late or now >= due
+            elif lease.paused or (lease.state == "spare" and self._idle(lease, now)):
+                due = lease.deadline
+            elif now >= due:
+                lease.asked = now
+                self.env.renew(lease.id)
+                due = now + max(1.0, lease.ttl / 6)
+            next_beat = min(next_beat, due, lease.deadline)
+        if late:
+            for lease in self.leases.values():
+                lease.asked = None
+            self.env.restart_renewals()
+            return now
+        return next_beat
+
+    @staticmethod
+    def _idle(lease: TtlLease, now: float) -> bool:
+        return now - lease.idle_since > 2 * lease.ttl
+
+
+_LATE = "no renewal was answered in time (etcd away, or this program stood still)"
+
+
+def heartbeat(keeper: Keeper) -> Procedure[None]:
+    """Keep the leases alive until there is none left. One runs for each client."""
+    try:
+        while not keeper.closed:
+            now = keeper.env.now()
+            until = min([keeper.beat(now), *(chore(now) for chore in keeper.chores)])
+            if not keeper.leases and until == math.inf:
+                return  # nothing to keep; the next lease starts it again
+            if until > now:
+                yield from perform(Wait(keeper.box, min(until, now + TICK)))
+    finally:
+        keeper.beating = False
+
+
+def take(keeper: Keeper, wanted: int) -> Procedure[TtlLease]:
+    """A lease, from the pool or from etcd."""
+    spare = keeper.take_spare(wanted)
+    if spare is not None:
+        return spare
+    while True:
+        lease_id = keeper.env.random_id()
+        sent = keeper.env.now()
+        try:
+            ttl = yield from perform(GrantLease(lease_id, wanted, RPC_TIMEOUT))
+        except LeaseExists:
+            continue  # somebody else's: ids are random, so this is once in a lifetime
+        except (NotApplied, Refused):
+            raise
+        except BaseException:
+            keeper.settle_id(lease_id, float(wanted))
+            raise
+        lease = TtlLease(lease_id, wanted, ttl, sent)
+        keeper.adopt(lease)
+        return lease
+
+
+def settle(env: Env, lease_id: int, ttl: float) -> Procedure[None]:
+    """Revoke a lease until etcd says that it is gone, or its TTL has passed.
+
+    After that no write that carries the lease can take effect, however late it lands.
+    """
+    until = env.now() + ttl + 2.0
+    pause = 0.05
+    box = env.mailbox()
+    while True:
+        try:
+            yield from perform(RevokeLease(lease_id, RPC_TIMEOUT))
+            return
+        except (LeaseNotFound, AccessDenied):
+            return  # gone; or not ours to end: it expires, since nobody renews it
+        except Failure:
+            pass
+        now = env.now()
+        if now >= until:
+            return
+        yield from perform(Wait(box, now + pause * (0.5 + env.random())))
+        pause = min(2 * pause, 2.0)

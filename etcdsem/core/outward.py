@@ -1,0 +1,40 @@
+"""Failures as users meet them: which exception, and what to do about it."""
+
+from __future__ import annotations
+
+from etcdsem.core.commands import (
+    AccessDenied,
+    Corrupt,
+    Failure,
+    NoSpace,
+    NotApplied,
+    OutcomeUnknown,
+)
+from etcdsem.errors import EtcdRefused, EtcdSemError, EtcdUnavailable, PermissionDenied
+
+
+def public_error(failure: Failure, what: str) -> EtcdSemError:
+    """The exception for a caller; `what` says what was tried, on which semaphore."""
+    at = f" at {failure.endpoint}" if failure.endpoint else ""
+    match failure:
+        case AccessDenied():
+            return PermissionDenied(
+                f"{what}: etcd{at} refuses: {failure.detail}. Check the user, the password and "
+                "the role's permissions on the semaphore's prefix."
+            )
+        case NoSpace():
+            return EtcdRefused(
+                f"{what}: etcd{at} is out of space. Leases that are held stay refreshed and can be "
+                "released. To mend it: etcdctl compact, etcdctl defrag, etcdctl alarm disarm."
+            )
+        case Corrupt():
+            return EtcdRefused(
+                f"{what}: etcd{at} reports corrupt data and takes no writes; see etcdctl alarm list"
+            )
+        case NotApplied() | OutcomeUnknown():
+            return EtcdUnavailable(
+                f"{what}: etcd{at} cannot be reached or does not answer: {failure.detail}. "
+                "Check that it runs and that the endpoints are right (ETCDSEM_ENDPOINTS)."
+            )
+        case _:
+            return EtcdRefused(f"{what}: etcd{at} refuses: {failure.detail}")
