@@ -118,7 +118,7 @@ class _Engine:
             self, client_id(socket.gethostname(), self.pid, secrets.token_hex(4))
         )
         self._watches = WatchStream(self.connection, self.lock)
-        self._keepalives = KeepaliveStream(self.connection, self._renewed)
+        self._keepalives = KeepaliveStream(self.connection, self.lock, self.session.keeper.renewed)
 
     # -- Env
 
@@ -165,10 +165,6 @@ class _Engine:
 
     def restart_renewals(self) -> None:
         self._keepalives.restart()
-
-    def _renewed(self, lease_id: int, ttl: float) -> None:
-        with self.lock:
-            self.session.keeper.renewed(lease_id, ttl)
 
     # -- the driver
 

@@ -115,9 +115,10 @@ class Keeper:
         """A spare lease with most of its time left, if there is one."""
         now = self.env.now()
         spares = self.spares.get(wanted, [])
-        while spares:
-            lease = spares.pop()
-            if lease.state == "spare" and now < lease.deadline - lease.ttl / 3:
+        for place in range(len(spares) - 1, -1, -1):  # the one used last was renewed last
+            lease = spares[place]
+            if now < lease.deadline - lease.ttl / 3:
+                del spares[place]
                 lease.state = "busy"
                 return lease
         return None
@@ -147,6 +148,8 @@ class Keeper:
     def retire(self, lease: TtlLease) -> None:
         """Keep it alive no longer; the caller revokes it, or has."""
         lease.on_lost = None
+        if lease.state == "spare":
+            self.spares[lease.wanted].remove(lease)
         if lease.state in ("busy", "spare"):
             lease.state = "settled"
         self.leases.pop(lease.id, None)

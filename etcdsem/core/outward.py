@@ -38,3 +38,9 @@ def public_error(failure: Failure, what: str) -> EtcdSemError:
             )
         case _:
             return EtcdRefused(f"{what}: etcd{at} refuses: {failure.detail}")
+
+
+def first_line(text: str) -> str:
+    """A text's first line, at most 200 characters of it: details may quote whole pages."""
+    line = text.strip().split("\n")[0]
+    return line if len(line) <= 200 else line[:197] + "..."

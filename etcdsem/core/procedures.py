@@ -143,9 +143,10 @@ def acquire(station: Station, order: Order, until: float, *, once: bool) -> Proc
                 return grant
             seen_full = True
             continue
-        except _TryAgain as again:
+        except (_TryAgain, LeaseNotFound) as again:
+            # LeaseNotFound: etcd has ended a lease of the pool. Definite; another will do.
             log.warning("semaphore %s: %s; trying again", station.name, again)
-            seen_full = seen_full or again.full
+            seen_full = seen_full or (isinstance(again, _TryAgain) and again.full)
             wait = 0.0
         except (NoSpace, NotApplied, OutcomeUnknown) as failure:
             now = env.now()

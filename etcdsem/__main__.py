@@ -1,0 +1,6 @@
+"""``python -m etcdsem`` is the command ``etcdsem``."""
+
+from etcdsem.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Exit codes (those of sysexits.h where there is one), and which error means which.
+
+A wrapped command's own code is passed on untouched; one line on stderr, beginning with
+``etcdsem:``, says when a code is ours.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from etcdsem import errors
+
+OK: Final = 0
+NOT_DONE: Final = 1  # close: in use; evict: nobody there. Never from `run`
+USAGE: Final = 64
+UNAVAILABLE: Final = 69
+LOST: Final = 70
+CONFLICT: Final = 75
+NO_PERMISSION: Final = 77
+CONFIG: Final = 78
+CANNOT_EXECUTE: Final = 126
+NOT_FOUND: Final = 127
+SIGNAL: Final = 128  # plus its number
+
+_CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
+    (errors.PermissionDenied, NO_PERMISSION),
+    (errors.EtcdUnavailable, UNAVAILABLE),
+    (errors.EtcdRefused, UNAVAILABLE),
+    (errors.InconsistentLimit, CONFIG),
+    (errors.SemaphoreClosed, CONFIG),
+    (errors.InvalidName, USAGE),
+    (errors.InvalidSetting, USAGE),
+    (errors.AcquireTimeout, CONFLICT),
+    (errors.LeaseLost, LOST),
+    (errors.EtcdSemError, NOT_DONE),
+)
+
+
+def code_for(error: errors.EtcdSemError) -> int:
+    """The exit code that says what kind of error it was."""
+    return next(code for kind, code in _CODES if isinstance(error, kind))

@@ -1,0 +1,96 @@
+"""``etcdsem dev``: a throw-away etcd in the foreground, and how to reach it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from types import FrameType
+
+import click
+
+from etcdsem.cli import codes
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Stopped(BaseException):
+    """A signal asked us to end."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option("--port", type=click.IntRange(1, 65535), help="Port for clients.  [default: free]")
+@click.option("--data-dir", help="Keep the data in this folder.  [default: a temporary one]")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def dev(port: int | None, data_dir: str | None, command: tuple[str, ...]) -> None:
+    """Start a throw-away etcd on this machine.
+
+    Prints the `export` lines for etcdsem and etcdctl, and runs until Ctrl-C. With a COMMAND, runs
+    that with the variables set, and ends with its exit code.
+
+    \b
+    Examples:
+      etcdsem dev
+      etcdsem dev -- bash
+      etcdsem dev -- pytest -q
+    """
+    from etcdsem import server
+    from etcdsem.errors import EtcdUnavailable
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise _Stopped(number)
+
+    for one in _STOPPING:
+        signal.signal(one, stop)
+    try:
+        with server.start(port=port, data_dir=data_dir) as etcd:
+            if command:
+                sys.exit(_run(command, etcd.env()))
+            _announce(etcd)
+            while True:
+                signal.pause()
+    except (server.EtcdNotFound, EtcdUnavailable) as error:
+        click.echo(f"etcdsem: {error}", err=True)
+        sys.exit(codes.UNAVAILABLE)
+    except _Stopped as stopped:
+        sys.exit(codes.SIGNAL + stopped.number)
+
+
+def _announce(etcd: object) -> None:
+    from etcdsem.server import EtcdServer
+
+    assert isinstance(etcd, EtcdServer)
+    for variable, value in etcd.env().items():
+        click.echo(f"export {variable}={shlex.quote(value)}")
+    sys.stdout.flush()
+    click.echo(
+        f"# etcd {etcd.version} runs until Ctrl-C. In another terminal paste the lines above, then:\n"
+        "#   etcdsem run my-api -l 2 -- sleep 5 &\n"
+        "#   etcdsem status my-api\n"
+        "#   etcdctl get --prefix /etcdsem/",
+        err=True,
+    )
+
+
+def _run(command: tuple[str, ...], variables: dict[str, str]) -> int:
+    try:
+        process = subprocess.Popen(command, env={**os.environ, **variables})
+    except FileNotFoundError:
+        click.echo(f"etcdsem: {command[0]}: not found", err=True)
+        return codes.NOT_FOUND
+    except OSError as error:
+        click.echo(f"etcdsem: {command[0]}: cannot be run: {error.strerror}", err=True)
+        return codes.CANNOT_EXECUTE
+    while True:
+        try:
+            code = process.wait()
+        except _Stopped as stopped:
+            if stopped.number != signal.SIGINT:  # the terminal has sent that to the command too
+                process.send_signal(stopped.number)
+        else:
+            return code if code >= 0 else codes.SIGNAL - code

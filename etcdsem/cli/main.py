@@ -1,0 +1,162 @@
+"""The command ``etcdsem``: finds the command that is meant, loads it, and ends with its code.
+
+1. `etcdsem --help` and a usage error load neither grpc nor rich, nor any command but the one.
+2. Every foreseen error is one line on stderr and a code of `codes.py`. ``ETCDSEM_DEBUG=1`` shows
+   where it came from.
+3. A reader of stdout that goes away ends the command quietly, as SIGPIPE would.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import import_module
+from typing import Any, NamedTuple, NoReturn
+
+import click
+
+from etcdsem.cli import codes
+from etcdsem.cli.options import connection_options
+from etcdsem.cli.text import say
+from etcdsem.errors import EtcdSemError
+
+
+class _Entry(NamedTuple):
+    """A command: where it is, and its line in the overview."""
+
+    module: str
+    function: str
+    short_help: str
+
+
+_COMMANDS: dict[str, _Entry] = {
+    "run": _Entry("run", "run", "Run a command while holding a lease."),
+    "ls": _Entry("operate", "ls", "List all semaphores: limit, held, waiting."),
+    "status": _Entry("operate", "status", "Show who holds and who waits."),
+    "limit": _Entry("operate", "limit", "Show or change a limit."),
+    "evict": _Entry("operate", "evict", "End one lease."),
+    "close": _Entry("operate", "close", "Remove a semaphore."),
+    "dev": _Entry("dev", "dev", "Start a throw-away etcd on this machine."),
+}
+
+
+class _Commands(click.Group):
+    """A group that loads a command when it is called, not before."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = _COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command = getattr(import_module(f"etcdsem.cli.{entry.module}"), entry.function)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.short_help) for name, entry in _COMMANDS.items()])
+
+
+def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            number = version("etcdsem")
+        except PackageNotFoundError:
+            number = "(not installed)"
+        click.echo(f"etcdsem {number}")
+        ctx.exit()
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Settings may also come from ETCDSEM_ENDPOINTS, ETCDSEM_CACERT, ETCDSEM_CERT, "
+    "ETCDSEM_KEY, ETCDSEM_USER, ETCDSEM_PASSWORD, ETCDSEM_PASSWORD_FILE and ETCDSEM_PREFIX, "
+    "or from the ETCDCTL_ variable of the same meaning.",
+)
+@connection_options
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Print the version and exit.",
+)
+def cli() -> None:
+    """A distributed counting semaphore on etcd: at most N at a time, on any number of machines.
+
+    \b
+      etcdsem run gpu --limit 3 -- python train.py    at most 3 run at a time
+      etcdsem status gpu                              who holds, who waits
+      etcdsem limit gpu 5                             make it 5, at once
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line, and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    code = _outcome()
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        code = _cannot_write(error)
+    sys.exit(code)
+
+
+def _outcome() -> int:
+    """The exit code of the command line."""
+    try:
+        result: Any = cli.main(prog_name="etcdsem", standalone_mode=False)
+        return result if isinstance(result, int) else codes.OK
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return codes.USAGE
+    except click.ClickException as error:
+        say(_usage_line(error))
+        return codes.USAGE
+    except (KeyboardInterrupt, click.Abort):
+        return codes.SIGNAL + signal.SIGINT
+    except EtcdSemError as error:
+        return report(error)
+    except OSError as error:
+        return _cannot_write(error)
+
+
+def report(error: EtcdSemError) -> int:
+    """Say what went wrong, and give the exit code for it."""
+    if os.environ.get("ETCDSEM_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    say(error)
+    return codes.code_for(error)
+
+
+def _usage_line(error: click.ClickException) -> str:
+    message = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context is not None else "etcdsem"
+    return f"{message} (see: {where} --help)"
+
+
+def _cannot_write(error: OSError) -> int:
+    """stdout is closed, full, or its reader went away."""
+    if os.environ.get("ETCDSEM_DEBUG"):
+        raise error
+    if sys.stdout is not None:  # what is still in the buffer must not fail again at exit
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    if isinstance(error, BrokenPipeError):
+        return codes.SIGNAL + signal.SIGPIPE
+    say(f"{error.strerror or error}")
+    return codes.NOT_DONE

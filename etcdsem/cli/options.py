@@ -1,0 +1,90 @@
+"""The connection options that every command takes, after its own name or before it.
+
+They mean what the `ETCDSEM_*` variables of the same name mean, and win over them. A password is
+never taken from the command line, where every user of the machine can read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from etcdsem.errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from etcdsem import Client
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DIAL_TIMEOUT = 10.0
+"""Seconds after which an etcd that never answered is reported as unreachable."""
+
+_KEY = "etcdsem.connection"
+
+
+def _no_password(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and ":" in value:
+        raise click.BadParameter(
+            "a password on the command line can be read by everybody on this machine; give only "
+            "the name, and the password in --password-file FILE or ETCDSEM_PASSWORD",
+            ctx=ctx,
+            param=param,
+        )
+    return value
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: object) -> None:
+    """Keep an option's value beside the others; the one nearest to the command wins."""
+    if value is not None:
+        ctx.meta.setdefault(_KEY, {})[param.name] = value
+
+
+def _remember_user(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    _remember(ctx, param, _no_password(ctx, param, value))
+
+
+_OPTIONS: tuple[tuple[str, str, str], ...] = (
+    ("--endpoints", "HOST:PORT,...", "etcd's addresses. Default: 127.0.0.1:2379."),
+    ("--cacert", "FILE", "The authority that signed etcd's certificate."),
+    ("--cert", "FILE", "The client's certificate."),
+    ("--key", "FILE", "The key of the client's certificate."),
+    ("--user", "NAME", "Log in as this user of etcd."),
+    ("--password-file", "FILE", "The file that holds the user's password."),
+    ("--prefix", "PATH", "Where the semaphores lie in etcd. Default: /etcdsem."),
+)
+
+
+def connection_options(function: F) -> F:
+    """Give a command the connection options; `connect()` uses them."""
+    for flag, metavar, text in reversed(_OPTIONS):
+        function = click.option(
+            flag,
+            metavar=metavar,
+            help=text,
+            expose_value=False,
+            callback=_remember_user if flag == "--user" else _remember,
+        )(function)
+    return function
+
+
+def connect(ctx: click.Context, *, dial_timeout: float = DIAL_TIMEOUT) -> Client:
+    """A client as the options say. No I/O yet, but grpc is loaded: fork before, not after."""
+    given: dict[str, Any] = dict(ctx.meta.get(_KEY, {}))
+    if "endpoints" in given:
+        given["endpoints"] = [part.strip() for part in given["endpoints"].split(",")]
+    if "password_file" in given:
+        given["password"] = _read_password(given.pop("password_file"))
+    import etcdsem
+
+    return etcdsem.connect(**given, dial_timeout=dial_timeout)
+
+
+def _read_password(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        raise InvalidSetting(f"--password-file {path}: {reason}") from None

@@ -1,0 +1,40 @@
+"""Makes ``rpc.binpb`` and ``rpc.pyi`` again from ``rpc.proto``: ``python -m etcdsem.etcd.generate``.
+
+We ship a descriptor instead of generated code: generated code refuses every protobuf runtime
+older than its compiler, a descriptor works with all of them. Needs grpcio-tools.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+
+
+def generate() -> dict[str, bytes]:
+    """The contents of the generated files, by name."""
+    from grpc_tools import protoc
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder)
+        arguments = [
+            "protoc",
+            f"--proto_path={_HERE}",
+            f"--descriptor_set_out={made / 'rpc.binpb'}",
+            f"--pyi_out={made}",
+            "rpc.proto",
+        ]
+        if protoc.main(arguments) != 0:
+            raise RuntimeError("protoc failed; its message is above")
+        return {
+            "rpc.binpb": (made / "rpc.binpb").read_bytes(),
+            "rpc.pyi": (made / "rpc_pb2.pyi").read_bytes(),
+        }
+
+
+if __name__ == "__main__":
+    for name, content in generate().items():
+        (_HERE / name).write_bytes(content)
+        sys.stdout.write(f"{name}: {len(content)} bytes\n")

@@ -1,0 +1,31 @@
+"""etcd's messages, made from ``rpc.binpb`` in a descriptor pool of our own.
+
+A pool of our own cannot collide with another library's ``rpc.proto`` or ``etcdserverpb`` in the
+same process. ``rpc.pyi`` has the types.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+_pool = descriptor_pool.DescriptorPool()
+
+
+def _load() -> dict[str, Any]:
+    files = descriptor_pb2.FileDescriptorSet()
+    files.ParseFromString((Path(__file__).parent / "rpc.binpb").read_bytes())
+    classes: dict[str, Any] = {}
+    for file in files.file:
+        _pool.AddSerializedFile(file.SerializeToString())
+        for message in file.message_type:
+            descriptor = _pool.FindMessageTypeByName(f"{file.package}.{message.name}")
+            if hasattr(message_factory, "GetMessageClass"):
+                classes[message.name] = message_factory.GetMessageClass(descriptor)
+            else:  # protobuf below 4.22, which python-etcd3 needs
+                factory = message_factory.MessageFactory(_pool)
+                classes[message.name] = factory.GetPrototype(descriptor)
+    return classes
+
+
+globals().update(_load())

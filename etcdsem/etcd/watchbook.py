@@ -1,0 +1,147 @@
+"""What a watch stream does, decided without a stream: for the blocking and the asyncio shell.
+
+1. Each watch remembers the next revision it has to tell (`next`). A watch that was created
+   without one is pinned to the revision at which it was created.
+2. A new stream gets every watch again, from its next revision, under a new id; answers to ids of
+   former streams are unknown and left aside. Nothing is told twice, nothing is left out.
+3. If that revision was compacted away, the watch starts again at the present, and its listener
+   is told of the gap *after* the new watch is up: what is read then misses nothing.
+4. `created` comes with `canceled` when a watch is refused; older releases then give the id -1.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from etcdsem.core.commands import AccessDenied, Listener
+from etcdsem.etcd import rpc
+from etcdsem.etcd.encode import event
+
+Telling = Callable[[], None]
+
+
+class WatchEntry:
+    """One watch, across all streams."""
+
+    __slots__ = ("cancelled", "end", "gap", "id", "key", "listener", "next", "puts", "told")
+
+    def __init__(self, listener: Listener, key: bytes, end: bytes, start: int, puts: bool) -> None:
+        self.listener = listener
+        self.key = key
+        self.end = end
+        self.next = start  # the first revision not yet told; 0: from whenever it is created
+        self.puts = puts
+        self.id = 0  # on the present stream
+        self.told = False  # has `created` been told?
+        self.gap = ""  # why a gap must be told once it is created again
+        self.cancelled = False
+
+
+class WatchBook:
+    """All watches of a client, and what a response means for them."""
+
+    def __init__(self) -> None:
+        self.entries: dict[WatchEntry, None] = {}
+        self.needs_login = False
+        self._ids: dict[int, WatchEntry] = {}
+        self._pending: deque[WatchEntry] = deque()
+        self._last_id = 0
+
+    def add(self, entry: WatchEntry) -> Any:
+        """A new watch; gives the request to send."""
+        self.entries[entry] = None
+        return self._create(entry)
+
+    def remove(self, entry: WatchEntry) -> Any:
+        """A watch nobody wants any more; gives the request to send, if there is one."""
+        entry.cancelled = True
+        if entry not in self.entries:
+            return None
+        del self.entries[entry]
+        if entry in self._pending:
+            return None  # cancelled when it is created
+        self._ids.pop(entry.id, None)
+        return rpc.WatchRequest(cancel_request=rpc.WatchCancelRequest(watch_id=entry.id))
+
+    def reopened(self) -> list[Any]:
+        """A new stream: the requests that set all watches up again."""
+        self._ids.clear()
+        self._pending.clear()
+        self.needs_login = False
+        return [self._create(entry) for entry in self.entries]
+
+    def _create(self, entry: WatchEntry) -> Any:
+        self._last_id += 1
+        entry.id = self._last_id
+        self._ids[entry.id] = entry
+        self._pending.append(entry)
+        create = rpc.WatchCreateRequest(
+            key=entry.key, range_end=entry.end, start_revision=entry.next, watch_id=entry.id
+        )
+        if not entry.puts:
+            create.filters.append(rpc.WatchCreateRequest.NOPUT)
+        return rpc.WatchRequest(create_request=create)
+
+    def heard(self, response: Any) -> tuple[list[Telling], list[Any]]:
+        """What to tell the listeners, and what to send."""
+        if response.canceled:
+            return self._refused(response)
+        entry = self._ids.get(response.watch_id)
+        if entry is None:
+            return [], []
+        if response.created:
+            return self._created(entry, response)
+        return self._events(entry, response), []
+
+    def _created(self, entry: WatchEntry, response: Any) -> tuple[list[Telling], list[Any]]:
+        if entry in self._pending:
+            self._pending.remove(entry)
+        if entry.cancelled:
+            self._ids.pop(entry.id, None)
+            cancel = rpc.WatchCancelRequest(watch_id=response.watch_id)
+            return [], [rpc.WatchRequest(cancel_request=cancel)]
+        revision = response.header.revision
+        if entry.next == 0:
+            entry.next = revision + 1
+        tell: list[Telling] = []
+        if not entry.told:
+            entry.told = True
+            tell.append(lambda: entry.listener.created(revision))
+        if entry.gap:
+            reason, entry.gap = entry.gap, ""
+            tell.append(lambda: entry.listener.gap(reason))
+        return tell + self._events(entry, response), []
+
+    def _events(self, entry: WatchEntry, response: Any) -> list[Telling]:
+        events = [event(one) for one in response.events if one.kv.mod_revision >= entry.next]
+        if not events or entry.cancelled:
+            return []
+        entry.next = events[-1].kv.mod_revision + 1
+        return [lambda: entry.listener.events(events)]
+
+    def _refused(self, response: Any) -> tuple[list[Telling], list[Any]]:
+        entry = self._ids.pop(response.watch_id, None)
+        if entry is None and response.created and self._pending:
+            entry = self._pending[0]  # an older etcd says -1; it answers in order
+        if entry is None:
+            return [], []  # the answer to a cancel of ours
+        if entry in self._pending:
+            self._pending.remove(entry)
+        if entry.cancelled:
+            return [], []
+        reason = response.cancel_reason
+        if response.compact_revision:
+            entry.next = 0
+            entry.gap = f"compacted at revision {response.compact_revision}"
+            return [], [self._create(entry)]
+        if "permission denied" in reason:
+            self.entries.pop(entry, None)
+            entry.cancelled = True
+            refusal = AccessDenied(f"watch {entry.key.decode(errors='replace')}: {reason}")
+            return [lambda: entry.listener.refused(refusal)], []
+        if "auth" in reason or "token" in reason or "user name" in reason:
+            self.needs_login = True  # the whole stream has the old token: it is opened again
+            return [], []
+        return [], [self._create(entry)]

@@ -1,0 +1,146 @@
+"""The watch stream of a client, blocking: one stream, one daemon thread, any number of watches.
+
+1. `watch` and `cancel` never block, and may be called with or without the guard held.
+2. Listeners are told in the stream's thread, under the guard. The order of locks is guard, then
+   ours; ours is never held while a listener is told.
+3. A stream that ends is opened again, at the next endpoint if this one failed, until `close`.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from queue import SimpleQueue
+from typing import Any
+
+import grpc
+
+from etcdsem.core.commands import Failure, Listener
+from etcdsem.etcd.connection import Connection, Stream
+from etcdsem.etcd.watchbook import WatchBook, WatchEntry
+
+log = logging.getLogger("etcdsem")
+
+_LONGEST_PAUSE = 1.0
+
+
+class WatchHandle:
+    """A watch that can be cancelled."""
+
+    __slots__ = ("_entry", "_stream")
+
+    def __init__(self, stream: WatchStream, entry: WatchEntry) -> None:
+        self._stream = stream
+        self._entry = entry
+
+    def cancel(self) -> None:
+        """The listener hears nothing more."""
+        self._stream.remove(self._entry)
+
+
+class WatchStream:
+    """All watches of a client on one stream."""
+
+    def __init__(self, connection: Connection, guard: AbstractContextManager[Any]) -> None:
+        self._connection = connection
+        self._guard = guard
+        self._lock = threading.Lock()
+        self._book = WatchBook()
+        self._requests: SimpleQueue[Any] = SimpleQueue()
+        self._stream: Stream | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
+
+    def watch(
+        self, listener: Listener, key: bytes, end: bytes = b"", *, start: int = 0, puts: bool = True
+    ) -> WatchHandle:
+        """Ask for a watch; the stream is opened for the first one."""
+        entry = WatchEntry(listener, key, end, start, puts)
+        with self._lock:
+            self._requests.put(self._book.add(entry))
+            if self._thread is None and not self._closed.is_set():
+                self._thread = threading.Thread(target=self._run, name="etcdsem-watch", daemon=True)
+                self._thread.start()
+        return WatchHandle(self, entry)
+
+    def remove(self, entry: WatchEntry) -> None:
+        """Ask for no more of it."""
+        with self._lock:
+            request = self._book.remove(entry)
+            if request is not None:
+                self._requests.put(request)
+
+    def close(self) -> None:
+        """End the stream and its thread."""
+        self._closed.set()
+        with self._lock:
+            stream = self._stream
+            self._requests.put(None)
+        if stream is not None:
+            stream.call.cancel()
+
+    # -- the stream's thread
+
+    def _run(self) -> None:
+        pause = 0.01
+        while not self._closed.is_set():
+            try:
+                heard = self._one_stream()
+            except Failure as failure:
+                log.debug("etcdsem: the watch stream could not be opened: %s", failure)
+                heard = False
+            except Exception:
+                if self._closed.is_set():
+                    return
+                log.exception("etcdsem: error in the watch stream")
+                heard = False
+            pause = 0.01 if heard else min(pause * 2, _LONGEST_PAUSE)
+            self._closed.wait(pause * (0.5 + random.random()))  # noqa: S311 - jitter
+
+    def _one_stream(self) -> bool:
+        """Open a stream and follow it to its end. True if it said anything."""
+        with self._lock:
+            requests: SimpleQueue[Any] = SimpleQueue()
+            for request in self._book.reopened():
+                requests.put(request)
+            self._requests.put(None)  # ends the former stream's sender
+            self._requests = requests
+        stream = self._connection.open_stream("watch", sender(requests), timeout=5.0)
+        with self._lock:
+            self._stream = stream
+        heard = False
+        try:
+            for response in stream.call:
+                heard = True
+                self._connection.counters["watch_events"] += len(response.events)
+                self._hear(response)
+                if self._book.needs_login:
+                    self._connection.forget_login(stream)
+                    break
+                if self._closed.is_set():
+                    break
+        except grpc.RpcError as error:
+            if not self._closed.is_set():
+                failure = self._connection.stream_broke(stream, error)
+                log.debug("etcdsem: the watch stream broke: %s", failure)
+        finally:
+            requests.put(None)
+            stream.call.cancel()
+        return heard
+
+    def _hear(self, response: Any) -> None:
+        with self._guard:
+            with self._lock:
+                tell, send = self._book.heard(response)
+                for request in send:
+                    self._requests.put(request)
+            for one in tell:
+                one()
+
+
+def sender(requests: SimpleQueue[Any]) -> Iterator[Any]:
+    while (request := requests.get()) is not None:
+        yield request

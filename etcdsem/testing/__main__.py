@@ -1,0 +1,74 @@
+"""Run the simulator: ``python -m etcdsem.testing --seeds 0:500 -j 2``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+from etcdsem.testing.runs import Outcome, report, run_seed
+
+
+def _one(seed: int) -> tuple[int, str, Counter[str], int]:
+    outcome: Outcome = run_seed(seed)
+    failed = report(outcome) if outcome.error is not None else ""
+    return seed, failed, outcome.counters, outcome.steps
+
+
+def _all(seeds: range, jobs: int) -> Iterator[tuple[int, str, Counter[str], int]]:
+    if jobs == 1:
+        yield from map(_one, seeds)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        yield from pool.map(_one, seeds, chunksize=4)
+
+
+def main() -> int:
+    """Run one seed or many; the exit code is 1 if any broke a promise."""
+    parser = argparse.ArgumentParser(prog="python -m etcdsem.testing", description=__doc__)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--seed", type=int, help="run this seed")
+    which.add_argument("--seeds", help="run seeds A to B-1, given as A:B")
+    parser.add_argument("--trace", action="store_true", help="print all that happened")
+    parser.add_argument("-j", "--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--keep-going", action="store_true", help="don't stop at a violation")
+    arguments = parser.parse_args()
+    if arguments.seed is not None:
+        outcome = run_seed(arguments.seed, trace=arguments.trace)
+        print(report(outcome, last=10**9 if arguments.trace else 80))
+        print(dict(sorted(outcome.counters.items())))
+        return 1 if outcome.error else 0
+    first, last = map(int, arguments.seeds.split(":"))
+    return _range(range(first, last), arguments.jobs, keep_going=arguments.keep_going)
+
+
+def _range(seeds: range, jobs: int, *, keep_going: bool) -> int:
+    began = time.monotonic()
+    total: Counter[str] = Counter()
+    failures, done, steps = [], 0, 0
+    for seed, failed, counters, count in _all(seeds, jobs):
+        done += 1
+        steps += count
+        most = max(total["most holders"], counters["most holders"])
+        total += counters
+        total["most holders"] = most
+        if failed:
+            failures.append(seed)
+            print(failed if not keep_going else failed.split("\n")[0], flush=True)
+            if not keep_going:
+                break
+    spent = time.monotonic() - began
+    for name, number in sorted(total.items()):
+        print(f"{number:12}  {name}")
+    print(
+        f"{done} seeds in {spent:.1f} s, {done / spent:.2f} seeds/s, {steps / done:.0f} steps each, "
+        f"{len(failures)} violations {failures[:20]}"
+    )
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,368 @@
+"""What goes wrong in a run, and when: all of it drawn from the run's seed.
+
+`Options` are drawn once. Kinds of faults are switched on and off for a whole run (swarm testing:
+a run with few kinds reaches deeper than one with all). The `Nemesis` then lets them happen until
+`fault_time`; `heal` ends them, and leaves the clients that are broken for good as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING
+
+from etcdsem.core.transactions import close
+from etcdsem.testing.simulator import CALM, Weather
+
+if TYPE_CHECKING:
+    from etcdsem.core.commands import Event
+    from etcdsem.testing.checks import Checker
+    from etcdsem.testing.simulator import SimClient, World
+
+KINDS = (
+    "weather",
+    "pause",
+    "crash",
+    "partition",
+    "slow link",
+    "cut streams",
+    "new leader",
+    "no quorum",
+    "compaction",
+    "resize",
+    "garbage limit",
+    "evict",
+    "delete key",
+    "junk",
+    "clock jump",
+    "cancel",
+    "lost deletes",
+    "no space",
+    "close",
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """One run, as its seed wants it."""
+
+    seed: int
+    kinds: frozenset[str]
+    clients: int
+    workers: int
+    semaphores: int
+    limit: int
+    ttl: int
+    refresh: float
+    hold: float
+    """Mean seconds of work under a slot."""
+    idle: float
+    """Mean seconds between two acquires of a worker."""
+    every: float
+    """Mean seconds between two faults."""
+    fault_time: float
+    calm_time: float
+    break_for_good: bool
+    """Liveness with a broken rest: some clients are not healed."""
+    drift: float
+    """How far the rates of the clients' clocks may be from etcd's."""
+    weather: Weather = field(default=CALM)
+    reread: tuple[float, float] = (5.0, 15.0)
+
+    @classmethod
+    def of(cls, seed: int) -> Options:
+        """Draw them from a seed."""
+        rng = Random(seed * 2 + 1)  # another stream than the world's
+        share = rng.choice((0.0, 0.2, 0.2, 0.5, 0.8))
+        kinds = frozenset(kind for kind in KINDS if rng.random() < share)
+        worst = rng.choice((0.01, 0.05, 0.2))
+        weather = Weather(
+            lose_request=rng.random() * worst * rng.choice((0, 1)),
+            lose_reply=rng.random() * worst * rng.choice((0, 1)),
+            late=rng.random() * worst * rng.choice((0, 1)),
+            refuse=rng.random() * worst * rng.choice((0, 1)),
+            overload=rng.random() * worst * rng.choice((0, 1)),
+            broken=rng.random() * worst * rng.choice((0, 1)),
+            stall=rng.random() * 0.02 * rng.choice((0, 1)),
+            latency=rng.choice((0.0005, 0.003, 0.02, 0.1)),
+        )
+        ttl = rng.choice((2, 2, 3, 5, 10))
+        return cls(
+            seed=seed,
+            kinds=kinds,
+            clients=rng.choice((1, 2, 3, 4, 5)),
+            workers=rng.choice((1, 2, 3, 5)),
+            semaphores=rng.choice((1, 1, 2)),
+            limit=rng.choice((1, 1, 2, 3, 4)),
+            ttl=ttl,
+            refresh=ttl / rng.choice((3, 3, 4)),
+            hold=rng.choice((0.02, 0.2, 1.0)),
+            idle=rng.choice((0.005, 0.1, 0.5)),
+            every=rng.choice((0.3, 1.0, 3.0)),
+            fault_time=rng.choice((15.0, 25.0, 40.0)),
+            calm_time=20.0,
+            break_for_good=rng.random() < 0.3,
+            drift=rng.choice((0.0, 0.005, 0.009)),
+            weather=weather if "weather" in kinds else CALM,
+            reread=rng.choice(((5.0, 15.0), (1.0, 3.0))),
+        )
+
+
+class Nemesis:
+    """Lets faults happen."""
+
+    def __init__(
+        self,
+        world: World,
+        options: Options,
+        checkers: list[Checker],
+        add_client: Callable[[], object],
+    ) -> None:
+        self.world = world
+        self.options = options
+        self.checkers = checkers
+        self.add_client = add_client
+        self.stopped = False
+        self.kinds = [kind for kind in KINDS if kind in options.kinds and kind != "weather"]
+        world.weather = options.weather
+        world.etcd.loses = self._loses
+        self._deaf_until = 0.0
+        if self.kinds:
+            self._later()
+
+    def _later(self) -> None:
+        self.world.after(self.world.rng.expovariate(1 / self.options.every), self._strike)
+
+    def _strike(self) -> None:
+        if self.stopped:
+            return
+        kind = self.world.rng.choice(self.kinds)
+        getattr(self, "_" + kind.replace(" ", "_"))()
+        self._later()
+
+    def _loses(self, event: Event) -> bool:
+        lost = event.kind == "delete" and self.world.now < self._deaf_until
+        if lost:
+            self.world.counters["lost delete events"] += 1
+        return lost
+
+    def _client(self) -> SimClient | None:
+        clients = [client for client in self.world.clients if client.fine]
+        return self.world.rng.choice(clients) if clients else None
+
+    def _checker(self) -> Checker:
+        return self.world.rng.choice(self.checkers)
+
+    # -- clients
+
+    def _pause(self) -> None:
+        client = self._client()
+        if client is None:
+            return
+        rng, ttl = self.world.rng, self.options.ttl
+        client.pause()
+        self.world.after(rng.choice((0.01, ttl / 3, ttl * 3)) * rng.random(), client.resume)
+
+    def _crash(self) -> None:
+        client = self._client()
+        if client is None:
+            return
+        client.crash()
+        self.world.after(self.world.rng.random() * 5.0, self._replace)
+
+    def _replace(self) -> None:
+        self.add_client()
+
+    def _clock_jump(self) -> None:
+        client = self._client()
+        if client is not None:
+            client.jump(self.world.rng.random() * self.options.ttl * 2)
+
+    def _cancel(self) -> None:
+        client = self._client()
+        if client is not None:
+            client.interrupt_somebody()
+
+    # -- the network
+
+    def _partition(self) -> None:
+        client = self._client()
+        if client is None:
+            return
+        world, rng, link = self.world, self.world.rng, client.link
+        until = world.now + rng.choice((0.2, 1.0, 3.0)) * self.options.ttl * rng.random()
+        link.drops = rng.random() < 0.5
+        ways = rng.choice(("up", "down", "both"))
+        client.trace("is cut off", ways, "until", until, "drops", link.drops)
+        if ways != "down":
+            link.up_until = max(link.up_until, until)
+        if ways != "up":
+            link.down_until = max(link.down_until, until)
+        world.counters["partitions"] += 1
+
+    def _slow_link(self) -> None:
+        client = self._client()
+        if client is not None:
+            client.trace("has a slow link")
+            client.link.slow_until = self.world.now + self.world.rng.random() * 10.0
+
+    def _cut_streams(self) -> None:
+        client = self._client()
+        if client is None:
+            return
+        which = self.world.rng.choice(("watch", "renew", "both"))
+        if which != "renew":
+            client.watches.cut()
+        if which != "watch":
+            client.renewals.cut()
+
+    # -- etcd
+
+    def _new_leader(self) -> None:
+        self._leaderless(self.world.rng.random())
+
+    def _no_quorum(self) -> None:
+        self._leaderless(self.world.rng.random() * self.options.ttl * 2)
+
+    def _leaderless(self, seconds: float) -> None:
+        world = self.world
+        if not world.etcd.leading:
+            return
+        world.lose_leader()
+        world.after(seconds, self._elect)
+
+    def _elect(self) -> None:
+        if not self.world.etcd.leading:
+            self.world.elect()
+
+    def _compaction(self) -> None:
+        etcd = self.world.etcd
+        back = self.world.rng.choice((0, 0, 3, 20))
+        if etcd.revision - back > etcd.compacted:
+            self.world.counters["compactions"] += 1
+            self.world.operate("compact", lambda: etcd.compact(etcd.revision - back))
+
+    def _lost_deletes(self) -> None:
+        self._deaf_until = self.world.now + self.world.rng.random() * 5.0
+
+    def _no_space(self) -> None:
+        self.world.trace("etcd", "has no space")
+        self.world.no_space = True
+        self.world.counters["times without space"] += 1
+        self.world.after(self.world.rng.random() * 3.0, self._space)
+
+    def _space(self) -> None:
+        self.world.no_space = False
+
+    # -- people
+
+    def _put(self, key: bytes, value: bytes) -> None:
+        self.world.operate(f"put {key!r} {value!r}", lambda: self.world.etcd.put(key, value))
+
+    def _resize(self) -> None:
+        rng = self.world.rng
+        number = rng.choice((0, 1, 1, 2, 3, 4, 6))
+        self._put(self._checker().keys.max_leases, b"%d" % number)
+        self.world.counters["resizes"] += 1
+
+    def _garbage_limit(self) -> None:
+        key = self._checker().keys.max_leases
+        good = self.world.etcd.get(key)
+        self._put(key, self.world.rng.choice((b"", b"abc", b"-1", b"1e3", b"\xd9\xa3", b"9" * 30)))
+        value = good.value if good and good.value.isdigit() else b"2"
+        self.world.after(self.world.rng.random() * 3.0, self._mend, key, value)
+
+    def _mend(self, key: bytes, value: bytes) -> None:
+        if not self.stopped:
+            self._put(key, value)
+
+    def _evict(self) -> None:
+        world, checker = self.world, self._checker()
+        kvs = [kv for kv in (*checker.slots.values(), *checker.waiters.values()) if kv.lease]
+        if kvs:
+            kv = world.rng.choice(kvs)
+            world.counters["evictions"] += 1
+            world.operate(f"revoke lease of {kv.key!r}", lambda: world.etcd.revoke(kv.lease))
+
+    def _delete_key(self) -> None:
+        world, checker = self.world, self._checker()
+        keys = [*checker.slots, *checker.waiters]
+        if keys:
+            key = world.rng.choice(keys)
+            world.counters["evictions"] += 1
+            world.operate(f"del {key!r}", lambda: world.etcd.delete(key))
+
+    def _junk(self) -> None:
+        keys, rng = self._checker().keys, self.world.rng
+        names = (
+            keys.leases + b"00000",
+            keys.leases + b"00001",
+            keys.leases + b"00099",
+            keys.leases + b"1",
+            keys.leases + b"abc",
+            keys.waiters + b"somebody",
+            keys.waiters + b"host.1.abc/0000000000000001",
+            keys.base + b"other",
+        )
+        key = rng.choice(names)
+        if key in self._checker().slots and rng.random() < 0.5:
+            return
+        self._put(key, rng.choice((b"", b"junk", b'{"owner": 3}')))
+        self.world.counters["junk keys"] += 1
+        self.world.after(rng.random() * 5.0, self._remove_junk)
+
+    def _remove_junk(self) -> None:
+        for checker in self.checkers:
+            keys = checker.keys
+            for kv in self.world.etcd.keys(keys.base, keys.base_end):
+                if kv.lease == 0 and kv.key not in (keys.max_leases, keys.contended):
+                    self.world.operate(
+                        f"del {kv.key!r}", lambda key=kv.key: self.world.etcd.delete(key)
+                    )
+
+    def _close(self) -> None:
+        world, keys = self.world, self._checker().keys
+        world.counters["closes"] += 1
+        world.operate("close", lambda: world.etcd.transact(close(keys, force=True)))
+        again = world.rng.random() * world.rng.choice((0.01, 3.0))
+        world.after(again, self._register, keys.max_leases)
+
+    def _register(self, key: bytes) -> None:
+        if self.world.etcd.get(key) is None:
+            self._put(key, b"%d" % self.options.limit)
+
+    # -- the end
+
+    def heal(self) -> None:
+        """No faults from now on."""
+        world, rng = self.world, self.world.rng
+        self.stopped = True
+        world.trace("faults end")
+        world.weather = CALM
+        self._deaf_until = 0.0
+        world.no_space = False
+        self._elect()
+        self._remove_junk()
+        for checker in self.checkers:
+            kv = world.etcd.get(checker.keys.max_leases)
+            if kv is None or checker.limit == 0:
+                self._put(checker.keys.max_leases, b"%d" % self.options.limit)
+        alive = [client for client in world.clients if not client.crashed]
+        for client in alive:
+            if self.options.break_for_good and rng.random() < 0.3 and client is not alive[-1]:
+                client.broken = True
+                world.counters["clients broken for good"] += 1
+                how = rng.choice(("pause", "up", "down", "both"))
+                if how == "pause":
+                    client.pause()
+                    continue
+                client.link.drops = True
+                if how != "down":
+                    client.link.up_until = float("inf")
+                if how != "up":
+                    client.link.down_until = float("inf")
+                client.resume()
+            else:
+                client.link.up_until = client.link.down_until = client.link.slow_until = world.now
+                client.resume()

@@ -1,0 +1,537 @@
+"""An in-memory etcd: pure, deterministic, single-threaded; time is passed in.
+
+1. What it answers (replies, revisions, errors, events) is what etcd answers; `tests/simulation/
+   test_model_against_etcd.py` compares the two. What it leaves out is not used by the core:
+   reads at old revisions, value comparisons, prev_kv, authentication.
+2. All comparisons of a transaction, also nested ones, see the state before it; ranges see what
+   the operations before them wrote. A transaction that changes nothing keeps the revision, any
+   other raises it by one.
+3. Nothing happens by itself: `advance(now)` runs what etcd's loops would have done by then (the
+   collection of expired leases every 500 ms, late watchers every 100 ms); `next_time()` says when
+   it is worth calling.
+4. An expired lease that is not collected yet is as good as any other, but it cannot be renewed:
+   that answer waits until it is gone. A new leader gives all leases their full TTL again.
+5. A watch that starts in the past is served by the 100 ms loop, and is cancelled there if what
+   it asks for was compacted.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
+
+from etcdsem.core.commands import (
+    Compare,
+    Delete,
+    DeleteReply,
+    Event,
+    KeyValue,
+    LeaseExists,
+    LeaseNotFound,
+    Operation,
+    Put,
+    PutReply,
+    Range,
+    RangeReply,
+    Refused,
+    Reply,
+    Txn,
+    TxnReply,
+)
+
+MAX_OPERATIONS = 128
+"""etcd's --max-txn-ops: for each level the longest of its three lists, less those above it."""
+
+MAX_TTL = 9_000_000_000
+
+LEASE_TICK = 0.5
+"""How often the leader looks for expired leases (lessor.go, `runLoop`)."""
+
+WATCH_TICK = 0.1
+"""How often watchers that start in the past are served (watchable_store.go, `syncWatchersLoop`)."""
+
+DUPLICATE_KEY = "etcdserver: duplicate key given in txn request"
+TOO_MANY_OPERATIONS = "etcdserver: too many operations in txn request"
+EMPTY_KEY = "etcdserver: key is not provided"
+LEASE_TOO_LARGE = "etcdserver: too large lease TTL"
+
+_END_OF_KEYS = b"\0"
+"""As the end of a range: all keys from its start on."""
+
+
+class Revision(NamedTuple):
+    """What one revision changed, in the order in which it was written."""
+
+    number: int
+    events: tuple[Event, ...]
+
+
+class Sink(Protocol):
+    """Whom a watch of the model tells."""
+
+    def created(self, revision: int) -> None:
+        """The watch exists; `revision` is the store's."""
+
+    def events(self, events: list[Event]) -> None:
+        """Events, in the order of their revisions."""
+
+    def compacted(self, revision: int) -> None:
+        """The watch is over: what it asked for is gone, up to `revision`."""
+
+
+class _Record:
+    """A key as it stands."""
+
+    __slots__ = ("kv", "version")
+
+    def __init__(self, kv: KeyValue, version: int) -> None:
+        self.kv = kv
+        self.version = version
+
+
+class _Lease:
+    """A lease as the leader knows it. `pending`: renewals that came too late, unanswered."""
+
+    __slots__ = ("expiry", "id", "keys", "pending", "ttl")
+
+    def __init__(self, lease_id: int, ttl: int, expiry: float) -> None:
+        self.id = lease_id
+        self.ttl = ttl
+        self.expiry = expiry
+        self.keys: set[bytes] = set()
+        self.pending: list[Callable[[int], None]] = []
+
+
+class ModelWatch:
+    """A watch of the model. `next_revision`: the first that it has not been told."""
+
+    __slots__ = ("end", "etcd", "key", "next_revision", "open", "puts", "sink", "synced")
+
+    def __init__(
+        self, etcd: EtcdModel, sink: Sink, key: bytes, end: bytes, next_revision: int, puts: bool
+    ) -> None:
+        self.etcd = etcd
+        self.sink = sink
+        self.key = key
+        self.end = end
+        self.next_revision = next_revision
+        self.puts = puts
+        self.open = True
+        self.synced = False
+
+    def cancel(self) -> None:
+        """The sink hears nothing more."""
+        if self.open:
+            self.open = False
+            self.etcd._forget(self)  # noqa: SLF001 - the two classes are one thing
+
+    def wants(self, event: Event) -> bool:
+        """Is the event in this watch's range, and of the kind asked for?"""
+        key = event.kv.key
+        if event.kind == "put" and not self.puts:
+            return False
+        if not self.end:
+            return key == self.key
+        return self.key <= key and (self.end == _END_OF_KEYS or key < self.end)
+
+
+class EtcdModel:
+    """An etcd cluster as its clients see it, at one moment that only `advance` moves."""
+
+    def __init__(self, *, now: float = 0.0, min_ttl: int = 2, election: float = 1.0) -> None:
+        self.now = now
+        self.min_ttl = min_ttl
+        self.election = election
+        self.revision = 1
+        self.compacted = 0
+        self.leading = True
+        """False while there is no leader: then no lease is collected."""
+        self.revokes_per_tick = 500
+        """At most so many expired leases are collected at a time (lessor.go)."""
+        self.loses: Callable[[Event], bool] = lambda _event: False
+        """Which events a synced watch never hears of; several etcd releases lose deletes."""
+        self.observers: list[Callable[[Revision], None]] = []
+        """Called after each revision, before any watch is told."""
+        self.leases: dict[int, _Lease] = {}
+        self._records: dict[bytes, _Record] = {}
+        self._keys: list[bytes] = []  # sorted
+        self._history: list[Revision] = []  # those after `compacted`
+        self._synced: list[ModelWatch] = []
+        self._unsynced: list[ModelWatch] = []
+        self._changes: list[Event] = []  # of the transaction under way
+        self._ticks = math.floor(now / LEASE_TICK) + 1  # the next one of the leases' loop
+        self._catch_up_at = math.inf
+
+    # -- keys
+
+    def get(self, key: bytes) -> KeyValue | None:
+        """One key, without asking for it in a transaction."""
+        record = self._records.get(key)
+        return record.kv if record else None
+
+    def keys(self, key: bytes = b"\0", end: bytes = _END_OF_KEYS) -> list[KeyValue]:
+        """The keys of a range, without a transaction."""
+        return [self._records[name].kv for name in self._names(key, end)]
+
+    def transact(self, txn: Txn) -> TxnReply:
+        """Perform a transaction. Raises Refused or LeaseNotFound; then nothing was applied."""
+        _check_operations(txn, MAX_OPERATIONS)
+        _check_intervals(txn.success)
+        _check_intervals(txn.failure)
+        path: list[bool] = []
+        self._choose(txn, path)
+        self._check_leases(txn, iter(path))
+        self._changes = []
+        reply = self._apply(txn, iter(path))
+        self._commit()
+        return reply._replace(revision=self.revision)
+
+    def put(self, key: bytes, value: bytes, lease: int = 0) -> None:
+        """Write one key."""
+        self.transact(Txn((), (Put(key, value, lease),)))
+
+    def delete(self, key: bytes, end: bytes = b"") -> None:
+        """Delete one key, or a range."""
+        self.transact(Txn((), (Delete(key, end),)))
+
+    def _names(self, key: bytes, end: bytes) -> list[bytes]:
+        if not end:
+            return [key] if key in self._records else []
+        first = bisect_left(self._keys, key)
+        last = len(self._keys) if end == _END_OF_KEYS else bisect_left(self._keys, end)
+        return self._keys[first:last]
+
+    def _choose(self, txn: Txn, path: list[bool]) -> None:
+        """Which branches run, in the order in which `_apply` meets the transactions."""
+        holds = all(map(self._holds, txn.compare))
+        path.append(holds)
+        for operation in txn.success if holds else txn.failure:
+            if isinstance(operation, Txn):
+                self._choose(operation, path)
+
+    def _holds(self, compare: Compare) -> bool:
+        names = self._names(compare.key, compare.end)
+        if not names:
+            return _OPERATORS[compare.op](0, compare.number)
+        operator = _OPERATORS[compare.op]
+        for name in names:
+            record = self._records[name]
+            kv = record.kv
+            if compare.target == "create":
+                number = kv.create_revision
+            elif compare.target == "mod":
+                number = kv.mod_revision
+            elif compare.target == "version":
+                number = record.version
+            else:
+                number = kv.lease
+            if not operator(number, compare.number):
+                return False
+        return True
+
+    def _check_leases(self, txn: Txn, path: Iterable[bool]) -> None:
+        steps = iter(path)
+
+        def check(level: Txn) -> None:
+            for operation in level.success if next(steps) else level.failure:
+                if isinstance(operation, Txn):
+                    check(operation)
+                elif isinstance(operation, Put):
+                    if operation.lease and operation.lease not in self.leases:
+                        raise LeaseNotFound("etcdserver: requested lease not found")
+
+        check(txn)
+
+    def _apply(self, txn: Txn, path: Iterable[bool]) -> TxnReply:
+        steps = iter(path)
+        succeeded = next(steps)
+        replies: list[Reply] = []
+        for operation in txn.success if succeeded else txn.failure:
+            if isinstance(operation, Range):
+                replies.append(self._range(operation))
+            elif isinstance(operation, Put):
+                self._put(operation)
+                replies.append(PutReply())
+            elif isinstance(operation, Delete):
+                names = self._names(operation.key, operation.end)
+                for name in names:
+                    self._delete(name)
+                replies.append(DeleteReply(len(names)))
+            else:
+                replies.append(self._apply(operation, steps))
+        return TxnReply(succeeded, 0, tuple(replies))
+
+    def _range(self, asked: Range) -> RangeReply:
+        names = self._names(asked.key, asked.end)
+        if asked.count_only:
+            return RangeReply((), len(names))
+        kvs = [self._records[name].kv for name in names]
+        if asked.oldest_first:
+            kvs.sort(key=_created)
+        if asked.limit:
+            kvs = kvs[: asked.limit]
+        if asked.keys_only:
+            kvs = [kv._replace(value=b"") for kv in kvs]
+        return RangeReply(tuple(kvs), len(names))
+
+    def _put(self, put: Put) -> None:
+        revision = self.revision + 1
+        old = self._records.get(put.key)
+        if old is None:
+            insort(self._keys, put.key)
+            record = _Record(KeyValue(put.key, put.value, revision, revision, put.lease), 1)
+        else:
+            created = old.kv.create_revision
+            record = _Record(
+                KeyValue(put.key, put.value, created, revision, put.lease), old.version + 1
+            )
+            if old.kv.lease:
+                self.leases[old.kv.lease].keys.discard(put.key)
+        if put.lease:
+            self.leases[put.lease].keys.add(put.key)
+        self._records[put.key] = record
+        self._changes.append(Event("put", record.kv))
+
+    def _delete(self, key: bytes) -> None:
+        old = self._records.pop(key)
+        del self._keys[bisect_left(self._keys, key)]
+        if old.kv.lease:
+            self.leases[old.kv.lease].keys.discard(key)
+        self._changes.append(Event("delete", KeyValue(key, b"", 0, self.revision + 1)))
+
+    def _commit(self) -> None:
+        if not self._changes:
+            return
+        self.revision += 1
+        revision = Revision(self.revision, tuple(self._changes))
+        self._changes = []
+        self._history.append(revision)
+        for observer in self.observers:
+            observer(revision)
+        for watch in list(self._synced):
+            events = [event for event in revision.events if watch.wants(event)]
+            if revision.number < watch.next_revision or not watch.open:
+                continue
+            watch.next_revision = revision.number + 1
+            events = [event for event in events if not self.loses(event)]
+            if events:
+                watch.sink.events(events)
+
+    # -- leases
+
+    def grant(self, lease_id: int, ttl: int) -> int:
+        """Create a lease; gives the TTL in force."""
+        if ttl > MAX_TTL:
+            raise Refused(LEASE_TOO_LARGE)
+        if lease_id in self.leases:
+            raise LeaseExists("etcdserver: lease already exists")
+        ttl = max(ttl, self.min_ttl)
+        self.leases[lease_id] = _Lease(lease_id, ttl, self.now + ttl)
+        return ttl
+
+    def revoke(self, lease_id: int) -> None:
+        """End a lease, and its keys in one revision."""
+        lease = self.leases.get(lease_id)
+        if lease is None:
+            raise LeaseNotFound("etcdserver: requested lease not found")
+        self._changes = []
+        for key in sorted(lease.keys):
+            self._delete(key)
+        del self.leases[lease_id]
+        self._commit()
+        for answer in lease.pending:
+            answer(0)
+
+    def keep_alive(self, lease_id: int, answer: Callable[[int], None]) -> None:
+        """Renew a lease: `answer` gets its TTL, or 0 if there is none.
+
+        For a lease that has expired but is not collected yet, the answer comes when it is.
+        """
+        lease = self.leases.get(lease_id)
+        if lease is None:
+            answer(0)
+        elif self.now >= lease.expiry or not self.leading:
+            lease.pending.append(answer)
+        else:
+            lease.expiry = self.now + lease.ttl
+            answer(lease.ttl)
+
+    def time_to_live(self, lease_id: int) -> int:
+        """The whole seconds a lease has left; -1 if there is none."""
+        lease = self.leases.get(lease_id)
+        return int(lease.expiry - self.now) if lease else -1
+
+    def lose_leader(self) -> None:
+        """From now on no lease ends, until `elect`."""
+        self.leading = False
+
+    def elect(self) -> None:
+        """A new leader: every lease has its whole TTL again, and an election timeout more."""
+        self.leading = True
+        for lease in list(self.leases.values()):
+            lease.expiry = self.now + lease.ttl + self.election
+            pending, lease.pending = lease.pending, []
+            for answer in pending:
+                self.keep_alive(lease.id, answer)
+
+    # -- watches
+
+    def watch(
+        self, sink: Sink, key: bytes, end: bytes = b"", *, start: int = 0, puts: bool = True
+    ) -> ModelWatch:
+        """Watch a key or a range from revision `start` on; 0: from the next one on."""
+        watch = ModelWatch(self, sink, key, end, start or self.revision + 1, puts)
+        sink.created(self.revision)
+        if watch.next_revision > self.revision:
+            watch.synced = True
+            self._synced.append(watch)
+        else:
+            if not self._unsynced:
+                self._catch_up_at = _next_tick(self.now, WATCH_TICK)
+            self._unsynced.append(watch)
+        return watch
+
+    def compact(self, revision: int) -> None:
+        """Forget the history before `revision`."""
+        if not self.compacted < revision <= self.revision:
+            raise Refused("etcdserver: mvcc: required revision has been compacted, or is to come")
+        self.compacted = revision
+        self._history = [entry for entry in self._history if entry.number >= revision]
+
+    def _forget(self, watch: ModelWatch) -> None:
+        (self._synced if watch.synced else self._unsynced).remove(watch)
+
+    def _catch_up(self) -> None:
+        waiting, self._unsynced = self._unsynced, []
+        for watch in waiting:
+            if watch.next_revision < self.compacted:
+                watch.open = False
+                watch.sink.compacted(self.compacted)
+                continue
+            events = [
+                event
+                for entry in self._history
+                if entry.number >= watch.next_revision
+                for event in entry.events
+                if watch.wants(event)
+            ]
+            watch.next_revision = self.revision + 1
+            watch.synced = True
+            self._synced.append(watch)
+            if events:
+                watch.sink.events(events)
+
+    # -- time
+
+    def next_time(self) -> float:
+        """When `advance` may have something to do next, as far as is known now."""
+        lease_tick = self._ticks * LEASE_TICK if self.leases else math.inf
+        return min(lease_tick, self._catch_up_at)
+
+    def advance(self, now: float) -> None:
+        """Let time pass, and do on the way what etcd does by itself."""
+        while True:
+            tick = self._ticks * LEASE_TICK
+            due = min(tick, self._catch_up_at)
+            if due > now:
+                break
+            self.now = due
+            if due == self._catch_up_at:
+                self._catch_up_at = math.inf
+                self._catch_up()
+            if due == tick:
+                self._ticks += 1
+                if self.leading:
+                    self._collect()
+        self.now = max(self.now, now)
+
+    def _collect(self) -> None:
+        expired = [lease for lease in self.leases.values() if lease.expiry <= self.now]
+        expired.sort(key=lambda lease: lease.expiry)
+        for lease in expired[: self.revokes_per_tick]:
+            self.revoke(lease.id)
+
+
+# ---------------------------------------------------------------- what etcd refuses
+
+
+def _check_operations(txn: Txn, allowed: int) -> None:
+    count = max(len(txn.compare), len(txn.success), len(txn.failure))
+    if count > allowed:
+        raise Refused(TOO_MANY_OPERATIONS)
+    for compare in txn.compare:
+        if not compare.key:
+            raise Refused(EMPTY_KEY)
+    for branch in (txn.success, txn.failure):
+        for operation in branch:
+            if isinstance(operation, Txn):
+                _check_operations(operation, allowed - count)
+            elif not operation.key:
+                raise Refused(EMPTY_KEY)
+
+
+_Interval = tuple[bytes, bytes]
+
+
+def _check_intervals(operations: Iterable[Operation]) -> tuple[set[bytes], list[_Interval]]:
+    """The keys that are put and the ranges that are deleted; no key may be hit twice.
+
+    A copy of etcd's `checkIntervals` (v3rpc/key.go), with its gaps: what a nested transaction
+    deletes is held against the puts that follow it, not against those before it.
+    """
+    operations = tuple(operations)
+    deleted = [
+        (operation.key, operation.end or operation.key + b"\0")
+        for operation in operations
+        if isinstance(operation, Delete)
+    ]
+    puts: set[bytes] = set()
+
+    def claim(key: bytes, exclusive: set[bytes]) -> None:
+        if (key in puts and key not in exclusive) or _hits(deleted, key):
+            raise Refused(DUPLICATE_KEY)
+
+    for operation in operations:
+        if not isinstance(operation, Txn):
+            continue
+        then_puts, then_deleted = _check_intervals(operation.success)
+        else_puts, else_deleted = _check_intervals(operation.failure)
+        for key in then_puts:
+            claim(key, set())
+        puts |= then_puts
+        for key in else_puts:
+            claim(key, then_puts)
+        puts |= else_puts
+        deleted += then_deleted
+        deleted += else_deleted
+    for operation in operations:
+        if isinstance(operation, Put):
+            claim(operation.key, set())
+            puts.add(operation.key)
+    return puts, deleted
+
+
+def _hits(intervals: list[_Interval], key: bytes) -> bool:
+    return any(
+        start <= key and (end == _END_OF_KEYS or key < end) for start, end in intervals
+    )
+
+
+_OPERATORS: dict[str, Callable[[int, int], bool]] = {
+    "=": lambda a, b: a == b,
+    "!=": lambda a, b: a != b,
+    "<": lambda a, b: a < b,
+    ">": lambda a, b: a > b,
+}
+
+
+def _created(kv: KeyValue) -> int:
+    return kv.create_revision
+
+
+def _next_tick(after: float, period: float) -> float:
+    """The first tick strictly after a moment."""
+    return (math.floor(after / period + 1e-9) + 1) * period
+

@@ -1,0 +1,1 @@
+"""The tests. They use a real etcd; see conftest.py."""

