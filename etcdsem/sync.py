@@ -29,7 +29,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
 
 from etcdsem.core import inspection, procedures
 from etcdsem.core.commands import (
@@ -156,9 +156,15 @@ class _Engine:
             log.exception("etcdsem: error in %s", name)
 
     def watch(
-        self, listener: Listener, key: bytes, end: bytes = b"", *, start: int = 0, puts: bool = True
+        self,
+        listener: Listener,
+        key: bytes,
+        end: bytes = b"",
+        *,
+        start: int = 0,
+        only: Literal["put", "delete"] | None = None,
     ) -> Watch:
-        return self._watches.watch(listener, key, end, start=start, puts=puts)
+        return self._watches.watch(listener, key, end, start=start, only=only)
 
     def renew(self, lease_id: int) -> None:
         self._keepalives.renew(lease_id)

@@ -150,9 +150,7 @@ def _start(command: list[str], **environment: str) -> subprocess.Popen[bytes]:
     )
 
 
-def _start_under_limit(
-    endpoint: str, limit: int, url: str, number: int
-) -> subprocess.Popen[bytes]:
+def _start_under_limit(endpoint: str, limit: int, url: str, number: int) -> subprocess.Popen[bytes]:
     wrapper = [sys.executable, "-m", "etcdsem", "run", NAME, "--limit", str(limit)]
     label = ["--label", f"job={number:02}"]
     work = f"import os, sys\nsys.argv[1] += os.environ['ETCDSEM_SLOT']\n{_JOB}"
@@ -187,9 +185,7 @@ def _watch(
             time.sleep(0.1)
 
 
-def _picture(
-    status: Status, running: list[subprocess.Popen[bytes]], limit: int
-) -> RenderableType:
+def _picture(status: Status, running: list[subprocess.Popen[bytes]], limit: int) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 

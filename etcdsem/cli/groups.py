@@ -34,9 +34,7 @@ class ProcessGroup:
         try:
             if self._pidfd is not None and sys.platform == "linux":
                 try:
-                    signal.pidfd_send_signal(
-                        self._pidfd, number, None, _PIDFD_SIGNAL_PROCESS_GROUP
-                    )
+                    signal.pidfd_send_signal(self._pidfd, number, None, _PIDFD_SIGNAL_PROCESS_GROUP)
                     return True
                 except PermissionError:
                     raise

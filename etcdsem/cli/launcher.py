@@ -103,7 +103,7 @@ def _exec(command: Sequence[str], payload: bytes, tell: int) -> None:
         key, _, value = line.partition(b"=")
         environment[key] = value
     os.set_inheritable(tell, False)
-    os.execvpe(command[0], list(command), environment)
+    os.execvpe(command[0], list(command), environment)  # noqa: S606 - no shell, on purpose
 
 
 def _die_with_parent(parent: int) -> None:

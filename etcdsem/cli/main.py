@@ -18,7 +18,7 @@ import click
 
 from etcdsem.cli import codes
 from etcdsem.cli.options import connection_options
-from etcdsem.cli.text import say
+from etcdsem.cli.text import OutputError, flush, say
 from etcdsem.errors import EtcdSemError
 
 
@@ -37,6 +37,7 @@ _COMMANDS: dict[str, _Entry] = {
     "limit": _Entry("operate", "limit", "Show or change a limit."),
     "evict": _Entry("operate", "evict", "End one lease."),
     "close": _Entry("operate", "close", "Remove a semaphore."),
+    "demo": _Entry("demo", "demo", "Watch a dozen real jobs share a limit of 3."),
     "dev": _Entry("dev", "dev", "Start a throw-away etcd on this machine."),
 }
 
@@ -62,13 +63,9 @@ class _Commands(click.Group):
 
 def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
-        from importlib.metadata import PackageNotFoundError, version
+        from etcdsem import __version__
 
-        try:
-            number = version("etcdsem")
-        except PackageNotFoundError:
-            number = "(not installed)"
-        click.echo(f"etcdsem {number}")
+        click.echo(f"etcdsem {__version__}")
         ctx.exit()
 
 
@@ -103,11 +100,12 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    code = _outcome()
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError as error:
+        code = _outcome()
+        flush()
+    except OutputError as error:
+        code = _cannot_write(error.__cause__)
+    except BrokenPipeError as error:
         code = _cannot_write(error)
     sys.exit(code)
 
@@ -127,8 +125,6 @@ def _outcome() -> int:
         return codes.SIGNAL + signal.SIGINT
     except EtcdSemError as error:
         return report(error)
-    except OSError as error:
-        return _cannot_write(error)
 
 
 def report(error: EtcdSemError) -> int:
@@ -148,15 +144,14 @@ def _usage_line(error: click.ClickException) -> str:
     return f"{message} (see: {where} --help)"
 
 
-def _cannot_write(error: OSError) -> int:
-    """stdout is closed, full, or its reader went away."""
-    if os.environ.get("ETCDSEM_DEBUG"):
-        raise error
+def _cannot_write(error: BaseException | None) -> int:
+    """Standard output is closed, full, or its reader went away."""
     if sys.stdout is not None:  # what is still in the buffer must not fail again at exit
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
     if isinstance(error, BrokenPipeError):
         return codes.SIGNAL + signal.SIGPIPE
-    say(f"{error.strerror or error}")
+    reason = error.strerror if isinstance(error, OSError) else error
+    say(f"cannot write to standard output: {reason}")
     return codes.NOT_DONE

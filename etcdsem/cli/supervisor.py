@@ -39,7 +39,7 @@ class HeldLease(Protocol):
     @property
     def valid(self) -> bool: ...
     @property
-    def lost_reason(self) -> str | None: ...
+    def lost_reason(self) -> str: ...
 
 
 class Policy:
@@ -160,7 +160,10 @@ class Supervisor:
 
     def _stopped(self) -> None:
         """If the command was stopped, do what a shell's job does."""
-        seen = os.waitid(os.P_PID, self._group.pid, os.WSTOPPED | os.WNOHANG)
+        try:
+            seen = os.waitid(os.P_PID, self._group.pid, os.WSTOPPED | os.WNOHANG)
+        except ChildProcessError:
+            return  # it has ended
         if seen is None or self._kill_at < math.inf:
             return
         if seen.si_status in _STOPS and self._terminal.ours():
@@ -220,7 +223,7 @@ class Supervisor:
 
 def _members(group: int) -> set[int]:
     """The living processes of a process group, as far as /proc tells; else nobody."""
-    found = set()
+    found: set[int] = set()
     try:
         pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
     except OSError:

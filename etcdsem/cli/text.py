@@ -8,11 +8,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
+
+
+class OutputError(Exception):
+    """Standard output cannot be written. Its cause is the OSError."""
 
 
 def clean(text: object) -> str:
@@ -39,10 +45,22 @@ def write_stderr(text: str) -> None:
 
 
 def echo(text: str) -> None:
-    """Write one line to stdout. Raises BrokenPipeError when nobody reads it any more."""
+    """Write one line to stdout."""
     if sys.stdout is None:
-        raise OSError("standard output is closed")
-    sys.stdout.write(text + "\n")
+        raise OutputError from OSError(errno.EBADF, os.strerror(errno.EBADF))
+    try:
+        sys.stdout.write(text + "\n")
+    except OSError as error:
+        raise OutputError from error
+
+
+def flush() -> None:
+    """See to it that all that was written to stdout is there."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        raise OutputError from error
 
 
 def echo_json(data: Mapping[str, Any]) -> None:
@@ -116,4 +134,7 @@ def _rich_table(
         )
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))
-    Console(highlight=False, emoji=False).print(drawn)
+    try:
+        Console(highlight=False, emoji=False).print(drawn)
+    except OSError as error:
+        raise OutputError from error

@@ -259,9 +259,15 @@ class Env(Protocol):
         """Call a user's function where it may block. What it raises is logged."""
 
     def watch(
-        self, listener: Listener, key: bytes, end: bytes = b"", *, start: int = 0, puts: bool = True
+        self,
+        listener: Listener,
+        key: bytes,
+        end: bytes = b"",
+        *,
+        start: int = 0,
+        only: Literal["put", "delete"] | None = None,
     ) -> Watch:
-        """Watch a key or a range. `start` 0: from now on. `puts` False: only deletes are told.
+        """Watch a key or a range. `start` 0: from now on. `only` tells one kind of event.
 
         After a broken connection the watch is resumed where it was, by the driver.
         """

@@ -71,8 +71,16 @@ def free_slots(keys: Keys, seen: Look) -> list[int]:
     return list(islice((slot for slot in range(room) if slot not in taken), MAX_DEPTH))
 
 
+def held_count(keys: Keys, seen: Look) -> int:
+    """How many slots are taken. Keys of strange names count for nothing."""
+    return sum(slot_number(keys, kv.key) is not None for kv in seen.slots)
+
+
 def has_surplus(keys: Keys, seen: Look) -> bool:
-    """Does anything stand at or above the limit, as the transactions' condition sees it?"""
+    """Does anything stand at or above the limit, as the transactions' condition sees it?
+
+    That is a holder above a lowered limit, or junk whose name sorts there.
+    """
     first = keys.slot(seen.limit.room if seen.limit else 0)
     return any(first <= kv.key < keys.leases_end for kv in seen.slots)
 
@@ -93,12 +101,11 @@ def next_fill(keys: Keys, seen: Look) -> Fill | ReadAll | None:
     """Which free slot must go to whom, or None if nothing needs healing.
 
     With surplus, the count decides: as many slots are free as the limit exceeds the held ones.
-    Whatever stands below ``leases/`` counts as held, known or not.
     """
     if seen.limit is None or seen.limit.room == 0:
         return None
     surplus = has_surplus(keys, seen)
-    if surplus and len(seen.slots) >= seen.limit.room:
+    if surplus and held_count(keys, seen) >= seen.limit.room:
         return None
     free = free_slots(keys, seen)
     if not free:

@@ -185,7 +185,7 @@ def _attempt(
                     session.keeper.give_back(lease)
                 return grant
             yield from watch(station, until)
-        grant = yield from _join(station, order, lease, until)
+        grant = yield from _join(station, order, lease, until, look=not watching)
         if grant is None:
             session.keeper.give_back(lease)
         return grant
@@ -243,10 +243,19 @@ def _try(
     session, keys, env = station.session, station.keys, station.session.env
     who = session.who(lease)
     slots = decisions.candidates(_known_limit(station), station.favourite, env.random())
+    counted_at = 0
     for _ in range(8):
         limit = _known_limit(station)
         txn = transactions.join(
-            keys, limit, slots, lease.id, who, order.identity, env.wall(), stand_in_line=False
+            keys,
+            limit,
+            slots,
+            lease.id,
+            who,
+            order.identity,
+            env.wall(),
+            stand_in_line=False,
+            counted_at=counted_at,
         )
         reply = yield from transact(session, txn, until)
         result = transactions.read_join(reply, slots, stand_in_line=False)
@@ -267,7 +276,12 @@ def _try(
             yield from heal(station, seen)
             return None
         slots = decisions.free_slots(keys, seen)
-        if decisions.has_surplus(keys, seen) or not slots:
+        counted_at = 0
+        if decisions.has_surplus(keys, seen):
+            if decisions.held_count(keys, seen) >= limit.room:
+                return None
+            counted_at, slots = seen.revision, slots[:1]
+        if not slots:
             return None
         if seen.contended:
             yield from transact(session, transactions.uncontend(keys, seen.revision), until)
@@ -289,8 +303,10 @@ def watch(station: Station, until: float) -> Procedure[None]:
     raise NotApplied("no watch could be set up in time")
 
 
-def _join(station: Station, order: Order, lease: TtlLease, until: float) -> Procedure[Grant | None]:
-    """JOIN, and wait if that put us in line."""
+def _join(
+    station: Station, order: Order, lease: TtlLease, until: float, *, look: bool
+) -> Procedure[Grant | None]:
+    """JOIN, and wait if that put us in line. `look`: for room that a count would not show."""
     session, env = station.session, station.session.env
     who = session.who(lease)
     limit = _known_limit(station)
@@ -311,7 +327,7 @@ def _join(station: Station, order: Order, lease: TtlLease, until: float) -> Proc
             raise _closed(station)
         waiting.created = result.created
         station.learn(result.limit)
-        room = result.held < _known_limit(station).room
+        room = look or result.held < _known_limit(station).room
         if order.on_wait is not None:
             env.call(order.on_wait, "on_wait")
         return (yield from _wait(station, waiting, until, room=room))

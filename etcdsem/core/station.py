@@ -241,7 +241,10 @@ class Station:
                 limit.text,
                 self.keys.max_leases.decode(),
             )
+        raised = self.limit is not None and limit.room > self.limit.room
         self.limit = limit
+        if raised:
+            self.call_duty(reread=False)
 
     # -- local waiters
 
@@ -293,8 +296,8 @@ class Station:
             return Ear(events, created=self._created, gap=self._gap, refused=self._refused)
 
         self._watches = [
-            env.watch(ear(self._letters), keys.my_grants, keys.my_grants_end),
-            env.watch(ear(self._freed), keys.leases, keys.leases_end, puts=False),
+            env.watch(ear(self._letters), keys.my_grants, keys.my_grants_end, only="put"),
+            env.watch(ear(self._freed), keys.leases, keys.leases_end, only="delete"),
             env.watch(ear(self._limits), keys.max_leases),
         ]
         self.session.watched(self)
@@ -342,10 +345,7 @@ class Station:
         if events[-1].kind == "delete":
             self.over()
             return
-        before = self.limit.room if self.limit else 0
         self.learn(read_limit(kv))
-        if self.limit is not None and self.limit.room > before:
-            self.call_duty(reread=False)
 
     def over(self) -> None:
         """The semaphore is known no more: all who wait are told."""
@@ -373,7 +373,7 @@ class Station:
                         Ear(self._missing(waiting)),
                         self.keys.waiter(waiting.who),
                         start=waiting.created + 1,
-                        puts=False,
+                        only="delete",
                     )
                 else:
                     due = min(due, waiting.since + WATCH_WAITER_AFTER)

@@ -127,6 +127,10 @@ def _waits(keys: Keys, waiter: Queued) -> Compare:
     return Compare(keys.waiter(waiter.who), "create", "=", waiter.created)
 
 
+def _none_held_since(keys: Keys, revision: int) -> Compare:
+    return Compare(keys.leases, "create", "<", revision + 1, end=keys.leases_end)
+
+
 def _none_waits_since(keys: Keys, revision: int) -> Compare:
     return Compare(keys.waiters, "create", "<", revision + 1, end=keys.waiters_end)
 
@@ -183,8 +187,13 @@ def join(
     wall: float,
     *,
     stand_in_line: bool,
+    counted_at: int = 0,
 ) -> Txn:
-    """JOIN, or without `stand_in_line` TRY."""
+    """JOIN, or without `stand_in_line` TRY.
+
+    `counted_at`: the held slots were counted at this revision and are fewer than the limit. Then
+    that none was created since stands in for "nobody above the limit" (junk may sort there).
+    """
     tail: tuple[Operation, ...] = (
         Range(keys.max_leases),
         Range(keys.leases, keys.leases_end, count_only=True),
@@ -204,8 +213,9 @@ def join(
         for slot in reversed(slots):
             put = (Put(keys.slot(slot), holding, lease),)
             branch = (Txn((_free(keys, slot),), put, branch),)
+    guard = _none_held_since(keys, counted_at) if counted_at else _no_surplus(keys, limit)
     return Txn(
-        compare=(_limit_is(keys, limit), _no_surplus(keys, limit), _uncontended(keys)),
+        compare=(_limit_is(keys, limit), guard, _uncontended(keys)),
         success=branch,
         failure=(Txn((_known(keys),), tail),),
     )
@@ -335,10 +345,7 @@ def fill(
     """FILL a free slot for the first in line. Failure brings a Look."""
     if seen.limit is None:
         raise AssertionError("there is nothing to fill in a semaphore without a limit")
-    if surplus:
-        guard = Compare(keys.leases, "create", "<", seen.revision + 1, end=keys.leases_end)
-    else:
-        guard = _no_surplus(keys, seen.limit)
+    guard = _none_held_since(keys, seen.revision) if surplus else _no_surplus(keys, seen.limit)
     return Txn(
         (_limit_is(keys, seen.limit), _free(keys, slot), _waits(keys, waiter), guard),
         _give(keys, slot, waiter, behind, wall),

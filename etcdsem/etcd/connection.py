@@ -42,6 +42,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 
 _METHODS: dict[str, tuple[str, type[Any], type[Any]]] = {
     "txn": ("/etcdserverpb.KV/Txn", rpc.TxnRequest, rpc.TxnResponse),
+    "read": ("/etcdserverpb.KV/Txn", rpc.TxnRequest, rpc.TxnResponse),  # counted apart
     "compact": ("/etcdserverpb.KV/Compact", rpc.CompactionRequest, rpc.CompactionResponse),
     "grant": ("/etcdserverpb.Lease/LeaseGrant", rpc.LeaseGrantRequest, rpc.LeaseGrantResponse),
     "revoke": ("/etcdserverpb.Lease/LeaseRevoke", rpc.LeaseRevokeRequest, rpc.LeaseRevokeResponse),
@@ -146,7 +147,8 @@ class Connection:
 
     def transact(self, txn: Txn, timeout: float) -> TxnReply:
         """Perform a transaction."""
-        return encode.decode(self.call("txn", encode.encode(txn), timeout))
+        name = "txn" if txn.compare else "read"  # the core compares before each write
+        return encode.decode(self.call(name, encode.encode(txn), timeout))
 
     def grant(self, lease_id: int, ttl: int, timeout: float) -> float:
         """Create an etcd lease; gives the TTL that etcd granted."""

@@ -21,18 +21,22 @@ from etcdsem.etcd.encode import event
 
 Telling = Callable[[], None]
 
+_FILTER = {"delete": rpc.WatchCreateRequest.NOPUT, "put": rpc.WatchCreateRequest.NODELETE}
+
 
 class WatchEntry:
     """One watch, across all streams."""
 
-    __slots__ = ("cancelled", "end", "gap", "id", "key", "listener", "next", "puts", "told")
+    __slots__ = ("cancelled", "end", "gap", "id", "key", "listener", "next", "only", "told")
 
-    def __init__(self, listener: Listener, key: bytes, end: bytes, start: int, puts: bool) -> None:
+    def __init__(
+        self, listener: Listener, key: bytes, end: bytes, start: int, only: str | None
+    ) -> None:
         self.listener = listener
         self.key = key
         self.end = end
         self.next = start  # the first revision not yet told; 0: from whenever it is created
-        self.puts = puts
+        self.only = only
         self.id = 0  # on the present stream
         self.told = False  # has `created` been told?
         self.gap = ""  # why a gap must be told once it is created again
@@ -80,8 +84,8 @@ class WatchBook:
         create = rpc.WatchCreateRequest(
             key=entry.key, range_end=entry.end, start_revision=entry.next, watch_id=entry.id
         )
-        if not entry.puts:
-            create.filters.append(rpc.WatchCreateRequest.NOPUT)
+        if entry.only is not None:
+            create.filters.append(_FILTER[entry.only])
         return rpc.WatchRequest(create_request=create)
 
     def heard(self, response: Any) -> tuple[list[Telling], list[Any]]:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 
@@ -55,10 +55,16 @@ class WatchStream:
         self._closed = threading.Event()
 
     def watch(
-        self, listener: Listener, key: bytes, end: bytes = b"", *, start: int = 0, puts: bool = True
+        self,
+        listener: Listener,
+        key: bytes,
+        end: bytes = b"",
+        *,
+        start: int = 0,
+        only: Literal["put", "delete"] | None = None,
     ) -> WatchHandle:
         """Ask for a watch; the stream is opened for the first one."""
-        entry = WatchEntry(listener, key, end, start, puts)
+        entry = WatchEntry(listener, key, end, start, only)
         with self._lock:
             self._requests.put(self._book.add(entry))
             if self._thread is None and not self._closed.is_set():

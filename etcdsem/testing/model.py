@@ -107,17 +107,23 @@ class _Lease:
 class ModelWatch:
     """A watch of the model. `next_revision`: the first that it has not been told."""
 
-    __slots__ = ("end", "etcd", "key", "next_revision", "open", "puts", "sink", "synced")
+    __slots__ = ("end", "etcd", "key", "next_revision", "only", "open", "sink", "synced")
 
     def __init__(
-        self, etcd: EtcdModel, sink: Sink, key: bytes, end: bytes, next_revision: int, puts: bool
+        self,
+        etcd: EtcdModel,
+        sink: Sink,
+        key: bytes,
+        end: bytes,
+        next_revision: int,
+        only: str | None,
     ) -> None:
         self.etcd = etcd
         self.sink = sink
         self.key = key
         self.end = end
         self.next_revision = next_revision
-        self.puts = puts
+        self.only = only
         self.open = True
         self.synced = False
 
@@ -130,7 +136,7 @@ class ModelWatch:
     def wants(self, event: Event) -> bool:
         """Is the event in this watch's range, and of the kind asked for?"""
         key = event.kv.key
-        if event.kind == "put" and not self.puts:
+        if self.only not in (None, event.kind):
             return False
         if not self.end:
             return key == self.key
@@ -379,10 +385,10 @@ class EtcdModel:
     # -- watches
 
     def watch(
-        self, sink: Sink, key: bytes, end: bytes = b"", *, start: int = 0, puts: bool = True
+        self, sink: Sink, key: bytes, end: bytes = b"", *, start: int = 0, only: str | None = None
     ) -> ModelWatch:
         """Watch a key or a range from revision `start` on; 0: from the next one on."""
-        watch = ModelWatch(self, sink, key, end, start or self.revision + 1, puts)
+        watch = ModelWatch(self, sink, key, end, start or self.revision + 1, only)
         sink.created(self.revision)
         if watch.next_revision > self.revision:
             watch.synced = True
@@ -514,9 +520,7 @@ def _check_intervals(operations: Iterable[Operation]) -> tuple[set[bytes], list[
 
 
 def _hits(intervals: list[_Interval], key: bytes) -> bool:
-    return any(
-        start <= key and (end == _END_OF_KEYS or key < end) for start, end in intervals
-    )
+    return any(start <= key and (end == _END_OF_KEYS or key < end) for start, end in intervals)
 
 
 _OPERATORS: dict[str, Callable[[int, int], bool]] = {
@@ -534,4 +538,3 @@ def _created(kv: KeyValue) -> int:
 def _next_tick(after: float, period: float) -> float:
     """The first tick strictly after a moment."""
     return (math.floor(after / period + 1e-9) + 1) * period
-

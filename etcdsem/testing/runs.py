@@ -60,9 +60,7 @@ class Run:
         self.calm = False
         self.workers: list[tuple[SimClient, Process]] = []
         for name in names:
-            self.world.etcd.put(
-                f"{PREFIX}/{name}/max_leases".encode(), b"%d" % options.limit
-            )
+            self.world.etcd.put(f"{PREFIX}/{name}/max_leases".encode(), b"%d" % options.limit)
         self.nemesis = Nemesis(self.world, options, list(self.checkers.values()), self.add_client)
         for _ in range(options.clients):
             self.add_client()
@@ -107,9 +105,7 @@ class Run:
 
     def _acquire(self, client: SimClient, station: Station) -> Procedure[Grant | None]:
         world, options, rng = self.world, self.options, self.world.rng
-        order = procedures.Order(
-            options.ttl, options.refresh, Identity.of(client.id, None, {})
-        )
+        order = procedures.Order(options.ttl, options.refresh, Identity.of(client.id, None, {}))
         kind = rng.random()
         once = kind < 0.15
         patience = 0.0 if once else rng.random() * 3.0 if kind < 0.55 else math.inf

@@ -449,9 +449,15 @@ class SimClient:
         self.soon(function)
 
     def watch(
-        self, listener: Listener, key: bytes, end: bytes = b"", *, start: int = 0, puts: bool = True
+        self,
+        listener: Listener,
+        key: bytes,
+        end: bytes = b"",
+        *,
+        start: int = 0,
+        only: str | None = None,
     ) -> SimWatch:
-        return self.watches.add(SimWatch(self.watches, listener, key, end, start, puts))
+        return self.watches.add(SimWatch(self.watches, listener, key, end, start, only))
 
     def renew(self, lease_id: int) -> None:
         self.renewals.send(lease_id)
@@ -492,9 +498,7 @@ class SimClient:
 
     def when(self, local: float, function: Callable[..., object]) -> Timer:
         """Do something when this client's clock says so."""
-        return self.world.at(
-            (local - self.offset) / self.rate + 1e-6, self.run, function
-        )
+        return self.world.at((local - self.offset) / self.rate + 1e-6, self.run, function)
 
     def run(self, function: Callable[..., object], *args: Any, stream: object = None) -> None:
         """Do something now, unless the client is paused or gone."""
@@ -525,7 +529,9 @@ class SimClient:
                 moment = last[id(stream)] = max(moment, last.get(id(stream), 0.0) + 1e-6)
             self.world.at(moment, self._again, stream, function, args)
 
-    def _again(self, stream: object, function: Callable[..., object], args: tuple[Any, ...]) -> None:
+    def _again(
+        self, stream: object, function: Callable[..., object], args: tuple[Any, ...]
+    ) -> None:
         self.run(function, *args, stream=stream)
 
     def crash(self) -> None:
@@ -708,7 +714,18 @@ class _Stream:
 class SimWatch:
     """A watch as the client's driver knows it."""
 
-    __slots__ = ("active", "end", "gap", "key", "listener", "next", "puts", "remote", "stream", "told")
+    __slots__ = (
+        "active",
+        "end",
+        "gap",
+        "key",
+        "listener",
+        "next",
+        "only",
+        "remote",
+        "stream",
+        "told",
+    )
 
     def __init__(
         self,
@@ -717,14 +734,14 @@ class SimWatch:
         key: bytes,
         end: bytes,
         start: int,
-        puts: bool,
+        only: str | None,
     ) -> None:
         self.stream = stream
         self.listener = listener
         self.key = key
         self.end = end
         self.next = start  # the first revision not yet told; 0 until etcd has said it
-        self.puts = puts
+        self.only = only
         self.active = True
         self.told = False  # `created` was called
         self.gap = ""
@@ -787,7 +804,7 @@ class WatchStream(_Stream):
             world.after(0.05, self._if_current, self.generation, self._create, (watch,))
             return
         watch.remote = world.etcd.watch(
-            _Sink(self, watch), watch.key, watch.end, start=watch.next, puts=watch.puts
+            _Sink(self, watch), watch.key, watch.end, start=watch.next, only=watch.only
         )
 
     def on_created(self, watch: SimWatch, revision: int) -> None:
