@@ -219,8 +219,11 @@ class EtcdServer:
         if self._guardian is None:
             os.makedirs(self.data_dir, mode=0o700, exist_ok=True)
             self._guardian = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _GUARDIAN, self._made or "", self.log_path]
-                + self._command(),
+                [
+                    *(sys.executable, "-I", "-S", "-c", _GUARDIAN),
+                    *(self._made or "", self.log_path),
+                    *self._command(),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -261,10 +264,12 @@ class EtcdServer:
         until = time.monotonic() + timeout
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         while True:
-            with contextlib.suppress(OSError, urllib.error.URLError):
+            try:
                 with opener.open(f"{self.client_url}/health", timeout=2) as answer:
                     if b'"true"' in answer.read():
                         return
+            except (OSError, urllib.error.URLError):
+                pass  # not yet
             if not self.running or time.monotonic() > until:
                 raise EtcdUnavailable(f"etcd did not start; the end of its log:\n{self.log_end()}")
             time.sleep(0.02)

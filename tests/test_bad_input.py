@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +125,7 @@ def test_enormous_timeouts_wait_for_ever(client: Client, name: str, big: Any) ->
 
 @pytest.mark.parametrize("bad", [0, 1, -5, 0.5, math.nan, math.inf, 9_000_000_001, "x"])
 def test_lease_timeouts_that_cannot_be(client: Client, name: str, bad: Any) -> None:
-    """etcd would silently raise a small one and refuse a large one; so they are refused here."""
+    """Etcd would silently raise a small one and refuse a large one; so they are refused here."""
     with pytest.raises(etcdsem.InvalidSetting):
         Semaphore(1, name, client=client, lease_timeout=bad)
 
@@ -283,16 +284,14 @@ def test_many_junk_waiters_hold_nobody_up(etcd: EtcdServer, client: Client, name
     for number in range(40):
         etcd.etcdctl("put", f"/etcdsem/{name}/waiters/junk{number:03}", "x")
     sem.acquire()
-    import threading
-
-    done = threading.Event()
-    thread = threading.Thread(target=lambda: sem.acquire(timeout=20) and done.set())
+    granted: list[bool] = []
+    thread = threading.Thread(target=lambda: granted.append(sem.acquire(timeout=20)))
     thread.start()
     while not sem.waiters():
         pass
     sem.release()
     thread.join(20)
-    assert done.is_set()
+    assert granted == [True]
     sem.release()
 
 

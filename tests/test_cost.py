@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-import pytest
-
 import etcdsem
 from etcdsem import Client, Semaphore
 from tests.test_semaphore import eventually
@@ -43,7 +41,8 @@ def test_uncontended_is_one_and_one(client: Client, name: str) -> None:
 
 def test_contended_with_one_waiter(any_etcd: EtcdServer, client: Client, name: str) -> None:
     """One holder, one waiter: JOIN, PASS, one event. Who comes must be read (no commit), since
-    nobody can have told the holder."""
+    nobody can have told the holder.
+    """
     sem = Semaphore(1, name, client=client)
     sem.acquire()
     with etcdsem.connect(any_etcd.endpoint) as other:
@@ -68,7 +67,8 @@ def test_contended_with_one_waiter(any_etcd: EtcdServer, client: Client, name: s
 
 def test_contended_with_a_hundred_waiters(any_etcd: EtcdServer, name: str) -> None:
     """However many wait, a cycle is two transactions and one event; the line is read once in
-    some tens of hand-overs."""
+    some tens of hand-overs.
+    """
     waiting, cycles = 100, 400
     turns = iter(range(cycles))
     with etcdsem.connect(any_etcd.endpoint) as client:

@@ -90,9 +90,12 @@ def test_a_killed_holder_is_replaced(
     workers.append(Worker(any_etcd, HOLD, name, 1, ttl))
     workers[0].expect("held")
     granted: list[float] = []
-    thread = threading.Thread(
-        target=lambda: sem.acquire(timeout=30) and granted.append(time.monotonic())
-    )
+
+    def wait() -> None:
+        if sem.acquire(timeout=30):
+            granted.append(time.monotonic())
+
+    thread = threading.Thread(target=wait)
     thread.start()
     eventually(sem.waiters)
     workers[0].kill()
@@ -281,7 +284,8 @@ def test_a_paused_holder_knows_that_it_lost(
     any_etcd: EtcdServer, client: Client, name: str, workers: list[Worker]
 ) -> None:
     """Stopped for longer than its lease: another is granted; on waking `valid` is False before
-    any request, the loss is told once, and release leaves the new holder alone."""
+    any request, the loss is told once, and release leaves the new holder alone.
+    """
     sem = Semaphore(1, name, client=client)
     code = """
 lost = []
@@ -318,7 +322,8 @@ def test_eight_processes_two_thousand_times(
     any_etcd: EtcdServer, client: Client, name: str, workers: list[Worker]
 ) -> None:
     """Eight processes, limit 3, 2,000 acquisitions: the limit at every revision, growing tokens,
-    exact order, nothing left behind."""
+    exact order, nothing left behind.
+    """
     Semaphore(3, name, client=client)
     code = """
 sem = Semaphore(3, sys.argv[1])

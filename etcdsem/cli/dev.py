@@ -69,7 +69,7 @@ def _announce(etcd: object) -> None:
         click.echo(f"export {variable}={shlex.quote(value)}")
     sys.stdout.flush()
     click.echo(
-        f"# etcd {etcd.version} runs until Ctrl-C. In another terminal paste the lines above, then:\n"
+        f"# etcd {etcd.version} runs until Ctrl-C. Paste the lines above elsewhere, then:\n"
         "#   etcdsem run my-api -l 2 -- sleep 5 &\n"
         "#   etcdsem status my-api\n"
         "#   etcdctl get --prefix /etcdsem/",

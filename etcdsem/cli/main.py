@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -105,7 +106,9 @@ def main() -> NoReturn:
         flush()
     except OutputError as error:
         code = _cannot_write(error.__cause__)
-    except BrokenPipeError as error:
+    except OSError as error:  # from click, which writes the help
+        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO):
+            raise
         code = _cannot_write(error)
     sys.exit(code)
 

@@ -174,7 +174,7 @@ class Keeper:
     # -- what the heartbeat hears
 
     def renewed(self, lease_id: int, ttl: float) -> None:
-        """etcd has answered a renewal; `ttl` 0 or less: there is no such lease any more."""
+        """Etcd has answered a renewal; `ttl` 0 or less: there is no such lease any more."""
         lease = self.leases.get(lease_id)
         if lease is None or lease.asked is None:
             return

@@ -94,7 +94,7 @@ def _range(message: rpc.RangeRequest, scan: Range) -> None:
 
 
 def decode(response: rpc.TxnResponse) -> TxnReply:
-    """etcd's answer to a transaction."""
+    """Etcd's answer to a transaction."""
     return TxnReply(
         response.succeeded,
         response.header.revision,

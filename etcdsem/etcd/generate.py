@@ -1,4 +1,4 @@
-"""Makes ``rpc.binpb`` and ``rpc.pyi`` again from ``rpc.proto``: ``python -m etcdsem.etcd.generate``.
+"""``python -m etcdsem.etcd.generate`` makes ``rpc.binpb`` and ``rpc.pyi`` from ``rpc.proto``.
 
 We ship a descriptor instead of generated code: generated code refuses every protobuf runtime
 older than its compiler, a descriptor works with all of them. Needs grpcio-tools.

@@ -104,7 +104,7 @@ class WatchStream:
                 log.exception("etcdsem: error in the watch stream")
                 heard = False
             pause = 0.01 if heard else min(pause * 2, _LONGEST_PAUSE)
-            self._closed.wait(pause * (0.5 + random.random()))  # noqa: S311 - jitter
+            self._closed.wait(pause * (0.5 + random.random()))
 
     def _one_stream(self) -> bool:
         """Open a stream and follow it to its end. True if it said anything."""
@@ -148,5 +148,6 @@ class WatchStream:
 
 
 def sender(requests: SimpleQueue[Any]) -> Iterator[Any]:
+    """What a stream sends: what is put into the queue, until None."""
     while (request := requests.get()) is not None:
         yield request

@@ -48,7 +48,7 @@ class Checker:
     def __init__(self, world: World, prefix: str, name: str) -> None:
         self.world = world
         self.keys = Keys(prefix, name, "nobody.0.x")
-        self.slots: dict[bytes, KeyValue] = {}  # whatever stands in the slots' range
+        self.slots: dict[bytes, KeyValue] = {}  # well-formed names; junk is no grant
         self.waiters: dict[bytes, KeyValue] = {}  # those in line: attached to the lease they name
         self.limit = 0
         self.beliefs: dict[tuple[int, int], Belief] = {}  # by slot and token
@@ -77,7 +77,7 @@ class Checker:
                 continue
             if kv.key == keys.max_leases:
                 self._limit_changed(kv if event.kind == "put" else None)
-            elif keys.leases <= kv.key < keys.leases_end:
+            elif kv.key.startswith(keys.leases) and slot_number(keys, kv.key) is not None:
                 before = self.slots.pop(kv.key, None)
                 if event.kind == "put":
                     self.slots[kv.key] = kv

@@ -131,7 +131,7 @@ class ModelWatch:
         """The sink hears nothing more."""
         if self.open:
             self.open = False
-            self.etcd._forget(self)  # noqa: SLF001 - the two classes are one thing
+            self.etcd._forget(self)
 
     def wants(self, event: Event) -> bool:
         """Is the event in this watch's range, and of the kind asked for?"""

@@ -273,7 +273,7 @@ class Process:
                 self.done = True
                 self.on_done(stop.value, None)
                 return
-            except BaseException as raised:  # noqa: BLE001 - its driver decides what it means
+            except BaseException as raised:
                 self.done = True
                 self.on_done(None, raised)
                 return
@@ -808,7 +808,7 @@ class WatchStream(_Stream):
         )
 
     def on_created(self, watch: SimWatch, revision: int) -> None:
-        """etcd has set up a watch."""
+        """Etcd has set up a watch."""
         if not watch.active:
             return
         if watch.next == 0:
@@ -822,7 +822,7 @@ class WatchStream(_Stream):
             watch.listener.created(watch.next - 1)
 
     def on_events(self, watch: SimWatch, events: Sequence[Event]) -> None:
-        """etcd tells events."""
+        """Etcd tells events."""
         if not watch.active:
             return
         events = [event for event in events if event.kv.mod_revision >= watch.next]
@@ -901,7 +901,7 @@ class RenewalStream(_Stream):
         self._next()
 
     def on_answer(self, lease_id: int, ttl: int) -> None:
-        """etcd has answered a renewal."""
+        """Etcd has answered a renewal."""
         self.client.session.keeper.renewed(lease_id, float(ttl))
 
     def restart(self) -> None:
