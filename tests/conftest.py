@@ -58,8 +58,9 @@ def _chosen(config: pytest.Config) -> dict[str, str]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what asks for `any_etcd` on each kind."""
-    if "any_etcd" in metafunc.fixturenames:
-        metafunc.parametrize("any_etcd", list(_chosen(metafunc.config)), indirect=True)
+    for fixture in ("any_etcd", "any_fresh_etcd"):
+        if fixture in metafunc.fixturenames:
+            metafunc.parametrize(fixture, list(_chosen(metafunc.config)), indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +105,13 @@ def any_etcd(request: pytest.FixtureRequest, _servers: dict[str, EtcdServer]) ->
 def fresh_etcd(request: pytest.FixtureRequest) -> Iterator[EtcdServer]:
     """An etcd for this test alone, of the newest kind."""
     with server.start(binary=next(iter(_chosen(request.config).values()))) as one:
+        yield one
+
+
+@pytest.fixture
+def any_fresh_etcd(request: pytest.FixtureRequest) -> Iterator[EtcdServer]:
+    """An etcd for this test alone, of each kind in turn."""
+    with server.start(binary=_chosen(request.config)[request.param]) as one:
         yield one
 
 

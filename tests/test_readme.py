@@ -64,6 +64,7 @@ def test_etcdctl_session(fresh_etcd: EtcdServer) -> None:
                 jobs.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
                 eventually(lambda number=number: _known(client) == number)  # type: ignore[misc]
             _play(fresh_etcd, client, environment)
+            eventually(lambda: sum(job.poll() is not None for job in jobs) == 2)
         finally:
             for job in jobs:
                 job.terminate()
