@@ -227,6 +227,10 @@ class _Engine:
 
     # -- its end
 
+    def dropped(self) -> None:
+        """Its client was garbage, so nothing is held (a lease keeps its client alive)."""
+        self.close(EXIT_GRACE)
+
     def close(self, grace: float) -> None:
         """Give everything back, for `grace` seconds at most, and let go of etcd."""
         with contextlib.suppress(Failure):
@@ -276,6 +280,8 @@ class Client:
                 engine = self._engine
                 if engine is None:
                     engine = self._engine = _Engine(self.settings)
+                    dropped = weakref.finalize(self, engine.call, engine.dropped, "close")
+                    dropped.atexit = False  # _at_exit sees to those that are still there
                     interval = environment("ETCDSEM_VALIDATION_INTERVAL")
                     if interval is not None:
                         every = seconds(interval, what="ETCDSEM_VALIDATION_INTERVAL")

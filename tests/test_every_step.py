@@ -39,7 +39,7 @@ class Saboteur:
         self._error = error
         self._after = after
         self.hit = False
-        client.engine._perform = self  # type: ignore[method-assign,assignment]
+        client.engine._perform = self  # type: ignore[method-assign]
 
     def disarm(self) -> None:
         """Hit nothing any more."""

@@ -11,8 +11,7 @@ import pytest
 
 import etcdsem
 from etcdsem import Client, Lease, Semaphore
-from etcdsem.core.commands import OutcomeUnknown, Transact
-from etcdsem.core.transactions import Txn
+from etcdsem.core.commands import OutcomeUnknown, Transact, Txn
 from tests.history import assert_clean
 from tests.test_semaphore import Waiters, eventually
 
@@ -86,7 +85,7 @@ def _before_step(client: Client, step: int, action: Callable[[], object]) -> Non
             action()
         return perform(command)  # type: ignore[arg-type]
 
-    client.engine._perform = between  # type: ignore[method-assign,assignment]
+    client.engine._perform = between  # type: ignore[method-assign]
 
 
 def test_release_between_any_two_steps_of_joining(
@@ -188,7 +187,7 @@ def test_an_ambiguous_write_takes_one_slot(any_etcd: EtcdServer, client: Client,
             raise OutcomeUnknown("the answer was lost")
         return result
 
-    engine._perform = lossy  # type: ignore[method-assign,assignment]
+    engine._perform = lossy  # type: ignore[method-assign]
     assert sem.acquire(timeout=10)
     assert not losing[0]
     eventually(lambda: engine.session.keeper.settling == 0)

@@ -106,6 +106,10 @@ def main() -> NoReturn:
         flush()
     except OutputError as error:
         code = _cannot_write(error.__cause__)
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        code = _cannot_write(end.__context__)  # click takes it for an end with code 1
     except OSError as error:  # from click, which writes the help
         if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO):
             raise

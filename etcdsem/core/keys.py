@@ -25,6 +25,9 @@ from typing import Any, NamedTuple
 from etcdsem.core.commands import KeyValue
 from etcdsem.model import MAX_LIMIT, Holder, Junk, Waiter
 
+MAX_LETTER = 4096
+"""Bytes after which the list of waiters in a letter is cut; etcd takes 1.5 MiB in a request."""
+
 _DIGITS = re.compile(rb"[0-9]{1,9}")
 _SLOT = re.compile(rb"[0-9]{5}")
 _WHO = re.compile(rb"([A-Za-z0-9_-]{1,63}\.[0-9]{1,10}\.[A-Za-z0-9]{1,16})/([0-9a-f]{16})")
@@ -242,10 +245,16 @@ def read_queue(keys: Keys, kvs: Iterable[KeyValue]) -> tuple[Queued, ...]:
 
 
 def write_letter(slot: int, queue: Iterable[Queued]) -> bytes:
-    """A letter: the slot, and the waiters who are next as far as the sender knows."""
-    lines = [b"slot %d" % slot]
-    lines += [b"%s %d %s" % (q.who, q.created, q.extras) for q in queue]
-    return b"\n".join(lines)
+    """A letter: the slot, and the waiters who are next as far as the sender knows.
+
+    A long list is cut: it is only a hint, and each level of a PASS carries a letter.
+    """
+    letter = b"slot %d" % slot
+    for q in queue:
+        letter += b"\n%s %d %s" % (q.who, q.created, q.extras)
+        if len(letter) > MAX_LETTER:
+            break
+    return letter
 
 
 def read_letter(value: bytes) -> tuple[int, tuple[Queued, ...]] | None:

@@ -91,8 +91,9 @@ class _TryAgain(Exception):
 
 def transact(session: Session, txn: Txn, until: float = math.inf) -> Procedure[TxnReply]:
     """One transaction. Towards the caller's deadline it gets at least a second."""
-    left = until - session.env.now()
-    reply = yield from perform(Transact(txn, max(1.0, min(RPC_TIMEOUT, left))))
+    now = session.env.now()
+    timeout = max(1.0, min(RPC_TIMEOUT, until - now))
+    reply = yield from perform(Transact(txn, min(timeout, session.grace(now))))
     session.keeper.last_contact = session.env.now()
     return reply
 
@@ -147,15 +148,15 @@ def acquire(station: Station, order: Order, until: float, *, once: bool) -> Proc
             # LeaseNotFound: etcd has ended a lease of the pool. Definite; another will do.
             log.warning("semaphore %s: %s; trying again", station.name, again)
             seen_full = seen_full or (isinstance(again, _TryAgain) and again.full)
-            wait = 0.0
+            wait = 0.01 * env.random()
         except (NoSpace, NotApplied, OutcomeUnknown) as failure:
             now = env.now()
             heard = session.keeper.last_contact
             away = now - max(heard, began)
             patience = PATIENCE if heard > -math.inf else FIRST_CONTACT
+            if isinstance(failure, NoSpace):
+                raise  # it may last until somebody mends it, and waiting would hide it
             if once or now + pause >= until or (until == math.inf and away >= patience):
-                if isinstance(failure, NoSpace):
-                    raise
                 if seen_full and now + pause >= until:
                     return None
                 raise public_error(failure, f"acquire {station.name!r}") from failure
@@ -545,8 +546,9 @@ def release(grant: Grant) -> Procedure[bool]:
 def _release_by_revoking(grant: Grant) -> Procedure[bool]:
     keeper = grant.station.session.keeper
     keeper.retire(grant.lease)
+    grace = grant.station.session.grace(keeper.env.now())
     try:
-        yield from perform(RevokeLease(grant.lease.id, RPC_TIMEOUT))
+        yield from perform(RevokeLease(grant.lease.id, min(RPC_TIMEOUT, grace)))
     except LeaseNotFound:
         return True
     except BaseException as error:
@@ -663,6 +665,7 @@ def close(station: Station, *, force: bool) -> Procedure[Closing]:
 def shutdown(session: Session, until: float) -> Procedure[None]:
     """Give everything back, as far as time allows; what is left ends by its TTL."""
     session.closed = True
+    session.until = until
     session.keeper.closed = True
     session.keeper.box.put(None)
     for station in session.stations.values():

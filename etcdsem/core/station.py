@@ -414,6 +414,7 @@ class Session:
         self.stations: dict[tuple[str, str], Station] = {}
         self.losses = 0
         self.closed = False
+        self.until = math.inf  # when it must have ended, once it is closed
         self.reread = REREAD
         self.keeper.chores.append(self._tidy)
 
@@ -423,6 +424,10 @@ class Session:
         if station is None:
             station = self.stations[prefix, name] = Station(self, prefix, name)
         return station
+
+    def grace(self, now: float) -> float:
+        """Seconds that a request may last: without bound, until the client is closed."""
+        return max(0.1, self.until - now)
 
     def who(self, lease: TtlLease) -> bytes:
         """How a waiter or holder with this lease is named in keys."""

@@ -20,7 +20,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import grpc
 
-from etcdsem.core.commands import AccessDenied, Failure, NotApplied, NotConnected, Txn, TxnReply
+from etcdsem.core.commands import (
+    AccessDenied,
+    Failure,
+    NoSpace,
+    NotApplied,
+    NotConnected,
+    Txn,
+    TxnReply,
+)
 from etcdsem.core.outward import first_line
 from etcdsem.etcd import encode, rpc
 from etcdsem.etcd.outcomes import Outcome, classify
@@ -43,6 +51,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 _METHODS: dict[str, tuple[str, type[Any], type[Any]]] = {
     "txn": ("/etcdserverpb.KV/Txn", rpc.TxnRequest, rpc.TxnResponse),
     "read": ("/etcdserverpb.KV/Txn", rpc.TxnRequest, rpc.TxnResponse),  # counted apart
+    "range": ("/etcdserverpb.KV/Range", rpc.RangeRequest, rpc.RangeResponse),
     "compact": ("/etcdserverpb.KV/Compact", rpc.CompactionRequest, rpc.CompactionResponse),
     "grant": ("/etcdserverpb.Lease/LeaseGrant", rpc.LeaseGrantRequest, rpc.LeaseGrantResponse),
     "revoke": ("/etcdserverpb.Lease/LeaseRevoke", rpc.LeaseRevokeRequest, rpc.LeaseRevokeResponse),
@@ -147,8 +156,23 @@ class Connection:
 
     def transact(self, txn: Txn, timeout: float) -> TxnReply:
         """Perform a transaction."""
-        name = "txn" if txn.compare else "read"  # the core compares before each write
-        return encode.decode(self.call(name, encode.encode(txn), timeout))
+        if txn.compare:  # the core compares before each write
+            return encode.decode(self.call("txn", encode.encode(txn), timeout))
+        try:
+            return encode.decode(self.call("read", encode.encode(txn), timeout))
+        except NoSpace:
+            # etcd before 3.5.7 refuses every transaction when it is out of space, reads too.
+            return self._read_one_by_one(txn, timeout)
+
+    def _read_one_by_one(self, txn: Txn, timeout: float) -> TxnReply:
+        """The reads of a transaction, all at the revision of the first."""
+        revision = 0
+        replies = []
+        for operation in txn.success:
+            answer = self.call("range", encode.encode_range(operation, revision), timeout)
+            revision = revision or answer.header.revision
+            replies.append(encode.decode_range(answer))
+        return TxnReply(True, revision, tuple(replies))
 
     def grant(self, lease_id: int, ttl: int, timeout: float) -> float:
         """Create an etcd lease; gives the TTL that etcd granted."""

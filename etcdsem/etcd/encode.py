@@ -93,6 +93,20 @@ def _range(message: rpc.RangeRequest, scan: Range) -> None:
         message.count_only = True
 
 
+def encode_range(operation: Operation, revision: int) -> rpc.RangeRequest:
+    """A read as a request of its own; `revision` 0 reads the present."""
+    if not isinstance(operation, Range):
+        raise AssertionError(f"only reads go without a transaction: {operation}")
+    request = rpc.RangeRequest(revision=revision)
+    _range(request, operation)
+    return request
+
+
+def decode_range(found: rpc.RangeResponse) -> RangeReply:
+    """Etcd's answer to a read."""
+    return RangeReply(tuple([key_value(kv) for kv in found.kvs]), found.count)
+
+
 def decode(response: rpc.TxnResponse) -> TxnReply:
     """Etcd's answer to a transaction."""
     return TxnReply(
@@ -110,8 +124,7 @@ def _reply(message: rpc.ResponseOp) -> Reply:
         return decode(message.response_txn)
     if kind == "response_delete_range":
         return DeleteReply(message.response_delete_range.deleted)
-    found = message.response_range
-    return RangeReply(tuple([key_value(kv) for kv in found.kvs]), found.count)
+    return decode_range(message.response_range)
 
 
 def key_value(kv: Any) -> KeyValue:

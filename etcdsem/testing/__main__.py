@@ -64,7 +64,7 @@ def _range(seeds: range, jobs: int, *, keep_going: bool) -> int:
     for name, number in sorted(total.items()):
         print(f"{number:12}  {name}")
     print(
-        f"{done} seeds in {spent:.1f} s, {done / spent:.2f} seeds/s, {steps / done:.0f} steps each, "
+        f"{done} seeds in {spent:.1f} s, {done / spent:.2f} seeds/s, {steps / done:.0f} steps, "
         f"{len(failures)} violations {failures[:20]}"
     )
     return 1 if failures else 0

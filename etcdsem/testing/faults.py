@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -317,9 +318,7 @@ class Nemesis:
             keys = checker.keys
             for kv in self.world.etcd.keys(keys.base, keys.base_end):
                 if kv.lease == 0 and kv.key not in (keys.max_leases, keys.contended):
-                    self.world.operate(
-                        f"del {kv.key!r}", lambda key=kv.key: self.world.etcd.delete(key)
-                    )
+                    self.world.operate(f"del {kv.key!r}", partial(self.world.etcd.delete, kv.key))
 
     def _close(self) -> None:
         world, keys = self.world, self._checker().keys

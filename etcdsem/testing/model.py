@@ -244,9 +244,12 @@ class EtcdModel:
             for operation in level.success if next(steps) else level.failure:
                 if isinstance(operation, Txn):
                     check(operation)
-                elif isinstance(operation, Put):
-                    if operation.lease and operation.lease not in self.leases:
-                        raise LeaseNotFound("etcdserver: requested lease not found")
+                elif (
+                    isinstance(operation, Put)
+                    and operation.lease
+                    and operation.lease not in self.leases
+                ):
+                    raise LeaseNotFound("etcdserver: requested lease not found")
 
         check(txn)
 

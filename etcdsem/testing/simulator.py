@@ -20,6 +20,7 @@ import math
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from etcdsem.core.commands import (
@@ -889,9 +890,7 @@ class RenewalStream(_Stream):
             lease_id = self._queue.popleft()
             self._busy = True
             generation = self.generation
-            self.client.world.etcd.keep_alive(
-                lease_id, lambda ttl, lease_id=lease_id: self._answer(generation, lease_id, ttl)
-            )
+            self.client.world.etcd.keep_alive(lease_id, partial(self._answer, generation, lease_id))
 
     def _answer(self, generation: int, lease_id: int, ttl: int) -> None:
         if generation != self.generation:

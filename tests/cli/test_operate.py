@@ -1,0 +1,295 @@
+"""``ls``, ``status``, ``limit``, ``evict``, ``close``, and the command line as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, keys, ran
+
+if TYPE_CHECKING:
+    from etcdsem.server import EtcdServer
+
+Start = Callable[..., Cli]
+
+
+def data(etcd: EtcdServer, *arguments: str) -> Any:
+    """The JSON object that it prints, on one line."""
+    done = ran(etcd, *arguments, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def used(etcd: EtcdServer, name: str, start: Start) -> tuple[Cli, Cli]:
+    """A semaphore with one holder, who has labels, and one waiter."""
+    holder = start(
+        etcd, "run", name, "-l", "1", "--label", "team=blue", "--label", "note=a b", "--",
+        "sh", "-c", "echo held; exec sleep 600",
+    )  # fmt: skip
+    holder.expect("held")
+    waiter = start(etcd, "run", name, "--", "true")
+    waiter.expect("place 1", err=True)
+    return holder, waiter
+
+
+# ---------------------------------------------------------------- looking
+
+
+def test_status_json(etcd: EtcdServer, name: str, used: tuple[Cli, Cli]) -> None:
+    """The documented keys, in their order, with their types."""
+    seen = data(etcd, "status", name)
+    assert list(seen) == [
+        "name", "limit", "held", "waiting", "revision", "holders", "waiters", "junk",
+    ]  # fmt: skip
+    assert (seen["name"], seen["limit"], seen["held"], seen["waiting"]) == (name, 1, 1, 1)
+    assert seen["junk"] == []
+    (holder,), (waiter,) = seen["holders"], seen["waiters"]
+    assert list(holder) == [
+        "slot", "owner", "host", "pid", "client", "lease", "fencing_token", "acquired_at", "ttl",
+        "labels", "over_limit",
+    ]  # fmt: skip
+    assert list(waiter) == [
+        "position", "owner", "host", "pid", "client", "lease", "since", "ttl", "labels",
+    ]  # fmt: skip
+    assert holder["slot"] == 0
+    assert holder["pid"] == used[0].pid
+    assert holder["labels"] == {"team": "blue", "note": "a b"}
+    assert holder["acquired_at"].endswith("Z")
+    assert datetime.fromisoformat(holder["acquired_at"]).tzinfo is not None
+    assert 0 < holder["ttl"] <= 30
+    assert waiter["position"] == 1
+    assert waiter["pid"] == used[1].pid
+    assert waiter["lease"] in etcdctl(etcd, "lease", "list")
+
+
+@pytest.mark.usefixtures("used")
+def test_status_in_columns(etcd: EtcdServer, name: str) -> None:
+    """Piped, it is plain text in columns, however narrow the terminal."""
+    done = ran(etcd, "status", name, env={"COLUMNS": "20"})
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"{name}: limit 1, 1 held, 1 waiting"
+    assert lines[2].split() == ["SLOT", "HOLDER", "FOR", "TTL", "TOKEN", "LEASE", "LABELS"]
+    assert "team=blue" in lines[3]
+    assert lines[5].split() == ["PLACE", "WAITER", "FOR", "TTL", "LEASE", "LABELS"]
+    assert "\x1b" not in done.stdout
+    assert all(line == line.rstrip() for line in lines)
+
+
+@pytest.mark.usefixtures("used")
+def test_status_on_a_narrow_terminal(
+    etcd: EtcdServer, name: str, console: Callable[..., Console]
+) -> None:
+    """Nothing is cut: long cells are folded."""
+    screen = console(etcd, *ETCDSEM, "status", name, env={"COLUMNS": "50"})
+    assert screen.end() == 0
+    assert "…" not in screen.seen
+    assert max(len(line.split("\x1b[0m")[-1]) for line in screen.seen.splitlines()) <= 50
+
+
+@pytest.mark.usefixtures("used")
+def test_ls(etcd: EtcdServer, name: str) -> None:
+    (line,) = [one for one in data(etcd, "ls")["semaphores"] if one["name"] == name]
+    assert line == {"name": name, "limit": 1, "held": 1, "waiting": 1, "junk": 0}
+    plain = ran(etcd, "ls").stdout.splitlines()
+    assert plain[0].split() == ["NAME", "LIMIT", "HELD", "WAITING"]
+    assert [name, "1", "1", "1"] in [one.split() for one in plain]
+
+
+def test_ls_of_nothing(etcd: EtcdServer, name: str) -> None:
+    prefix = f"/empty-{name}"
+    assert data(etcd, "ls", "--prefix", prefix) == {"semaphores": []}
+    done = ran(etcd, "--prefix", prefix, "ls")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert prefix in done.stderr
+
+
+def test_the_option_nearest_to_the_command_wins(etcd: EtcdServer, name: str) -> None:
+    assert ran(etcd, "--prefix", f"/one-{name}", "run", name, "-l", "1", "true").returncode == 0
+    assert ran(etcd, "--prefix", f"/two-{name}", "limit", name).returncode == 78
+    found = ran(etcd, "--prefix", f"/two-{name}", "limit", "--prefix", f"/one-{name}", name)
+    assert found.stdout == "1\n"
+
+
+def test_junk_from_etcd_does_not_reach_the_terminal(
+    etcd: EtcdServer, name: str, start: Start
+) -> None:
+    """Escapes that somebody put into etcd are shown as such; the junk is named."""
+    cli = start(etcd, "run", name, "-l", "2", "--", "sh", "-c", "echo held; exec sleep 600")
+    cli.expect("held")
+    evil = "\x1b]0;owned\x07\x1b[2J\u202e"
+    record = json.dumps({"owner": evil, "host": evil, "labels": {evil: evil}}, ensure_ascii=False)
+    lease = etcdctl(etcd, "lease", "grant", "60").split()[1]
+    etcdctl(etcd, "put", "--lease", lease, f"/etcdsem/{name}/leases/00001", record)
+    etcdctl(etcd, "put", f"/etcdsem/{name}/leases/\x1b[2Jx", "junk")
+    for arguments in (["status", name], ["ls"], ["evict", name, "--slot", "1"]):
+        done = ran(etcd, *arguments)
+        assert done.returncode == 0
+        for sign in "\x1b\x07\u202e":
+            assert sign not in done.stdout + done.stderr
+    seen = data(etcd, "status", name)
+    assert len(seen["junk"]) == 1
+    assert seen["junk"][0].keys() == {"key", "reason"}
+
+
+# ---------------------------------------------------------------- changing
+
+
+def test_limit(etcd: EtcdServer, name: str) -> None:
+    assert ran(etcd, "run", name, "-l", "2", "--", "true").returncode == 0
+    assert ran(etcd, "limit", name).stdout == "2\n"
+    assert data(etcd, "limit", name) == {"name": name, "limit": 2}
+    assert ran(etcd, "limit", name, "7").stdout == f"{name}: 2 -> 7\n"
+    assert data(etcd, "limit", name, "0") == {"name": name, "old": 7, "new": 0}
+    assert ran(etcd, "run", "-n", name, "--", "true").returncode == 75
+    for wrong in ("100000", "x", "1.5"):
+        assert ran(etcd, "limit", name, wrong).returncode == 64
+    assert ran(etcd, "limit", name, "--", "-1").returncode == 64
+
+
+def test_a_raised_limit_lets_the_next_in(
+    etcd: EtcdServer, name: str, used: tuple[Cli, Cli]
+) -> None:
+    assert ran(etcd, "limit", name, "2").returncode == 0
+    assert used[1].end() == 0
+
+
+@pytest.mark.parametrize("by", ["slot", "lease"])
+def test_evict_a_holder(etcd: EtcdServer, name: str, used: tuple[Cli, Cli], by: str) -> None:
+    """Its command ends, the next in line starts."""
+    holder, waiter = used
+    (before,) = data(etcd, "status", name)["holders"]
+    gone = data(etcd, "evict", name, f"--{by}", str(before[by]))
+    assert gone["evicted"] == "holder"
+    assert gone["holder"]["lease"] == before["lease"]
+    assert holder.end() == 70
+    assert waiter.end() == 0
+
+
+def test_evict_a_waiter(etcd: EtcdServer, name: str, used: tuple[Cli, Cli]) -> None:
+    """It loses its place in line, and the holder is not disturbed."""
+    (before,) = data(etcd, "status", name)["waiters"]
+    done = ran(etcd, "evict", name, "--lease", before["lease"])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "place 1" in done.stdout
+    assert used[0].process.poll() is None
+
+
+def test_evict_nobody(etcd: EtcdServer, name: str) -> None:
+    assert ran(etcd, "evict", name, "--slot", "0").returncode == 78
+    assert ran(etcd, "run", name, "-l", "1", "--", "true").returncode == 0
+    assert ran(etcd, "evict", name, "--slot", "0").returncode == 1
+    assert ran(etcd, "evict", name, "--lease", "abc").returncode == 1
+    for wrong in (["--lease", "xyz"], [], ["--slot", "0", "--lease", "abc"], ["--slot", "-1"]):
+        assert ran(etcd, "evict", name, *wrong).returncode == 64
+
+
+def test_close_refuses_while_in_use(etcd: EtcdServer, name: str, used: tuple[Cli, Cli]) -> None:
+    done = ran(etcd, "close", name)
+    assert done.returncode == 1
+    assert "--force" in done.stderr
+    assert used[0].process.poll() is None
+    assert ran(etcd, "close", name, "--force").returncode == 0
+    assert used[0].end() == 70
+    assert used[1].end() == 78
+    assert keys(etcd, name) == []
+    assert ran(etcd, "close", name).returncode == 78
+
+
+@pytest.mark.parametrize("command", ["status", "limit", "close"])
+def test_unknown_is_78_and_one_line(etcd: EtcdServer, name: str, command: str) -> None:
+    for more in ([], ["--json"]):
+        done = ran(etcd, command, name, *more)
+        assert (done.returncode, done.stdout) == (78, "")
+        assert done.stderr.startswith("etcdsem: ")
+        assert done.stderr.count("\n") == 1
+
+
+def test_unreachable_is_69() -> None:
+    done = ran(None, "ls", "--endpoints", "127.0.0.1:1")
+    assert done.returncode == 69
+    assert "127.0.0.1:1" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------- the whole
+
+
+def test_help_is_complete_and_loads_little() -> None:
+    """Help needs neither grpc nor rich nor asyncio; each command has its own."""
+    check = (
+        "import sys\n"
+        "sys.argv = ['etcdsem', '--help']\n"
+        "from etcdsem.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as end: code = end.code\n"
+        "print(sorted({'grpc', 'rich', 'asyncio', 'google.protobuf'} & set(sys.modules)), code)\n"
+    )
+    shown = subprocess.check_output([sys.executable, "-c", check], text=True)
+    assert shown.endswith("[] 0\n")
+    for command in ("run", "ls", "status", "limit", "evict", "close", "dev"):
+        assert f"\n  {command} " in shown
+        done = ran(None, command, "--help")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "Usage: etcdsem" in done.stdout
+
+
+def test_usage_errors_of_the_group() -> None:
+    for arguments in (["nonsense"], ["--nonsense"], ["--user", "a:b", "ls"], ["ls", "extra"]):
+        done = ran(None, *arguments)
+        assert (done.returncode, done.stdout) == (64, "")
+        assert done.stderr.count("\n") == 1
+    assert ran(None).returncode == 64
+
+
+def test_version() -> None:
+    from etcdsem import __version__
+
+    assert ran(None, "--version").stdout == f"etcdsem {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", ["ls", "--help", "status NAME", "limit NAME --json"])
+def test_a_reader_that_goes_away(etcd: EtcdServer, name: str, arguments: str) -> None:
+    """Quietly, as if SIGPIPE had ended it."""
+    assert ran(etcd, "run", name, "-l", "1", "--", "true").returncode == 0
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [*ETCDSEM, *arguments.replace("NAME", name).split()],
+        env={**os.environ, **etcd.env()},
+        stdout=write,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("where", [">&-", ">/dev/full"])
+def test_output_that_cannot_be_written(etcd: EtcdServer, name: str, where: str) -> None:
+    assert ran(etcd, "run", name, "-l", "1", "--", "true").returncode == 0
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {where}', "sh", *ETCDSEM, "limit", name],
+        env={**os.environ, **etcd.env()},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"etcdsem: cannot write")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_debug_shows_where_it_came_from(etcd: EtcdServer, name: str) -> None:
+    done = ran(etcd, "status", name, env={"ETCDSEM_DEBUG": "1"})
+    assert done.returncode == 78
+    assert "Traceback" in done.stderr

@@ -1,0 +1,300 @@
+"""``etcdsem run`` while its command runs: signals, lost leases, its own death."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cli.driver import (
+    Cli,
+    alive,
+    beating,
+    etcdctl,
+    eventually,
+    keys,
+    last_beat,
+    ran,
+    state,
+)
+
+if TYPE_CHECKING:
+    from etcdsem.server import EtcdServer
+
+Start = Callable[..., Cli]
+
+TRAPS = (
+    'for s in INT TERM HUP QUIT USR1 USR2; do trap "echo got $s" $s; done; '
+    "echo ready; while :; do sleep 0.05; done"
+)
+
+
+def holders(etcd: EtcdServer, name: str) -> list[str]:
+    return [key for key in keys(etcd, name) if key.startswith("leases/")]
+
+
+# ---------------------------------------------------------------- signals
+
+
+def test_signals_go_to_the_command(etcd: EtcdServer, name: str, start: Start) -> None:
+    """All of them, each time; the command decides, and keeps its lease if it goes on."""
+    cli = start(etcd, "run", name, "-l", "1", "--", "bash", "-c", TRAPS)
+    cli.expect("ready")
+    for number in ("INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "TERM"):
+        cli.send(signal.Signals[f"SIG{number}"])
+        cli.expect(f"got {number}")
+    assert holders(etcd, name) == ["leases/00000"]
+    assert cli.process.poll() is None
+
+
+def test_signals_go_to_the_whole_group(etcd: EtcdServer, name: str, start: Start) -> None:
+    """What the command started hears them too."""
+    cli = start(etcd, "run", name, "-l", "1", "--", "sh", "-c", "sleep 600 & echo $!; wait")
+    child = int(cli.expect(r"^(\d+)$")[1])
+    cli.send(signal.SIGTERM)
+    assert cli.end() == 128 + signal.SIGTERM
+    eventually(lambda: not alive(child))
+    assert holders(etcd, name) == []
+
+
+def test_what_the_command_leaves_behind_is_told(etcd: EtcdServer, name: str, start: Start) -> None:
+    """It is not waited for and not killed, but it has no lease any more."""
+    script = "sleep 600 >/dev/null 2>&1 & echo $!"
+    cli = start(etcd, "run", name, "-l", "1", "--", "sh", "-c", script)
+    child = int(cli.expect(r"^(\d+)$")[1])
+    assert cli.end() == 0
+    assert "without a lease" in cli.rest()
+    assert alive(child)
+    os.kill(child, signal.SIGKILL)
+
+
+def test_stopped_from_outside_and_continued(etcd: EtcdServer, name: str, start: Start) -> None:
+    """SIGTSTP to the wrapper stops the command with it, SIGCONT continues both."""
+    cli = start(etcd, "run", name, "-l", "1", "--", *beating("/dev/null/no"), before=())
+    assert cli.end() == 1  # (the command could not write there)
+    script = "echo pid $$; while :; do sleep 0.05; done"
+    cli = start(etcd, "run", name, "-l", "1", "--", "sh", "-c", script, before=("setsid", "-w"))
+    child = int(cli.expect(r"pid (\d+)")[1])
+    wrapper = int(subprocess.check_output(["ps", "-o", "ppid=", str(child)]))
+    os.kill(wrapper, signal.SIGTSTP)  # an orphaned group: nobody could continue us
+    eventually(lambda: state(child) in "SR")
+    os.kill(wrapper, signal.SIGTERM)
+    assert cli.end() == 128 + signal.SIGTERM
+
+
+# ---------------------------------------------------------------- the lease is lost
+
+
+def test_evicted_is_70(etcd: EtcdServer, name: str, start: Start) -> None:
+    """SIGTERM at once; one line says why."""
+    cli = start(etcd, "run", name, "-l", "1", "--", "sh", "-c", "echo held; exec sleep 600")
+    cli.expect("held")
+    assert ran(etcd, "evict", name, "--slot", "0").returncode == 0
+    assert cli.end(10) == 70
+    assert name in cli.rest()
+
+
+def test_lease_revoked_by_etcdctl_is_70(etcd: EtcdServer, name: str, start: Start) -> None:
+    script = "echo lease $ETCDSEM_LEASE_ID; exec sleep 600"
+    cli = start(etcd, "run", name, "-l", "1", "--", "sh", "-c", script)
+    etcdctl(etcd, "lease", "revoke", cli.expect(r"lease (\w+)")[1])
+    assert cli.end(10) == 70
+
+
+def test_evicted_and_deaf_is_killed(
+    etcd: EtcdServer, name: str, start: Start, tmp_path: Path
+) -> None:
+    """A command that ignores SIGTERM is killed after --kill-after, with what it started."""
+    beat = tmp_path / "beat"
+    command = beating(beat, "SIGTERM")
+    cli = start(
+        etcd, "run", name, "-l", "1", "--kill-after", "300ms", "--", *command, env={"CHILD": "1"}
+    )
+    pids = [int(cli.expect(r"beating (\d+)")[1]) for _ in range(2)]
+    assert ran(etcd, "evict", name, "--slot", "0").returncode == 0
+    cli.expect("evict|revoked|lost", err=True)
+    told = time.monotonic()
+    assert cli.end(10) == 70
+    assert last_beat(beat) - told < 1.5
+    eventually(lambda: not any(map(alive, pids)))
+
+
+def test_a_child_that_outlives_the_command_after_a_loss_is_killed(
+    etcd: EtcdServer, name: str, start: Start, tmp_path: Path
+) -> None:
+    """The command obeys SIGTERM, its child does not."""
+    script = f"{shlex.join(beating(tmp_path / 'beat', 'SIGTERM'))} & wait"
+    cli = start(
+        etcd, "run", name, "-l", "1", "--kill-after", "300ms", "--", "sh", "-c",
+        script,
+    )  # fmt: skip
+    child = int(cli.expect(r"beating (\d+)")[1])
+    assert ran(etcd, "evict", name, "--slot", "0").returncode == 0
+    assert cli.end(10) == 70
+    eventually(lambda: not alive(child))
+
+
+@pytest.mark.smoke
+def test_deaf_command_is_killed_before_the_deadline(
+    fresh_etcd: EtcdServer, name: str, start: Start, tmp_path: Path
+) -> None:
+    """Etcd goes silent: SIGTERM, then SIGKILL, both before the lease could end."""
+    beat = tmp_path / "beat"
+    command = beating(beat, "SIGTERM")
+    cli = start(fresh_etcd, "run", name, "-l", "1", "-t", "4", "--", *command, env={"CHILD": "1"})
+    pids = [int(cli.expect(r"beating (\d+)")[1]) for _ in range(2)]
+    fresh_etcd.pause()
+    silent = time.monotonic()  # all that was answered was sent before
+    cli.expect("cannot be refreshed", err=True)
+    assert last_beat(beat) - silent < 4
+    assert cli.end(10) == 70
+    assert not any(map(alive, pids))
+    assert last_beat(beat) - silent < 4
+    assert last_beat(f"{beat}.child") - silent < 4
+
+
+def test_a_pause_shorter_than_the_deadline_is_no_loss(
+    fresh_etcd: EtcdServer, name: str, start: Start
+) -> None:
+    script = "echo held; read x; exit 5"
+    cli = start(
+        fresh_etcd, "run", name, "-l", "1", "-t", "10", "--", "sh", "-c", script,
+        stdin=subprocess.PIPE,
+    )  # fmt: skip
+    cli.expect("held")
+    fresh_etcd.pause()
+    time.sleep(2)
+    fresh_etcd.resume()
+    time.sleep(1)
+    assert cli.process.stdin is not None
+    cli.process.stdin.close()
+    assert cli.end() == 5
+    assert cli.rest() == ""
+
+
+def test_warn_lets_the_command_go_on(etcd: EtcdServer, name: str, start: Start) -> None:
+    """With --on-lost warn a loud line, and the command's own code."""
+    script = "echo held; read x; exit 5"
+    cli = start(
+        etcd, "run", name, "-l", "1", "--on-lost", "warn", "--", "sh", "-c", script,
+        stdin=subprocess.PIPE,
+    )  # fmt: skip
+    cli.expect("held")
+    assert ran(etcd, "evict", name, "--slot", "0").returncode == 0
+    cli.expect("WARNING.*WITHOUT", err=True)
+    assert cli.process.stdin is not None
+    cli.process.stdin.close()
+    assert cli.end() == 5
+
+
+# ---------------------------------------------------------------- the wrapper dies, or stands still
+
+
+@pytest.mark.parametrize("on_lost", ["terminate", "warn"])
+def test_killed_wrapper_leaves_no_command(
+    etcd: EtcdServer, name: str, start: Start, tmp_path: Path, on_lost: str
+) -> None:
+    """SIGKILL to the wrapper ends the command and its child at once, deaf or not."""
+    command = beating(tmp_path / "beat", "SIGTERM", "SIGHUP", "SIGINT")
+    cli = start(
+        etcd, "run", name, "-l", "1", "-t", "60", "--on-lost", on_lost, "--", *command,
+        env={"CHILD": "1"},
+    )  # fmt: skip
+    pids = [int(cli.expect(r"beating (\d+)")[1]) for _ in range(2)]
+    cli.send(signal.SIGKILL)
+    cli.end()
+    eventually(lambda: not any(map(alive, pids)), 3)
+    eventually(lambda: not processes_with(name), 3)
+
+
+def processes_with(word: str) -> list[str]:
+    """The command lines of living processes that contain this."""
+    found = []
+    for entry in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{entry}/cmdline", "rb") as file:
+                line = file.read().replace(b"\0", b" ").decode("utf-8", "replace")
+        except (OSError, ValueError):
+            continue
+        if word in line:
+            found.append(line)
+    return found
+
+
+def test_killed_while_waiting_leaves_nothing(etcd: EtcdServer, name: str, start: Start) -> None:
+    """Neither launcher nor guardian outlives the wrapper."""
+    holder = start(
+        etcd, "run", name, "-l", "1", "--", "sh", "-c", "echo held; read x", stdin=subprocess.PIPE
+    )
+    holder.expect("held")
+    waiter = start(etcd, "run", name, "--label", "me=waiter", "--", "true")
+    waiter.expect("place 1", err=True)
+    assert len(processes_with(f"{name} --label me=waiter")) == 3
+    waiter.send(signal.SIGKILL)
+    waiter.end()
+    eventually(lambda: not processes_with(f"{name} --label me=waiter"), 3)
+
+
+def test_nothing_runs_on_after_a_clean_end(etcd: EtcdServer, name: str) -> None:
+    assert ran(etcd, "run", name, "-l", "1", "--", "true").returncode == 0
+    eventually(lambda: not processes_with(name), 3)
+
+
+@pytest.mark.smoke
+def test_stopped_wrapper_cannot_keep_the_command(
+    etcd: EtcdServer, name: str, start: Start, tmp_path: Path
+) -> None:
+    """SIGSTOP past the deadline: the guardian kills, before the next in line starts."""
+    beat = tmp_path / "beat"
+    command = beating(beat, "SIGTERM")
+    cli = start(etcd, "run", name, "-l", "1", "-t", "4", "--", *command, env={"CHILD": "1"})
+    pids = [int(cli.expect(r"beating (\d+)")[1]) for _ in range(2)]
+    waiter = start(
+        etcd, "run", name, "--", sys.executable, "-c", "import time; print('on', time.monotonic())"
+    )
+    waiter.expect("place 1", err=True)
+    cli.send(signal.SIGSTOP)
+    began = float(waiter.expect(r"on ([\d.]+)")[1])
+    assert not any(map(alive, pids))
+    assert last_beat(beat) < began
+    assert last_beat(f"{beat}.child") < began
+    cli.send(signal.SIGCONT)
+    assert cli.end(10) == 70
+
+
+def test_wrapper_without_a_guardian_still_works(etcd: EtcdServer, name: str, start: Start) -> None:
+    """Somebody killed the guardian: nothing breaks."""
+    script = "echo pid $$; read x; exit 4"
+    cli = start(etcd, "run", name, "-l", "1", "--", "sh", "-c", script, stdin=subprocess.PIPE)
+    child = int(cli.expect(r"pid (\d+)")[1])
+    family = subprocess.check_output(["ps", "-o", "pid=", "--ppid", str(cli.pid)]).split()
+    (guardian,) = [int(pid) for pid in family if int(pid) != child]
+    os.kill(guardian, signal.SIGKILL)
+    eventually(lambda: not alive(guardian))
+    assert cli.process.stdin is not None
+    cli.process.stdin.close()
+    assert cli.end() == 4
+
+
+def test_as_pid_1_it_reaps_orphans(etcd: EtcdServer, name: str, start: Start) -> None:
+    """In a container: no zombies pile up, and SIGTERM is heard."""
+    script = (
+        "for i in 1 2 3 4 5; do (sh -c 'sleep 0.1 & exit' &) ; done; sleep 0.5; "
+        "echo zombies $(ps -o stat= --ppid 1 | grep -c Z); exec sleep 600"
+    )
+    pid_1 = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+    if subprocess.run([*pid_1, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to make a PID namespace")
+    cli = start(etcd, "run", name, "-l", "1", "--", "sh", "-c", script, before=pid_1)
+    assert cli.expect(r"zombies (\d+)")[1] == "0"
+    inner = int(subprocess.check_output(["ps", "-o", "pid=", "--ppid", str(cli.pid)]))
+    os.kill(inner, signal.SIGTERM)
+    assert cli.end(10) == 128 + signal.SIGTERM
