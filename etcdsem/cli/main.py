@@ -12,6 +12,8 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
@@ -57,9 +59,28 @@ class _Commands(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _written():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _written():
+            return super().invoke(ctx)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.short_help) for name, entry in _COMMANDS.items()])
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """What click itself writes (help, version) fails like what we write; click would exit 1."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EPIPE, errno.ENOSPC, errno.EIO) and error.filename is None:
+            raise OutputError from error
+        raise
 
 
 def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -106,14 +127,6 @@ def main() -> NoReturn:
         flush()
     except OutputError as error:
         code = _cannot_write(error.__cause__)
-    except SystemExit as end:
-        if not isinstance(end.__context__, BrokenPipeError):
-            raise
-        code = _cannot_write(end.__context__)  # click takes it for an end with code 1
-    except OSError as error:  # from click, which writes the help
-        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO):
-            raise
-        code = _cannot_write(error)
     sys.exit(code)
 
 

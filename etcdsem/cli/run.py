@@ -401,10 +401,7 @@ class _Job:
         code = supervisor.run()
         if number:
             return _not_started(plan.command[0], number)
-        if supervisor.lost:
-            say(f"the lease on {plan.name} was lost; the command ended with {code}")
-            return codes.LOST
-        return code
+        return codes.LOST if supervisor.lost else code
 
 
 def _additions(lease: Lease) -> dict[str, str]:

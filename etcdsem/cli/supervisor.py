@@ -95,7 +95,8 @@ class Supervisor:
         self._guardian.done()
         code = self._reap()
         if code == 128 + signal.SIGKILL and self._policy.terminate and not self._lease.valid:
-            self.lost = True  # by the guardian, while we were stopped
+            self.lost = True
+            say(f"{self._loss()}; the guardian ended the command")  # while we were stopped
         if not self.lost and self._group.send(0):
             say(
                 f"note: processes of the command still run in process group {self._group.pid}, "

@@ -120,6 +120,10 @@ def _plain_table(
         echo(line.rstrip())
 
 
+_FOLDED = ("NAME", "HOLDER", "WAITER", "LABELS")
+"""What may take several lines on a narrow terminal; a lease is there to be copied."""
+
+
 def _rich_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[str]
 ) -> None:
@@ -130,7 +134,10 @@ def _rich_table(
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for title in header:
         drawn.add_column(
-            title, justify="right" if title in right else "left", overflow="fold", no_wrap=False
+            title,
+            justify="right" if title in right else "left",
+            overflow="fold",
+            no_wrap=title not in _FOLDED,
         )
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))

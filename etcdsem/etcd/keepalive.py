@@ -13,7 +13,6 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -21,7 +20,7 @@ import grpc
 from etcdsem.core.commands import Failure
 from etcdsem.etcd import rpc
 from etcdsem.etcd.connection import Connection, Stream
-from etcdsem.etcd.watching import sender
+from etcdsem.etcd.requests import Requests, join
 
 log = logging.getLogger("etcdsem")
 
@@ -38,8 +37,9 @@ class KeepaliveStream:
         self._connection = connection
         self._guard = guard
         self._on_renewed = on_renewed
-        self._requests: SimpleQueue[Any] | None = None  # None: no stream; under the guard
+        self._requests: Requests | None = None  # None: no stream; under the guard
         self._stream: Stream | None = None
+        self._thread: threading.Thread | None = None  # that of the present stream
         self._closed = False
 
     def renew(self, lease_id: int) -> None:
@@ -47,10 +47,11 @@ class KeepaliveStream:
         if self._closed:
             return
         if self._requests is None:
-            self._requests = SimpleQueue()
-            threading.Thread(
+            self._requests = Requests()
+            self._thread = threading.Thread(
                 target=self._run, args=(self._requests,), name="etcdsem-keepalive", daemon=True
-            ).start()
+            )
+            self._thread.start()
         self._connection.counters["keepalives"] += 1
         self._requests.put(rpc.LeaseKeepAliveRequest(ID=lease_id))
 
@@ -66,18 +67,19 @@ class KeepaliveStream:
         with self._guard:
             self._closed = True
             self._drop()
+        join(self._thread)
 
     def _drop(self) -> None:
         requests, self._requests = self._requests, None
         stream, self._stream = self._stream, None
         if requests is not None:
-            requests.put(None)
+            requests.end()
         if stream is not None:
             stream.call.cancel()
 
     # -- the stream's thread
 
-    def _run(self, requests: SimpleQueue[Any]) -> None:
+    def _run(self, requests: Requests) -> None:
         try:
             self._follow(requests)
         except Failure as failure:
@@ -89,9 +91,10 @@ class KeepaliveStream:
             with self._guard:
                 if self._requests is requests:
                     self._drop()
+            requests.join()
 
-    def _follow(self, requests: SimpleQueue[Any]) -> None:
-        stream = self._connection.open_stream("keepalive", sender(requests), timeout=5.0)
+    def _follow(self, requests: Requests) -> None:
+        stream = self._connection.open_stream("keepalive", iter(requests), timeout=5.0)
         with self._guard:
             if self._requests is not requests:
                 stream.call.cancel()

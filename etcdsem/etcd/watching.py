@@ -11,15 +11,14 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from queue import SimpleQueue
 from typing import Any, Literal
 
 import grpc
 
 from etcdsem.core.commands import Failure, Listener
 from etcdsem.etcd.connection import Connection, Stream
+from etcdsem.etcd.requests import Requests, join
 from etcdsem.etcd.watchbook import WatchBook, WatchEntry
 
 log = logging.getLogger("etcdsem")
@@ -49,7 +48,7 @@ class WatchStream:
         self._guard = guard
         self._lock = threading.Lock()
         self._book = WatchBook()
-        self._requests: SimpleQueue[Any] = SimpleQueue()
+        self._requests = Requests()
         self._stream: Stream | None = None
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
@@ -84,9 +83,13 @@ class WatchStream:
         self._closed.set()
         with self._lock:
             stream = self._stream
-            self._requests.put(None)
+            requests = self._requests
+            thread = self._thread
+        requests.end()
         if stream is not None:
             stream.call.cancel()
+        join(thread)
+        requests.join()
 
     # -- the stream's thread
 
@@ -109,12 +112,12 @@ class WatchStream:
     def _one_stream(self) -> bool:
         """Open a stream and follow it to its end. True if it said anything."""
         with self._lock:
-            requests: SimpleQueue[Any] = SimpleQueue()
+            requests = Requests()
             for request in self._book.reopened():
                 requests.put(request)
-            self._requests.put(None)  # ends the former stream's sender
+            self._requests.end()  # of the former stream
             self._requests = requests
-        stream = self._connection.open_stream("watch", sender(requests), timeout=5.0)
+        stream = self._connection.open_stream("watch", iter(requests), timeout=5.0)
         with self._lock:
             self._stream = stream
         heard = False
@@ -133,8 +136,9 @@ class WatchStream:
                 failure = self._connection.stream_broke(stream, error)
                 log.debug("etcdsem: the watch stream broke: %s", failure)
         finally:
-            requests.put(None)
+            requests.end()
             stream.call.cancel()
+            requests.join()
         return heard
 
     def _hear(self, response: Any) -> None:
@@ -145,9 +149,3 @@ class WatchStream:
                     self._requests.put(request)
             for one in tell:
                 one()
-
-
-def sender(requests: SimpleQueue[Any]) -> Iterator[Any]:
-    """What a stream sends: what is put into the queue, until None."""
-    while (request := requests.get()) is not None:
-        yield request

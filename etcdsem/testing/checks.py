@@ -140,6 +140,8 @@ class Checker:
         if kv.mod_revision <= self._highest:
             world.fail(f"fencing token {kv.mod_revision} after {self._highest}")
         self._highest = kv.mod_revision
+        if any(other.lease == kv.lease for key, other in self.slots.items() if key != kv.key):
+            world.fail(f"{kv.key!r} was granted to a lease that holds another slot already")
         queue = [other.create_revision for other in self.waiters.values()]
         came = left.get(kv.lease)
         if came is None:

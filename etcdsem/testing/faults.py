@@ -41,6 +41,7 @@ KINDS = (
     "lost deletes",
     "no space",
     "close",
+    "shutdown",
 )
 
 
@@ -175,6 +176,15 @@ class Nemesis:
     def _replace(self) -> None:
         self.add_client()
 
+    def _shutdown(self) -> None:
+        client = self._client()
+        if client is None or client.session.closed:
+            return
+        self.world.counters["shutdowns"] += 1
+        client.shut_down(self.world.rng.choice((0.5, 2.0, 10.0)))
+        self.world.after(12.0, client.crash)
+        self.world.after(self.world.rng.random() * 5.0, self._replace)
+
     def _clock_jump(self) -> None:
         client = self._client()
         if client is not None:
@@ -264,8 +274,13 @@ class Nemesis:
     def _resize(self) -> None:
         rng = self.world.rng
         number = rng.choice((0, 1, 1, 2, 3, 4, 6))
-        self._put(self._checker().keys.max_leases, b"%d" % number)
+        keys = self._checker().keys
         self.world.counters["resizes"] += 1
+        client = self._client()
+        if client is None or rng.random() < 0.5:
+            self._put(keys.max_leases, b"%d" % number)
+        else:
+            client.resize(keys.name, number)
 
     def _garbage_limit(self) -> None:
         key = self._checker().keys.max_leases
@@ -287,12 +302,11 @@ class Nemesis:
             world.operate(f"revoke lease of {kv.key!r}", lambda: world.etcd.revoke(kv.lease))
 
     def _delete_key(self) -> None:
-        world, checker = self.world, self._checker()
+        checker = self._checker()
         keys = [*checker.slots, *checker.waiters]
         if keys:
-            key = world.rng.choice(keys)
-            world.counters["evictions"] += 1
-            world.operate(f"del {key!r}", lambda: world.etcd.delete(key))
+            self.world.counters["evictions"] += 1
+            self._delete(self.world.rng.choice(keys))
 
     def _junk(self) -> None:
         keys, rng = self._checker().keys, self.world.rng
@@ -313,12 +327,18 @@ class Nemesis:
         self.world.counters["junk keys"] += 1
         self.world.after(rng.random() * 5.0, self._remove_junk)
 
-    def _remove_junk(self) -> None:
+    def _remove_junk(self, *, harmless: bool = True) -> None:
+        """Take away what was put by hand. What blocks no slot may stay: it is in nobody's way."""
         for checker in self.checkers:
             keys = checker.keys
             for kv in self.world.etcd.keys(keys.base, keys.base_end):
-                if kv.lease == 0 and kv.key not in (keys.max_leases, keys.contended):
-                    self.world.operate(f"del {kv.key!r}", partial(self.world.etcd.delete, kv.key))
+                if kv.lease or kv.key in (keys.max_leases, keys.contended):
+                    continue
+                if harmless or kv.key in checker.slots:
+                    self._delete(kv.key)
+
+    def _delete(self, key: bytes) -> None:
+        self.world.operate(f"del {key!r}", lambda: self.world.etcd.delete(key))
 
     def _close(self) -> None:
         world, keys = self.world, self._checker().keys
@@ -331,7 +351,24 @@ class Nemesis:
         if self.world.etcd.get(key) is None:
             self._put(key, b"%d" % self.options.limit)
 
+    # -- what may happen in quiet times too
+
+    def disturb(self) -> None:
+        """A holder crashes, or is evicted: what is freed must be used again soon."""
+        world, rng = self.world, self.world.rng
+        clients = [client for client in world.clients if client.fine and not client.session.closed]
+        if rng.random() < 0.5 and len(clients) > 1:
+            rng.choice(clients[:-1]).crash()
+        elif rng.random() < 0.5:
+            self._evict()
+        else:
+            self._delete_key()
+
     # -- the end
+
+    def clean(self) -> None:
+        """Take away all that people have put there."""
+        self._remove_junk()
 
     def heal(self) -> None:
         """No faults from now on."""
@@ -342,7 +379,7 @@ class Nemesis:
         self._deaf_until = 0.0
         world.no_space = False
         self._elect()
-        self._remove_junk()
+        self._remove_junk(harmless=rng.random() < 0.5)
         for checker in self.checkers:
             kv = world.etcd.get(checker.keys.max_leases)
             if kv is None or checker.limit == 0:

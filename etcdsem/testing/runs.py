@@ -18,12 +18,10 @@ from etcdsem.core import procedures
 from etcdsem.core.commands import NoSpace, NotApplied, OutcomeUnknown, Procedure, Wait, perform
 from etcdsem.core.keys import Identity
 from etcdsem.core.station import Grant, Station
-from etcdsem.errors import EtcdRefused, EtcdUnavailable, SemaphoreClosed
+from etcdsem.errors import EtcdRefused, EtcdSemError, EtcdUnavailable, SemaphoreClosed
 from etcdsem.testing.checks import Checker
 from etcdsem.testing.faults import Nemesis, Options
-from etcdsem.testing.simulator import Cancelled, Process, SimClient, World
-
-PREFIX = "/etcdsem"
+from etcdsem.testing.simulator import PREFIX, Cancelled, Process, SimClient, World
 
 SETTLE = 8.0
 """Seconds after the last fault until liveness is judged, beside the TTL: calls may still be out
@@ -92,7 +90,7 @@ class Run:
         world, options, rng = self.world, self.options, self.world.rng
         station = client.session.station(PREFIX, name)
         box = client.mailbox()
-        while not self.stopping:
+        while not self.stopping and not client.session.closed:
             try:
                 yield from perform(Wait(box, client.now() + rng.expovariate(1 / options.idle)))
                 grant = yield from self._acquire(client, station)
@@ -109,6 +107,8 @@ class Run:
         kind = rng.random()
         once = kind < 0.15
         patience = 0.0 if once else rng.random() * 3.0 if kind < 0.55 else math.inf
+        if 0.15 <= kind < 0.20:
+            patience *= 0.005
         began = client.now()
         was_calm = self.calm
         try:
@@ -122,6 +122,10 @@ class Run:
             world.counters[f"acquire raises {type(error).__name__}"] += 1
             if was_calm and client.fine:
                 world.fail(f"without faults, client {client.number}'s acquire raises {error!r}")
+            return None
+        except EtcdSemError:
+            if not client.session.closed:
+                raise
             return None
         late = client.now() - began - patience
         if late > BACK_IN_TIME and not self.options.kinds & {"pause", "clock jump"}:
@@ -177,6 +181,8 @@ class Run:
     def _look_for(self, seconds: float) -> None:
         until = self.world.now + seconds
         while self.world.now < until:
+            if not self.stopping and self.world.rng.random() < 0.1:
+                self.nemesis.disturb()
             if self.stopping and all(process.done for _, process in self._live_workers()):
                 return
             self.world.run(min(until, self.world.now + 0.5))
@@ -197,11 +203,8 @@ class Run:
     def _close(self) -> None:
         for client in self.world.clients:
             if client.fine:
-                client.start(
-                    procedures.shutdown(client.session, client.now() + 10.0),
-                    "shutdown",
-                    self._worker_done,
-                )
+                client.shut_down(10.0)
+        self.nemesis.clean()
 
 
 def _show(grant: Grant | None) -> str:

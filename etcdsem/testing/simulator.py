@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from etcdsem.core import procedures
 from etcdsem.core.commands import (
     Command,
     Event,
@@ -44,7 +45,11 @@ from etcdsem.core.commands import (
 )
 from etcdsem.core.keys import client_id
 from etcdsem.core.station import Session
+from etcdsem.errors import EtcdSemError
 from etcdsem.testing.model import EtcdModel, ModelWatch
+
+
+PREFIX = "/etcdsem"
 
 
 class Violation(AssertionError):
@@ -474,6 +479,23 @@ class SimClient:
         callers = [process for process in self.processes if process.interruptible]
         if callers:
             self.run(self.world.rng.choice(callers).interrupt, Cancelled())
+
+    def shut_down(self, grace: float) -> None:
+        """End as a program that closes its client."""
+        self.trace("shuts down")
+        self._start_admin(procedures.shutdown(self.session, self.now() + grace), "shutdown")
+
+    def resize(self, name: str, max_leases: int) -> None:
+        """Change a limit as a program does."""
+        station = self.session.station(PREFIX, name)
+        self._start_admin(procedures.resize(station, max_leases), f"resize {max_leases}")
+
+    def _start_admin(self, procedure: Procedure[Any], name: str) -> None:
+        self.run(self.start, procedure, name, self._admin_done)
+
+    def _admin_done(self, _value: object, error: BaseException | None) -> None:
+        if error is not None and not isinstance(error, Failure | EtcdSemError):
+            self.world.failure = self.world.failure or error
 
     def start(
         self,

@@ -220,6 +220,28 @@ def test_not_registered_is_78(etcd: EtcdServer, name: str) -> None:
     assert keys(etcd, name) == []
 
 
+def test_credentials_that_are_refused_are_77(
+    fresh_etcd: EtcdServer, name: str, tmp_path: Path
+) -> None:
+    """None, wrong ones, and right ones without the right to the key; the right ones work."""
+    for line in ("user add root:right", "user grant-role root root", "user add guest:guest",
+                 "auth enable"):  # fmt: skip
+        etcdctl(fresh_etcd, *line.split())
+    root, guest, wrong = (tmp_path / file for file in ("root", "guest", "wrong"))
+    root.write_text("right\n")
+    guest.write_text("guest")
+    wrong.write_text("wrong")
+    for login, code in (
+        ((), 77),
+        (("--user", "root", "--password-file", str(wrong)), 77),
+        (("--user", "guest", "--password-file", str(guest)), 77),
+        (("--user", "root", "--password-file", str(root)), 0),
+    ):
+        done = ran(fresh_etcd, "run", *login, name, "-l", "1", "--", "true")
+        assert done.returncode == code, (login, done.stderr)
+        assert done.stderr.count("\n") == (1 if code else 0)
+
+
 def test_unreachable_is_69_within_the_wait(name: str) -> None:
     """Also if it is shorter than the time for a first contact; and it is not 75."""
     began = time.monotonic()

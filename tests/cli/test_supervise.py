@@ -99,7 +99,9 @@ def test_evicted_is_70(etcd: EtcdServer, name: str, start: Start) -> None:
     cli.expect("held")
     assert ran(etcd, "evict", name, "--slot", "0").returncode == 0
     assert cli.end(10) == 70
-    assert name in cli.rest()
+    said = cli.rest()
+    assert said.count("etcdsem:") == 1
+    assert name in said
 
 
 def test_lease_revoked_by_etcdctl_is_70(etcd: EtcdServer, name: str, start: Start) -> None:
