@@ -86,7 +86,15 @@ def test_an_import_loads_nothing_heavy() -> None:
     """Importing etcdsem, and asking for help, loads neither gRPC nor protobuf nor rich."""
     heavy = {"grpc", "google.protobuf", "rich", "multiprocessing", "asyncio"}
     assert not (heavy | {"click"}) & loaded_by("import etcdsem")
-    helped = "import sys\nfrom etcdsem.cli.main import main\nsys.argv = ['etcdsem', '--help']\ntry:\n    main()\nexcept SystemExit: pass"
+    helped = """
+import sys
+from etcdsem.cli.main import main
+sys.argv = ['etcdsem', '--help']
+try:
+    main()
+except SystemExit:
+    pass
+"""
     assert not heavy & loaded_by(helped)
 
 

@@ -130,6 +130,17 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
+def _exit(code: int) -> NoReturn:
+    """End. With gRPC loaded at once: its daemon threads may hold locks for which the end of the
+    interpreter would wait for ever (in `_MultiThreadedRendezvous.__del__`; grpcio 1.85).
+    """
+    if "grpc" in sys.modules:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def _outcome() -> int:
     """The exit code of the command line."""
     try:

@@ -16,8 +16,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Mapping, Sequence
-from types import FrameType
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -311,14 +310,12 @@ class _Job:
         self._lease: Lease | None = None
 
     def run(self) -> int:
-        with self._signals.stoppable():
-            self._lease = self._wait()
+        self._lease = self._wait()
         if self._lease is None:
             say(self._gave_up())
             return self._plan.conflict_code
         self._signals.hear_stop()
-        with self._signals.stoppable():
-            pass  # a last look: not started yet
+        self._signals.stop(0)  # a last look: nothing is started yet
         return self._hold(self._lease)
 
     def end(self) -> None:
@@ -343,20 +340,31 @@ class _Job:
     # ---------------------------------------------------------------- waiting
 
     def _wait(self) -> Lease | None:
-        """In line, until it is our turn; None when the time was up."""
+        """In line, until it is our turn; None when the time was up.
+
+        A thread stands in line, so that this one hears signals. If one says to stop, `end()`
+        closes the client, and with it leaves the line.
+        """
         plan = self._plan
         until = math.inf if plan.wait is None else boottime() + plan.wait
-        with _alarm(plan.wait or math.inf, plan.name):
-            semaphore = self._semaphore()
+        line = _Line(self._semaphore, until, self._signals.wake)
         picture = Picture(self._client, plan.name, quiet=plan.quiet)
-        left = None if plan.wait is None else max(0.0, until - boottime())
+        line.start(picture.start)
         try:
-            return semaphore.acquire_lease(left, on_wait=picture.start)
+            while not line.over:
+                left = until - boottime()
+                if plan.wait and left <= 0 and not line.in_touch:
+                    raise EtcdUnavailable(
+                        f"{plan.name}: etcd cannot be reached within --wait {exact(plan.wait)}. "
+                        "Check that it runs and that the endpoints are right (ETCDSEM_ENDPOINTS)."
+                    )
+                self._signals.stop(min(left, 60.0) if left > 0 else 1.0)
+            return line.result()
         finally:
             picture.stop()
 
     def _semaphore(self) -> Semaphore:
-        """First contact: the limit is registered, or found to be."""
+        """First contact with etcd: the limit is registered, or found to be."""
         from etcdsem import Semaphore
 
         plan = self._plan
@@ -414,28 +422,41 @@ def _additions(lease: Lease) -> dict[str, str]:
     }
 
 
-class _alarm:
-    """Within, reaching etcd takes no more than `seconds`: then EtcdUnavailable is raised."""
+class _Line:
+    """A thread that stands in line."""
 
-    def __init__(self, seconds: float, name: str) -> None:
-        self._seconds = seconds
-        self._name = name
+    def __init__(
+        self, semaphore: Callable[[], Semaphore], until: float, done: Callable[[], None]
+    ) -> None:
+        self._semaphore = semaphore
+        self._until = until
+        self._done = done
+        self._lease: Lease | None = None
+        self._error: BaseException | None = None
+        self.in_touch = False
+        """Etcd has answered."""
+        self.over = False
+        """There is a result."""
 
-    def __enter__(self) -> None:
-        if self._seconds < DIAL_TIMEOUT:
-            self._before = signal.signal(signal.SIGALRM, self._ring)
-            signal.setitimer(signal.ITIMER_REAL, self._seconds)
+    def start(self, on_wait: Callable[[], None]) -> None:
+        threading.Thread(target=self._run, args=(on_wait,), name="line", daemon=True).start()
 
-    def __exit__(self, *exc_info: object) -> None:
-        if self._seconds < DIAL_TIMEOUT:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, self._before)
+    def result(self) -> Lease | None:
+        """What came of it: a lease, None when the time was up, or the error."""
+        if self._error is not None:
+            raise self._error
+        return self._lease
 
-    def _ring(self, number: int, frame: FrameType | None) -> None:
-        raise EtcdUnavailable(
-            f"{self._name}: etcd cannot be reached within --wait {exact(self._seconds)}. Check "
-            "that it runs and that the endpoints are right (ETCDSEM_ENDPOINTS)."
-        )
+    def _run(self, on_wait: Callable[[], None]) -> None:
+        try:
+            semaphore = self._semaphore()
+            self.in_touch = True
+            left = None if self._until == math.inf else max(0.0, self._until - boottime())
+            self._lease = semaphore.acquire_lease(left, on_wait=on_wait)
+        except BaseException as error:
+            self._error = error
+        self.over = True
+        self._done()
 
 
 # ---------------------------------------------------------------- the command

@@ -1,13 +1,11 @@
-"""How signals reach the wrapper: as bytes in a pipe, and while it waits as an exception.
+"""How signals reach the wrapper: as bytes in a pipe, never as exceptions.
 
-1. A signal that was ignored when we were started (nohup, a background job) stays ignored, for us
+1. Python runs a handler only when the main thread wakes, and an exception that is raised there
+   strikes wherever it happens to be: in the midst of gRPC it has left locks behind. So handlers
+   do nothing; their numbers are read from the pipe that the interpreter writes them to, whichever
+   thread the kernel gave the signal.
+2. A signal that was ignored when we were started (nohup, a background job) stays ignored, for us
    and for the command; SIGTERM is always heard.
-2. While `stoppable()`, INT, QUIT, TERM and HUP raise `Stopped` in the main thread, once; the
-   library then leaves the line as it does for Ctrl-C. Later ones wait: the clean-up is bounded.
-3. At all other times nothing is raised; `arrived()` gives the numbers in order.
-4. The kernel may hand a signal to any thread, and Python runs its handler only when the main
-   thread next wakes: seconds later, if that waits for a lock. So while `stoppable()` a thread
-   reads the pipe, and pokes the main thread until it has heard.
 """
 
 from __future__ import annotations
@@ -15,19 +13,14 @@ from __future__ import annotations
 import os
 import select
 import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 STOPPING = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
 FORWARDED = (*STOPPING, signal.SIGUSR1, signal.SIGUSR2)
-_POKE = signal.SIGURG
-_POKE_EVERY = 0.05
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal said to stop, and there is no command yet to pass it to."""
+class Stopped(Exception):
+    """A signal said to stop, and there was no command yet to pass it to."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"signal {number}")
@@ -39,8 +32,6 @@ class Signals:
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
-        self._raising = False
-        self._read_already: list[int] = []
 
     @property
     def fds(self) -> tuple[int, int]:
@@ -52,66 +43,29 @@ class Signals:
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        for number in (*FORWARDED, signal.SIGCHLD, _POKE):
+        for number in (*FORWARDED, signal.SIGCHLD):
             ignored = signal.getsignal(number) is signal.SIG_IGN
-            if not ignored or number in (signal.SIGTERM, signal.SIGCHLD, _POKE):
-                signal.signal(number, self._heard)
+            if not ignored or number in (signal.SIGTERM, signal.SIGCHLD):
+                signal.signal(number, _heard)
 
     def hear_stop(self) -> None:
         """From now on Ctrl-Z is ours to pass on; until now it stopped us like any program."""
         if signal.getsignal(signal.SIGTSTP) is not signal.SIG_IGN:
-            signal.signal(signal.SIGTSTP, self._heard)
+            signal.signal(signal.SIGTSTP, _heard)
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
-        if self._raising and number in STOPPING:
-            self._raising = False
-            raise Stopped(number)
-
-    @contextmanager
-    def stoppable(self) -> Iterator[None]:
-        """Within, a stopping signal raises Stopped; one that came before does so at once."""
-        self._raising = True
-        done = threading.Event()
-        poker = threading.Thread(target=self._poke, args=(done,), name="signals", daemon=True)
+    def wait(self, seconds: float) -> list[int]:
+        """The next signals, in order; none when `seconds` pass, or when `wake()` is called."""
+        select.select([self._read], [], [], max(0.0, seconds))
         try:
-            for number in self.arrived():
-                if number in STOPPING:
-                    raise Stopped(number)
-            poker.start()
-            yield
-        finally:
-            self._raising = False
-            if poker.ident is not None:
-                done.set()
-                self.wake()
-                poker.join()
-
-    def _poke(self, done: threading.Event) -> None:
-        main = threading.main_thread().ident
-        assert main is not None
-        while not done.is_set():
-            select.select([self._read], [], [])
-            came = self._read_all()
-            self._read_already += came
-            if any(number in STOPPING for number in came):
-                while self._raising and not done.wait(_POKE_EVERY):
-                    signal.pthread_kill(main, _POKE)
-
-    def arrived(self) -> list[int]:
-        """The signals that came since the last call, in order."""
-        before, self._read_already = self._read_already, []
-        return before + self._read_all()
-
-    def _read_all(self) -> list[int]:
-        try:
-            return [one for one in os.read(self._read, 4096) if one not in (0, _POKE)]
+            return [number for number in os.read(self._read, 4096) if number]
         except BlockingIOError:
             return []
 
-    def wait(self, seconds: float) -> list[int]:
-        """The next signals; none when `seconds` pass, or when `wake()` is called."""
-        select.select([self._read], [], [], max(0.0, seconds))
-        return self.arrived()
+    def stop(self, seconds: float) -> None:
+        """Wait like `wait()`, while there is no command: raises Stopped if we are to stop."""
+        for number in self.wait(seconds):
+            if number in STOPPING:
+                raise Stopped(number)
 
     def wake(self) -> None:
         """End a `wait()`, from any thread."""
@@ -119,3 +73,7 @@ class Signals:
             os.write(self._write, b"\0")
         except BlockingIOError:
             pass  # it is full: whoever waits is awake
+
+
+def _heard(number: int, frame: FrameType | None) -> None:
+    """The interpreter has written it to the pipe."""

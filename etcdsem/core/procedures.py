@@ -243,10 +243,11 @@ def _try(
     """TRY. If `thorough`, None means that it is full, or that others are in line."""
     session, keys, env = station.session, station.keys, station.session.env
     who = session.who(lease)
-    slots = decisions.candidates(_known_limit(station), station.favourite, env.random())
+    # The slots are chosen by one limit, and the transaction holds only while that one stands.
+    limit = _known_limit(station)
+    slots = decisions.candidates(limit, station.favourite, env.random())
     counted_at = 0
     for _ in range(8):
-        limit = _known_limit(station)
         txn = transactions.join(
             keys,
             limit,
@@ -265,14 +266,17 @@ def _try(
         if not isinstance(result, transactions.Full):
             raise AssertionError(f"TRY stood in line: {result}")
         station.learn(result.limit)
-        limit = _known_limit(station)
-        if not thorough or (result.held >= limit.room and not result.contended):
+        if result.limit is None:
+            raise _closed(station)
+        if not thorough or (result.held >= result.limit.room and not result.contended):
             return None
         # Not evidently full: a mark that nobody took away, a heal that is due, other slots.
         reply = yield from transact(session, Txn((), transactions.look(keys)), until)
         seen = transactions.read_look(keys, reply, reply.revision)
         station.learn(seen.limit)
-        limit = _known_limit(station)
+        if seen.limit is None:
+            raise _closed(station)
+        limit = seen.limit
         if seen.contended and (seen.queue or not seen.complete):
             yield from heal(station, seen)
             return None

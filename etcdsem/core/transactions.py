@@ -194,6 +194,8 @@ def join(
     `counted_at`: the held slots were counted at this revision and are fewer than the limit. Then
     that none was created since stands in for "nobody above the limit" (junk may sort there).
     """
+    if any(slot >= limit.room for slot in slots):
+        raise AssertionError(f"slots {slots} were not chosen by the limit {limit}")
     tail: tuple[Operation, ...] = (
         Range(keys.max_leases),
         Range(keys.leases, keys.leases_end, count_only=True),

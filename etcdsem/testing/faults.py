@@ -27,6 +27,7 @@ KINDS = (
     "crash",
     "partition",
     "slow link",
+    "fading link",
     "cut streams",
     "new leader",
     "no quorum",
@@ -61,6 +62,8 @@ class Options:
     """Mean seconds of work under a slot."""
     idle: float
     """Mean seconds between two acquires of a worker."""
+    tries: float
+    """The share of acquires that try once."""
     every: float
     """Mean seconds between two faults."""
     fault_time: float
@@ -99,8 +102,9 @@ class Options:
             limit=rng.choice((1, 1, 2, 3, 4)),
             ttl=ttl,
             refresh=ttl / rng.choice((3, 3, 4)),
-            hold=rng.choice((0.02, 0.2, 1.0)),
+            hold=rng.choice((0.02, 0.2, 1.0, 3.0)),
             idle=rng.choice((0.005, 0.1, 0.5)),
+            tries=rng.choice((0.1, 0.1, 0.5)),
             every=rng.choice((0.3, 1.0, 3.0)),
             fault_time=rng.choice((15.0, 25.0, 40.0)),
             calm_time=20.0,
@@ -151,6 +155,9 @@ class Nemesis:
 
     def _client(self) -> SimClient | None:
         clients = [client for client in self.world.clients if client.fine]
+        holders = [client for client in clients if client.session.grants()]
+        if holders and self.world.rng.random() < 0.5:
+            clients = holders  # where it hurts
         return self.world.rng.choice(clients) if clients else None
 
     def _checker(self) -> Checker:
@@ -216,7 +223,28 @@ class Nemesis:
         client = self._client()
         if client is not None:
             client.trace("has a slow link")
+            client.link.slow = self.world.rng.choice((0.3, 1.0, 3.0))
             client.link.slow_until = self.world.now + self.world.rng.random() * 10.0
+
+    def _fading_link(self) -> None:
+        """A link gets slow, and then dies for a while."""
+        client = self._client()
+        if client is None:
+            return
+        rng, link = self.world.rng, client.link
+        client.trace("has a fading link")
+        link.slow = 1.0
+        link.slow_until = self.world.now + self.options.ttl * (0.5 + rng.random())
+        self.world.at(link.slow_until, self._die, client, link.slow_until)
+
+    def _die(self, client: SimClient, moment: float) -> None:
+        link = client.link
+        if self.stopped or link.slow_until != moment:
+            return
+        link.drops = self.world.rng.random() < 0.5
+        link.up_until = moment + self.options.ttl * (0.5 + 2 * self.world.rng.random())
+        client.trace("is cut off until", link.up_until)
+        self.world.counters["partitions"] += 1
 
     def _cut_streams(self) -> None:
         client = self._client()
@@ -364,6 +392,12 @@ class Nemesis:
         else:
             self._delete_key()
 
+    def let_in(self) -> None:
+        """A limit that lets nobody in (a resize may have landed late) ends the run's work."""
+        for checker in self.checkers:
+            if checker.limit == 0:
+                self._put(checker.keys.max_leases, b"%d" % self.options.limit)
+
     # -- the end
 
     def clean(self) -> None:
@@ -380,10 +414,7 @@ class Nemesis:
         world.no_space = False
         self._elect()
         self._remove_junk(harmless=rng.random() < 0.5)
-        for checker in self.checkers:
-            kv = world.etcd.get(checker.keys.max_leases)
-            if kv is None or checker.limit == 0:
-                self._put(checker.keys.max_leases, b"%d" % self.options.limit)
+        self.let_in()
         alive = [client for client in world.clients if not client.crashed]
         for client in alive:
             if self.options.break_for_good and rng.random() < 0.3 and client is not alive[-1]:

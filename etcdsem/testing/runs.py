@@ -104,11 +104,10 @@ class Run:
     def _acquire(self, client: SimClient, station: Station) -> Procedure[Grant | None]:
         world, options, rng = self.world, self.options, self.world.rng
         order = procedures.Order(options.ttl, options.refresh, Identity.of(client.id, None, {}))
-        kind = rng.random()
-        once = kind < 0.15
-        patience = 0.0 if once else rng.random() * 3.0 if kind < 0.55 else math.inf
-        if 0.15 <= kind < 0.20:
-            patience *= 0.005
+        once = rng.random() < options.tries
+        patience = 0.0 if once else rng.choice((0.02, 3.0, 3.0, math.inf, math.inf))
+        if 0.0 < patience < math.inf:
+            patience *= rng.random()
         began = client.now()
         was_calm = self.calm
         try:
@@ -142,7 +141,12 @@ class Run:
         box = client.mailbox()
         grant.on_lost = box.put
         try:
-            until = client.now() + rng.expovariate(1 / self.options.hold)
+            work = rng.expovariate(1 / self.options.hold)
+            if self.calm:
+                work = min(work, 0.5)
+            elif rng.random() < 0.03:
+                work += 5.0 * self.options.ttl * rng.random()
+            until = client.now() + work
             lost = yield from perform(Wait(box, until))
             if lost is not None:
                 client.trace("lost", _show(grant), grant.lost_reason)
@@ -186,6 +190,7 @@ class Run:
             if self.stopping and all(process.done for _, process in self._live_workers()):
                 return
             self.world.run(min(until, self.world.now + 0.5))
+            self.nemesis.let_in()
             for checker in self.checkers.values():
                 checker.look()
 

@@ -387,13 +387,14 @@ class Process:
 class Link:
     """The way between a client and etcd. Blocked: messages are held until then, or dropped."""
 
-    __slots__ = ("down_until", "drops", "slow_until", "up_until")
+    __slots__ = ("down_until", "drops", "slow", "slow_until", "up_until")
 
     def __init__(self) -> None:
         self.up_until = 0.0
         self.down_until = 0.0
         self.drops = False
         self.slow_until = 0.0
+        self.slow = 3.0  # seconds that a message may take until then
 
 
 class SimClient:
@@ -578,7 +579,7 @@ class SimClient:
         """How long a message travels now."""
         rng = self.world.rng
         if self.link.slow_until > self.world.now:
-            return rng.random() * 3.0
+            return rng.random() * self.link.slow
         return rng.random() * 2 * self.world.weather.latency
 
     def send(self, process: Process, command: Command[Any]) -> None:

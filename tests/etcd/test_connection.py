@@ -1,0 +1,252 @@
+"""Calls when endpoints are dead, paused, strange, or swallow the answer; and the login."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from typing import TYPE_CHECKING
+
+import pytest
+
+from etcdsem import server
+from etcdsem.core.commands import (
+    AccessDenied,
+    LeaseExists,
+    NotApplied,
+    NotConnected,
+    OutcomeUnknown,
+    Put,
+    Range,
+    RangeReply,
+    Txn,
+)
+from etcdsem.etcd.connection import Connection
+from etcdsem.etcd.settings import read_settings
+from tests.etcd.proxy import Proxy
+
+if TYPE_CHECKING:
+    from etcdsem.server import EtcdServer
+
+
+@contextmanager
+def connected(
+    *endpoints: str, user: str | None = None, password: str | None = None, dial: float = 2.0
+) -> Iterator[Connection]:
+    """A connection that is closed at the end."""
+    one = Connection(
+        read_settings(list(endpoints), user=user, password=password, dial_timeout=dial)
+    )
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+def put(connection: Connection, key: str, timeout: float = 5.0) -> None:
+    """Write something."""
+    connection.transact(Txn((), (Put(key.encode(), b"x"),)), timeout)
+
+
+def there(connection: Connection, key: str) -> bool:
+    """Was it written?"""
+    reply = connection.transact(Txn((), (Range(key.encode()),)), 5).replies[0]
+    assert isinstance(reply, RangeReply)
+    return bool(reply.kvs)
+
+
+def test_a_dead_endpoint_is_passed_by(etcd: EtcdServer, name: str) -> None:
+    """The first of the list is dead: the call goes to the next, and stays there."""
+    with connected("127.0.0.1:1", etcd.endpoint) as connection:
+        put(connection, name)
+        assert there(connection, name)
+        assert connection.status(5).endpoint == etcd.endpoint
+
+
+def test_nobody_listens() -> None:
+    """A clear failure, certain that nothing was sent, within the deadline."""
+    began = time.monotonic()
+    with connected("127.0.0.1:1", "127.0.0.1:2") as connection:
+        with pytest.raises(NotConnected, match=r"(?i)connect") as caught:
+            put(connection, "x", timeout=3)
+        assert caught.value.endpoint.startswith("127.0.0.1:")
+    assert time.monotonic() - began < 6
+
+
+def test_a_stopped_member_is_left(etcd_binary: str, name: str) -> None:
+    """SIGSTOP: the write's outcome is unknown, and the next call goes elsewhere."""
+    with server.start_cluster(3, binary=etcd_binary) as members:
+        followers = [m for m in members if not leads(m)]
+        with connected(followers[0].endpoint, followers[1].endpoint) as connection:
+            put(connection, name)
+            followers[0].pause()
+            try:
+                with pytest.raises(OutcomeUnknown):
+                    put(connection, name, timeout=1)
+                put(connection, f"{name}/2", timeout=5)
+                assert connection.status(5).endpoint == followers[1].endpoint
+            finally:
+                followers[0].resume()
+
+
+def leads(member: EtcdServer) -> bool:
+    """Is it the leader?"""
+    with connected(member.endpoint) as connection:
+        status = connection.status(5)
+        return status.leader == status.member
+
+
+def test_an_answer_that_is_lost(etcd: EtcdServer, name: str) -> None:
+    """The request was applied, the answer swallowed: unknown, never "not applied"."""
+    with Proxy(etcd.endpoint) as proxy, connected(proxy.endpoint) as connection:
+        connection.status(5)
+        proxy.down = "drop"
+        with pytest.raises(OutcomeUnknown):
+            put(connection, name, timeout=1)
+        with connected(etcd.endpoint) as other:
+            assert there(other, name)
+
+
+def test_a_connection_that_breaks_under_a_call(etcd: EtcdServer, name: str) -> None:
+    """Reset while the request is held: unknown; it was not applied, but who could know?"""
+    with Proxy(etcd.endpoint) as proxy, connected(proxy.endpoint) as connection:
+        connection.status(5)
+        proxy.up = "hold"
+        failures: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                put(connection, name, timeout=5)
+            except OutcomeUnknown as failure:
+                failures.append(failure)
+
+        thread = Thread(target=call)
+        thread.start()
+        thread.join(0.3)
+        proxy.reset()
+        thread.join(10)
+        assert len(failures) == 1
+        proxy.up = "pass"
+        put(connection, name)  # a new connection, all is well
+
+
+def test_http_servers_are_not_etcd() -> None:
+    """A web server is told apart from an etcd that is away."""
+
+    class Handler(BaseHTTPRequestHandler):
+        """Answers nothing useful."""
+
+    web = HTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=web.serve_forever, daemon=True).start()
+    try:
+        where = f"127.0.0.1:{web.server_port}"
+        with connected(where) as connection, pytest.raises(NotConnected) as seen:
+            put(connection, "x", timeout=4)
+        assert seen.value.detail
+    finally:
+        web.shutdown()
+        web.server_close()
+
+
+def test_a_lease_of_that_id_exists(etcd: EtcdServer) -> None:
+    """Granting an id twice is told as such."""
+    with connected(etcd.endpoint) as connection:
+        lease = 77_000_000 + os.getpid()
+        connection.grant(lease, 5, 5)
+        with pytest.raises(LeaseExists):
+            connection.grant(lease, 5, 5)
+        assert lease in connection.leases(5)
+        connection.revoke(lease, 5)
+
+
+def test_a_closed_connection_says_so(etcd: EtcdServer) -> None:
+    """After close nothing is sent."""
+    with connected(etcd.endpoint) as connection:
+        connection.status(5)
+        connection.close()
+        with pytest.raises(NotApplied, match="closed"):
+            put(connection, "x")
+
+
+def secured(etcd: EtcdServer) -> None:
+    """Switch on authentication, with a user `job` that may write below /etcdsem/."""
+    for line in (
+        "user add root:root",
+        "user grant-role root root",
+        "role add jobs",
+        "role grant-permission jobs --prefix=true readwrite /etcdsem/",
+        "user add job:secret",
+        "user grant-role job jobs",
+        "auth enable",
+    ):
+        etcd.etcdctl(*line.split())
+
+
+def test_logins(any_fresh_etcd: EtcdServer) -> None:
+    """The right password works, a wrong one and none are refused, other keys are too."""
+    secured(any_fresh_etcd)
+    where = any_fresh_etcd.endpoint
+    with connected(where, user="job", password="secret") as connection:
+        put(connection, "/etcdsem/x")
+        with pytest.raises(AccessDenied, match="permission denied"):
+            put(connection, "/other/x")
+        assert connection.counters["login"] == 1
+        # A restart forgets all tokens: one new login, and the caller notices nothing.
+        any_fresh_etcd.restart()
+        connection.leave(connection._link())
+        put(connection, "/etcdsem/y")
+        assert connection.counters["login"] == 2
+    with (
+        connected(where, user="job", password="wrong") as connection,
+        pytest.raises(AccessDenied, match="job"),
+    ):
+        put(connection, "/etcdsem/x")
+    with connected(where) as connection, pytest.raises(AccessDenied):
+        put(connection, "/etcdsem/x")
+
+
+CTRL_C = """
+import sys
+from etcdsem.core.commands import Put, Txn
+from etcdsem.etcd.connection import Connection
+from etcdsem.etcd.settings import read_settings
+connection = Connection(read_settings(sys.argv[1]))
+connection.status(5)
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    connection.transact(Txn((), (Put(b"/ctrl-c", b""),)), 60)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+def test_ctrl_c_in_a_call(etcd: EtcdServer) -> None:
+    """KeyboardInterrupt comes out of a blocking call at once."""
+    with Proxy(etcd.endpoint) as proxy:
+        process = subprocess.Popen(
+            [sys.executable, "-c", CTRL_C, proxy.endpoint],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        proxy.down = "drop"
+        proxy.passed_up.clear()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert proxy.passed_up.wait(10)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "interrupted\n"
+        assert time.monotonic() - began < 5
+        process.kill()
+        process.communicate()

@@ -1,0 +1,136 @@
+"""What a watch stream decides, without a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from etcdsem.core.commands import AccessDenied, Event, Failure
+from etcdsem.etcd import rpc
+from etcdsem.etcd.watchbook import WatchBook, WatchEntry
+
+
+class Ear:
+    """Writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, Any]] = []
+
+    def created(self, revision: int) -> None:
+        self.heard.append(("created", revision))
+
+    def events(self, events: Sequence[Event]) -> None:
+        self.heard += [(event.kind, event.kv.mod_revision) for event in events]
+
+    def gap(self, reason: str) -> None:
+        self.heard.append(("gap", reason))
+
+    def refused(self, error: Failure) -> None:
+        self.heard.append(("refused", type(error)))
+
+
+def entry(ear: Ear, start: int = 0) -> WatchEntry:
+    """A watch."""
+    return WatchEntry(ear, b"k", b"", start, None)
+
+
+def response(watch: int, revision: int = 0, events: Sequence[int] = (), **more: Any) -> Any:
+    """What etcd says."""
+    answer = rpc.WatchResponse(watch_id=watch, **more)
+    answer.header.revision = revision
+    for one in events:
+        answer.events.add().kv.mod_revision = one
+    return answer
+
+
+def tell(book: WatchBook, answer: Any) -> list[Any]:
+    """Hear a response, tell the listeners; gives what is to be sent."""
+    told, send = book.heard(answer)
+    for one in told:
+        one()
+    return send
+
+
+def test_a_watch_is_pinned_where_it_was_created() -> None:
+    """Created at 10 without an event: after a break it goes on from 11."""
+    ear, book = Ear(), WatchBook()
+    first = book.add(entry(ear)).create_request
+    assert first.start_revision == 0
+    tell(book, response(first.watch_id, 10, created=True))
+    (again,) = book.reopened()
+    assert again.create_request.start_revision == 11
+    tell(book, response(again.create_request.watch_id, 15, created=True))
+    assert ear.heard == [("created", 10)], "created is told once"
+
+
+def test_nothing_is_told_twice() -> None:
+    """Events that were told already, and those of a former stream, are left aside."""
+    ear, book = Ear(), WatchBook()
+    old = book.add(entry(ear)).create_request.watch_id
+    tell(book, response(old, 10, created=True))
+    tell(book, response(old, 12, [11, 12]))
+    (again,) = book.reopened()
+    new = again.create_request.watch_id
+    assert again.create_request.start_revision == 13
+    tell(book, response(old, 13, [13]))
+    tell(book, response(new, 13, created=True))
+    tell(book, response(new, 13, [12, 13]))
+    assert ear.heard == [("created", 10), ("put", 11), ("put", 12), ("put", 13)]
+
+
+def test_a_gap_is_told_after_the_new_watch_is_up() -> None:
+    """Compacted: the watch starts again at the present; what is read then misses nothing."""
+    ear, book = Ear(), WatchBook()
+    watch = book.add(entry(ear, start=5)).create_request.watch_id
+    (again,) = tell(book, response(watch, 0, created=True, canceled=True, compact_revision=9))
+    assert again.create_request.start_revision == 0
+    assert ear.heard == []
+    tell(book, response(again.create_request.watch_id, 20, created=True))
+    assert ear.heard == [("created", 20), ("gap", "compacted at revision 9")]
+    (third,) = book.reopened()
+    assert third.create_request.start_revision == 21
+
+
+def test_a_refusal_without_an_id_is_matched_in_order() -> None:
+    """Older releases refuse with the id -1: it is the oldest that is pending."""
+    one, two, book = Ear(), Ear(), WatchBook()
+    book.add(entry(one))
+    second = book.add(entry(two)).create_request.watch_id
+    reason = "rpc error: permission denied"
+    tell(book, response(-1, 0, created=True, canceled=True, cancel_reason=reason))
+    tell(book, response(second, 3, created=True))
+    assert one.heard == [("refused", AccessDenied)]
+    assert two.heard == [("created", 3)]
+
+
+def test_a_stale_token_opens_the_stream_again() -> None:
+    """The watch stays; the shell is told to log in."""
+    ear, book = Ear(), WatchBook()
+    watch = book.add(entry(ear)).create_request.watch_id
+    reason = "etcdserver: invalid auth token"
+    tell(book, response(watch, 0, created=True, canceled=True, cancel_reason=reason))
+    assert book.needs_login
+    assert len(book.reopened()) == 1
+    assert not book.needs_login
+    assert ear.heard == []
+
+
+def test_a_watch_cancelled_while_pending() -> None:
+    """It is cancelled at etcd once it is created, and tells nothing."""
+    ear, book = Ear(), WatchBook()
+    one = entry(ear)
+    watch = book.add(one).create_request.watch_id
+    assert book.remove(one) is None
+    (cancel,) = tell(book, response(watch, 4, created=True))
+    assert cancel.cancel_request.watch_id == watch
+    tell(book, response(watch, 5, [5]))
+    assert ear.heard == []
+    assert book.reopened() == []
+
+
+def test_unknown_ids_are_left_aside() -> None:
+    """Progress answers (-1) and leftovers do no harm."""
+    book = WatchBook()
+    assert book.heard(response(-1, 9)) == ([], [])
+    assert book.heard(response(99, 9, [9])) == ([], [])
+    assert book.heard(response(99, 9, canceled=True)) == ([], [])
