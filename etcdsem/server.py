@@ -271,13 +271,16 @@ class EtcdServer:
             except (OSError, urllib.error.URLError):
                 pass  # not yet
             if not self.running or time.monotonic() > until:
-                raise EtcdUnavailable(f"etcd did not start; the end of its log:\n{self.log_end()}")
+                raise EtcdUnavailable(f"etcd did not start; its log:\n{self.log_end()}")
             time.sleep(0.02)
 
-    def log_end(self, lines: int = 15) -> str:
-        """The last lines of its log."""
+    def log_end(self, last: int = 12) -> str:
+        """The first three and the last lines of its log: a wrong option is told first."""
         with contextlib.suppress(OSError), open(self.log_path, errors="replace") as file:
-            return "".join(file.readlines()[-lines:])
+            lines = file.readlines()
+            if len(lines) > last + 3:
+                lines = [*lines[:3], "...\n", *lines[-last:]]
+            return "".join(lines)
         return "(no log)"
 
     def pause(self) -> None:

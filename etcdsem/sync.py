@@ -90,6 +90,10 @@ _LONGEST_NAP = 5.0
 """A thread looks at the clock at least this often: `queue` waits on a clock that stands still
 while the machine is suspended, deadlines do not."""
 
+_MAIN_NAP = 0.5
+"""The same for the main thread: the kernel may hand Ctrl-C to another thread, and then the main
+thread notices only when it wakes."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
@@ -217,10 +221,12 @@ class _Engine:
     def _wait(self, box: Mailbox, until: float) -> object:
         if not isinstance(box, queue.SimpleQueue):
             raise AssertionError("a mailbox of another driver")
+        main = threading.current_thread() is threading.main_thread()
+        nap = _MAIN_NAP if main else _LONGEST_NAP
         while True:
             left = until - self.now()
             try:
-                return box.get_nowait() if left <= 0 else box.get(timeout=min(left, _LONGEST_NAP))
+                return box.get_nowait() if left <= 0 else box.get(timeout=min(left, nap))
             except queue.Empty:
                 if left <= 0:
                     return None

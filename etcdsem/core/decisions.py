@@ -115,11 +115,11 @@ def next_fill(keys: Keys, seen: Look) -> Fill | ReadAll | None:
     return Fill(free[0], seen.queue[0], seen.queue[1:], surplus)
 
 
-def pass_depth(limit: Limit, queue: Sequence[Queued], expected_stale: int) -> int:
+def pass_depth(limit: Limit, queue: Sequence[Queued]) -> int:
     """How many of the known waiters a PASS tries.
 
     With limit 1 the list is nearly always right; with more, others have served from the same
     list since it was read. Each level carries its own letter, so depth costs bytes.
     """
     wanted = 2 if limit.room == 1 else limit.room + 2
-    return max(1, min(len(queue), MAX_DEPTH, max(wanted, expected_stale + 2)))
+    return min(len(queue), MAX_DEPTH, wanted)

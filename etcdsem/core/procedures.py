@@ -594,7 +594,7 @@ def _give_back(grant: Grant) -> Procedure[bool]:
                     return True
                 seen = transactions.read_look(keys, reply, reply.revision)
             case decisions.Pass(limit=limit, queue=queue):
-                depth = decisions.pass_depth(limit, queue, station.stale)
+                depth = decisions.pass_depth(limit, queue)
                 txn = transactions.pass_on(keys, mine, limit, queue, depth, env.wall())
                 reply = yield from transact(session, txn)
                 after = transactions.read_pass(keys, reply, depth)

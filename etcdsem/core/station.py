@@ -212,7 +212,6 @@ class Station:
         self.grants: dict[int, Grant] = {}
         self.waiting: dict[int, Waiting] = {}  # in the order in which they came; by lease id
         self.favourite: int | None = None  # the slot released last
-        self.stale = 0  # how many of a list of waiters were gone at the last PASS
         self.quiet_since = -math.inf  # when the last local waiter left
         self.duty_due = False
         self._watches: list[Watch] = []

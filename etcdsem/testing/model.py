@@ -523,7 +523,8 @@ def _check_intervals(operations: Iterable[Operation]) -> tuple[set[bytes], list[
 
 
 def _hits(intervals: list[_Interval], key: bytes) -> bool:
-    return any(start <= key and (end == _END_OF_KEYS or key < end) for start, end in intervals)
+    # An end of "\0" is no more than that here: etcd overlooks that it means "to the last key".
+    return any(start <= key < end for start, end in intervals)
 
 
 _OPERATORS: dict[str, Callable[[int, int], bool]] = {

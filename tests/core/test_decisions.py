@@ -1,0 +1,92 @@
+"""Decisions over what was seen."""
+
+from __future__ import annotations
+
+import pytest
+
+from etcdsem.core import decisions
+from etcdsem.core.commands import KeyValue
+from etcdsem.core.keys import Keys, Limit, Queued
+from etcdsem.core.transactions import MAX_DEPTH, Look, Mine
+
+KEYS = Keys("/etcdsem", "x", "host.1.a")
+MINE = Mine(1, 50, b"host.1.a/0", letter=False)
+FIRST = Queued(b"host.2.b/0000000000000002", 2, 60, b"")
+SECOND = Queued(b"host.3.c/0000000000000003", 3, 61, b"")
+
+
+def limit(number: int | None) -> Limit:
+    """A limit in force."""
+    return Limit(number, 10, registered=True, text=str(number))
+
+
+def look(
+    number: int | None,
+    slots: dict[int, int],
+    queue: tuple[Queued, ...] = (),
+    *,
+    complete: bool = True,
+    junk: tuple[bytes, ...] = (),
+) -> Look:
+    """What was seen at revision 100: slots with their tokens."""
+    keys = [KeyValue(KEYS.slot(slot), b"", token, token, 9) for slot, token in slots.items()]
+    keys += [KeyValue(KEYS.leases + name, b"", 5, 5) for name in junk]
+    return Look(100, limit(number), tuple(keys), queue, complete, contended=True)
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.5, 0.999])
+@pytest.mark.parametrize("room", [1, 3, 16, 100])
+def test_candidates(room: int, draw: float) -> None:
+    """Different slots below the limit, sixteen at most, all of them where there are few."""
+    slots = decisions.candidates(limit(room), 2, draw)
+    assert len(slots) == len(set(slots)) == min(room, MAX_DEPTH)
+    assert all(0 <= slot < room for slot in slots)
+    assert slots[0] == (2 if room > 2 else slots[0])
+    assert decisions.candidates(limit(None), None, draw) == []
+    assert decisions.candidates(limit(0), 0, draw) == []
+
+
+@pytest.mark.parametrize(
+    ("seen", "step"),
+    [
+        (look(3, {0: 40}), decisions.Gone()),
+        (look(3, {1: 51}), decisions.Gone()),
+        (look(1, {1: 50}, (FIRST,)), decisions.Retire()),
+        (look(2, {0: 40, 1: 50, 7: 45}, (FIRST,)), decisions.Retire()),
+        (look(None, {1: 50}, (FIRST,)), decisions.Retire()),
+        (look(2, {1: 50}, (FIRST, SECOND)), decisions.Pass(limit(2), (FIRST, SECOND))),
+        (look(2, {1: 50}), decisions.Clear(100)),
+        (look(2, {1: 50}, complete=False), decisions.ReadAll()),
+    ],
+)
+def test_how_to_give_back(seen: Look, step: object) -> None:
+    """Not mine, above the limit, somebody waits, nobody waits, or not known."""
+    assert decisions.give_back(KEYS, MINE, seen) == step
+
+
+@pytest.mark.parametrize(
+    ("seen", "step"),
+    [
+        (look(2, {0: 1}, (FIRST, SECOND)), decisions.Fill(1, FIRST, (SECOND,), False)),
+        (look(2, {0: 1, 1: 2}, (FIRST,)), None),
+        (look(2, {0: 1}), None),
+        (look(2, {0: 1}, complete=False), decisions.ReadAll()),
+        (look(0, {}, (FIRST,)), None),
+        (look(None, {}, (FIRST,)), None),
+        # Slots above a lowered limit: only the count can tell whether there is room.
+        (look(2, {5: 1}, (FIRST,)), decisions.Fill(0, FIRST, (), True)),
+        (look(2, {5: 1, 6: 2}, (FIRST,)), None),
+        (look(2, {0: 1, 6: 2}, (FIRST,)), None),
+        # Junk that sorts above the limit is no grant; junk in a slot's place is not free.
+        (look(2, {}, (FIRST,), junk=(b"7", b"9")), decisions.Fill(0, FIRST, (), True)),
+        (look(2, {}, (FIRST,), junk=(b"00000",)), decisions.Fill(1, FIRST, (), False)),
+    ],
+)
+def test_what_to_fill(seen: Look, step: object) -> None:
+    """The first free slot for the first in line, where there is room."""
+    assert decisions.next_fill(KEYS, seen) == step
+
+
+def test_free_slots_are_few() -> None:
+    """Sixteen at most, also where thousands are free."""
+    assert decisions.free_slots(KEYS, look(9999, {0: 1, 2: 1})) == [1, *range(3, 18)]

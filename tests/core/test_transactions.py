@@ -1,0 +1,333 @@
+"""Each transaction does what it says, refuses what it must, and is harmless when it lands twice.
+
+They run on a real etcd of each kind, through the connection alone.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from etcdsem.core import transactions as tx
+from etcdsem.core.commands import Delete, LeaseNotFound, Put, Range, RangeReply, Txn, TxnReply
+from etcdsem.core.keys import Identity, Keys, Limit, Queued, lease_hex, read_letter
+from etcdsem.etcd.connection import Connection
+from etcdsem.etcd.settings import read_settings
+
+if TYPE_CHECKING:
+    from etcdsem.server import EtcdServer
+
+CLIENT = "host.1.test"
+ME = Identity(CLIENT, b"")
+
+
+class Table:
+    """A semaphore in etcd, and the transactions on it as short calls."""
+
+    def __init__(self, etcd: EtcdServer, name: str, limit: int) -> None:
+        self.connection = Connection(read_settings(etcd.endpoint))
+        self.keys = Keys("/etcdsem", name, CLIENT)
+        reply = self.do(tx.register(self.keys, limit))
+        self.limit = Limit(limit, reply.revision, registered=True, text=str(limit))
+
+    def do(self, txn: Txn) -> TxnReply:
+        """Perform a transaction."""
+        return self.connection.transact(txn, 10)
+
+    def lease(self) -> int:
+        """A new etcd lease."""
+        lease = secrets.randbits(60) + 1
+        self.connection.grant(lease, 60, 10)
+        return lease
+
+    def who(self, lease: int) -> bytes:
+        """How a client with this lease is named."""
+        return f"{CLIENT}/{lease_hex(lease)}".encode()
+
+    def joining(self, lease: int, *, line: bool = True) -> Txn:
+        """JOIN or TRY."""
+        slots = list(range(self.limit.room))
+        return tx.join(
+            self.keys, self.limit, slots, lease, self.who(lease), ME, 0.0, stand_in_line=line
+        )
+
+    def join(self, *, line: bool = True) -> tuple[int, tx.Held | tx.Waiting | tx.Full]:
+        """JOIN or TRY with a new lease."""
+        lease = self.lease()
+        slots = list(range(self.limit.room))
+        reply = self.do(self.joining(lease, line=line))
+        return lease, tx.read_join(reply, slots, stand_in_line=line)
+
+    def hold(self) -> tx.Mine:
+        """JOIN that must be held."""
+        lease, held = self.join()
+        assert isinstance(held, tx.Held)
+        return tx.Mine(held.slot, held.token, self.who(lease), letter=False)
+
+    def wait(self) -> Queued:
+        """JOIN that must wait."""
+        lease, waiting = self.join()
+        assert isinstance(waiting, tx.Waiting)
+        return Queued(self.who(lease), lease, waiting.created, b"")
+
+    def look(self) -> tx.Look:
+        """What there is."""
+        reply = self.do(Txn((), tx.look(self.keys)))
+        return tx.read_look(self.keys, reply, reply.revision)
+
+    def holders(self) -> dict[int, int]:
+        """The slots and their leases."""
+        return {int(kv.key[-5:]): kv.lease for kv in self.look().slots}
+
+    def letter(self, waiter: Queued) -> tuple[int, tuple[Queued, ...]] | None:
+        """The letter for a waiter."""
+        reply = self.do(Txn((), (Range(self.keys.letter(waiter.who)),))).replies[0]
+        assert isinstance(reply, RangeReply)
+        return read_letter(reply.kvs[0].value) if reply.kvs else None
+
+    def resize(self, number: int) -> None:
+        """RESIZE, which this client learns of."""
+        reply = self.do(tx.resize(self.keys, number))
+        self.limit = Limit(number, reply.revision, registered=False, text=str(number))
+
+
+@pytest.fixture
+def table(any_etcd: EtcdServer, name: str) -> Iterator[Table]:
+    """A semaphore with a limit of 2."""
+    one = Table(any_etcd, name, 2)
+    yield one
+    one.connection.close()
+
+
+def test_join_takes_what_is_free_and_then_waits(table: Table) -> None:
+    """Two are held, the third waits, a try behind it gets nothing."""
+    first, second = table.hold(), table.hold()
+    assert {first.slot, second.slot} == {0, 1}
+    assert second.token > first.token
+    third = table.wait()
+    assert table.look().queue == (third,)
+    _, full = table.join(line=False)
+    assert full == tx.Full(2, True, table.limit)
+
+
+def test_join_never_overtakes(table: Table) -> None:
+    """With somebody in line also a free slot is not taken past it."""
+    first, _ = table.hold(), table.hold()
+    table.wait()
+    table.do(tx.retire(table.keys, first))
+    _, result = table.join()
+    assert isinstance(result, tx.Waiting)
+    assert result.held == 1
+
+
+def test_join_with_an_old_limit_waits(table: Table) -> None:
+    """The limit has changed since: nothing is granted by the old one."""
+    old = table.limit
+    table.resize(1)
+    table.limit = old
+    _, result = table.join()
+    assert isinstance(result, tx.Waiting)
+    assert result.limit is not None
+    assert result.limit.number == 1
+
+
+def test_join_with_somebody_above_the_limit_waits(table: Table) -> None:
+    """A slot above a lowered limit is held: nothing is granted until the count says so."""
+    table.hold()
+    high = table.hold()
+    assert high.slot == 1
+    table.resize(1)
+    _, result = table.join()
+    assert isinstance(result, tx.Waiting)
+
+
+def test_join_after_close_writes_nothing(table: Table) -> None:
+    """A closed semaphore gets no keys of those who come late."""
+    table.do(tx.close(table.keys, force=True))
+    _, result = table.join()
+    assert result == tx.Full(0, False, None)
+    reply = table.do(Txn((), (Range(table.keys.base, table.keys.base_end),))).replies[0]
+    assert isinstance(reply, RangeReply)
+    assert reply.kvs == ()
+
+
+def test_join_after_its_lease_was_revoked_fails(table: Table) -> None:
+    """The barrier: a JOIN that lands late finds no lease."""
+    lease = table.lease()
+    late = table.joining(lease)
+    table.connection.revoke(lease, 5)
+    with pytest.raises(LeaseNotFound):
+        table.do(late)
+    assert table.holders() == {}
+
+
+def test_drop_and_its_echo(table: Table) -> None:
+    """Given back once; the second time it is not ours, and the next holder is left alone."""
+    mine = table.hold()
+    assert table.do(tx.drop(table.keys, mine)).succeeded
+    other = table.hold()
+    again = table.do(tx.drop(table.keys, mine))
+    assert not again.succeeded
+    assert list(table.holders()) == [other.slot]
+
+
+def test_drop_refuses_when_somebody_waits(table: Table) -> None:
+    """It brings who that is."""
+    mine, _ = table.hold(), table.hold()
+    waiter = table.wait()
+    reply = table.do(tx.drop(table.keys, mine))
+    assert not reply.succeeded
+    assert tx.read_look(table.keys, reply, reply.revision).queue == (waiter,)
+
+
+def test_pass_and_its_echo(table: Table) -> None:
+    """The first in line has the slot and the letter; an echo changes nothing."""
+    mine, _ = table.hold(), table.hold()
+    first, second = table.wait(), table.wait()
+    passing = tx.pass_on(table.keys, mine, table.limit, (first, second), 2, 0.0)
+    reply = table.do(passing)
+    assert tx.read_pass(table.keys, reply, 2) is None
+    assert table.holders()[mine.slot] == first.lease
+    assert table.letter(first) == (mine.slot, (second,))
+    assert table.look().queue == (second,)
+    assert tx.read_pass(table.keys, table.do(passing), 2) is not None
+    assert table.holders()[mine.slot] == first.lease
+    assert table.look().queue == (second,)
+
+
+def test_pass_skips_who_has_gone(table: Table) -> None:
+    """A stale list costs nothing but a skipped entry."""
+    mine, _ = table.hold(), table.hold()
+    gone, stays = table.wait(), table.wait()
+    table.connection.revoke(gone.lease, 5)
+    reply = table.do(tx.pass_on(table.keys, mine, table.limit, (gone, stays), 2, 0.0))
+    assert tx.read_pass(table.keys, reply, 2) is None
+    assert table.holders()[mine.slot] == stays.lease
+
+
+def test_pass_does_not_serve_one_who_came_back_in_its_former_place(table: Table) -> None:
+    """The create revision is compared, not mere presence: else FIFO would be broken."""
+    mine, _ = table.hold(), table.hold()
+    first, second = table.wait(), table.wait()
+    assert tx.read_leave(table.do(tx.leave(table.keys, first.who, first.created)))[0]
+    table.do(table.joining(first.lease))
+    reply = table.do(tx.pass_on(table.keys, mine, table.limit, (first, second), 2, 0.0))
+    assert tx.read_pass(table.keys, reply, 2) is None
+    assert table.holders()[mine.slot] == second.lease
+
+
+def test_pass_to_nobody_brings_the_line(table: Table) -> None:
+    """All that were known have gone: whoever is there now is told."""
+    mine, _ = table.hold(), table.hold()
+    gone, there = table.wait(), table.wait()
+    table.connection.revoke(gone.lease, 5)
+    reply = table.do(tx.pass_on(table.keys, mine, table.limit, (gone,), 1, 0.0))
+    seen = tx.read_pass(table.keys, reply, 1)
+    assert seen is not None
+    assert seen.queue == (there,)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_pass_with_an_old_limit_passes_nothing(table: Table, number: int) -> None:
+    """The releaser looks again first."""
+    mine, _ = table.hold(), table.hold()
+    waiter = table.wait()
+    old = table.limit
+    table.resize(number)
+    reply = table.do(tx.pass_on(table.keys, mine, old, (waiter,), 1, 0.0))
+    assert tx.read_pass(table.keys, reply, 1) is not None
+    assert table.look().queue == (waiter,)
+
+
+def test_clear_only_while_nobody_came(table: Table) -> None:
+    """The mark goes with the slot, unless somebody has come since."""
+    mine, _ = table.hold(), table.hold()
+    waiter = table.wait()
+    table.do(tx.leave(table.keys, waiter.who, waiter.created))
+    seen = table.look()
+    assert seen.queue == ()
+    late = table.wait()
+    assert not table.do(tx.clear(table.keys, mine, seen.revision)).succeeded
+    table.do(tx.leave(table.keys, late.who, late.created))
+    assert table.do(tx.clear(table.keys, mine, table.look().revision)).succeeded
+    assert not table.look().contended
+
+
+def test_fill_and_its_guards(table: Table) -> None:
+    """A free slot for the first in line; not if anything it was based on has changed."""
+    mine, other = table.hold(), table.hold()
+    waiter, behind = table.wait(), table.wait()
+    table.do(tx.retire(table.keys, mine))
+    seen = table.look()
+    filling = tx.fill(table.keys, seen, mine.slot, waiter, (behind,), 0.0, surplus=False)
+    taken = tx.fill(table.keys, seen, other.slot, waiter, (), 0.0, surplus=False)
+    assert not table.do(taken).succeeded
+    stale = waiter._replace(created=waiter.created - 1)
+    assert not table.do(
+        tx.fill(table.keys, seen, mine.slot, stale, (), 0.0, surplus=False)
+    ).succeeded
+    assert table.do(filling).succeeded
+    assert table.letter(waiter) == (mine.slot, (behind,))
+    assert not table.do(filling).succeeded
+    assert table.look().queue == (behind,)
+
+
+def test_fill_by_count_only_if_none_was_created_since(table: Table) -> None:
+    """With somebody above the limit the count decides, and it must still be true."""
+    table.resize(5)
+    for _ in range(5):
+        mine = table.hold()
+    waiter = table.wait()
+    table.resize(3)
+    for slot in (0, 1, 2):
+        table.do(Txn((), (Delete(table.keys.slot(slot)),)))
+    seen = table.look()
+    assert (len(seen.slots), mine.slot) == (2, 4)
+    lease = table.lease()
+    table.do(Txn((), (Put(table.keys.slot(2), b"{}", lease),)))
+    stale = tx.fill(table.keys, seen, 0, waiter, (), 0.0, surplus=True)
+    assert not table.do(stale).succeeded, "three are held now: none may be granted"
+    table.do(Txn((), (Delete(table.keys.slot(2)),)))
+    again = tx.fill(table.keys, table.look(), 0, waiter, (), 0.0, surplus=True)
+    assert table.do(again).succeeded
+
+
+def test_leave_both_ways(table: Table) -> None:
+    """Gone from the line; or granted meanwhile, and then the letter is brought."""
+    mine, _ = table.hold(), table.hold()
+    leaver, stays = table.wait(), table.wait()
+    left, letter, empty = tx.read_leave(table.do(tx.leave(table.keys, leaver.who, leaver.created)))
+    assert (left, letter, empty) == (True, None, False)
+    table.do(tx.pass_on(table.keys, mine, table.limit, (stays,), 1, 0.0))
+    left, letter, _ = tx.read_leave(table.do(tx.leave(table.keys, stays.who, stays.created)))
+    assert not left
+    assert letter is not None
+    assert read_letter(letter.value) == (mine.slot, ())
+
+
+def test_evict_exactly_one(table: Table) -> None:
+    """Only the grant that was seen; whoever has the slot since is left alone."""
+    mine = table.hold()
+    table.do(tx.drop(table.keys, mine))
+    other = table.hold()
+    assert other.slot == mine.slot
+    assert not table.do(tx.evict_slot(table.keys, mine.slot, mine.token, None)).succeeded
+    assert table.do(tx.evict_slot(table.keys, mine.slot, other.token, None)).succeeded
+
+
+def test_close_spares_what_is_in_use(table: Table) -> None:
+    """Without force only an unused semaphore goes."""
+    mine = table.hold()
+    assert not table.do(tx.close(table.keys, force=False)).succeeded
+    assert table.holders() == {mine.slot: int(mine.who[-16:], 16)}
+    table.do(tx.drop(table.keys, mine))
+    assert table.do(tx.close(table.keys, force=False)).succeeded
+
+
+def test_slots_above_the_limit_are_never_asked_for(table: Table) -> None:
+    """Nothing in JOIN itself says "below the limit", so its builder does."""
+    with pytest.raises(AssertionError, match="limit"):
+        tx.join(table.keys, table.limit, [2], 1, b"", ME, 0.0, stand_in_line=True)
