@@ -505,3 +505,17 @@ def test_waiting_is_announced(client: Client, name: str) -> None:
     thread.join(20)
     assert later[0] is not None
     later[0].release()
+
+
+@pytest.mark.parametrize("timeout", [0.0001, 0.001, 0.003, 0.01])
+def test_the_shortest_timeouts_mean_full(
+    any_etcd: EtcdServer, client: Client, name: str, timeout: float
+) -> None:
+    """A timeout that ends before the line can be joined is False, not an error."""
+    sem = Semaphore(1, name, client=client)
+    sem.acquire()
+    with etcdsem.connect(any_etcd.endpoint) as other:
+        full = Semaphore(1, name, client=other)
+        assert full.acquire(timeout=timeout) is False
+        sem.release()
+        assert full.acquire(timeout=5) is True

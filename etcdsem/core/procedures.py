@@ -185,8 +185,12 @@ def _attempt(
                 if grant is None:
                     session.keeper.give_back(lease)
                 return grant
-            yield from watch(station, until)
-        grant = yield from _join(station, order, lease, until, look=not watching)
+            if (yield from watch(station, until)):
+                grant = yield from _join(station, order, lease, until, look=not watching)
+            else:  # no time for the line; is it really full?
+                grant = yield from _try(station, order, lease, until, thorough=True)
+        else:
+            grant = yield from _join(station, order, lease, until, look=False)
         if grant is None:
             session.keeper.give_back(lease)
         return grant
@@ -293,10 +297,10 @@ def _try(
     return None
 
 
-def watch(station: Station, until: float) -> Procedure[None]:
-    """Have the station's watches up."""
+def watch(station: Station, until: float) -> Procedure[bool]:
+    """Have the station's watches up; False if `until` comes first."""
     if station.watching:
-        return
+        return True
     env = station.session.env
     box = env.mailbox()
     station.expect_watches(box)
@@ -304,7 +308,9 @@ def watch(station: Station, until: float) -> Procedure[None]:
     if isinstance(note, Watched):
         if note.error is not None:
             raise note.error
-        return
+        return True
+    if env.now() >= until:
+        return False
     raise NotApplied("no watch could be set up in time")
 
 

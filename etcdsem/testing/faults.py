@@ -7,6 +7,7 @@ a run with few kinds reaches deeper than one with all). The `Nemesis` then lets 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -64,6 +65,10 @@ class Options:
     """Mean seconds between two acquires of a worker."""
     tries: float
     """The share of acquires that try once."""
+    long: float
+    """The share of acquires that are held for some TTLs."""
+    patience: tuple[float, ...]
+    """Timeouts of the others: one is drawn, and a random part of it taken."""
     every: float
     """Mean seconds between two faults."""
     fault_time: float
@@ -104,6 +109,8 @@ class Options:
             refresh=ttl / rng.choice((3, 3, 4)),
             hold=rng.choice((0.02, 0.2, 1.0, 3.0)),
             idle=rng.choice((0.005, 0.1, 0.5)),
+            long=0.03,
+            patience=(0.02, 3.0, 3.0, math.inf, math.inf),
             tries=rng.choice((0.1, 0.1, 0.5)),
             every=rng.choice((0.3, 1.0, 3.0)),
             fault_time=rng.choice((15.0, 25.0, 40.0)),

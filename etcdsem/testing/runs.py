@@ -105,7 +105,7 @@ class Run:
         world, options, rng = self.world, self.options, self.world.rng
         order = procedures.Order(options.ttl, options.refresh, Identity.of(client.id, None, {}))
         once = rng.random() < options.tries
-        patience = 0.0 if once else rng.choice((0.02, 3.0, 3.0, math.inf, math.inf))
+        patience = 0.0 if once else rng.choice(options.patience)
         if 0.0 < patience < math.inf:
             patience *= rng.random()
         began = client.now()
@@ -144,7 +144,7 @@ class Run:
             work = rng.expovariate(1 / self.options.hold)
             if self.calm:
                 work = min(work, 0.5)
-            elif rng.random() < 0.03:
+            elif rng.random() < self.options.long:
                 work += 5.0 * self.options.ttl * rng.random()
             until = client.now() + work
             lost = yield from perform(Wait(box, until))
