@@ -142,7 +142,7 @@ BUGS: list[tuple[Callable[[Patch], None], str]] = [
     (repeat_on_unavailable, "holds another slot already|pool|nobody has it|not FIFO"),
     (no_revoke_barrier, "pool|holds another slot already|nobody has it"),
     (trust_only_the_watch, "a slot was free for|is stuck"),
-    (deadline_counts_from_receipt, "still relied on it"),
+    (deadline_counts_from_receipt, "still relied on it|etcd has None"),
     (presence_instead_of_create_revision, "not FIFO"),
     (no_watch_on_deletes, "a slot was free for"),
     (no_count_guard_with_surplus, "held, the limit is"),
