@@ -20,7 +20,7 @@ from etcdsem.core.keys import Identity
 from etcdsem.core.station import Grant, Station
 from etcdsem.errors import EtcdRefused, EtcdSemError, EtcdUnavailable, SemaphoreClosed
 from etcdsem.testing.checks import Checker
-from etcdsem.testing.faults import Nemesis, Options
+from etcdsem.testing.faults import KINDS, Nemesis, Options
 from etcdsem.testing.simulator import PREFIX, Cancelled, Process, SimClient, World
 
 SETTLE = 8.0
@@ -30,6 +30,10 @@ for 4 s, streams need a second, a retry another."""
 BACK_IN_TIME = 12.0
 """Seconds that an acquire with a timeout may last longer than that, at the very worst: its last
 call, leaving the line, both unanswered."""
+
+
+AWAY = frozenset(KINDS) - {"resize", "garbage limit", "compaction", "evict", "delete key", "junk"}
+"""Faults after which etcd may be away for a caller. Without them, nobody may be told so."""
 
 
 class Outcome(NamedTuple):
@@ -119,7 +123,8 @@ class Run:
             return None
         except (EtcdUnavailable, EtcdRefused, NoSpace, NotApplied, OutcomeUnknown) as error:
             world.counters[f"acquire raises {type(error).__name__}"] += 1
-            if was_calm and client.fine:
+            blameless = was_calm or not self.options.kinds & AWAY
+            if blameless and client.fine:
                 world.fail(f"without faults, client {client.number}'s acquire raises {error!r}")
             return None
         except EtcdSemError:

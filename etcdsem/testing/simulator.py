@@ -48,7 +48,6 @@ from etcdsem.core.station import Session
 from etcdsem.errors import EtcdSemError
 from etcdsem.testing.model import EtcdModel, ModelWatch
 
-
 PREFIX = "/etcdsem"
 
 

@@ -1,7 +1,8 @@
 """The model of etcd is verified: the same random operations on it and on real etcds.
 
 Every answer, error, revision and watch event must be the same. What is left out, on purpose: the
-order of keys with equal create revisions (Go's sort is not stable), and how many seconds a lease has left (only that it has some).
+order of keys with equal create revisions (Go's sort is not stable), and how many seconds a lease
+has left (only that it has some).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -32,7 +33,7 @@ from etcdsem.core.commands import (
     Txn,
     TxnReply,
 )
-from etcdsem.etcd import encode, rpc
+from etcdsem.etcd import encode
 from etcdsem.etcd.connection import Connection
 from etcdsem.etcd.settings import read_settings
 from etcdsem.etcd.watching import WatchHandle, WatchStream
@@ -40,6 +41,13 @@ from etcdsem.server import EtcdServer
 from etcdsem.testing.model import EtcdModel, ModelWatch
 
 KEYS = [b"k/%d" % number for number in range(7)] + [b"m", b"k"]
+TARGETS: tuple[Literal["create", "mod", "version", "lease"], ...] = (
+    "create",
+    "mod",
+    "version",
+    "lease",
+)
+OPS: tuple[Literal["=", "!=", "<", ">"], ...] = ("=", "!=", "<", ">")
 ENDS = [b"k/2", b"k/5", b"k0", b"n", b"\0"]
 OPERATIONS = 10_000
 """For each etcd. Some milliseconds for each are etcd's own disk."""
@@ -66,14 +74,12 @@ class Generator:
 
     def compare(self) -> Compare:
         rng, key = self.rng, self.key()
-        target = rng.choice(("create", "mod", "version", "lease"))
+        target = rng.choice(TARGETS)
         kv = self.model.get(key)
         known = [0, 1, rng.randint(0, self.model.revision + 1)]
         if kv is not None:
             known += [kv.create_revision, kv.mod_revision, kv.mod_revision - 1, kv.lease]
-        return Compare(
-            key, target, rng.choice(("=", "!=", "<", ">")), rng.choice(known), self.end()
-        )
+        return Compare(key, target, rng.choice(OPS), rng.choice(known), self.end())
 
     def operation(self, depth: int) -> Operation:
         rng = self.rng
@@ -255,10 +261,10 @@ def test_empty_range_compares_as_one_absent_key(both: Both) -> None:
     both.transact(Txn((), (Put(b"k/1", b""),)))
     both.transact(Txn((), (Put(b"k/2", b""),)))
     for key, end in ((b"a", b"b"), (b"k/", b"k0"), (b"k/2", b"k0"), (b"k0", b"k/"), (b"k/1", b"")):
-        for target in ("create", "mod", "version", "lease"):
-            for op in ("=", "!=", "<", ">"):
+        for target in TARGETS:
+            for op in OPS:
                 for number in (0, 1, 2, 3):
-                    both.transact(Txn((Compare(key, target, op, number, end),), ()))  # type: ignore[arg-type]
+                    both.transact(Txn((Compare(key, target, op, number, end),), ()))
 
 
 # ---------------------------------------------------------------- watches
