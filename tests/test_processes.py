@@ -222,8 +222,8 @@ sem.acquire(); sem.release()
 main = threading.main_thread().ident
 for turn in range(60):
     timer = threading.Timer(random.random() * 0.004, signal.pthread_kill, (main, signal.SIGINT))
-    timer.start()
     try:
+        timer.start()
         while True:
             with sem:
                 pass

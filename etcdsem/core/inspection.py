@@ -42,12 +42,12 @@ def _snapshot(station: Station) -> Procedure[tuple[Status, _Kvs]]:
     reply = yield from read(station.session, transactions.snapshot(keys))
     limits, slots, waiting = map(transactions.as_range, reply.replies)
     if not limits.kvs:
-        station.learn(None)
+        station.learn(None, reply.revision)
         raise SemaphoreClosed(
             f"semaphore {station.name!r} is not known: there is no key {keys.max_leases.decode()}"
         )
     limit = read_limit(limits.kvs[0])
-    station.learn(limit)
+    station.learn(limit, reply.revision)
     holders, strange = read_holders(keys, slots.kvs, limit)
     waiters, stranger = read_waiters(keys, waiting.kvs)
     junk = strange + stranger
@@ -88,7 +88,7 @@ def held(station: Station) -> Procedure[int]:
     reply = yield from read(station.session, Txn((), scan))
     slots, limits = map(transactions.as_range, reply.replies)
     if not limits.kvs:
-        station.learn(None)
+        station.learn(None, reply.revision)
         raise SemaphoreClosed(f"semaphore {station.name!r} is not known to etcd")
     return len(read_holders(keys, slots.kvs, None)[0])
 

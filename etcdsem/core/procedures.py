@@ -222,7 +222,7 @@ def learn_limit(station: Station) -> Procedure[Limit]:
         station.session, Txn((), transactions.look(station.keys, queue=1)[:1])
     )
     kvs = transactions.as_range(reply.replies[0]).kvs
-    station.learn(read_limit(kvs[0]) if kvs else None)
+    station.learn(read_limit(kvs[0]) if kvs else None, reply.revision)
     if station.limit is None:
         raise _closed(station)
     return station.limit
@@ -264,12 +264,12 @@ def _try(
             counted_at=counted_at,
         )
         reply = yield from transact(session, txn, until)
-        result = transactions.read_join(reply, slots, stand_in_line=False)
+        result = transactions.read_join(keys, reply, slots, stand_in_line=False)
         if isinstance(result, Held):
             return _granted(station, lease, who, result)
         if not isinstance(result, transactions.Full):
             raise AssertionError(f"TRY stood in line: {result}")
-        station.learn(result.limit)
+        station.learn(result.limit, reply.revision)
         if result.limit is None:
             raise _closed(station)
         if not thorough or (result.held >= result.limit.room and not result.contended):
@@ -277,12 +277,13 @@ def _try(
         # Not evidently full: a mark that nobody took away, a heal that is due, other slots.
         reply = yield from transact(session, Txn((), transactions.look(keys)), until)
         seen = transactions.read_look(keys, reply, reply.revision)
-        station.learn(seen.limit)
+        station.learn(seen.limit, seen.revision)
         if seen.limit is None:
             raise _closed(station)
         limit = seen.limit
         if seen.contended and (seen.queue or not seen.complete):
             yield from heal(station, seen)
+            _known_limit(station)  # raises if it was closed meanwhile
             return None
         slots = decisions.free_slots(keys, seen)
         counted_at = 0
@@ -330,14 +331,14 @@ def _join(
     lease.on_lost = lambda reason: waiting.box.put(OutOfLine(reason))
     try:
         reply = yield from transact(session, txn, until)
-        result = transactions.read_join(reply, slots, stand_in_line=True)
+        result = transactions.read_join(station.keys, reply, slots, stand_in_line=True)
         if isinstance(result, Held):
             return _granted(station, lease, who, result)
         if isinstance(result, transactions.Full):
-            station.learn(None)
+            station.learn(None, reply.revision)
             raise _closed(station)
         waiting.created = result.created
-        station.learn(result.limit)
+        station.learn(result.limit, reply.revision)
         room = look or result.held < _known_limit(station).room
         if order.on_wait is not None:
             env.call(order.on_wait, "on_wait")
@@ -370,7 +371,7 @@ def _wait(
                 grant = _open(station, waiting, note)
                 if grant is not None:
                     return grant
-            case Over():
+            case Over(revision=revision) if waiting.created <= revision:
                 raise _closed(station)
             case OutOfLine():
                 raise _TryAgain(f"lost its place in line: {note.reason}", full=True)
@@ -404,8 +405,6 @@ def _tried(work: Procedure[None], station: Station) -> Procedure[bool]:
     """Do something for everybody that may fail without harm to this waiter."""
     try:
         yield from work
-    except SemaphoreClosed:
-        station.over()
     except Failure as failure:
         log.info("semaphore %s: could not look after it now: %s", station.name, failure)
         return False
@@ -463,9 +462,10 @@ def heal(station: Station, seen: Look | None = None) -> Procedure[None]:
     if seen is None:
         seen = yield from _look(station)
     while True:
-        station.learn(seen.limit)
+        station.learn(seen.limit, seen.revision)
         if seen.limit is None:
-            raise _closed(station)
+            station.over(seen.revision)
+            return
         step = decisions.next_fill(keys, seen)
         if step is None:
             return
@@ -497,9 +497,10 @@ def reread(station: Station) -> Procedure[None]:
     """Read what the watches should have told to all local waiters, and heal."""
     reply = yield from transact(station.session, transactions.recheck(station.keys))
     seen = transactions.read_recheck(station.keys, reply)
-    station.learn(seen.limit)
+    station.learn(seen.limit, seen.revision)
     if seen.limit is None:
-        raise _closed(station)
+        station.over(seen.revision)
+        return
     granted = {kv.lease for kv in seen.letters}
     for letter in seen.letters:
         station.deliver(letter)
@@ -613,7 +614,7 @@ def _give_back(grant: Grant) -> Procedure[bool]:
                     seen = seen._replace(complete=True)
             case _:
                 raise AssertionError(f"no such step: {step}")
-        station.learn(seen.limit)
+        station.learn(seen.limit, seen.revision)
         step = decisions.give_back(keys, mine, seen)
     raise NotApplied("the queue changed faster than a slot could be handed over")
 
@@ -629,7 +630,7 @@ def register(station: Station, max_leases: int) -> Procedure[Limit]:
         limit = Limit(max_leases, reply.revision, True, str(max_leases))
     else:
         limit = read_limit(transactions.as_range(reply.replies[0]).kvs[0])
-    station.learn(limit)
+    station.learn(limit, reply.revision)
     return limit
 
 
@@ -638,10 +639,10 @@ def resize(station: Station, max_leases: int) -> Procedure[Limit]:
     txn = transactions.resize(station.keys, max_leases)
     reply = yield from read(station.session, txn)
     if not reply.succeeded:
-        station.learn(None)
+        station.learn(None, reply.revision)
         raise _closed(station)
     before = read_limit(transactions.as_range(reply.replies[0]).kvs[0])
-    station.learn(Limit(max_leases, reply.revision, False, str(max_leases)))
+    station.learn(Limit(max_leases, reply.revision, False, str(max_leases)), reply.revision)
     return before
 
 
@@ -663,7 +664,7 @@ def close(station: Station, *, force: bool) -> Procedure[Closing]:
     waiters, _ = read_waiters(station.keys, waiting.kvs)
     known = reply.succeeded or transactions.as_range(reply.replies[2]).count > 0
     if reply.succeeded:
-        station.over()
+        station.over(reply.revision)
     return Closing(
         done=reply.succeeded,
         known=known,

@@ -56,7 +56,9 @@ class Duty(NamedTuple):
 
 
 class Over(NamedTuple):
-    """The semaphore was closed."""
+    """The semaphore was closed, at a revision; news for those who had joined before it."""
+
+    revision: int
 
 
 class OutOfLine(NamedTuple):
@@ -225,10 +227,11 @@ class Station:
 
     # -- the limit
 
-    def learn(self, limit: Limit | None) -> None:
-        """The limit as just read; older news than what is known is left aside."""
+    def learn(self, limit: Limit | None, at: int) -> None:
+        """The limit as it was read at revision `at`; old news is left aside."""
         if limit is None:
-            self.limit = None
+            if self.limit is None or self.limit.revision <= at:
+                self.limit = None
             return
         if self.limit is not None and limit.revision < self.limit.revision:
             return
@@ -341,16 +344,16 @@ class Station:
 
     def _limits(self, events: Sequence[Event]) -> None:
         kv = events[-1].kv
-        if events[-1].kind == "delete":
-            self.over()
-            return
-        self.learn(read_limit(kv))
+        if events[-1].kind == "put":
+            self.learn(read_limit(kv), kv.mod_revision)
+        elif self.limit is None or kv.mod_revision >= self.limit.revision:
+            self.over(kv.mod_revision)  # else it is old news: it was registered again since
 
-    def over(self) -> None:
-        """The semaphore is known no more: all who wait are told."""
-        self.limit = None
+    def over(self, revision: int) -> None:
+        """The semaphore was known no more at a revision: all who wait are told."""
+        self.learn(None, revision)
         for waiting in self.waiting.values():
-            waiting.box.put(Over())
+            waiting.box.put(Over(revision))
 
     # -- chores of the heartbeat
 

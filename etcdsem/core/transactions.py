@@ -48,6 +48,7 @@ from etcdsem.core.keys import (
     read_limit,
     read_queue,
     record,
+    slot_number,
     write_letter,
 )
 
@@ -57,6 +58,10 @@ transaction takes two, and etcd subtracts each level's operations from its 128."
 
 QUEUE_READ = 32
 """Waiters read at a time. Their list travels with the slot from holder to holder."""
+
+COUNT_BY_NAME = 64
+"""Limits up to this are counted by the slots' names in JOIN; above it junk is counted too, and
+what it hides is found by the next look."""
 
 _HERE = b"1"
 
@@ -196,10 +201,7 @@ def join(
     """
     if any(slot >= limit.room for slot in slots):
         raise AssertionError(f"slots {slots} were not chosen by the limit {limit}")
-    tail: tuple[Operation, ...] = (
-        Range(keys.max_leases),
-        Range(keys.leases, keys.leases_end, count_only=True),
-    )
+    tail: tuple[Operation, ...] = (Range(keys.max_leases), _count(keys, limit))
     if stand_in_line:
         waiting = record(identity.client, identity.extras, lease, "since", wall)
         tail = (
@@ -223,8 +225,26 @@ def join(
     )
 
 
+def _count(keys: Keys, limit: Limit) -> Range:
+    """How many are held. Few are read by name, so that junk is not counted."""
+    few = limit.room <= COUNT_BY_NAME
+    return Range(
+        keys.leases,
+        keys.leases_end,
+        limit=2 * COUNT_BY_NAME if few else 0,
+        keys_only=few,
+        count_only=not few,
+    )
+
+
+def _counted(keys: Keys, found: RangeReply) -> int:
+    if len(found.kvs) < found.count:
+        return found.count  # not read by name, or too many to be
+    return sum(slot_number(keys, kv.key) is not None for kv in found.kvs)
+
+
 def read_join(
-    reply: TxnReply, slots: Sequence[int], *, stand_in_line: bool
+    keys: Keys, reply: TxnReply, slots: Sequence[int], *, stand_in_line: bool
 ) -> Held | Waiting | Full:
     """Which of the three it was."""
     inner = reply
@@ -240,8 +260,8 @@ def read_join(
     found, count = map(as_range, inner.replies[2:4] if stand_in_line else inner.replies[:2])
     limit = read_limit(found.kvs[0]) if found.kvs else None
     if stand_in_line:
-        return Waiting(reply.revision, count.count, limit)
-    return Full(count.count, as_range(inner.replies[2]).count > 0, limit)
+        return Waiting(reply.revision, _counted(keys, count), limit)
+    return Full(_counted(keys, count), as_range(inner.replies[2]).count > 0, limit)
 
 
 # ---------------------------------------------------------------- giving back

@@ -378,12 +378,25 @@ class Connection:
                 self._token = None
 
     def close(self) -> None:
-        """Hang up; calls under way fail."""
+        """Hang up; calls under way fail.
+
+        In a thread of its own, for a second at most: an interruption that struck inside gRPC (a
+        signal handler that raises) can leave a lock there taken for ever.
+        """
         with self._lock:
             self._closed = True
             links = [link for link in self._links if link is not None]
-        for link in links:
-            link.close()
+        thread = threading.Thread(target=_hang_up, args=(links,), name="etcdsem-close", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return  # the interpreter is ending, and the system hangs up for us
+        thread.join(1.0)
+
+
+def _hang_up(links: list[Link]) -> None:
+    for link in links:
+        link.close()
 
 
 def _metadata(token: str | None) -> Metadata:

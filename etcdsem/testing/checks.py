@@ -60,6 +60,10 @@ class Checker:
         self.bound = 3.0  # seconds that a slot may be free while somebody waits
         self.told_bound = 4.0  # seconds until a holder hears of an eviction
         self._idle_since = math.inf
+        self._full = True  # no slot is free, or others stand in line
+        self._full_until = 0.0
+        self._closed = True
+        self._closed_until = 0.0
         self._highest = 0
         world.etcd.observers.append(self.revision)
 
@@ -101,6 +105,8 @@ class Checker:
     def _limit_changed(self, kv: KeyValue | None) -> None:
         self.limits_changed = self.limits_changed or self.limit != 0
         self.limit = read_limit(kv).room if kv else 0
+        if self._closed or kv is None:
+            self._closed, self._closed_until = kv is None, self.world.now
 
     def _ended(self, before: KeyValue, hand: bool) -> None:
         slot = slot_number(self.keys, before.key)
@@ -168,6 +174,9 @@ class Checker:
     # -- idle slots
 
     def _note_idle(self) -> None:
+        full = bool(self.waiters) or not self._room()
+        if self._full or full:
+            self._full, self._full_until = full, self.world.now
         idle = bool(self.waiters) and self._room() and self._somebody_lives()
         if not idle:
             self._idle_since = math.inf
@@ -217,6 +226,16 @@ class Checker:
             if count > self.limit:
                 world.fail(f"{count} callers rely on a grant, the limit is {self.limit}")
             world.counters["most holders"] = max(world.counters["most holders"], count)
+
+    def told_full(self, client: SimClient, asked: float) -> None:
+        """A caller who tried once, at `asked`, was told that it is full."""
+        if not self._full and self._full_until < asked:
+            self.world.fail(f"client {client.number} was told that it is full, which it was not")
+
+    def told_closed(self, client: SimClient, asked: float) -> None:
+        """A caller, who asked then, was told that the semaphore is closed."""
+        if not self._closed and self._closed_until < asked:
+            self.world.fail(f"client {client.number} was told that it is closed, which it was not")
 
     def ended(self, grant: Grant) -> None:
         """A caller has done with a grant."""

@@ -359,7 +359,11 @@ class Nemesis:
             return
         self._put(key, rng.choice((b"", b"junk", b'{"owner": 3}')))
         self.world.counters["junk keys"] += 1
-        self.world.after(rng.random() * 5.0, self._remove_junk)
+        self.world.after(rng.random() * 5.0, self._tire_of_junk)
+
+    def _tire_of_junk(self) -> None:
+        if not self.stopped:
+            self._remove_junk()
 
     def _remove_junk(self, *, harmless: bool = True) -> None:
         """Take away what was put by hand. What blocks no slot may stay: it is in nobody's way."""
@@ -420,6 +424,8 @@ class Nemesis:
         world.no_space = False
         self._elect()
         self._remove_junk(harmless=rng.random() < 0.5)
+        if "junk" in self.options.kinds and rng.random() < 0.5:
+            self._put(self._checker().keys.leases + b"1", b"junk")  # it stays, in nobody's way
         self.let_in()
         alive = [client for client in world.clients if not client.crashed]
         for client in alive:

@@ -59,7 +59,7 @@ class Table:
         lease = self.lease()
         slots = list(range(self.limit.room))
         reply = self.do(self.joining(lease, line=line))
-        return lease, tx.read_join(reply, slots, stand_in_line=line)
+        return lease, tx.read_join(self.keys, reply, slots, stand_in_line=line)
 
     def hold(self) -> tx.Mine:
         """JOIN that must be held."""

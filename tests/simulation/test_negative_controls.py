@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from etcdsem.core import decisions, procedures, transactions
 from etcdsem.core.commands import Compare, OutcomeUnknown, Procedure, Transact, TxnReply, perform
@@ -19,7 +21,8 @@ from etcdsem.core.keys import Keys, Queued
 from etcdsem.core.leases import Keeper, TtlLease, margin
 from etcdsem.core.station import Session
 from etcdsem.testing.runs import run_seed
-from etcdsem.testing.simulator import SimClient, SimWatch
+from etcdsem.testing.simulator import SimClient, SimWatch, Violation
+from tests.simulation.test_state_machine import SemaphoreMachine
 
 SEEDS = range(200)
 """CI runs more than these without a bug, so each bug is found within what CI runs."""
@@ -165,3 +168,13 @@ def test_bug_is_found(bug: Callable[[Patch], None], broken: str, monkeypatch: Pa
             assert re.search(broken, str(error))
             return
     pytest.fail(f"{bug.__name__} was not found in {len(SEEDS)} seeds")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("bug", [stale_limit, overtaking], ids=lambda bug: bug.__name__)
+def test_state_machine_finds_it_too(bug: Callable[[Patch], None], monkeypatch: Patch) -> None:
+    """The hypothesis state machine, which tells a shorter story, sees bugs as well."""
+    bug(monkeypatch)
+    story = settings(SemaphoreMachine.TestCase.settings, max_examples=400, phases=[Phase.generate])
+    with pytest.raises((Violation, ExceptionGroup)):
+        run_state_machine_as_test(SemaphoreMachine, settings=story)

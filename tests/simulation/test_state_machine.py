@@ -28,6 +28,7 @@ from etcdsem.testing.simulator import (
 NAME = "sem"
 TTL = 3
 
+moments = st.sampled_from([0.0, 0.0015, 0.01])
 seconds = st.sampled_from([0.001, 0.02, 0.3, 1.0, 2.5, 4.0])
 
 
@@ -66,13 +67,19 @@ class SemaphoreMachine(RuleBasedStateMachine):
         """A program starts."""
         SimClient(self.world, len(self.world.clients)).session.reread = (1.0, 2.0)
 
-    @rule(who=st.integers(0, 5), patience=st.sampled_from([0.0, 0.01, 0.5, 5.0, math.inf]))
-    def acquire(self, who: int, patience: float) -> None:
-        """A program wants a slot."""
+    @rule(
+        who=st.integers(0, 5),
+        patience=st.sampled_from([0.0, 0.01, 0.5, 5.0, math.inf]),
+        times=st.integers(1, 3),
+        then=moments,
+    )
+    def acquire(self, who: int, patience: float, times: int, then: float) -> None:
+        """A program wants a slot, or several."""
         client = self.pick(who)
-        process = client.start(self._acquire(client, patience), "worker", self._done)
-        self.callers.append((client, process))
-        self.pass_time(0.0)
+        for _ in range(times):
+            process = client.start(self._acquire(client, patience), "worker", self._done)
+            self.callers.append((client, process))
+        self.pass_time(then)
 
     def _acquire(self, client: SimClient, patience: float) -> Procedure[None]:
         order = procedures.Order(TTL, TTL / 3, Identity.of(client.id, None, {}))
@@ -87,13 +94,14 @@ class SemaphoreMachine(RuleBasedStateMachine):
         if error is not None and not isinstance(error, Cancelled | EtcdSemError | Failure):
             self.world.failure = self.world.failure or error
 
-    @rule(which=st.integers(0, 9))
+    @rule(which=st.integers(0, 9), then=moments)
     @precondition(lambda self: self.held)
-    def release(self, which: int) -> None:
+    def release(self, which: int, then: float) -> None:
         """A program gives its slot back."""
         client, grant = self.held.pop(which % len(self.held))
         self.checker.ended(grant)
         client.run(client.start, procedures.release(grant), "release", self._done)
+        self.pass_time(then)
 
     @rule(which=st.integers(0, 9))
     @precondition(lambda self: self.callers)
@@ -123,11 +131,16 @@ class SemaphoreMachine(RuleBasedStateMachine):
         """Time passes."""
         self.pass_time(seconds)
 
-    @rule(lost=st.sampled_from(["lose_request", "lose_reply", "late", "refuse", "broken"]))
-    def bad_weather(self, lost: str) -> None:
-        """For a moment no message comes through as it should."""
+    @rule(
+        lost=st.sampled_from(["lose_request", "lose_reply", "late", "refuse", "broken"]),
+        seconds=st.sampled_from([0.003, 0.02, 1.0]),
+    )
+    def bad_weather(self, lost: str, seconds: float) -> None:
+        """For a while no message comes through as it should."""
         self.world.weather = Weather(**{lost: 1.0})
-        self.pass_time(0.01)
+        self.world.after(seconds, self._clear_up)
+
+    def _clear_up(self) -> None:
         self.world.weather = CALM
 
     @rule(who=st.integers(0, 5), seconds=seconds, drops=st.booleans())
@@ -188,6 +201,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
 
     def all_is_well(self) -> None:
         """Heal, let them all have a turn, close."""
+        self._clear_up()
         self.pass_time(12.0 + TTL)
         if self.checker.limit == 0:
             self.resize(b"2")
@@ -198,7 +212,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
             if all(process.done or client.crashed for client, process in self.callers):
                 break
             while self.held:
-                self.release(0)
+                self.release(0, 0.0)
         else:
             self.world.fail("somebody is stuck")
         for client in self.clients():
@@ -210,7 +224,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
 
 SemaphoreMachine.TestCase.settings = settings(
     max_examples=200,
-    stateful_step_count=30,
+    stateful_step_count=60,
     deadline=None,
     derandomize=True,  # CI tells the same story twice; `etcdsem.testing --seeds` explores
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
