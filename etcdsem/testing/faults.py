@@ -109,7 +109,9 @@ class Options:
             hold=rng.choice((0.02, 0.2, 1.0, 3.0)),
             idle=rng.choice((0.005, 0.1, 0.5)),
             long=0.03,
-            patience=(0.02, 3.0, 3.0, math.inf, math.inf),
+            patience=rng.choice(
+                ((0.02, 3.0, 3.0, math.inf, math.inf), (3.0, math.inf, math.inf), (math.inf,))
+            ),
             tries=rng.choice((0.1, 0.1, 0.5)),
             every=rng.choice((0.3, 1.0, 3.0)),
             fault_time=rng.choice((15.0, 25.0, 40.0)),
@@ -394,6 +396,8 @@ class Nemesis:
     def disturb(self) -> None:
         """A holder crashes, or is evicted: what is freed must be used again soon."""
         world, rng = self.world, self.world.rng
+        if "lost deletes" in self.options.kinds and rng.random() < 0.5:
+            self._deaf_until = world.now + self.options.ttl + 1.0
         clients = [client for client in world.clients if client.fine and not client.session.closed]
         if rng.random() < 0.5 and len(clients) > 1:
             rng.choice(clients[:-1]).crash()
