@@ -17,12 +17,25 @@ from etcdsem.errors import (
     InvalidName,
     InvalidSetting,
     LeaseLost,
+    NobodyThere,
     PermissionDenied,
     ReleasedTooOften,
     SemaphoreClosed,
+    WeightExceedsLimit,
+    WrongEventLoop,
+    WrongKind,
 )
-from etcdsem.model import Holder, Junk, Overview, Status, Waiter
-from etcdsem.sync import Client, Lease, Semaphore, connect
+from etcdsem.model import Holder, Junk, Later, Overview, Pause, Rate, Start, Status, Waiter
+from etcdsem.sync import (
+    Client,
+    Lease,
+    RateLimit,
+    Semaphore,
+    acquire_all,
+    connect,
+    from_etcd3,
+    hold_all,
+)
 
 __version__ = "0.1.0"
 
@@ -37,15 +50,27 @@ __all__ = [
     "InvalidName",
     "InvalidSetting",
     "Junk",
+    "Later",
     "Lease",
     "LeaseLost",
+    "NobodyThere",
     "Overview",
+    "Pause",
     "PermissionDenied",
+    "Rate",
+    "RateLimit",
     "ReleasedTooOften",
     "Semaphore",
     "SemaphoreClosed",
+    "Start",
     "Status",
     "Waiter",
+    "WeightExceedsLimit",
+    "WrongEventLoop",
+    "WrongKind",
     "__version__",
+    "acquire_all",
     "connect",
+    "from_etcd3",
+    "hold_all",
 ]

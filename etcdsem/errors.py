@@ -4,12 +4,16 @@
     ├── SemaphoreClosed     (RuntimeError)     the semaphore is not known to etcd, or was closed
     ├── ReleasedTooOften    (RuntimeError)     release() without a lease to give back
     ├── InconsistentLimit   (ValueError)       another limit is registered
+    ├── WrongKind           (ValueError)       a rate limit has that name, or a semaphore
     ├── InvalidName         (ValueError)       not a name for a semaphore
     ├── InvalidSetting      (ValueError)       a limit, duration, endpoint or label that cannot be
+    ├── WeightExceedsLimit  (ValueError)       more slots are wanted than the limit has
+    ├── NobodyThere         (LookupError)      evict() of a slot or lease that nobody has
     ├── AcquireTimeout      (TimeoutError)     hold(timeout) found no room in time
     ├── LeaseLost                              a lease ended before its holder released it
     ├── EtcdUnavailable     (ConnectionError)  etcd can't be reached, or doesn't answer in time
     ├── EtcdRefused                            etcd answered, and refuses (out of space, ...)
+    ├── WrongEventLoop      (RuntimeError)     an asyncio client is used from another event loop
     └── PermissionDenied    (PermissionError)  etcd refuses the credentials, or the key
 
 Each is also the built-in exception that a caller would expect, so that code written for
@@ -27,9 +31,13 @@ __all__ = [
     "InvalidName",
     "InvalidSetting",
     "LeaseLost",
+    "NobodyThere",
     "PermissionDenied",
     "ReleasedTooOften",
     "SemaphoreClosed",
+    "WeightExceedsLimit",
+    "WrongEventLoop",
+    "WrongKind",
 ]
 
 
@@ -61,12 +69,24 @@ def _rebuild_limit(message: str, given: int, registered: int) -> InconsistentLim
     return InconsistentLimit(message, given=given, registered=registered)
 
 
+class WrongKind(EtcdSemError, ValueError):
+    """A semaphore is wanted where there is a rate limit of that name, or the other way round."""
+
+
 class InvalidName(EtcdSemError, ValueError):
     """Not a name for a semaphore: 1 to 128 of the characters ``A-Z a-z 0-9 . _ -``."""
 
 
 class InvalidSetting(EtcdSemError, ValueError):
     """A setting (limit, duration, endpoint, label, file, ...) that cannot be used."""
+
+
+class WeightExceedsLimit(EtcdSemError, ValueError):
+    """A lease of more slots is wanted than the limit in force has, so it would never come."""
+
+
+class NobodyThere(EtcdSemError, LookupError):
+    """Nobody holds that slot, or holds or waits with that lease; nobody was evicted."""
 
 
 class AcquireTimeout(EtcdSemError, TimeoutError):
@@ -87,3 +107,7 @@ class EtcdRefused(EtcdSemError):
 
 class PermissionDenied(EtcdSemError, PermissionError):
     """etcd refuses the user, the password, or the access to a key."""
+
+
+class WrongEventLoop(EtcdSemError, RuntimeError):
+    """An asyncio client or lease is used from another event loop than its own, or from none."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from etcdsem.errors import InvalidName, InvalidSetting
 
@@ -22,11 +22,27 @@ MAX_LIMIT = 99_999  # slots are written with five digits, and one number must st
 MIN_LEASE_TIMEOUT = 2  # etcd's own: ceil(1.5 x election timeout), 2 s by default
 MAX_LEASE_TIMEOUT = 9_000_000_000  # etcd refuses more ("too large lease TTL")
 DEFAULT_LEASE_TIMEOUT = 30.0
+MAX_PRIORITY = 100
+MAX_WEIGHT = 32
+"""Slots that one lease may hold. They are taken, or given back, in one transaction, and etcd takes
+128 operations in one: a condition and a write for each slot, and others' grants beside it."""
+
 DEFAULT_PREFIX = "/etcdsem"
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _LABEL = re.compile(r"[A-Za-z0-9._/-]{1,63}", re.ASCII)
 _PLAIN_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+_UNITS: dict[str, float] = {
+    "week": 604800,
+    "day": 86400,
+    "hour": 3600,
+    "minute": 60,
+    "min": 60,
+    "sec": 1,
+}
+_UNITS |= {"second": 1, "millisecond": 1e-3, "microsecond": 1e-6, "nanosecond": 1e-9}
+_IN_WORDS = re.compile(rf"(\d+(?:\.\d*)?|\.\d+)({'|'.join(_UNITS)})s?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -47,6 +63,20 @@ class Holder:
     labels: Mapping[str, str] = field(default_factory=dict)
     over_limit: bool = False
     """True for a slot above the limit: the limit was lowered while it was held."""
+    weight: int = 1
+    """How many slots its lease holds; there is one `Holder` for each of them."""
+    max_hold: float | None = None
+    """Seconds after which its holder ends it, counted from the grant; None: without a bound."""
+
+    @property
+    def ends_at(self) -> datetime | None:
+        """When its holder ends it at the latest; None: without a bound, or not known."""
+        if self.max_hold is None or self.acquired_at is None:
+            return None
+        try:
+            return self.acquired_at + timedelta(seconds=self.max_hold)
+        except OverflowError:
+            return None
 
 
 @dataclass(frozen=True)
@@ -62,6 +92,34 @@ class Waiter:
     since: datetime | None
     ttl: float | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    weight: int = 1
+    """How many slots it waits for; it gets all of them at once."""
+    priority: int = 0
+    """Higher ones are served first; those of the same in the order in which they came."""
+    eager: bool = False
+    """True for one who passes those that wait for more slots than are free."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A start that a rate limit granted: now is the time. Always true."""
+
+    waited: float
+    """Seconds from the call to the grant."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Later:
+    """A rate limit has no start now. Always false."""
+
+    retry_after: float
+    """Seconds until one may be had: an estimate, by the times that are noted in etcd."""
+
+    def __bool__(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True)
@@ -70,6 +128,32 @@ class Junk:
 
     key: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Nothing is granted until somebody resumes it."""
+
+    by: str
+    """Who paused it; empty if that was done by hand, with no more than the word."""
+    since: datetime | None
+    """Since when, by the clock of who paused it."""
+    reason: str = ""
+
+
+class Rate(NamedTuple):
+    """What makes a rate limit of a semaphore: at most `starts` in any window of `period` seconds.
+
+    Each slot stands for a block of `block` starts, so there are ``starts // block`` slots.
+    """
+
+    starts: int
+    period: float
+    block: int
+
+    def __str__(self) -> str:
+        blocks = f"/{self.block}" if self.block != 1 else ""
+        return f"{self.starts}/{duration_text(self.period)}{blocks}"
 
 
 @dataclass(frozen=True)
@@ -83,10 +167,15 @@ class Status:
     waiters: tuple[Waiter, ...]
     junk: tuple[Junk, ...] = ()
     revision: int = 0
+    pause: Pause | None = None
+    """Not None while it is paused: then nothing is granted."""
+    rate: Rate | None = None
+    """Not None for a rate limit: then `max_leases` is its blocks of starts, and a holder is one
+    that is in use."""
 
     @property
     def held(self) -> int:
-        """How many leases are held now, by anyone."""
+        """How many slots are held now, by anyone."""
         return len(self.holders)
 
 
@@ -99,6 +188,17 @@ class Overview:
     held: int
     waiting: int
     junk: int = 0
+    waiting_since: datetime | None = None
+    """Since when the first in line waits, by the clock of its machine; None if nobody does."""
+    pause: Pause | None = None
+    """Not None while it is paused: then nothing is granted."""
+    rate: Rate | None = None
+    """Not None for a rate limit."""
+
+    @property
+    def overbooked(self) -> int:
+        """How many more are held than the limit allows, since it was lowered; 0 is usual."""
+        return 0 if self.max_leases is None else max(0, self.held - self.max_leases)
 
 
 def check_name(name: object) -> str:
@@ -133,8 +233,39 @@ def check_limit(limit: Any, *, least: int = 1) -> int:
     return int(number)
 
 
+def check_weight(weight: Any) -> int:
+    """Return `weight` as an int if a lease may have it, else raise InvalidSetting."""
+    if isinstance(weight, bool) or not hasattr(weight, "__index__"):
+        raise InvalidSetting(
+            f"weight must be a whole number from 1 to {MAX_WEIGHT}, not {weight!r}"
+        )
+    number = int(weight.__index__())
+    if not 1 <= number <= MAX_WEIGHT:
+        raise InvalidSetting(
+            f"weight must be a whole number from 1 to {MAX_WEIGHT}, not {number}: one lease can "
+            f"hold {MAX_WEIGHT} slots at most"
+        )
+    return number
+
+
+def check_priority(priority: Any) -> int:
+    """Return `priority` as an int if a waiter may have it, else raise InvalidSetting."""
+    if isinstance(priority, bool) or not hasattr(priority, "__index__"):
+        raise InvalidSetting(
+            f"priority must be a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}, "
+            f"not {priority!r}"
+        )
+    number = int(priority.__index__())
+    if abs(number) > MAX_PRIORITY:
+        raise InvalidSetting(
+            f"priority must be a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}, not {number}"
+        )
+    return number
+
+
 def seconds(value: Duration, *, what: str = "duration") -> float:
-    """Read a duration: a number of seconds, ``"250ms"``, ``"1m30s"`` or a `timedelta`.
+    """Read a duration: a number of seconds, ``"250ms"``, ``"1m30s"``, ``"5 minutes"`` (as Dask
+    has it) or a `timedelta`.
 
     Raises InvalidSetting for what cannot be read and for NaN. Signs and infinity pass: what they
     mean depends on where the duration is used.
@@ -145,6 +276,8 @@ def seconds(value: Duration, *, what: str = "duration") -> float:
         text = value.strip().replace(" ", "")
         if _PLAIN_NUMBER.fullmatch(text):
             return float(text)
+        if (words := _IN_WORDS.fullmatch(text.lower())) is not None:
+            return float(words[1]) * _UNITS[words[2]]
         import durationpy  # here, since most programs give numbers
 
         try:
@@ -175,6 +308,72 @@ def timeout_seconds(value: Duration | None, *, what: str = "timeout") -> float |
     return None if math.isinf(number) else number
 
 
+def max_hold_seconds(value: Duration | None, *, what: str = "max_hold") -> float | None:
+    """Read for how long a lease may be held: None (or infinity) as long as its holder likes."""
+    if value is None:
+        return None
+    number = seconds(value, what=what)
+    if number <= 0:
+        raise InvalidSetting(f"{what} must be longer than 0: {value!r}; None sets no bound")
+    return None if math.isinf(number) else number
+
+
+def warning_ahead(max_hold: float) -> float:
+    """Seconds before the end of a max_hold at which a warning is due: a tenth of it, but at least
+    1 s and at most 60 s, and never more than half of it.
+    """
+    return min(max(1.0, min(60.0, max_hold / 10)), max_hold / 2)
+
+
+def duration_text(seconds: float) -> str:
+    """A duration as a user may write it: 0.5s, 90s as 1m30s, 2h."""
+    if seconds < 60 or seconds != int(seconds):
+        return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
+    parts = ((int(seconds) // 3600, "h"), (int(seconds) // 60 % 60, "m"), (int(seconds) % 60, "s"))
+    return "".join(f"{number}{unit}" for number, unit in parts if number)
+
+
+MOST_BLOCKS = 256
+"""Above so many starts in a period they come in blocks, so that a look at all stays small."""
+
+MIN_PERIOD = 0.1
+
+
+def default_block(starts: int) -> int:
+    """Starts in a block, if nobody says otherwise."""
+    return max(1, math.ceil(starts / MOST_BLOCKS))
+
+
+def make_rate(limit: Any, period: Duration, block: Any = None) -> Rate:
+    """A rate of these numbers if it can be one, else raise InvalidSetting."""
+    for what, number in (("limit", limit), ("block", 1 if block is None else block)):
+        if isinstance(number, bool) or not hasattr(number, "__index__") or number.__index__() < 1:
+            raise InvalidSetting(f"a rate's {what} must be a whole number from 1, not {number!r}")
+    starts, long = int(limit.__index__()), seconds(period, what="period")
+    if not MIN_PERIOD <= long <= MAX_LEASE_TIMEOUT / 2:
+        raise InvalidSetting(f"a rate's period must be at least {MIN_PERIOD}s, not {period!r}")
+    size = default_block(starts) if block is None else int(block.__index__())
+    if not 1 <= starts // size <= MAX_LIMIT:
+        raise InvalidSetting(
+            f"a rate of {starts} in blocks of {size} has {starts // size} blocks; it must be 1 to "
+            f"{MAX_LIMIT}"
+        )
+    return Rate(starts, round(long, 3), size)
+
+
+def read_rate(text: str) -> Rate:
+    """Read ``100/1m``, or ``10000/1m/50`` (in blocks of 50). Raises InvalidSetting."""
+    parts = text.strip().split("/")
+    if len(parts) not in (2, 3) or not all(
+        part.strip().isdigit() for part in (parts[0], *parts[2:])
+    ):
+        raise InvalidSetting(
+            f"cannot read {text!r} as a rate; give 100/1m (100 starts in any minute), or "
+            "10000/1m/50 (in blocks of 50)"
+        )
+    return make_rate(int(parts[0]), parts[1], *map(int, parts[2:]))
+
+
 def lease_timeout_seconds(value: Duration) -> int:
     """Read a lease timeout: whole seconds from 2 (etcd's smallest) to 9 000 000 000, rounded up."""
     number = seconds(value, what="lease_timeout")
@@ -202,6 +401,21 @@ def check_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
     if len(result) > 16:
         raise InvalidSetting(f"{len(result)} labels were given; 16 are the most")
     return result
+
+
+def read_labels(given: Mapping[str, str] | None) -> dict[str, str]:
+    """The labels of a holder: those of ``ETCDSEM_LABELS`` (``pod=a,node=b``: where it runs, told by
+    whoever started it), and the ones `given`, which win. Raises InvalidSetting.
+    """
+    labels: dict[str, str] = {}
+    for part in (environment("ETCDSEM_LABELS") or "").split(","):
+        if not part.strip():
+            continue
+        key, equals, value = part.strip().partition("=")
+        if not equals:
+            raise InvalidSetting(f"ETCDSEM_LABELS: {part.strip()!r}: write KEY=VALUE,KEY=VALUE")
+        labels[key] = value
+    return check_labels({**labels, **(given or {})})
 
 
 def check_text(value: object, *, what: str) -> str:

@@ -183,6 +183,11 @@ class EtcdServer:
         return f"http://{self.endpoint}"
 
     @property
+    def health_url(self) -> str:
+        """Where it tells whether it serves."""
+        return f"{self.client_url}/health"
+
+    @property
     def etcdctl_binary(self) -> str:
         """The etcdctl that belongs to it."""
         return find_binary("etcdctl", beside=self.binary)
@@ -265,7 +270,7 @@ class EtcdServer:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         while True:
             try:
-                with opener.open(f"{self.client_url}/health", timeout=2) as answer:
+                with opener.open(self.health_url, timeout=2) as answer:
                     if b'"true"' in answer.read():
                         return
             except (OSError, urllib.error.URLError):

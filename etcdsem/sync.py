@@ -11,70 +11,77 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import inspect
 import logging
-import math
 import os
 import queue
-import random
-import secrets
-import socket
 import threading
 import time
-import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeAlias,
+    TypeVar,
+    cast,
+)
 
+from etcdsem import endings, several
 from etcdsem.core import inspection, procedures
 from etcdsem.core.commands import (
     Command,
     Failure,
     GrantLease,
-    LeaseTimeToLive,
+    LeasesTimeToLive,
     Listener,
     Mailbox,
     Procedure,
     RevokeLease,
     Transact,
+    Txn,
+    TxnReply,
     Wait,
     Watch,
 )
-from etcdsem.core.keys import client_id, lease_hex
-from etcdsem.core.leases import margin
 from etcdsem.core.outward import public_error
 from etcdsem.core.station import Grant, Session, Station
-from etcdsem.errors import (
-    AcquireTimeout,
-    EtcdSemError,
-    InconsistentLimit,
-    InvalidSetting,
-    LeaseLost,
-    ReleasedTooOften,
-)
+from etcdsem.errors import EtcdSemError
 from etcdsem.model import (
-    DEFAULT_LEASE_TIMEOUT,
-    DEFAULT_PREFIX,
     Duration,
     Holder,
     Junk,
+    Later,
     Overview,
+    Start,
     Status,
     Waiter,
-    check_labels,
-    check_limit,
-    check_name,
-    check_prefix,
-    check_text,
-    environment,
-    lease_timeout_seconds,
-    seconds,
     timeout_seconds,
+)
+from etcdsem.pacing import BaseRateLimit
+from etcdsem.shell import (
+    EXIT_GRACE,
+    LONGEST_NAP,
+    BaseClient,
+    BaseEngine,
+    BaseLease,
+    BaseSemaphore,
+    Renewals,
+    Watches,
+    boot_time,
+    closed_generator,
+    connect_settings,
+    read_wants,
+    resuming,
 )
 
 if TYPE_CHECKING:
@@ -83,72 +90,129 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("etcdsem")
 
-EXIT_GRACE = 2.0
-"""Seconds for giving everything back when the interpreter ends."""
-
-_LONGEST_NAP = 5.0
-"""A thread looks at the clock at least this often: `queue` waits on a clock that stands still
-while the machine is suspended, deadlines do not."""
-
 _MAIN_NAP = 0.5
-"""The same for the main thread: the kernel may hand Ctrl-C to another thread, and then the main
-thread notices only when it wakes."""
+"""The longest nap of the main thread: the kernel may hand Ctrl-C to another thread, and then the
+main thread notices only when it wakes."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
 
-def boot_time() -> float:
-    """Seconds on a clock that also counts suspension, where the system has one."""
-    return time.clock_gettime(_CLOCK)
+# ---------------------------------------------------------------- what an engine stands on
 
 
-_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+class Calls(Protocol):
+    """Requests to etcd; each blocks, and raises a Failure."""
+
+    def transact(self, txn: Txn, timeout: float) -> TxnReply: ...
+    def grant(self, lease_id: int, ttl: int, timeout: float) -> float: ...
+    def revoke(self, lease_id: int, timeout: float) -> None: ...
+    def times_to_live(
+        self, lease_ids: Sequence[int], timeout: float
+    ) -> tuple[float | None, ...]: ...
+    def close(self) -> None: ...
 
 
-class _Engine:
-    """One connection to etcd with the core's state behind it: the driver of its procedures."""
+class Clock(Protocol):
+    """Time, and the threads that wait for it."""
 
-    def __init__(self, settings: ConnectionSettings) -> None:
-        from etcdsem.etcd.connection import Connection  # gRPC is loaded here, not on import
-        from etcdsem.etcd.keepalive import KeepaliveStream
-        from etcdsem.etcd.watching import WatchStream
+    def now(self) -> float: ...
+    def wall(self) -> float: ...
+    def mailbox(self) -> Mailbox: ...
+    def wait(self, box: Mailbox, until: float) -> object:
+        """The next note; None when `until` comes first."""
 
-        self.pid = os.getpid()
+    def start(self, function: Callable[[], None], name: str) -> None:
+        """Run a function in a daemon thread; RuntimeError when the interpreter is ending."""
+
+    def busy(self) -> AbstractContextManager[object]:
+        """Around each procedure that a thread runs."""
+
+
+class Line(NamedTuple):
+    """All that an engine needs from outside: etcd over gRPC, or one in memory with its own time
+    (`etcdsem.testing`).
+    """
+
+    calls: Calls
+    watches: Watches
+    renewals: Renewals
+    clock: Clock
+
+
+Dial: TypeAlias = Callable[[AbstractContextManager[Any], Callable[[int, float], None]], Line]
+"""Opens a line; gets the engine's lock, and whom to tell (lease id, TTL) of a renewal."""
+
+
+class RealClock:
+    """The machine's clocks, and queues to wait at."""
+
+    now = staticmethod(boot_time)
+
+    wall = staticmethod(time.time)
+
+    def mailbox(self) -> Mailbox:
+        return queue.SimpleQueue()
+
+    def wait(self, box: Mailbox, until: float) -> object:
+        if not isinstance(box, queue.SimpleQueue):
+            raise AssertionError("a mailbox of another driver")
+        main = threading.current_thread() is threading.main_thread()
+        nap = _MAIN_NAP if main else LONGEST_NAP
+        while True:
+            left = until - self.now()
+            try:
+                return box.get_nowait() if left <= 0 else box.get(timeout=min(left, nap))
+            except queue.Empty:
+                if left <= 0:
+                    return None
+
+    def start(self, function: Callable[[], None], name: str) -> None:
+        threading.Thread(target=function, name=name, daemon=True).start()
+
+    def busy(self) -> AbstractContextManager[object]:
+        return contextlib.nullcontext()
+
+
+class _Engine(BaseEngine):
+    """One line to etcd with the core's state behind it: the driver of its procedures."""
+
+    def __init__(self, dial: Dial) -> None:
         self.lock = threading.RLock()
-        self.connection: Connection = Connection(settings)
-        self.session = Session(
-            self, client_id(socket.gethostname(), self.pid, secrets.token_hex(4))
-        )
-        self._watches = WatchStream(self.connection, self.lock)
-        self._keepalives = KeepaliveStream(self.connection, self.lock, self.session.keeper.renewed)
+        line = dial(self.lock, self._renewed)
+        self._calls = line.calls
+        self._watches = line.watches
+        self._renewals = line.renewals
+        self._clock = line.clock
+        self.now = line.clock.now  # type: ignore[method-assign]  # asked a dozen times a cycle
+        super().__init__()
+
+    def _renewed(self, lease_id: int, ttl: float) -> None:
+        self.session.keeper.renewed(lease_id, ttl)
+
+    @property
+    def connection(self) -> Connection:
+        """The gRPC connection, for what is no part of the core: counters, a member's status."""
+        return cast("Connection", self._calls)
 
     # -- Env
 
     def now(self) -> float:
-        return time.clock_gettime(_CLOCK)
+        return self._clock.now()
 
     def wall(self) -> float:
-        return time.time()
-
-    def random(self) -> float:
-        return random.random()
-
-    def random_id(self) -> int:
-        return secrets.randbits(62) + 1
+        return self._clock.wall()
 
     def mailbox(self) -> Mailbox:
-        return queue.SimpleQueue()
+        return self._clock.mailbox()
 
     def spawn(self, procedure: Procedure[None], name: str) -> None:
         self.call(lambda: self.run(procedure), name)
 
     def call(self, function: Callable[[], object], name: str) -> None:
         try:
-            threading.Thread(
-                target=self._guarded, args=(function, name), name=f"etcdsem-{name}", daemon=True
-            ).start()
+            self._clock.start(functools.partial(self._guarded, function, name), f"etcdsem-{name}")
         except RuntimeError as error:  # the interpreter is ending: no new threads
             log.debug("etcdsem: %s was not started: %s", name, error)
 
@@ -171,10 +235,10 @@ class _Engine:
         return self._watches.watch(listener, key, end, start=start, only=only)
 
     def renew(self, lease_id: int) -> None:
-        self._keepalives.renew(lease_id)
+        self._renewals.renew(lease_id)
 
     def restart_renewals(self) -> None:
-        self._keepalives.restart()
+        self._renewals.restart()
 
     # -- the driver
 
@@ -184,6 +248,10 @@ class _Engine:
         An exception that interrupts (Ctrl-C) is thrown into the procedure, and what it yields to
         clean up is still performed.
         """
+        with self._clock.busy():
+            return self._drive(procedure)
+
+    def _drive(self, procedure: Procedure[T]) -> T:
         result: Any = None
         error: BaseException | None = None
         while True:
@@ -199,37 +267,24 @@ class _Engine:
                 value: T = stop.value
                 return value
             except BaseException as raised:
-                if inspect.getgeneratorstate(procedure) == inspect.GEN_CLOSED:
+                if closed_generator(procedure):
                     raise  # the procedure ended with it
                 error = raised
 
     def _perform(self, command: Command[Any]) -> object:
         match command:
             case Transact():
-                return self.connection.transact(command.txn, command.timeout)
+                return self._calls.transact(command.txn, command.timeout)
             case Wait():
-                return self._wait(command.box, command.until)
+                return self._clock.wait(command.box, command.until)
             case GrantLease():
-                return self.connection.grant(command.lease_id, command.ttl, command.timeout)
+                return self._calls.grant(command.lease_id, command.ttl, command.timeout)
             case RevokeLease():
-                self.connection.revoke(command.lease_id, command.timeout)
+                self._calls.revoke(command.lease_id, command.timeout)
                 return None
-            case LeaseTimeToLive():
-                return self.connection.time_to_live(command.lease_id, command.timeout)
+            case LeasesTimeToLive():
+                return self._calls.times_to_live(command.lease_ids, command.timeout)
         raise AssertionError(f"no such command: {command!r}")
-
-    def _wait(self, box: Mailbox, until: float) -> object:
-        if not isinstance(box, queue.SimpleQueue):
-            raise AssertionError("a mailbox of another driver")
-        main = threading.current_thread() is threading.main_thread()
-        nap = _MAIN_NAP if main else _LONGEST_NAP
-        while True:
-            left = until - self.now()
-            try:
-                return box.get_nowait() if left <= 0 else box.get(timeout=min(left, nap))
-            except queue.Empty:
-                if left <= 0:
-                    return None
 
     # -- its end
 
@@ -241,30 +296,33 @@ class _Engine:
         """Give everything back, for `grace` seconds at most, and let go of etcd."""
         with contextlib.suppress(Failure):
             self.run(procedures.shutdown(self.session, self.now() + grace))
+        self.stop_keeper()
         self._watches.close()
-        self._keepalives.close()
-        self.connection.close()
+        self._renewals.close()
+        self._calls.close()
 
 
 # ---------------------------------------------------------------- client
 
 
-class Client:
+class Client(BaseClient):
     """A connection to etcd, shared by any number of semaphores and threads.
 
     Opened on first use. As a context manager it gives everything back at its end.
     """
 
-    def __init__(self, settings: ConnectionSettings, *, prefix: str | None = None) -> None:
-        self.settings = settings
-        self.prefix = check_prefix(prefix or environment("ETCDSEM_PREFIX") or DEFAULT_PREFIX)
+    def __init__(
+        self,
+        settings: ConnectionSettings,
+        *,
+        prefix: str | None = None,
+        keeper: bool | Duration | None = False,
+    ) -> None:
+        super().__init__(settings, prefix=prefix, keeper=keeper)
         self._lock = threading.Lock()
         self._engine: _Engine | None = None
         self._closed = False
         _clients.add(self)
-
-    def __repr__(self) -> str:
-        return f"<etcdsem.Client of {', '.join(map(str, self.settings.endpoints))}>"
 
     def __enter__(self) -> Self:
         return self
@@ -273,7 +331,22 @@ class Client:
         self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild_client, (self.settings, self.prefix)
+        return _rebuild_client, (self.settings, self.prefix, self.keeper or False)
+
+    def _dial(
+        self, guard: AbstractContextManager[Any], renewed: Callable[[int, float], None]
+    ) -> Line:
+        from etcdsem.etcd.connection import Connection  # gRPC is loaded here, not on import
+        from etcdsem.etcd.keepalive import KeepaliveStream
+        from etcdsem.etcd.watching import WatchStream
+
+        connection = Connection(self.settings)
+        return Line(
+            connection,
+            WatchStream(connection, guard),
+            KeepaliveStream(connection, guard, renewed),
+            RealClock(),
+        )
 
     @property
     def engine(self) -> _Engine:
@@ -285,13 +358,17 @@ class Client:
                     raise EtcdSemError("this etcdsem client was closed")
                 engine = self._engine
                 if engine is None:
-                    engine = self._engine = _Engine(self.settings)
+                    if endings.over():
+                        raise EtcdSemError(
+                            "this process is ending, and all leases were given back: etcd cannot "
+                            "be used any more (by what atexit runs after etcdsem's own part)"
+                        )
+                    engine = self._engine = _Engine(self._dial)
+                    engine.session.first_contact = self.settings.dial_timeout
+                    endings.see_to_child()
+                    engine.start_keeper(self.settings, self.keeper)
                     dropped = weakref.finalize(self, engine.call, engine.dropped, "close")
                     dropped.atexit = False  # _at_exit sees to those that are still there
-                    interval = environment("ETCDSEM_VALIDATION_INTERVAL")
-                    if interval is not None:
-                        every = seconds(interval, what="ETCDSEM_VALIDATION_INTERVAL")
-                        engine.session.reread = (every / 2, every * 3 / 2)
         return engine
 
     @property
@@ -316,9 +393,9 @@ class Client:
             _inherited.append(self._engine)  # never collected: its end would touch the wire
             self._engine = None
 
-    def station(self, name: str, prefix: str | None = None) -> Station:
-        """The core's state for a semaphore."""
-        return self.engine.session.station(prefix or self.prefix, name)
+    @property
+    def _session(self) -> Session:
+        return self.engine.session
 
     def run(self, procedure: Procedure[T], what: str) -> T:
         """Run a procedure; `what` says for an error message what was tried."""
@@ -331,44 +408,94 @@ class Client:
 
     def overview(self) -> list[Overview]:
         """All semaphores under the prefix: limit, held, waiting."""
-        procedure = inspection.overview(self.engine.session, self.prefix)
+        procedure = inspection.overview(self._session, self.prefix)
         return self.run(procedure, "list the semaphores")
 
     def status(self, name: str, *, ttl: bool = True) -> Status:
         """One semaphore at one revision: who holds, who waits.
 
-        `ttl`: also ask etcd how many seconds each lease has left, one request for each.
+        `ttl`: also ask etcd how many seconds each lease has left, those of all holders and of
+        the first 256 waiters. It costs a request for each; many are under way at once.
         """
-        procedure = inspection.status(self.station(check_name(name)), ttl=ttl)
-        return self.run(procedure, f"look at {name!r}")
+        return self.run(inspection.status(self.station(name), ttl=ttl), f"look at {name!r}")
 
     def limit(self, name: str) -> int | None:
         """The limit in force; None if what is stored is no number."""
-        procedure = procedures.learn_limit(self.station(check_name(name)))
-        return self.run(procedure, f"read the limit of {name!r}").number
+        return self.run(self._reading_limit(name), f"read the limit of {name!r}")
 
     def resize(self, name: str, max_leases: int) -> tuple[int | None, int]:
         """Change the limit, live. Returns the old one (None: no number) and the new one.
 
-        0 lets nobody in until it is raised again. Leases held above a lowered limit stay.
+        0 lets nobody in until it is raised again. Leases held above a lowered limit stay, and so
+        does a pause.
         """
-        number = check_limit(max_leases, least=0)
-        procedure = procedures.resize(self.station(check_name(name)), number)
-        return self.run(procedure, f"change the limit of {name!r}").number, number
+        return self.run(self._resizing(name, max_leases), f"change the limit of {name!r}")
+
+    def pause(self, name: str, *, reason: str | None = None) -> bool:
+        """Grant no lease of it until `resume`. Who holds is not disturbed; who waits, waits on,
+        and a try without waiting finds it full.
+
+        Args:
+            name: the semaphore.
+            reason: at most 253 printable characters, for whoever asks why nothing goes on.
+
+        Returns:
+            False if it was paused before: then nothing was changed.
+
+        Raises:
+            SemaphoreClosed: it is not known.
+        """
+        return self.run(self._pausing(name, reason), f"pause {name!r}")
+
+    def resume(self, name: str) -> bool:
+        """Grant leases again: who waits is served at once, in order.
+
+        Returns:
+            False if it was not paused: then nothing was changed.
+
+        Raises:
+            SemaphoreClosed: it is not known.
+        """
+        return self.run(self._resuming(name), f"resume {name!r}")
+
+    def drain(
+        self,
+        name: str,
+        timeout: Duration | None = None,
+        *,
+        reason: str | None = None,
+        on_wait: Callable[[], object] | None = None,
+    ) -> bool:
+        """Pause it, and wait until nobody holds a lease. It stays paused until `resume`.
+
+        Args:
+            name: the semaphore.
+            timeout: seconds, ``"1m30s"`` or a timedelta. None waits for ever, 0 looks once.
+            reason: as for `pause`. One that is paused already keeps its own.
+            on_wait: called, in a thread of its own, once it is paused and has holders.
+
+        Returns:
+            True when nobody holds. False when somebody still does after the timeout.
+
+        Raises:
+            SemaphoreClosed: it is not known (any more).
+            EtcdSemError: somebody has resumed it meanwhile.
+            EtcdUnavailable: etcd was away at the end of the timeout (without one: for 60 s).
+        """
+        return self.run(self._draining(name, timeout, reason, on_wait), f"drain {name!r}")
 
     def evict(
         self, name: str, *, slot: int | None = None, lease: str | None = None
     ) -> Holder | Waiter | Junk:
-        """End one lease: that of the holder of `slot`, or the one with the id `lease` (hex)."""
-        if (slot is None) == (lease is None):
-            raise InvalidSetting("evict: give either the slot or the lease")
-        procedure = inspection.evict(self.station(check_name(name)), slot=slot, lease=lease)
-        return self.run(procedure, f"evict from {name!r}")
+        """End one lease: that of the holder of `slot`, or the one with the id `lease` (hex).
+
+        Raises NobodyThere if nobody has it.
+        """
+        return self.run(self._evicting(name, slot, lease), f"evict from {name!r}")
 
     def close_semaphore(self, name: str, *, force: bool = False) -> procedures.Closing:
         """Remove a semaphore; without `force` only if nobody holds or waits."""
-        procedure = procedures.close(self.station(check_name(name)), force=force)
-        return self.run(procedure, f"close {name!r}")
+        return self.run(procedures.close(self.station(name), force=force), f"close {name!r}")
 
 
 def connect(
@@ -379,25 +506,87 @@ def connect(
     key: str | None = None,
     user: str | None = None,
     password: str | None = None,
+    password_file: str | None = None,
     dial_timeout: Duration | None = None,
     prefix: str | None = None,
+    keeper: bool | Duration | None = None,
 ) -> Client:
     """A client for the etcd at `endpoints` (``"host:2379"``, a list, or a comma-separated list).
 
     What is not given comes from ``ETCDSEM_ENDPOINTS``, ``ETCDSEM_CACERT``, ``ETCDSEM_CERT``,
     ``ETCDSEM_KEY``, ``ETCDSEM_USER``, ``ETCDSEM_PASSWORD`` or ``ETCDSEM_PASSWORD_FILE``, else
     from the ``ETCDCTL_*`` variable of the same meaning, else it is ``127.0.0.1:2379``.
-    No connection is made before it is needed. Raises InvalidSetting for what cannot be right.
-    """
-    from etcdsem.etcd.settings import read_settings
+    A password in a file is read again for each login. No connection is made before it is needed.
+    Raises InvalidSetting for what cannot be right.
 
-    options: dict[str, Any] = {}
-    if dial_timeout is not None:
-        options["dial_timeout"] = seconds(dial_timeout, what="dial_timeout")
-    settings = read_settings(
-        endpoints, cacert=cacert, cert=cert, key=key, user=user, password=password, **options
+    `dial_timeout` is how long to try to reach etcd, by whatever endpoint, before the first call
+    raises EtcdUnavailable; default 10 s. It bounds a `Semaphore(...)` that registers, and an
+    acquire without a timeout (one with a timeout waits for etcd until that). A client that has
+    reached etcd before is more patient with it: 60 s to acquire, 10 s to ask.
+
+    `keeper` has held leases refreshed by a helper process too, for programs whose interpreter may
+    be busy for longer than the lease timeout (C code that keeps the GIL, a blocked event loop).
+    True, or for how long it goes on while the program gives no sign of life (True: 10 minutes);
+    default ``ETCDSEM_KEEPER``, else no. It ends with the program, and does not keep one that is
+    stopped (SIGSTOP).
+    """
+    settings = connect_settings(
+        endpoints,
+        dial_timeout,
+        cacert=cacert,
+        cert=cert,
+        key=key,
+        user=user,
+        password=password,
+        password_file=password_file,
     )
-    return Client(settings, prefix=prefix)
+    return Client(settings, prefix=prefix, keeper=keeper)
+
+
+def from_etcd3(
+    client: object,
+    *,
+    user: str | None = None,
+    password: str | None = None,
+    prefix: str | None = None,
+) -> Client:
+    """A client that uses the channels and the login of a python-etcd3 client.
+
+    ``Semaphore(client=...)`` takes a python-etcd3 client as it is; this is for the options. Its
+    channels stay its own: closing our client leaves them open, and it must live as long as ours.
+
+    Args:
+        client: an ``etcd3.Etcd3Client`` or ``etcd3.MultiEndpointEtcd3Client``.
+        user: who logs in again when its token has run out; python-etcd3 keeps no password.
+        password: the user's password.
+        prefix: of the keys in etcd, as for `connect`.
+
+    Raises:
+        TypeError: it is no client of python-etcd3.
+    """
+    from etcdsem.etcd.foreign import borrow, is_etcd3
+
+    if not is_etcd3(client):
+        raise TypeError(f"from_etcd3 takes a client of python-etcd3, not {type(client).__name__}")
+    return Client(borrow(client, user, password), prefix=prefix)
+
+
+def _as_client(given: object) -> Client | None:
+    """What a user gave as ``client=``."""
+    if given is None or isinstance(given, Client):
+        return given
+    from etcdsem.etcd.foreign import is_etcd3
+
+    if not is_etcd3(given):
+        raise TypeError(
+            f"client must come from etcdsem.connect(), or be a client of python-etcd3; not a "
+            f"{type(given).__module__}.{type(given).__qualname__}"
+        )
+    with _default_lock:
+        client = _borrowed.get(given)
+        if client is None or client._closed:
+            client = _borrowed[given] = from_etcd3(given)
+        return client
 
 
 def default_client() -> Client:
@@ -409,19 +598,30 @@ def default_client() -> Client:
         return _default
 
 
-def _rebuild_client(settings: ConnectionSettings, prefix: str) -> Client:
+def swap_default_client(client: Client | None) -> Client | None:
+    """Make a client the default of this process; gives the one it was, if any. For tests."""
+    global _default
+    with _default_lock:
+        former, _default = _default, client
+        return former
+
+
+def _rebuild_client(
+    settings: ConnectionSettings, prefix: str, keeper: float | bool = False
+) -> Client:
     """An unpickled client: the one of this process with the same settings."""
     with _default_lock:
-        key = (settings, prefix)
+        key = (settings, prefix, keeper)
         client = _rebuilt.get(key)
         if client is None or client._closed:
-            client = _rebuilt[key] = Client(settings, prefix=prefix)
+            client = _rebuilt[key] = Client(settings, prefix=prefix, keeper=keeper)
         return client
 
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 _inherited: list[_Engine] = []
-_rebuilt: dict[tuple[ConnectionSettings, str], Client] = {}
+_rebuilt: dict[tuple[ConnectionSettings, str, float | bool], Client] = {}
+_borrowed: weakref.WeakKeyDictionary[object, Client] = weakref.WeakKeyDictionary()
 _default: Client | None = None
 _default_lock = threading.Lock()
 
@@ -440,143 +640,39 @@ def _at_exit() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
-atexit.register(_at_exit)
+endings.at_end(_at_exit)
 
 
 # ---------------------------------------------------------------- lease
 
 
-class Lease:
-    """A slot of a semaphore that is held by this process.
+class Lease(BaseLease):
+    """A slot of a semaphore that is held by this process, or several.
 
     It is kept alive in the background until it is released, or lost. Lost is final.
     """
 
+    lost: threading.Event
+
     def __init__(self, semaphore: Semaphore, engine: _Engine, grant: Grant) -> None:
-        self._semaphore = semaphore
-        self._engine = engine
-        self._grant = grant
         self.lost = threading.Event()
         """Set once the lease is lost (expired, revoked, evicted, closed); one can wait on it."""
-        grant.on_lost = self._on_lost
-
-    def __repr__(self) -> str:
-        state = self._grant.state if self._here else "of the parent process"
-        return f"<etcdsem.Lease of {self.name!r}, slot {self.slot}, {state}>"
-
-    @property
-    def _here(self) -> bool:
-        return self._engine.pid == os.getpid()
-
-    @property
-    def name(self) -> str:
-        """The semaphore's name."""
-        return self._grant.station.name
-
-    @property
-    def slot(self) -> int:
-        """Which of the N: 0 to limit-1. No two valid leases have the same."""
-        return self._grant.slot
-
-    @property
-    def fencing_token(self) -> int:
-        """A number that is larger for every later grant of this semaphore (etcd's revision)."""
-        return self._grant.token
-
-    @property
-    def id(self) -> str:
-        """The etcd lease, in hex as ``etcdctl lease list`` prints it."""
-        return lease_hex(self._grant.lease.id)
-
-    @property
-    def limit(self) -> int:
-        """The limit as it was known when this lease was granted."""
-        return self._grant.limit
-
-    @property
-    def ttl(self) -> float:
-        """Seconds after its last refresh when etcd gives the slot away."""
-        return self._grant.lease.ttl
-
-    @property
-    def acquired_at(self) -> datetime:
-        """When it was granted, by this machine's wall clock."""
-        return datetime.fromtimestamp(self._grant.acquired_wall, UTC)
-
-    @property
-    def remaining(self) -> float:
-        """Seconds until it must be taken for lost if nothing refreshes it; 0 if it is not held."""
-        if not self.valid:
-            return 0.0
-        return max(0.0, self._grant.lease.deadline - boot_time())
-
-    @property
-    def valid(self) -> bool:
-        """Is it held, and surely still ours by the local clock? Needs no network."""
-        return self._here and self._grant.valid(boot_time())
-
-    @property
-    def lost_reason(self) -> str:
-        """Why it was lost; empty if it was not."""
-        return self._grant.lost_reason
-
-    def check(self) -> None:
-        """Raise LeaseLost unless the lease is valid."""
-        if not self.valid:
-            raise LeaseLost(self._describe_loss())
+        self._engine = engine
+        super().__init__(semaphore, engine, grant)
 
     def release(self) -> bool:
         """Give it back. False, and no exception, if it was lost or etcd could not be told."""
-        if not self._here:
-            return False
-        self._semaphore._forget(self)
-        state = self._grant.state
-        if state == "held":
-            done = self._engine.run(procedures.release(self._grant))
-            state = self._grant.state
-            if state != "lost":
-                return done
-            if not self.lost.is_set():
-                self._tell_lost()
-        if state == "lost":
-            log.warning(
-                "semaphore %s: slot %d was not released, since its lease was lost before: %s",
-                self.name,
-                self.slot,
-                self._grant.lost_reason,
-            )
-        return False
+        return self._here and self._engine.run(self._releasing())
 
-    def _on_lost(self, grant: Grant) -> None:
-        self._engine.call(self._tell_lost, "on-lost")
-        self.lost.set()
-
-    def _tell_lost(self) -> None:
-        self.lost.set()
-        log.critical(
-            "%s Another may hold the slot now: the limit may be exceeded by this process.",
-            self._describe_loss(),
-        )
-        if self._semaphore.on_lost is not None:
-            self._semaphore.on_lost(self)
-
-    def _describe_loss(self) -> str:
-        grant = self._grant
-        if not self._here:
-            return f"semaphore {self.name!r}: the lease belongs to the parent process."
-        if grant.state in ("released", "releasing"):
-            return f"semaphore {self.name!r}: the lease of slot {self.slot} was released."
-        reason = grant.lost_reason or "its deadline has passed by the local clock"
-        return (
-            f"semaphore {self.name!r}: {self._semaphore._owner_shown()} lost the lease of slot "
-            f"{self.slot} (fencing token {self.fencing_token}): {reason}."
-        )
+    def _end(self) -> None:
+        if self._here:
+            self._engine.run(self._ending())
 
 
 # ---------------------------------------------------------------- semaphore
 
 
-class Semaphore:
+class Semaphore(BaseSemaphore[Lease]):
     """A counting semaphore that lives in etcd, shared by any processes anywhere.
 
     Args:
@@ -584,16 +680,24 @@ class Semaphore:
             otherwise, unless an operator has resized it since. None takes what is registered.
         name: 1 to 128 of ``A-Z a-z 0-9 . _ -``. None makes up a unique one.
         register: write the limit to etcd now, if the semaphore is new.
-        client: from `connect()`; None: the process's default client.
+        client: from `connect()`, or a client of python-etcd3 (see `from_etcd3`); None: the
+            process's default client.
         lease_timeout: etcd gives a slot away this long after the last refresh of its lease.
             Whole seconds, at least 2; default ``ETCDSEM_LEASE_TIMEOUT``, else 30 s.
         refresh_interval: seconds between refreshes; default ``ETCDSEM_REFRESH_INTERVAL``, else a
             third of the lease timeout.
         on_lost: called once, in a thread of its own, with each `Lease` that is lost.
-        labels: shown to operators, at most 16.
+        labels: shown to operators, at most 16, together with those of ``ETCDSEM_LABELS``.
         prefix: of the keys in etcd; default the client's, else ``/etcdsem``.
         owner: who holds, as operators see it; default ``ETCDSEM_OWNER``, else ``host:pid``.
         raise_on_loss: let ``with semaphore:`` raise LeaseLost at its end if its lease was lost.
+        max_hold: a lease ends after that, counted from its grant by this machine's clock: it is
+            lost like any other, and the next in line gets the slot at once. A warning is logged
+            ahead: when a tenth of it is left, at most 60 s. None: hold as long as you like.
+        rate: ``"100/1m"``: a lease is given only together with a start of the rate limit
+            ``<name>.rate``, which is registered too (`RateLimit`): at most so many leases begin
+            in any minute. First it waits for the lease, then for the start, while it holds the
+            lease; `max_hold` counts meanwhile. `close` leaves the rate limit alone.
 
     Raises:
         InconsistentLimit: another limit is registered.
@@ -615,60 +719,70 @@ class Semaphore:
         prefix: str | None = None,
         owner: str | None = None,
         raise_on_loss: bool = True,
+        max_hold: Duration | None = None,
+        rate: str | None = None,
     ) -> None:
-        self.max_leases = None if max_leases is None else check_limit(max_leases)
-        self.name = check_name(name if name is not None else f"semaphore-{uuid.uuid4().hex}")
-        self._client = client
-        self._prefix = None if prefix is None else check_prefix(prefix)
-        self.lease_timeout, self.refresh_interval = read_intervals(lease_timeout, refresh_interval)
-        self.labels = check_labels(labels)
-        self.owner = owner or environment("ETCDSEM_OWNER")
-        if self.owner is not None:
-            check_text(self.owner, what="owner")
-        self.on_lost = on_lost
-        self.raise_on_loss = raise_on_loss
-        self._refresh_leases = True
-        self._leases: list[Lease] = []
-        self._entered = threading.local()
+        self._client = _as_client(client)
+        self._follows_default = client is None
+        super().__init__(
+            max_leases,
+            name,
+            lease_timeout=lease_timeout,
+            refresh_interval=refresh_interval,
+            on_lost=on_lost,
+            labels=labels,
+            prefix=prefix,
+            owner=owner,
+            raise_on_loss=raise_on_loss,
+            max_hold=max_hold,
+            rate=rate,
+        )
         if register:
             self.register()
 
-    def __repr__(self) -> str:
-        return f"<etcdsem.Semaphore {self.name!r}, {len(self.leases)} held here>"
+    _fleeting = ("_leases", "_entered")
+
+    def _start_empty(self) -> None:
+        super()._start_empty()
+        self._entered = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = dict(self.__dict__)
-        del kept["_leases"], kept["_entered"]
-        return kept
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._leases = []
-        self._entered = threading.local()
+        # One that uses a default client takes its etcd along.
+        return {**super().__getstate__(), "_follows_default": self._client is None}
 
     @property
     def client(self) -> Client:
-        """The client in use."""
-        if self._client is None:
+        """The client in use: the one given, else the process's default, which may change."""
+        if self._follows_default or self._client is None:
             self._client = default_client()
         return self._client
 
     def _station(self) -> Station:
         return self.client.station(self.name, self._prefix)
 
-    def _owner_shown(self) -> str:
-        return self.owner or f"{socket.gethostname()}:{os.getpid()}"
-
     def _run(self, procedure: Procedure[T], what: str) -> T:
         return self.client.run(procedure, f"{what} {self.name!r}")
 
     # -- acquire and release
 
-    def acquire(self, timeout: Duration | None = None) -> bool:
+    def acquire(
+        self,
+        timeout: Duration | None = None,
+        *,
+        weight: int = 1,
+        priority: int = 0,
+        eager: bool = False,
+    ) -> bool:
         """Wait for a lease.
 
         Args:
             timeout: seconds, ``"1m30s"`` or a timedelta. None waits for ever, 0 tries once.
+            weight: how many slots the lease shall hold, 1 to 32: all of them or none. Who wants
+                many is served in its turn as everybody is; those behind wait until then.
+            priority: -100 to 100; of those who wait the highest is served first, and in the order
+                in which they came those who have the same. What is held is taken from nobody.
+            eager: while the first in line wants more slots than are free, take one that is. Many
+                of these can keep a big one waiting for ever.
 
         Returns:
             True when a lease was granted, False when there was no room until the timeout. The
@@ -676,42 +790,36 @@ class Semaphore:
 
         Raises:
             SemaphoreClosed: the semaphore is not known (any more).
+            WeightExceedsLimit: the limit is less than `weight`, or was lowered so far meanwhile
+                (to 0, or paused: then one waits).
             EtcdUnavailable: etcd could not be reached during the whole timeout (without one: for
-                10 s at first contact, or for 60 s later on).
+                the client's `dial_timeout` at first contact, or for 60 s later on).
         """
-        return self.acquire_lease(timeout) is not None
+        lease = self.acquire_lease(timeout, weight=weight, priority=priority, eager=eager)
+        return lease is not None
 
     def acquire_lease(
-        self, timeout: Duration | None = None, *, on_wait: Callable[[], object] | None = None
+        self,
+        timeout: Duration | None = None,
+        *,
+        weight: int = 1,
+        priority: int = 0,
+        eager: bool = False,
+        on_wait: Callable[[], object] | None = None,
     ) -> Lease | None:
         """Like `acquire`, but gives the `Lease`, or None.
 
         `on_wait` is called, in a thread of its own, once it is clear that one has to wait.
         """
-        limit = timeout_seconds(timeout)
-        client = self.client
-        engine = client.engine
-        until = math.inf if limit is None else boot_time() + limit
-        order = procedures.Order(
-            self.lease_timeout,
-            self.refresh_interval,
-            engine.session.identity(self.owner, self.labels),
+        engine = self.client.engine
+        acquiring = self._acquiring(
+            self._station(),
+            timeout_seconds(timeout),
             on_wait,
+            lambda grant: Lease(self, engine, grant),
+            wants=read_wants(weight, priority, eager),
         )
-        return self._run(self._acquire(engine, order, until, once=limit == 0), "acquire")
-
-    def _acquire(
-        self, engine: _Engine, order: procedures.Order, until: float, *, once: bool
-    ) -> Procedure[Lease | None]:
-        # Part of the procedure, so that no interruption comes between the grant and its listing.
-        station = self._station()
-        grant = yield from procedures.acquire(station, order, until, once=once)
-        if grant is None:
-            return None
-        grant.lease.paused = not self._refresh_leases
-        lease = Lease(self, engine, grant)
-        self._leases.append(lease)
-        return lease
+        return self._run(acquiring, "acquire")
 
     def release(self) -> bool:
         """Give back this object's oldest lease.
@@ -723,52 +831,31 @@ class Semaphore:
         Raises:
             ReleasedTooOften: this object holds no lease; nothing changes in etcd.
         """
-        leases = self._leases
-        lease = next((one for one in leases if one._here and not _is_scoped(one)), None)
-        if lease is None:
-            lease = next((one for one in leases if one._here), None)
-        if lease is None:
-            raise ReleasedTooOften("Released too often")
-        return lease.release()
-
-    def _forget(self, lease: Lease) -> None:
-        with contextlib.suppress(ValueError):
-            self._leases.remove(lease)
-
-    @property
-    def leases(self) -> tuple[Lease, ...]:
-        """The leases that this object holds in this process, oldest first."""
-        return tuple(lease for lease in self._leases if lease._here)
+        return self._oldest().release()
 
     @contextlib.contextmanager
-    def hold(self, timeout: Duration | None = None) -> Iterator[Lease]:
-        """Hold a lease for the length of a ``with`` block; gives the `Lease`.
+    def hold(
+        self,
+        timeout: Duration | None = None,
+        *,
+        weight: int = 1,
+        priority: int = 0,
+        eager: bool = False,
+    ) -> Iterator[Lease]:
+        """Hold a lease for the length of a ``with`` block; gives the `Lease`. See `acquire`.
 
         Raises:
             AcquireTimeout: no room until the timeout; the body did not run.
             LeaseLost: at the end, if the lease was lost meanwhile (see `raise_on_loss`).
         """
-        lease = self.acquire_lease(timeout)
-        if lease is None:
-            raise AcquireTimeout(
-                f"semaphore {self.name!r}: no lease was free within {timeout!r}; who holds it: "
-                f"etcdsem status {self.name}"
-            )
-        _scoped.add(lease)
+        found = self.acquire_lease(timeout, weight=weight, priority=priority, eager=eager)
+        lease = self._scope(found, timeout)
         try:
             yield lease
         except BaseException:
             lease.release()
             raise
-        self._end(lease)
-
-    def _end(self, lease: Lease) -> None:
-        """The end of a block that raised nothing."""
-        ended_before = lease._grant.state == "released"
-        lost = not ended_before and not lease.valid
-        lease.release()
-        if (lost or lease.lost.is_set()) and self.raise_on_loss and lease._here:
-            raise LeaseLost(lease._describe_loss())
+        lease._end()
 
     def __enter__(self) -> Self:
         held = self.hold()
@@ -784,7 +871,7 @@ class Semaphore:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        held: contextlib.AbstractContextManager[Lease] = self._entered.stack.pop()
+        held: AbstractContextManager[Lease] = self._entered.stack.pop()
         held.__exit__(kind, error, traceback)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
@@ -812,32 +899,48 @@ class Semaphore:
         Raises:
             InconsistentLimit: another limit is registered.
         """
-        station = self._station()
-        if self.max_leases is None:
-            self._run(procedures.learn_limit(station), "read the limit of")
-            return
-        limit = self._run(procedures.register(station, self.max_leases), "register")
-        if limit.registered and limit.number is not None and limit.number != self.max_leases:
-            raise InconsistentLimit(
-                f"Inconsistent max leases: {limit.number}, expected: {self.max_leases} "
-                f"(semaphore {self.name!r}: {limit.number} is registered; give that, or change it "
-                f"for everybody: etcdsem limit {self.name} {self.max_leases})",
-                given=self.max_leases,
-                registered=limit.number,
-            )
+        self._run(self._registering(self._station()), "register")
 
     def get_value(self) -> int:
-        """The number of leases held now, by anyone."""
+        """The number of slots held now, by anyone."""
         return self._run(inspection.held(self._station()), "count the leases of")
 
     def resize(self, max_leases: int) -> None:
         """Change the limit for everybody, live. Waiters get new room at once; leases above a
-        lowered limit stay until they are released. 0 lets nobody in.
+        lowered limit stay until they are released. 0 lets nobody in. A pause stays.
         """
-        number = check_limit(max_leases, least=0)
-        self._run(procedures.resize(self._station(), number), "resize")
-        if number:
-            self.max_leases = number
+        self._run(self._resizing(self._station(), max_leases), "resize")
+
+    def pause(self, *, reason: str | None = None) -> bool:
+        """Grant no lease of it, to anybody, until `resume`. Who holds is not disturbed; who waits,
+        waits on, and a try without waiting finds it full.
+
+        Args:
+            reason: at most 253 printable characters, for whoever asks why nothing goes on.
+
+        Returns:
+            False if it was paused before: then nothing was changed.
+        """
+        return self._run(self._pausing(self._station(), reason), "pause")
+
+    def resume(self) -> bool:
+        """Grant leases again. False if it was not paused: then nothing was changed."""
+        return self._run(resuming(self._station()), "resume")
+
+    def drain(self, timeout: Duration | None = None, *, reason: str | None = None) -> bool:
+        """Pause it, and wait until nobody holds a lease, this object neither. It stays paused.
+
+        Args:
+            timeout: seconds, ``"1m30s"`` or a timedelta. None waits for ever, 0 looks once.
+            reason: as for `pause`. One that is paused already keeps its own.
+
+        Returns:
+            True when nobody holds. False when somebody still does after the timeout.
+
+        Raises:
+            EtcdSemError: somebody has resumed it meanwhile.
+        """
+        return self._run(self._draining(self._station(), timeout, reason), "drain")
 
     def status(self, *, ttl: bool = True) -> Status:
         """Holders and waiters at one revision. `ttl`: also ask how long each lease has left."""
@@ -857,57 +960,239 @@ class Semaphore:
         A warning names leases that are still held or waited for: their holders lose them, and
         who waits gets SemaphoreClosed at once.
         """
-        closing = self._run(procedures.close(self._station(), force=True), "close")
-        if closing.holders or closing.waiters:
-            log.warning(
-                "semaphore %s was closed while in use: %d held (%s), %d waiting",
-                self.name,
-                len(closing.holders),
-                ", ".join(closing.holders) or "-",
-                len(closing.waiters),
-            )
+        self._run(self._closing(self._station()), "close")
+
+
+# ---------------------------------------------------------------- several at once
+
+
+def acquire_all(
+    *semaphores: Semaphore,
+    timeout: Duration | None = None,
+    on_wait: Callable[[str], object] | None = None,
+) -> tuple[Lease, ...] | None:
+    """Wait for a lease of each of several semaphores: all of them or none.
+
+    Where all have room, it is one transaction. Who has to wait stands in one line at a time and
+    holds nothing meanwhile; only who was crowded out three times waits in one line while holding
+    others, and then in the order of the semaphores' prefixes and names, so that there is no
+    deadlock (docs/guarantees.md has the rule). Each lease is one like any other: it is released,
+    evicted or lost by itself, and its semaphore lists it.
+
+    Args:
+        semaphores: 1 to 8, of the same client and all different.
+        timeout: for all together: seconds, ``"1m30s"`` or a timedelta. None waits for ever, 0
+            tries once.
+        on_wait: called, in a thread of its own, with the name of each semaphore in whose line
+            one has to wait.
+
+    Returns:
+        The leases, in the order of the semaphores; None when there was no room until the timeout.
+
+    Raises:
+        InvalidSetting: too many, one given twice, or of different clients.
+        SemaphoreClosed: one of them is not known (any more); the message names it.
+        EtcdUnavailable: etcd could not be reached, as for `Semaphore.acquire`.
+    """
+    taken = _acquire_all(semaphores, timeout, on_wait)
+    return None if isinstance(taken, str) else taken
+
+
+@contextlib.contextmanager
+def hold_all(
+    *semaphores: Semaphore, timeout: Duration | None = None
+) -> Iterator[tuple[Lease, ...]]:
+    """Hold a lease of each of several semaphores for the length of a ``with`` block; gives the
+    leases, in the order of the semaphores. See `acquire_all`.
+
+    Raises:
+        AcquireTimeout: no room until the timeout; the body did not run.
+        LeaseLost: at the end, if any of them was lost meanwhile (see `raise_on_loss`).
+    """
+    leases = several.scoped(_acquire_all(semaphores, timeout, None), semaphores, timeout)
+    try:
+        yield leases
+    except BaseException:
+        _end_all(leases, quietly=True)
+        raise
+    _end_all(leases, quietly=False)
+
+
+def _end_all(leases: tuple[Lease, ...], *, quietly: bool) -> None:
+    if leases[0]._here:
+        leases[0]._engine.run(several.ending(leases, quietly=quietly))
+
+
+def _acquire_all(
+    semaphores: tuple[Semaphore, ...],
+    timeout: Duration | None,
+    on_wait: Callable[[str], object] | None,
+) -> tuple[Lease, ...] | str:
+    several.check(semaphores, Semaphore)
+    limit = timeout_seconds(timeout)
+    clients = [one.client for one in semaphores]
+    engine = clients[0].engine
+    parts = [
+        several.Part(one, one._station(), functools.partial(Lease, one, engine))
+        for one in semaphores
+    ]
+    several.check_parts(parts, clients)
+    acquiring = several.acquiring(parts, limit, on_wait)
+    return clients[0].run(acquiring, f"acquire {several.named(semaphores)}")
+
+
+# ---------------------------------------------------------------- rate limit
+
+
+class RateLimit(BaseRateLimit):
+    """At most `limit` starts in any window of `period`, by any processes anywhere.
+
+    A start is a moment, not a span: there is nothing to release. ``with limit:`` waits for a start
+    and runs the body; what the body does then is not counted.
+
+    Args:
+        name: 1 to 128 of ``A-Z a-z 0-9 . _ -``; no semaphore may have it.
+        limit: how many starts; None, with `period`, takes what is registered.
+        period: seconds, ``"1m"`` or a timedelta; at least 0.1 s.
+        client: from `connect()`, or a client of python-etcd3; None: the process's default client.
+        block: starts that a process takes at a time. Default 1 up to 256 starts in a period, above
+            that as many as make 256 blocks. A process uses a block within 5 % of the period, and
+            forfeits what is left then.
+        labels: shown to operators, at most 16, together with those of ``ETCDSEM_LABELS``.
+        prefix: of the keys in etcd; default the client's, else ``/etcdsem``.
+        owner: who starts, as operators see it; default ``ETCDSEM_OWNER``, else ``host:pid``.
+        register: write the rate to etcd now, if it is new.
+
+    Raises:
+        InconsistentLimit: another rate is registered.
+        WrongKind: there is a semaphore of that name.
+        InvalidName, InvalidSetting: an argument cannot be right.
+        EtcdUnavailable, PermissionDenied, EtcdRefused: it could not be registered.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        limit: int | None = None,
+        period: Duration | None = None,
+        *,
+        client: Client | None = None,
+        block: int | None = None,
+        labels: Mapping[str, str] | None = None,
+        prefix: str | None = None,
+        owner: str | None = None,
+        register: bool = True,
+    ) -> None:
+        self._client = _as_client(client)
+        self._follows_default = client is None
+        super().__init__(
+            name, limit, period, block=block, labels=labels, prefix=prefix, owner=owner
+        )
+        if register:
+            self.register()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_follows_default": self._client is None}
 
     @property
-    def refresh_leases(self) -> bool:
-        """False pauses the refresh of this object's leases, for tests."""
-        return self._refresh_leases
+    def client(self) -> Client:
+        """The client in use: the one given, else the process's default, which may change."""
+        if self._follows_default or self._client is None:
+            self._client = default_client()
+        return self._client
 
-    @refresh_leases.setter
-    def refresh_leases(self, on: bool) -> None:
-        self._refresh_leases = bool(on)
-        for lease in self.leases:
-            lease._grant.lease.paused = not on
+    def _station(self) -> Station:
+        return self.client.station(self.name, self._prefix)
+
+    def _run(self, procedure: Procedure[T], what: str) -> T:
+        return self.client.run(procedure, f"{what} {self.name!r}")
+
+    def acquire(
+        self, timeout: Duration | None = None, *, on_wait: Callable[[], object] | None = None
+    ) -> Start | None:
+        """Wait for a start. Those who wait are served in the order in which they came.
+
+        Args:
+            timeout: seconds, ``"1m30s"`` or a timedelta. None waits for ever, 0 tries once.
+            on_wait: called, in a thread of its own, once it is clear that one has to wait.
+
+        Returns:
+            A `Start`, which tells how long it was `waited` for; None if there was none until the
+            timeout.
+
+        Raises:
+            SemaphoreClosed: it is not known (any more).
+            EtcdUnavailable: etcd could not be reached during the whole timeout.
+        """
+        starting = self._starting(self._station(), timeout_seconds(timeout), on_wait)
+        return self._run(starting, "acquire")
+
+    def try_acquire(self) -> Start | Later:
+        """A start, if there is one now; else `Later`, which is false, and has `retry_after`."""
+        return self._run(self._trying(self._station()), "acquire")
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        pass
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """As a decorator: each call waits for a start, and runs then."""
+        if inspect.iscoroutinefunction(function):
+            raise TypeError(
+                "a coroutine function needs the asyncio rate limit: "
+                "from etcdsem.aio import RateLimit"
+            )
+
+        @functools.wraps(function)
+        def started(*args: P.args, **kwargs: P.kwargs) -> R:
+            self.acquire()
+            return function(*args, **kwargs)
+
+        return started
+
+    def register(self) -> None:
+        """Write the rate to etcd if it is new, else check that it is the same.
+
+        Raises:
+            InconsistentLimit: another rate is registered.
+            WrongKind: there is a semaphore of that name.
+        """
+        self._run(self._registering(self._station()), "register")
+
+    def resize(self, limit: int, period: Duration) -> None:
+        """Change the rate for everybody, live. Starts already made still count as they did."""
+        self._run(self._resizing(self._station(), limit, period), "resize")
+
+    def pause(self, *, reason: str | None = None) -> bool:
+        """Grant no start to anybody until `resume`. False if it was paused before."""
+        return self._run(self._pausing(self._station(), reason), "pause")
+
+    def resume(self) -> bool:
+        """Grant starts again. False if it was not paused."""
+        return self._run(resuming(self._station()), "resume")
+
+    def status(self, *, ttl: bool = True) -> Status:
+        """The starts that are in use (as `holders`), and who waits, at one revision."""
+        return self._run(self._status(self._station(), ttl=ttl), "look at")
+
+    def close(self) -> None:
+        """Remove it from etcd, for everybody; who waits gets SemaphoreClosed. Starts already made
+        are forgotten: one that is registered anew under the name begins with none.
+        """
+        self._run(self._closing(self._station()), "close")
 
 
-_scoped: weakref.WeakSet[Lease] = weakref.WeakSet()
-"""Leases that end with a block; release() takes them only when there is no other."""
-
-
-def _is_scoped(lease: Lease) -> bool:
-    return lease in _scoped
-
-
-def read_intervals(
-    lease_timeout: Duration | None, refresh_interval: Duration | None
-) -> tuple[int, float]:
-    """The lease timeout (whole seconds) and the refresh interval (seconds), with the defaults."""
-    timeout = lease_timeout_seconds(
-        lease_timeout
-        if lease_timeout is not None
-        else environment("ETCDSEM_LEASE_TIMEOUT") or DEFAULT_LEASE_TIMEOUT
-    )
-    given = refresh_interval
-    if given is None and lease_timeout is None:
-        given = environment("ETCDSEM_REFRESH_INTERVAL")
-    if given is None:
-        return timeout, timeout / 3
-    interval = seconds(given, what="refresh_interval")
-    if not 0 < interval < timeout - margin(timeout):
-        raise InvalidSetting(
-            f"refresh_interval {given!r} does not fit into a lease timeout of {timeout}s: refresh "
-            f"at least once before it ends, better three times ({timeout / 3:.3g}s)"
-        )
-    return timeout, interval
-
-
-__all__ = ["Client", "Lease", "Semaphore", "connect", "default_client"]
+__all__ = [
+    "Client",
+    "Lease",
+    "RateLimit",
+    "Semaphore",
+    "acquire_all",
+    "connect",
+    "default_client",
+    "from_etcd3",
+    "hold_all",
+]

@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import sysconfig
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +22,55 @@ import pytest
 import etcdsem
 from etcdsem import server
 from etcdsem.server import EtcdServer
+from tests.record import Record
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options for which etcd to use."""
     parser.addoption("--etcd", default="all", help="only this version: 3.4, 3.5, or all")
+    parser.addoption("--chaos-seconds", type=float, default=60.0, help="of faults, in each run")
+    parser.addoption("--rate-seconds", type=float, default=25.0, help="of the ten processes' run")
+    parser.addoption("--chaos-seed", type=int, default=None, help="of the faults; else random")
     parser.addoption("--require-etcd", default="", help="versions that must be there: 3.4,3.5")
+    parser.addoption("--record", type=Path, help="write what became of each test to this file")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """With pytest-xdist (`-n 4`): files stay together, and the long ones begin first."""
+    if getattr(config.option, "numprocesses", None):
+        config.option.dist = "loadgroup"
+        config.option.loadscopereorder = False
+    if config.option.record and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Record(config.option.record))
+    # Under nohup, or started with & by a script, programs would inherit that these are ignored, and
+    # rightly go on ignoring them.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+LONG = ("tests/containers", "tests/chaos", "tests/simulation/test_simulator", "tests/simulation")
+"""What takes longest, in the order in which it should begin."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests run on one worker: those of a file, and all that use containers or a
+    cluster of processes, since two such at a time are too much for a small machine.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            file = item.nodeid.split("::")[0]
+            heavy = file.startswith(("tests/containers", "tests/chaos", "tests/test_docker"))
+            item.add_marker(pytest.mark.xdist_group("heavy" if heavy else file))
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    return next((n for n, start in enumerate(LONG) if item.nodeid.startswith(start)), len(LONG))
 
 
 def _binaries() -> dict[str, str]:
@@ -44,7 +89,7 @@ def _binaries() -> dict[str, str]:
     return dict(sorted(found.items(), reverse=True))
 
 
-def _chosen(config: pytest.Config) -> dict[str, str]:
+def chosen(config: pytest.Config) -> dict[str, str]:
     binaries = _binaries()
     missing = set(filter(None, config.getoption("--require-etcd").split(","))) - set(binaries)
     if missing:
@@ -60,7 +105,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what asks for `any_etcd` on each kind."""
     for fixture in ("any_etcd", "any_fresh_etcd"):
         if fixture in metafunc.fixturenames:
-            metafunc.parametrize(fixture, list(_chosen(metafunc.config)), indirect=True)
+            metafunc.parametrize(fixture, list(chosen(metafunc.config)), indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -91,34 +136,34 @@ def etcd(request: pytest.FixtureRequest, _servers: dict[str, EtcdServer]) -> Etc
     if "any_etcd" in request.fixturenames:
         found: EtcdServer = request.getfixturevalue("any_etcd")
         return found
-    kind, binary = next(iter(_chosen(request.config).items()))
+    kind, binary = next(iter(chosen(request.config).items()))
     return _shared(_servers, kind, binary)
 
 
 @pytest.fixture
 def any_etcd(request: pytest.FixtureRequest, _servers: dict[str, EtcdServer]) -> EtcdServer:
     """An etcd of each kind in turn, shared by all tests."""
-    return _shared(_servers, request.param, _chosen(request.config)[request.param])
+    return _shared(_servers, request.param, chosen(request.config)[request.param])
 
 
 @pytest.fixture
 def fresh_etcd(request: pytest.FixtureRequest) -> Iterator[EtcdServer]:
     """An etcd for this test alone, of the newest kind."""
-    with server.start(binary=next(iter(_chosen(request.config).values()))) as one:
+    with server.start(binary=next(iter(chosen(request.config).values()))) as one:
         yield one
 
 
 @pytest.fixture
 def any_fresh_etcd(request: pytest.FixtureRequest) -> Iterator[EtcdServer]:
     """An etcd for this test alone, of each kind in turn."""
-    with server.start(binary=_chosen(request.config)[request.param]) as one:
+    with server.start(binary=chosen(request.config)[request.param]) as one:
         yield one
 
 
 @pytest.fixture
 def etcd_binary(request: pytest.FixtureRequest) -> str:
     """The newest etcd program."""
-    return next(iter(_chosen(request.config).values()))
+    return next(iter(chosen(request.config).values()))
 
 
 @pytest.fixture

@@ -9,13 +9,26 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from etcdsem.server import EtcdServer
+from etcdsem.core.commands import KeyValue
+from etcdsem.core.keys import read_limit
+
+
+class Etcd(Protocol):
+    """A member of etcd, in a process or in a container."""
+
+    @property
+    def endpoint(self) -> str: ...
+
+    @property
+    def etcdctl_binary(self) -> str: ...
+
+    def etcdctl(self, *arguments: str) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -42,12 +55,18 @@ class Verdict:
     left: dict[str, Change] = field(default_factory=dict)
 
 
-def read_history(etcd: EtcdServer, name: str) -> list[Change]:
+def read_history(etcd: Etcd, name: str) -> list[Change]:
     """All changes below a semaphore's prefix, from its first revision to now."""
+    return read_history_since(etcd, name, 1)[0]
+
+
+def read_history_since(etcd: Etcd, name: str, since: int) -> tuple[list[Change], int]:
+    """The changes from a revision on, and the revision up to which they are complete."""
     base = f"/etcdsem/{name}/"
     end = f"{base}~end-of-history"
-    etcd.etcdctl("put", end, "1")
-    command = [etcd.etcdctl_binary, "watch", "--rev=1", "--prefix", base, "-w", "json"]
+    mark = f"{time.time_ns()}"  # one of an earlier reading is not the end
+    etcd.etcdctl("put", end, mark)
+    command = [etcd.etcdctl_binary, "watch", f"--rev={since}", "--prefix", base, "-w", "json"]
     environment = {"ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": etcd.endpoint}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment
@@ -57,10 +76,11 @@ def read_history(etcd: EtcdServer, name: str) -> list[Change]:
         assert process.stdout is not None
         for line in process.stdout:
             for change in _changes(json.loads(line)):
-                if change.key == end:
+                if change.key != end:
+                    changes.append(change)
+                elif change.value == mark.encode():
                     etcd.etcdctl("del", end)
-                    return changes
-                changes.append(change)
+                    return changes, change.revision
     finally:
         process.kill()
         process.wait()
@@ -82,6 +102,11 @@ def _changes(answer: dict[str, Any]) -> Iterator[Change]:
         )
 
 
+def _room(change: Change) -> int:
+    """How many slots may be granted by what is stored as the limit."""
+    return read_limit(KeyValue(b"", change.value, 1, 1)).room
+
+
 def judge(changes: list[Change], name: str) -> Verdict:
     """Check the limit, the tokens and the order at every revision."""
     base = f"/etcdsem/{name}/"
@@ -99,21 +124,27 @@ def judge(changes: list[Change], name: str) -> Verdict:
             else:
                 keys[change.key] = change
         if f"{base}max_leases" in keys:
-            limit = int(keys[f"{base}max_leases"].value)
+            limit = _room(keys[f"{base}max_leases"])
         held_before = sum(key.startswith(f"{base}leases/") for key in before)
         held = sum(key.startswith(f"{base}leases/") for key in keys)
         verdict.most_held = max(verdict.most_held, held)
         if held > max(limit, held_before):
             verdict.wrong.append(f"revision {revision}: {held} held, the limit is {limit}")
-        for change in batch:
-            if change.kind == "put" and change.key.startswith(f"{base}leases/"):
-                _judge_grant(change, before, keys, base, last_token, verdict)
+        grants = [
+            change
+            for change in batch
+            if change.kind == "put" and change.key.startswith(f"{base}leases/")
+        ]
+        together_granted = {change.lease for change in grants}
+        for change in grants:
+            _judge_grant(change, together_granted, before, keys, base, last_token, verdict)
     verdict.left = keys
     return verdict
 
 
 def _judge_grant(
     change: Change,
+    together: set[int],
     before: dict[str, Change],
     after: dict[str, Change],
     base: str,
@@ -127,7 +158,7 @@ def _judge_grant(
         verdict.wrong.append(f"revision {change.revision}: {change.key}: the token did not grow")
     last_token[change.key] = change.revision
     waiting = {key: waiter for key, waiter in before.items() if key.startswith(f"{base}waiters/")}
-    served = [key for key in waiting if int(key.rsplit("/", 1)[1], 16) == change.lease]
+    served = [key for key in waiting if _lease(key) == change.lease]
     if not served:
         if waiting:
             verdict.wrong.append(f"revision {change.revision}: {change.key} overtook the line")
@@ -135,14 +166,34 @@ def _judge_grant(
             verdict.wrong.append(f"revision {change.revision}: {change.key} was held already")
         return
     verdict.handed_over += 1
-    first = min(waiting.values(), key=lambda waiter: waiter.created)
-    if first.key != served[0]:
-        verdict.wrong.append(f"revision {change.revision}: {served[0]} came before {first.key}")
+    # One transaction may serve several, and several may have joined the line in one.
+    for waiter in sorted(waiting.values(), key=_place):
+        if _place(waiter) < _place(waiting[served[0]]) and _lease(waiter.key) not in together:
+            if _record(waiting[served[0]]).get("eager") and _record(waiter).get("weight", 1) > 1:
+                break  # the others stand behind that one
+            verdict.wrong.append(
+                f"revision {change.revision}: {served[0]} came before {waiter.key}; "
+                f"line {sorted((w.created, w.key) for w in waiting.values())}, served {together}"
+            )
     if served[0] in after:
         verdict.wrong.append(f"revision {change.revision}: {served[0]} holds and still waits")
 
 
-def assert_clean(etcd: EtcdServer, name: str) -> Verdict:
+def _record(waiter: Change) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(waiter.value)
+    return fields
+
+
+def _place(waiter: Change) -> tuple[int, int]:
+    """Who is served first: by priority, then by who came first."""
+    return -_record(waiter).get("priority", 0), waiter.created
+
+
+def _lease(waiter: str) -> int:
+    return int(waiter.rsplit("/", 1)[1], 16)
+
+
+def assert_clean(etcd: Etcd, name: str) -> Verdict:
     """Read and judge the history; nothing may be wrong, and nothing left but the limit."""
     verdict = judge(read_history(etcd, name), name)
     assert not verdict.wrong, verdict.wrong[:10]

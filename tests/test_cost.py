@@ -65,6 +65,35 @@ def test_contended_with_one_waiter(any_etcd: EtcdServer, client: Client, name: s
     sem.release()
 
 
+def test_a_crowd_of_one_client_hands_over_together(any_etcd: EtcdServer, name: str) -> None:
+    """Threads of one client that contend for many slots share the transactions that hand over:
+    a cycle is less than two.
+    """
+    limit, threads, cycles = 50, 64, 20
+    with etcdsem.connect(any_etcd.endpoint) as client:
+        sem = Semaphore(limit, name, client=client)
+        start = threading.Barrier(threads)
+
+        def work() -> None:
+            sem.acquire()  # those behind the limit wait in line meanwhile
+            sem.release()
+            start.wait(60)
+            for _ in range(cycles):
+                sem.acquire()
+                sem.release()
+
+        crowd = [threading.Thread(target=work) for _ in range(threads)]
+        before = counted(client)
+        for thread in crowd:
+            thread.start()
+        for thread in crowd:
+            thread.join(60)
+        cost = spent(client, before)
+    print(f"{threads * (cycles + 1)} cycles of {threads} threads, limit {limit}: {cost}")
+    assert cost["txn"] <= 2 * threads * (cycles + 1)
+    assert cost.get("watch_events", 0) <= 1.1 * threads * (cycles + 1)
+
+
 def test_contended_with_a_hundred_waiters(any_etcd: EtcdServer, name: str) -> None:
     """However many wait, a cycle is two transactions and one event; the line is read once in
     some tens of hand-overs.

@@ -20,9 +20,28 @@ MAY = {
     "model": {"errors"},
     "core": {"errors", "model"},
     "etcd": {"errors", "model", "core"},
-    "sync": {"errors", "model", "core", "etcd"},
+    "endings": set[str](),
+    "counting": {"core"},
+    "metrics": {"counting", "core"},
+    "shell": {"errors", "keeper", "model", "core", "etcd", "counting"},
+    "several": {"errors", "model", "core", "shell"},
+    "pacing": {"errors", "model", "core", "shell"},
+    "keeper": {"errors", "core", "shell"},
+    "keeper_process": {"core", "keeper", "sync"},
+    "sync": {
+        "errors",
+        "model",
+        "core",
+        "etcd",
+        "counting",
+        "shell",
+        "several",
+        "pacing",
+        "endings",
+    },
+    "aio": {"errors", "model", "core", "etcd", "counting", "shell", "several", "pacing", "endings"},
     "server": {"errors"},
-    "testing": {"errors", "model", "core", "etcd", "sync", "server"},
+    "testing": {"errors", "model", "core", "etcd", "sync", "aio", "server"},
 }
 IMPURE = {"time", "random", "uuid", "secrets", "threading", "asyncio", "socket", "queue"}
 FOREIGN = {"grpc", "google", "grpc_tools"}
@@ -85,6 +104,7 @@ def loaded_by(code: str) -> set[str]:
 def test_an_import_loads_nothing_heavy() -> None:
     """Importing etcdsem, and asking for help, loads neither gRPC nor protobuf nor rich."""
     heavy = {"grpc", "google.protobuf", "rich", "multiprocessing", "asyncio"}
+    heavy |= {"prometheus_client", "etcdsem.metrics"}
     assert not (heavy | {"click"}) & loaded_by("import etcdsem")
     helped = """
 import sys

@@ -12,6 +12,7 @@ import pytest
 import etcdsem
 from etcdsem import Client, Lease, Semaphore
 from etcdsem.core.commands import OutcomeUnknown, Transact, Txn
+from tests.etcd.proxy import Proxy
 from tests.history import assert_clean
 from tests.test_semaphore import Waiters, eventually
 
@@ -241,6 +242,24 @@ def test_etcd_away_is_an_error_within_the_timeout(name: str) -> None:
             with pytest.raises(etcdsem.EtcdUnavailable, match=r"127\.0\.0\.1:1"):
                 sem.acquire(timeout=timeout)
         assert time.monotonic() - began < 25
+
+
+@pytest.mark.parametrize("dial", [0.4, 2])
+def test_dial_timeout_bounds_the_first_contact(etcd: EtcdServer, name: str, dial: float) -> None:
+    """`dial_timeout` is how long registering, and an acquire without a timeout, try to reach an
+    etcd that has never answered: whether nobody listens there, or somebody who does not answer.
+    """
+    with Proxy(etcd.endpoint) as proxy:
+        proxy.down = "drop"
+        for endpoint in ("127.0.0.1:1", proxy.endpoint):
+            with etcdsem.connect(endpoint, dial_timeout=dial) as client:
+                sem = Semaphore(1, name, client=client, register=False)
+                for call in (sem.register, sem.acquire):
+                    began = time.monotonic()
+                    with pytest.raises(etcdsem.EtcdUnavailable, match=endpoint):
+                        call()
+                    assert dial * 0.5 < time.monotonic() - began < dial + 3
+        proxy.reset()
 
 
 def test_one_endpoint_of_several_is_down(etcd: EtcdServer, name: str) -> None:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 class Worker:
     """A Python process that runs `code`; it says what it does on its standard output."""
 
-    def __init__(self, etcd: EtcdServer, code: str, *arguments: object) -> None:
+    def __init__(
+        self, etcd: EtcdServer, code: str, *arguments: object, fork_support: str = ""
+    ) -> None:
         prelude = (
             "import sys, os, time, signal, threading\n"
             "import etcdsem\n"
@@ -34,7 +36,11 @@ class Worker:
         )
         self.process = subprocess.Popen(
             [sys.executable, "-c", prelude + code, *map(str, arguments)],
-            env={**os.environ, **etcd.env()},
+            env={
+                **os.environ,
+                **etcd.env(),
+                **({"GRPC_ENABLE_FORK_SUPPORT": fork_support} if fork_support else {}),
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -52,6 +58,12 @@ class Worker:
             if line.split()[:1] == [word]:
                 return line.split()
         raise AssertionError(f"it ended with {self.process.wait()} and never said {word!r}")
+
+    def tell(self, line: str = "") -> None:
+        """Say something to it."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
 
     def end(self) -> int:
         """Wait for its end."""

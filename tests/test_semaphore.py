@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import etcdsem
-from etcdsem import Client, Lease, Semaphore
+from etcdsem import Client, Holder, Lease, Semaphore
+from etcdsem.core.commands import Put, Txn
 from tests.history import assert_clean
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def test_limits_must_agree(client: Client, name: str) -> None:
     """Another limit is refused, and both are named."""
     Semaphore(3, name, client=client)
     Semaphore(3, name, client=client)
-    with pytest.raises(ValueError, match="Inconsistent max leases: 3, expected: 5") as caught:
+    with pytest.raises(ValueError, match="Inconsistent max leases: 5, expected: 3") as caught:
         Semaphore(5, name, client=client)
     assert isinstance(caught.value, etcdsem.InconsistentLimit)
     assert pickle.loads(pickle.dumps(caught.value)).registered == 3
@@ -389,6 +390,42 @@ def test_with_raises_when_its_lease_was_lost(client: Client, name: str) -> None:
     with quiet.hold() as lease:
         client.evict(name, slot=0)
         assert lease.lost.wait(15)
+
+
+def test_nobody_to_evict(client: Client, name: str) -> None:
+    """A slot or lease that nobody has: an error of its own, which is also a LookupError."""
+    sem = Semaphore(1, name, client=client)
+    for slot, lease in ((0, None), (7, None), (None, "1f")):
+        with pytest.raises(etcdsem.NobodyThere, match=name) as caught:
+            client.evict(name, slot=slot, lease=lease)
+        assert isinstance(caught.value, LookupError)
+        assert not isinstance(caught.value, ValueError)
+    with pytest.raises(etcdsem.InvalidSetting):
+        client.evict(name, lease="no hex")
+    sem.acquire()
+    evicted = client.evict(name, lease=sem.leases[0].id)
+    assert isinstance(evicted, Holder)
+    assert evicted.slot == 0
+
+
+def test_ttl_of_many(etcd: EtcdServer, client: Client, name: str) -> None:
+    """The TTL is asked of all holders and of the first 256 waiters, several at a time."""
+    sem = Semaphore(3, name, client=client, lease_timeout=60)
+    for _ in range(3):
+        sem.acquire()
+    connection = client.engine.connection
+    base = client.engine.session.env.random_id()
+    for number in range(300):
+        key = f"/etcdsem/{name}/waiters/host.1.0/{base + number:016x}".encode()
+        connection.grant(base + number, 600, 5)
+        connection.transact(Txn((), (Put(key, b"{}", base + number),)), 5)
+    status = sem.status()
+    assert all(50 < (holder.ttl or 0) <= 60 for holder in status.holders)
+    asked = [waiter.ttl for waiter in status.waiters]
+    assert all(500 < (ttl or 0) <= 600 for ttl in asked[:256])
+    assert asked[256:] == [None] * 44
+    assert {holder.ttl for holder in sem.status(ttl=False).holders} == {None}
+    sem.close()
 
 
 def test_refresh_keeps_a_lease_beyond_its_timeout(client: Client, name: str) -> None:

@@ -118,3 +118,17 @@ def test_one_member_of_three_dies(etcd_binary: str, name: str) -> None:
         sem.release()
         eventually(lambda: sem.get_value() == 0)
         assert not judge(read_history(members[1], name), name).wrong
+
+
+def test_the_first_contact_is_tried_again(fresh_etcd: EtcdServer, name: str) -> None:
+    """Reading the limit of a registered semaphore waits for etcd as registering it does: an
+    election, or a member without a leader, is no reason to give up.
+    """
+    with etcdsem.connect(fresh_etcd.endpoint) as client:
+        Semaphore(2, name, client=client)
+    fresh_etcd.kill()
+    back = threading.Timer(1.0, fresh_etcd.restart)
+    back.start()
+    with etcdsem.connect(fresh_etcd.endpoint) as client:
+        assert Semaphore(None, name, client=client).acquire(timeout=20)
+    back.join()

@@ -104,6 +104,12 @@ def demo(jobs: int, limit: int, work: float, without: bool) -> None:
 
     Starts a throw-away etcd, an HTTP service that refuses a 4th simultaneous request, and 12
     jobs under `etcdsem run demo-api --limit 3`. Ends with a timeline and the count of refusals.
+
+    \b
+    Examples:
+      etcdsem demo
+      etcdsem demo --jobs 30 --limit 5 --work 0.5
+      etcdsem demo --without
     """
     from rich.console import Console
 

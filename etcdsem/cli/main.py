@@ -35,14 +35,34 @@ class _Entry(NamedTuple):
 
 _COMMANDS: dict[str, _Entry] = {
     "run": _Entry("run", "run", "Run a command while holding a lease."),
+    "hold": _Entry("hold", "hold", "Keep a lease until stopped: for sidecars."),
     "ls": _Entry("operate", "ls", "List all semaphores: limit, held, waiting."),
     "status": _Entry("operate", "status", "Show who holds and who waits."),
     "limit": _Entry("operate", "limit", "Show or change a limit."),
+    "rate": _Entry("rate", "rate", "Show or change a rate limit."),
+    "pause": _Entry("operate", "pause", "Grant no more leases until resumed."),
+    "resume": _Entry("operate", "resume", "Grant leases again."),
+    "drain": _Entry("drain", "drain", "Pause, and wait until nobody holds."),
     "evict": _Entry("operate", "evict", "End one lease."),
     "close": _Entry("operate", "close", "Remove a semaphore."),
+    "top": _Entry("top", "top", "Show all semaphores, live."),
+    "exporter": _Entry("exporter", "exporter", "Serve metrics of all semaphores for Prometheus."),
+    "doctor": _Entry("doctor", "doctor", "Check etcd, the way to it, and the semaphores."),
+    "bench": _Entry("bench", "bench", "Measure this etcd, and say what limits it."),
+    "completion": _Entry("completion", "completion", "Print the script for completion."),
     "demo": _Entry("demo", "demo", "Watch a dozen real jobs share a limit of 3."),
     "dev": _Entry("dev", "dev", "Start a throw-away etcd on this machine."),
 }
+
+
+_SECTIONS: dict[str, tuple[str, ...]] = {
+    "Jobs": ("run", "hold"),
+    "Who holds, who waits": ("ls", "status", "top"),
+    "Changes": ("limit", "rate", "pause", "resume", "drain", "evict", "close"),
+    "Operation": ("doctor", "exporter", "bench"),
+    "To try it": ("dev", "demo"),
+}
+"""How the overview is grouped; what is in no group comes last."""
 
 
 class _Commands(click.Group):
@@ -68,8 +88,13 @@ class _Commands(click.Group):
             return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.short_help) for name, entry in _COMMANDS.items()])
+        grouped = {name for names in _SECTIONS.values() for name in names}
+        rest = tuple(name for name in _COMMANDS if name not in grouped)
+        for title, names in {**_SECTIONS, "Other": rest}.items():
+            lines = [(name, _COMMANDS[name].short_help) for name in names if name in _COMMANDS]
+            if lines:
+                with formatter.section(title):
+                    formatter.write_dl(lines)
 
 
 @contextmanager
@@ -84,7 +109,7 @@ def _written() -> Iterator[None]:
 
 
 def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value:
+    if value and not ctx.resilient_parsing:
         from etcdsem import __version__
 
         click.echo(f"etcdsem {__version__}")
@@ -127,17 +152,6 @@ def main() -> NoReturn:
         flush()
     except OutputError as error:
         code = _cannot_write(error.__cause__)
-    sys.exit(code)
-
-
-def _exit(code: int) -> NoReturn:
-    """End. With gRPC loaded at once: its daemon threads may hold locks for which the end of the
-    interpreter would wait for ever (in `_MultiThreadedRendezvous.__del__`; grpcio 1.85).
-    """
-    if "grpc" in sys.modules:
-        if sys.stderr is not None:
-            sys.stderr.flush()
-        os._exit(code)
     sys.exit(code)
 
 

@@ -1,4 +1,4 @@
-"""What an operator does: ``ls``, ``status``, ``limit``, ``evict``, ``close``.
+"""What an operator does: look (``ls``, ``status``) and change (``limit``, ``pause``, ...).
 
 Each takes ``--json``: one object on one line, described in docs/cli.md. Keys may be added to it;
 none is renamed or taken away.
@@ -7,25 +7,51 @@ none is renamed or taken away.
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from etcdsem.cli import codes
-from etcdsem.cli.options import connect, connection_options
-from etcdsem.cli.text import age, clean, echo, echo_json, flush, say, span, stamp, table
-from etcdsem.errors import EtcdSemError, InvalidSetting
+from etcdsem.cli.line import quiet_library
+from etcdsem.cli.live import (
+    Live,
+    Screen,
+    cut,
+    interval_option,
+    is_screen,
+    print_looks,
+    read_interval,
+)
+from etcdsem.cli.options import connect, connection_options, name_argument
+from etcdsem.cli.text import (
+    age,
+    clean,
+    echo,
+    echo_json,
+    flush,
+    pause_data,
+    pause_text,
+    rich_table,
+    say,
+    span,
+    stamp,
+    table,
+)
+from etcdsem.errors import EtcdSemError
 
 if TYPE_CHECKING:
-    from etcdsem import Client, Holder, Junk, Status, Waiter
+    from rich.console import RenderableType
+
+    from etcdsem import Holder, Junk, Overview, Status, Waiter
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _NUMBERS: Final = frozenset(
-    {"SLOT", "PLACE", "PID", "TOKEN", "FOR", "TTL", "LIMIT", "HELD"} | {"WAITING"}
+    {"SLOT", "PLACE", "PID", "TOKEN", "FOR", "ENDS", "TTL", "LIMIT", "HELD"} | {"WAITING"}
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object instead.")
@@ -50,21 +76,39 @@ def ls(ctx: click.Context, /, as_json: bool) -> None:
         found = client.overview()
         prefix = client.prefix
     if as_json:
-        echo_json({"semaphores": [_line(asdict(one)) for one in found]})
+        echo_json({"semaphores": [overview_data(one) for one in found]})
         return
     if not found:
         say(f"there is no semaphore below {prefix}; etcdsem run NAME --limit N -- ... makes one")
         return
-    rows = [(one.name, _limit(one.max_leases), str(one.held), str(one.waiting)) for one in found]
+    rows: list[tuple[str, ...]] = [
+        (
+            one.name,
+            (str(one.rate) if one.rate else _limit(one.max_leases))
+            + (" paused" if one.pause else ""),
+            str(one.held),
+            str(one.waiting),
+        )
+        for one in found
+    ]
     table(("NAME", "LIMIT", "HELD", "WAITING"), rows, _NUMBERS)
     for one in found:
         if one.junk:
             say(f"{one.name}: {one.junk} strange keys are left out; see etcdsem status {one.name}")
 
 
-def _line(one: dict[str, Any]) -> dict[str, Any]:
-    return {"name": one["name"], "limit": one["max_leases"]} | {
-        key: one[key] for key in ("held", "waiting", "junk")
+def overview_data(one: Overview) -> dict[str, Any]:
+    """A semaphore as `ls` and `top` tell it."""
+    return {
+        "name": one.name,
+        "limit": one.max_leases,
+        "held": one.held,
+        "waiting": one.waiting,
+        "junk": one.junk,
+        "waiting_since": stamp(one.waiting_since),
+        "overbooked": one.overbooked,
+        "paused": pause_data(one.pause),
+        "rate": str(one.rate) if one.rate else None,
     }
 
 
@@ -76,12 +120,15 @@ def _limit(number: int | None) -> str:
 
 
 @click.command()
-@click.argument("name", metavar="NAME")
+@name_argument
 @json_option
-@click.option("--watch", is_flag=True, help="Again every two seconds, until Ctrl-C.")
+@click.option(
+    "-W", "--watch", is_flag=True, help="Again and again, until q or Ctrl-C; on a terminal live."
+)
+@interval_option
 @connection_options
 @click.pass_context
-def status(ctx: click.Context, /, name: str, as_json: bool, watch: bool) -> None:
+def status(ctx: click.Context, /, name: str, as_json: bool, watch: bool, interval: str) -> int:
     """Show who holds a lease of NAME and who waits for one, since when, and how long each would
     last if its holder were gone (TTL).
 
@@ -93,19 +140,75 @@ def status(ctx: click.Context, /, name: str, as_json: bool, watch: bool) -> None
       etcdsem status gpu --watch
       etcdsem status gpu --json | jq -r '.holders[].host'
     """
-    with connect(ctx) as client:
-        while True:
-            seen = client.status(name)
-            if as_json:
-                echo_json(_status_data(seen))
-            else:
-                if watch:
-                    click.clear()
-                _show(seen)
-            if not watch:
-                return
-            flush()
-            time.sleep(2)
+    every = read_interval(interval)
+    client = connect(ctx)
+
+    def look() -> Status:
+        return client.status(name)
+
+    if watch and not as_json and is_screen():
+        quiet_library()
+        return Live(look, _picture, every=every, close=client.close).run()
+    if watch:
+        quiet_library()
+        show = partial(_print_status, as_json=as_json)
+        return print_looks(look, show, every=every, count=0, close=client.close)
+    with client:
+        _print_status(look(), as_json=as_json)
+    return codes.OK
+
+
+_BOTH: Final = 9
+"""Lines from which there is room for holders and waiters."""
+
+_DROPPED: Final = ((90, "LABELS"), (64, "LEASE"), (64, "TOKEN"), (40, "TTL"))
+"""Columns that narrower terminals have no room for."""
+
+
+def _fitting(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> RenderableType:
+    gone = {title for least, title in _DROPPED if width < least}
+    kept = [place for place, title in enumerate(header) if title not in gone]
+    return rich_table(
+        [header[place] for place in kept],
+        [[row[place] for place in kept] for row in rows],
+        _NUMBERS,
+        folded=False,
+    )
+
+
+def _print_status(seen: Status, which: int = 1, *, as_json: bool) -> None:
+    if as_json:
+        echo_json(_status_data(seen))
+    else:
+        if which > 1:
+            echo("")
+        _show(seen)
+    flush()
+
+
+def _picture(seen: Status, screen: Screen, trouble: str) -> RenderableType:
+    """The same, for a terminal of that size: the holders, and as many in line as fit."""
+    from rich.console import Group
+    from rich.text import Text
+
+    def line(text: str, style: str) -> Text:
+        return Text(cut(text, screen.width), style=style, no_wrap=True)
+
+    header, *holders = _holder_rows(seen)
+    waiters = _waiter_rows(seen)
+    both = bool(waiters) and screen.height >= _BOTH
+    space = max(1, screen.height - (6 if both else 4))  # the rest: titles, blanks, the foot
+    some = holders[: max(space // 2, space - len(waiters)) if both else space]
+    rest = waiters[: space - len(some)] if both else []
+    parts: list[RenderableType] = [line(clean(_headline(seen)), "bold"), Text("")]
+    parts.append(_fitting(header, some, screen.width))
+    if rest:
+        parts += [Text(""), _fitting(_WAITERS, rest, screen.width)]
+    more = len(holders) - len(some) + len(waiters) - len(rest) + len(seen.junk)
+    hidden = f"{len(holders) - len(some)} holders, {len(waiters) - len(rest)} in line"
+    foot = f"q quit   not shown: {hidden}, {len(seen.junk)} strange keys" if more else "q quit"
+    parts.append(line(trouble or foot, "bold red" if trouble else "dim"))
+    return Group(*parts)
 
 
 def _status_data(seen: Status) -> dict[str, Any]:
@@ -115,13 +218,16 @@ def _status_data(seen: Status) -> dict[str, Any]:
         "held": seen.held,
         "waiting": len(seen.waiters),
         "revision": seen.revision,
-        "holders": [_holder_data(one) for one in seen.holders],
+        "holders": [holder_data(one) for one in seen.holders],
         "waiters": [_waiter_data(one) for one in seen.waiters],
         "junk": [asdict(one) for one in seen.junk],
+        "paused": pause_data(seen.pause),
+        "rate": str(seen.rate) if seen.rate else None,
     }
 
 
-def _holder_data(one: Holder) -> dict[str, Any]:
+def holder_data(one: Holder) -> dict[str, Any]:
+    """A holder as JSON tells it."""
     return {
         "slot": one.slot,
         "owner": one.owner,
@@ -134,6 +240,9 @@ def _holder_data(one: Holder) -> dict[str, Any]:
         "ttl": one.ttl,
         "labels": dict(one.labels),
         "over_limit": one.over_limit,
+        "weight": one.weight,
+        "max_hold": one.max_hold,
+        "ends_at": stamp(one.ends_at),
     }
 
 
@@ -148,44 +257,89 @@ def _waiter_data(one: Waiter) -> dict[str, Any]:
         "since": stamp(one.since),
         "ttl": one.ttl,
         "labels": dict(one.labels),
+        "weight": one.weight,
+        "priority": one.priority,
+        "eager": one.eager,
     }
 
 
-def _show(seen: Status) -> None:
+_HOLDERS: Final = ("SLOT", "HOLDER", "FOR", "ENDS", "TTL", "TOKEN", "LEASE", "LABELS")
+_WAITERS: Final = ("PLACE", "WAITER", "FOR", "TTL", "LEASE", "LABELS")
+
+
+def _headline(seen: Status) -> str:
     limit = "limit unreadable, nothing is granted" if seen.max_leases is None else None
-    limit = limit or f"limit {seen.max_leases}"
-    echo(f"{clean(seen.name)}: {limit}, {seen.held} held, {len(seen.waiters)} waiting")
+    limit = limit or (f"rate {seen.rate}" if seen.rate else f"limit {seen.max_leases}")
+    head = f"{seen.name}: {limit}, {seen.held} held, {len(seen.waiters)} waiting"
+    return f"{head}; {pause_text(seen.pause)}" if seen.pause else head
+
+
+def _show(seen: Status) -> None:
+    echo(clean(_headline(seen)))
     if seen.holders:
         echo("")
-        rows = [
+        header, *rows = _holder_rows(seen)
+        table(header, rows, _NUMBERS)
+    if seen.waiters:
+        echo("")
+        table(_WAITERS, _waiter_rows(seen), _NUMBERS)
+    for one in seen.junk:
+        say(f"left out: {one.key}: {one.reason}")
+
+
+def _holder_rows(seen: Status) -> list[tuple[str, ...]]:
+    """The titles, and the rows below. When a lease ends is a column only if one has a bound."""
+    rows: list[tuple[str, ...]] = [
+        _HOLDERS,
+        *(
             (
                 f"{one.slot}{' over limit' if one.over_limit else ''}",
                 one.owner,
                 age(one.acquired_at),
+                _ends(one),
                 _ttl(one.ttl),
                 str(one.fencing_token),
                 one.lease_id,
                 _pairs(one.labels),
             )
             for one in seen.holders
-        ]
-        table(("SLOT", "HOLDER", "FOR", "TTL", "TOKEN", "LEASE", "LABELS"), rows, _NUMBERS)
-    if seen.waiters:
-        echo("")
-        lines = [
-            (
-                str(one.position),
-                one.owner,
-                age(one.since),
-                _ttl(one.ttl),
-                one.lease_id,
-                _pairs(one.labels),
-            )
-            for one in seen.waiters
-        ]
-        table(("PLACE", "WAITER", "FOR", "TTL", "LEASE", "LABELS"), lines, _NUMBERS)
-    for one in seen.junk:
-        say(f"left out: {one.key}: {one.reason}")
+        ),
+    ]
+    if any(one.max_hold is not None for one in seen.holders):
+        return rows
+    place = _HOLDERS.index("ENDS")
+    return [(*row[:place], *row[place + 1 :]) for row in rows]
+
+
+def _ends(one: Holder) -> str:
+    """When it has been held for as long as its holder means to, at the latest."""
+    if one.max_hold is None:
+        return "-"
+    if one.ends_at is None:
+        return "?"
+    return f"in {span(max(0.0, (one.ends_at - datetime.now(UTC)).total_seconds()))}"
+
+
+def _waiter_rows(seen: Status) -> list[tuple[str, ...]]:
+    return [
+        (
+            str(one.position),
+            one.owner,
+            age(one.since),
+            _ttl(one.ttl),
+            one.lease_id,
+            _wants(one) + _pairs(one.labels),
+        )
+        for one in seen.waiters
+    ]
+
+
+def _wants(one: Waiter) -> str:
+    """What it wants beyond one slot in its turn."""
+    words = [f"weight {one.weight}"] if one.weight > 1 else []
+    words += [f"priority {one.priority}"] if one.priority else []
+    words += ["eager"] if one.eager else []
+    return f"({', '.join(words)}) " if words else ""
 
 
 def _ttl(seconds: float | None) -> str:
@@ -200,7 +354,7 @@ def _pairs(labels: Mapping[str, str]) -> str:
 
 
 @click.command()
-@click.argument("name", metavar="NAME")
+@name_argument
 @click.argument("number", metavar="[N]", type=int, required=False)
 @json_option
 @connection_options
@@ -209,7 +363,8 @@ def limit(ctx: click.Context, /, name: str, number: int | None, as_json: bool) -
     """Show the limit of NAME, or change it to N, at once and for everybody.
 
     Raised, waiters get the new room. Lowered, nobody is interrupted: nobody gets in until enough
-    have left. 0 lets nobody in until it is raised again. Prints the old and the new limit.
+    have left. 0 lets nobody in until it is raised again; what is paused stays paused. Prints the
+    old and the new limit.
 
     \b
     Examples:
@@ -218,26 +373,90 @@ def limit(ctx: click.Context, /, name: str, number: int | None, as_json: bool) -
     """
     with connect(ctx) as client:
         if number is None:
-            now = client.limit(name)
+            known = client.limit(name)
+            stored = client.station(name).limit
+            if stored is not None and stored.rate is not None:
+                raise EtcdSemError(f"{name} is a rate limit: etcdsem rate {name} ({stored.rate})")
             if as_json:
-                echo_json({"name": name, "limit": now})
-            elif now is None:
+                echo_json({"name": name, "limit": known})
+            elif known is None:
                 raise EtcdSemError(
                     f"{name}: what is stored as its limit is no number; set one: "
                     f"etcdsem limit {name} N"
                 )
             else:
-                echo(str(now))
+                echo(str(known))
             return
         old, new = client.resize(name, number)
+        now = client.station(name).limit
     if as_json:
         echo_json({"name": name, "old": old, "new": new})
     else:
         echo(f"{clean(name)}: {_limit(old)} -> {new}")
+        if now is not None and now.paused:
+            say(f"{name} is paused, and stays so; to go on: etcdsem resume {name}")
+
+
+reason_option = click.option(
+    "--reason", metavar="TEXT", help="Shown to whoever looks why nothing goes on."
+)
+
+
+@click.command(short_help="Grant no more leases until resumed.")
+@name_argument
+@reason_option
+@json_option
+@connection_options
+@click.pass_context
+def pause(ctx: click.Context, /, name: str, reason: str | None, as_json: bool) -> None:
+    """Grant no lease of NAME, to anybody, until `etcdsem resume NAME`.
+
+    Who holds one is not disturbed. Who waits goes on waiting, and keeps its place; who doesn't
+    wait is told that nothing is free. Slots that are given back stay free. `status`, `ls` and `top`
+    say who paused it (ETCDSEM_OWNER, else user@host), since when, and why. To pause what is paused
+    changes nothing.
+
+    \b
+    Examples:
+      etcdsem pause gpu --reason "new driver, back at 10:00"
+      etcdsem resume gpu
+    """
+    with connect(ctx) as client:
+        changed = client.pause(name, reason=reason)
+        now = client.station(name).limit
+    known = now.pause if now is not None else None
+    if as_json:
+        echo_json({"name": name, "changed": changed, "paused": pause_data(known)})
+    elif changed:
+        echo(f"{clean(name)}: paused")
+    else:
+        told = pause_text(known) if known is not None else "paused"
+        echo(clean(f"{name}: it is {told}; nothing was changed"))
+
+
+@click.command(short_help="Grant leases again.")
+@name_argument
+@json_option
+@connection_options
+@click.pass_context
+def resume(ctx: click.Context, /, name: str, as_json: bool) -> None:
+    """Grant leases of NAME again after `etcdsem pause` or `drain`: who waits is served at once, in
+    order. To resume what is not paused changes nothing.
+
+    \b
+    Example:
+      etcdsem resume gpu
+    """
+    with connect(ctx) as client:
+        changed = client.resume(name)
+    if as_json:
+        echo_json({"name": name, "changed": changed, "paused": None})
+    else:
+        echo(f"{clean(name)}: {'resumed' if changed else 'it is not paused; nothing was changed'}")
 
 
 @click.command()
-@click.argument("name", metavar="NAME")
+@name_argument
 @click.option("--slot", metavar="N", type=click.IntRange(min=0), help="The holder of this slot.")
 @click.option("--lease", metavar="ID", help="The holder or waiter with this lease, in hex.")
 @json_option
@@ -261,7 +480,7 @@ def evict(
     if lease is not None and re.fullmatch("[0-9A-Fa-f]{1,16}", lease) is None:
         raise click.UsageError(f"{lease!r} is no lease: give it in hex, as etcdsem status shows it")
     with connect(ctx) as client:
-        gone = _evict(client, name, slot, lease)
+        gone = client.evict(name, slot=slot, lease=lease)
     kind = type(gone).__name__.lower()
     if as_json:
         echo_json({"name": name, "evicted": kind, kind: _evicted_data(gone)})
@@ -269,24 +488,12 @@ def evict(
         echo(f"{clean(name)}: evicted {clean(_evicted_text(gone))}")
 
 
-def _evict(
-    client: Client, name: str, slot: int | None, lease: str | None
-) -> Holder | Waiter | Junk:
-    from etcdsem.model import check_name
-
-    check_name(name)
-    try:
-        return client.evict(name, slot=slot, lease=lease)
-    except InvalidSetting as error:  # the arguments were fine, but nobody is there
-        raise EtcdSemError(str(error)) from error
-
-
 def _evicted_data(gone: Holder | Waiter | Junk) -> dict[str, Any]:
     from etcdsem.model import Holder, Waiter
 
     match gone:
         case Holder():
-            return _holder_data(gone)
+            return holder_data(gone)
         case Waiter():
             return _waiter_data(gone)
     return asdict(gone)
@@ -297,14 +504,15 @@ def _evicted_text(gone: Holder | Waiter | Junk) -> str:
 
     match gone:
         case Holder():
-            return f"{gone.owner} from slot {gone.slot} (lease {gone.lease_id})"
+            all_of = f", all {gone.weight} slots" if gone.weight > 1 else ""
+            return f"{gone.owner} from slot {gone.slot} (lease {gone.lease_id}{all_of})"
         case Waiter():
             return f"{gone.owner} from place {gone.position} in line (lease {gone.lease_id})"
     return f"{gone.key}, which {gone.reason}"
 
 
 @click.command()
-@click.argument("name", metavar="NAME")
+@name_argument
 @click.option(
     "--force", is_flag=True, help="Even while it is in use: all holders lose their lease."
 )

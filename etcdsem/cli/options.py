@@ -7,12 +7,9 @@ never taken from the command line, where every user of the machine can read it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-
-from etcdsem.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from etcdsem import Client
@@ -75,16 +72,22 @@ def connect(ctx: click.Context, *, dial_timeout: float = DIAL_TIMEOUT) -> Client
     given: dict[str, Any] = dict(ctx.meta.get(_KEY, {}))
     if "endpoints" in given:
         given["endpoints"] = [part.strip() for part in given["endpoints"].split(",")]
-    if "password_file" in given:
-        given["password"] = _read_password(given.pop("password_file"))
     import etcdsem
 
     return etcdsem.connect(**given, dial_timeout=dial_timeout)
 
 
-def _read_password(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
-        raise InvalidSetting(f"--password-file {path}: {reason}") from None
+def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    from etcdsem.cli.completion import complete_name
+
+    return complete_name(ctx, param, incomplete)
+
+
+def name_argument(function: F) -> F:
+    """The argument NAME, completed from what etcd knows."""
+    return click.argument("name", metavar="NAME", shell_complete=_names)(function)
+
+
+def optional_name_argument(function: F) -> F:
+    """The same, which may be left out."""
+    return click.argument("name", metavar="[NAME]", required=False, shell_complete=_names)(function)

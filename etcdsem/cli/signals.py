@@ -48,6 +48,12 @@ class Signals:
             if not ignored or number in (signal.SIGTERM, signal.SIGCHLD):
                 signal.signal(number, _heard)
 
+    def have_no_children(self) -> None:
+        """For commands that start no process: what a container's process 1 inherits all the same
+        (orphans of `kubectl exec`) is reaped by the kernel.
+        """
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
     def hear_stop(self) -> None:
         """From now on Ctrl-Z is ours to pass on; until now it stopped us like any program."""
         if signal.getsignal(signal.SIGTSTP) is not signal.SIG_IGN:

@@ -6,6 +6,7 @@
 
 1. With `terminate`, SIGTERM goes to the command's process group early enough that SIGKILL, sent
    `kill_after` later, lands before the lease's deadline, so before etcd can give the slot away.
+   --max-hold is no more than an earlier deadline.
    After an eviction the slot is already somebody else's: SIGTERM at once, SIGKILL `kill_after`
    later.
 2. INT, QUIT, TERM, HUP, USR1 and USR2 sent to us go to the group, each time they come. A command
@@ -23,6 +24,7 @@ from typing import Final, Protocol
 
 from etcdsem.cli.groups import ProcessGroup
 from etcdsem.cli.guardian import Guardian, boottime
+from etcdsem.cli.jointly import Together
 from etcdsem.cli.signals import Signals
 from etcdsem.cli.terminal import Terminal
 from etcdsem.cli.text import exact, say
@@ -40,6 +42,10 @@ class HeldLease(Protocol):
     def valid(self) -> bool: ...
     @property
     def lost_reason(self) -> str: ...
+    @property
+    def max_hold(self) -> float | None: ...
+    @property
+    def hold_remaining(self) -> float | None: ...
 
 
 class Policy:
@@ -55,6 +61,29 @@ class Policy:
 def slack(ttl: float) -> float:
     """The time kept between SIGKILL and the lease's deadline, to be sure on a busy machine."""
     return min(0.5, 0.05 * ttl)
+
+
+def _warn_at(lease: HeldLease, policy: Policy) -> float:
+    """How much of --max-hold is left when it is time to say so."""
+    from etcdsem.model import warning_ahead
+
+    if lease.max_hold is None:
+        return -math.inf
+    notice = policy.kill_after + policy.slack if policy.terminate else 0.0
+    return warning_ahead(lease.max_hold) + notice
+
+
+def ends_soon(name: str, lease: HeldLease) -> str:
+    """Why a lease that is valid still will not be for long."""
+    from etcdsem.model import duration_text
+
+    left, bound = lease.remaining, lease.hold_remaining
+    if lease.max_hold is None or bound is None or bound > left + 0.1:
+        return f"the lease on {name!r} cannot be refreshed and ends in {exact(left)}"
+    return (
+        f"the lease on {name!r} ends in {exact(left)}: it was held for nearly its --max-hold of "
+        f"{duration_text(lease.max_hold)}"
+    )
 
 
 class Supervisor:
@@ -80,6 +109,7 @@ class Supervisor:
         self._kill_at = math.inf  # finite: ending
         self._stopping = False  # we passed a SIGTSTP on to the command
         self._warned = False
+        self._warn_at = _warn_at(lease, policy)
         self.lost = False
         """The command was ended because its lease was."""
 
@@ -109,6 +139,10 @@ class Supervisor:
     def _look_at_lease(self) -> None:
         left = self._lease.remaining if self._lease.valid else 0.0
         now = boottime()
+        bound = self._lease.hold_remaining
+        if bound is not None and bound <= self._warn_at and left > 0:
+            self._warn_at = -math.inf
+            self._warn(bound)
         if not self._policy.terminate:
             if left <= 0 and not self._warned:
                 self._warned = True
@@ -119,8 +153,7 @@ class Supervisor:
                 self._end(f"{self._loss()}; ending the command", now + self._policy.kill_after)
             elif left <= self._policy.kill_after + self._policy.slack:
                 self._end(
-                    f"the lease on {self._name!r} cannot be refreshed and ends in {exact(left)}; "
-                    "ending the command",
+                    f"{ends_soon(self._shown, self._lease)}; ending the command",
                     now + left - self._policy.slack,
                 )
             else:
@@ -129,9 +162,23 @@ class Supervisor:
         if now >= self._kill_at:
             self._group.send(signal.SIGKILL)
 
+    def _warn(self, left: float) -> None:
+        from etcdsem.model import duration_text
+
+        told = f"the lease on {self._shown!r} ends in {exact(round(left, 1))}"
+        if self._policy.terminate:
+            sooner = max(0.0, left - self._policy.kill_after - self._policy.slack)
+            told = f"{told}, and the command is ended in {exact(round(sooner, 1))}"
+        say(f"{told}: --max-hold is {duration_text(self._lease.max_hold or 0.0)}")
+
+    @property
+    def _shown(self) -> str:
+        """The semaphore that is spoken of: of several the one whose lease ends first."""
+        return self._lease.ends_first if isinstance(self._lease, Together) else self._name
+
     def _loss(self) -> str:
         reason = self._lease.lost_reason or "it could not be refreshed in time"
-        return f"the lease on {self._name!r} was lost: {reason}"
+        return f"the lease on {self._shown!r} was lost: {reason}"
 
     def _end(self, why: str, kill_at: float) -> None:
         self.lost = True

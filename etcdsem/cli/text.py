@@ -14,7 +14,12 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+    from etcdsem.model import Pause
 
 
 class OutputError(Exception):
@@ -82,6 +87,20 @@ def age(moment: datetime | None) -> str:
     return span(max(0.0, (datetime.now(UTC) - moment).total_seconds()))
 
 
+def pause_text(pause: Pause) -> str:
+    """Who paused a semaphore, since when and why, for people."""
+    when = f" {age(pause.since)} ago" if pause.since is not None else ""
+    by = f" by {pause.by}" if pause.by else ""
+    return f"paused{when}{by}" + (f": {pause.reason}" if pause.reason else "")
+
+
+def pause_data(pause: Pause | None) -> dict[str, str | None] | None:
+    """The same for JSON; None if it is not paused."""
+    if pause is None:
+        return None
+    return {"by": pause.by, "since": stamp(pause.since), "reason": pause.reason}
+
+
 def span(seconds: float) -> str:
     """A duration in at most two units: 7s, 2m05s, 3h10m, 4d02h."""
     whole = int(seconds)
@@ -128,6 +147,24 @@ def _rich_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[str]
 ) -> None:
     from rich.console import Console
+
+    try:
+        Console(highlight=False, emoji=False).print(rich_table(header, rows, right))
+    except OSError as error:
+        raise OutputError from error
+
+
+def rich_table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: frozenset[str],
+    *,
+    folded: bool = True,
+) -> RichTable:
+    """A table as rich draws it. Not `folded`, each row takes one line, and what is too wide is cut.
+
+    Cells go through `clean()`.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -136,12 +173,9 @@ def _rich_table(
         drawn.add_column(
             title,
             justify="right" if title in right else "left",
-            overflow="fold",
-            no_wrap=title not in _FOLDED,
+            overflow="fold" if folded else "ellipsis",
+            no_wrap=not folded or title not in _FOLDED,
         )
     for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
-    try:
-        Console(highlight=False, emoji=False).print(drawn)
-    except OSError as error:
-        raise OutputError from error
+        drawn.add_row(*(Text(clean(cell)) for cell in row))
+    return drawn

@@ -8,19 +8,19 @@ many that wait must not slow down those who work.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from etcdsem.cli.text import clean, say, span, write_stderr
+from etcdsem.cli.text import clean, pause_text, say, span, write_stderr
 from etcdsem.errors import EtcdSemError
 
 if TYPE_CHECKING:
     from etcdsem import Client, Status
 
 _REDRAW: Final = 1.0
+_LEAST_NAME: Final = 4
 _LOOK: Final = 2.0
 _FIRST_LINE: Final = 30.0
 _SELDOM: Final = 600.0
@@ -38,13 +38,17 @@ class Picture:
         self._terminal = _can_redraw()
         self._lock = threading.Lock()
         self._end = threading.Event()
+        self._moved = threading.Event()  # to another line, or to the end
         self._thread: threading.Thread | None = None
         self._began = time.monotonic()
         self._drawn = False
 
-    def start(self) -> None:
-        """We are in line. May be called again."""
+    def start(self, name: str | None = None) -> None:
+        """We are in line. May be called again: of several semaphores, `name` is waited for now."""
         with self._lock:
+            if name is not None and name != self._name:
+                self._name = name
+                self._moved.set()
             if self._thread is None and not self._quiet and not self._end.is_set():
                 show = self._redraw if self._terminal else self._log
                 self._thread = threading.Thread(target=show, name="etcdsem-picture", daemon=True)
@@ -54,22 +58,21 @@ class Picture:
         """It is over: nothing is written after this."""
         with self._lock:
             self._end.set()
+            self._moved.set()
             if self._drawn:
                 write_stderr("\r\x1b[K")
                 self._drawn = False
 
     def _redraw(self) -> None:
-        text, look_at = "", 0.0
+        seen, look_at = Seen(self._name), 0.0
         while not self._end.is_set():
-            if time.monotonic() >= look_at:
-                text, length = self._look()
+            if time.monotonic() >= look_at or seen.name != self._name:
+                seen, length = self._look()
                 look_at = time.monotonic() + max(_LOOK, _PER_WAITER * length)
-            self._draw(f"etcdsem: {text}, {span(time.monotonic() - self._began)}")
+            self._draw(seen.fitting(_width() - 1, span(time.monotonic() - self._began)))
             self._end.wait(_REDRAW)
 
-    def _draw(self, line: str) -> None:
-        width = shutil.get_terminal_size().columns - 1
-        shown = line if len(line) <= width else line[: max(0, width - 3)] + "..."
+    def _draw(self, shown: str) -> None:
         with self._lock:
             if not self._end.is_set():
                 self._drawn = True
@@ -78,28 +81,84 @@ class Picture:
     def _log(self) -> None:
         pause = _FIRST_LINE
         while not self._end.is_set():
-            text, length = self._look()
+            seen, length = self._look()
+            text = seen.whole
             waited = time.monotonic() - self._began
             with self._lock:
                 if not self._end.is_set():
                     say(text if waited < 1 else f"{text}, {span(waited)}")
-            self._end.wait(max(pause, _PER_WAITER * length))
+            if self._moved.wait(max(pause, _PER_WAITER * length)) and not self._end.is_set():
+                self._moved.clear()
             pause = min(_SELDOM, 1.5 * pause)
 
-    def _look(self) -> tuple[str, int]:
+    def _look(self) -> tuple[Seen, int]:
         """What there is to say, and how long the line is."""
         try:
             status = self._client.status(self._name, ttl=False)
             return self._describe(status), len(status.waiters)
         except EtcdSemError:
-            return f"waiting for {self._name}: etcd does not answer just now", 0
+            return Seen(self._name, "etcd does not answer just now"), 0
 
-    def _describe(self, status: Status) -> str:
+    def _describe(self, status: Status) -> Seen:
         place = next((w.position for w in status.waiters if w.client == self._client.id), None)
         length = len(status.waiters)
         limit = "?" if status.max_leases is None else status.max_leases
-        where = f"place {place} of {length} in line" if place else "about to be served"
-        return clean(f"waiting for {self._name}: {where}, {status.held} of {limit} held")
+        held = f"{status.held} of {limit} held"
+        if status.rate is not None:
+            held = f"{status.rate.block * status.held} of {status.rate} used"
+        paused = pause_text(status.pause) if status.pause is not None else ""
+        if place is None:
+            return Seen(self._name, "about to be served", "next", held)
+        where = f"place {place} of {length} in line"
+        return Seen(self._name, where, f"{place} of {length}", held, paused)
+
+
+class Seen(NamedTuple):
+    """What is known of the line."""
+
+    name: str
+    where: str = "in line"
+    short: str = ""
+    held: str = ""
+    paused: str = ""
+    """Who paused it, since when, why; empty if it is not paused."""
+    doing: str = "waiting for"
+
+    @property
+    def whole(self) -> str:
+        """All of it."""
+        rest = [part for part in (self.held, self.paused) if part]
+        return clean(", ".join((f"{self.doing} {self.name}: {self.where}", *rest)))
+
+    def fitting(self, width: int, waited: str) -> str:
+        """All that fits on one line: first of all the place in line and the time, then the name."""
+        paused = ", paused" if self.paused else ""
+        name, short = clean(self.name), (self.short or self.where) + paused
+        for line in (
+            f"etcdsem: {self.whole}, {waited}",
+            f"etcdsem: {name}: {self.where}, {self.held}{paused}, {waited}" if self.held else "",
+            f"etcdsem: {name}: {self.where}{paused}, {waited}",
+            f"etcdsem: {name}: {short}, {waited}",
+        ):
+            if line and len(line) <= width:
+                return line
+        rest = f": {short}, {waited}"
+        for head in (f"etcdsem: {name}", name):
+            room = width - len(rest) - 3
+            if room >= len(head) - len(name) + _LEAST_NAME:
+                return f"{head[:room]}...{rest}"
+        return f"{short}, {waited}"[: max(0, width)]
+
+
+def _width() -> int:
+    """Columns of the terminal that is drawn on: stderr's, wherever stdout goes."""
+    told = os.environ.get("COLUMNS", "")
+    if told.isascii() and told.isdigit() and int(told) > 0:
+        return int(told)
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError, AttributeError):
+        return 80
 
 
 def _can_redraw() -> bool:

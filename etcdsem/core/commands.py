@@ -172,13 +172,18 @@ class RevokeLease(Command[None]):
         self.timeout = timeout
 
 
-class LeaseTimeToLive(Command[float]):
-    """The seconds that an etcd lease has left by etcd's clock; -1 if there is no such lease."""
+class LeasesTimeToLive(Command[tuple[float | None, ...]]):
+    """The seconds that each of some etcd leases has left by etcd's clock: -1 where there is no
+    such lease, None where etcd did not tell within `timeout` seconds for all of them together.
 
-    __slots__ = ("lease_id", "timeout")
+    There may be thousands: a driver has many requests under way at once. It raises the failure
+    of the first request, and gives None for those that fail later.
+    """
 
-    def __init__(self, lease_id: int, timeout: float) -> None:
-        self.lease_id = lease_id
+    __slots__ = ("lease_ids", "timeout")
+
+    def __init__(self, lease_ids: tuple[int, ...], timeout: float) -> None:
+        self.lease_ids = lease_ids
         self.timeout = timeout
 
 
@@ -310,6 +315,10 @@ class NotApplied(Failure):
 
 class NotConnected(NotApplied):
     """No connection existed, so nothing was sent."""
+
+
+class Misconfigured(NotConnected):
+    """No connection can come about with these settings (TLS, a port that is not etcd's)."""
 
 
 class Refused(Failure):

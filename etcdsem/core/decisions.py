@@ -6,12 +6,32 @@ still right when the transaction lands is the transaction's business.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from itertools import islice
+from math import gcd
 from typing import NamedTuple
 
 from etcdsem.core.keys import Keys, Limit, Queued, slot_number
 from etcdsem.core.transactions import MAX_DEPTH, Look, Mine
+from etcdsem.model import MAX_WEIGHT
+
+HEAL_DELAY = 0.02
+"""Before healing what all clients see at once, each waits for a random part of this; of more, where
+many wait."""
+
+LOOKS_AT_ONCE = 4
+"""So many clients may look within one such delay: one is enough, the others are for its death."""
+
+LONGEST_HEAL_DELAY = 2.0
+"""Seconds to which the delay grows with the crowd."""
+
+MAX_FILL = MAX_DEPTH + MAX_WEIGHT
+"""Slots that a FILL gives at most: with the waiters' own keys well below etcd's 128 operations, and
+never less than one waiter may want."""
+
+FEW = 2
+"""Slots that JOIN tries when the first of them is likely free, or likely none: each costs bytes and
+time."""
 
 
 class Gone(NamedTuple):
@@ -22,11 +42,25 @@ class Retire(NamedTuple):
     """Give it back to nobody: it, or somebody, is above the limit."""
 
 
+class Vacate(NamedTuple):
+    """Give it back, and look who can be served then: the first in line wants another number of
+    slots than this lease has.
+    """
+
+
 class Pass(NamedTuple):
-    """Hand it to the first of these who still waits."""
+    """Hand it to the first of these who still waits. With `priorities` (see Look) they are all of
+    the line, as it was at the revision `seen`.
+    """
 
     limit: Limit
     queue: tuple[Queued, ...]
+    priorities: int = 0
+    seen: int = 0
+
+
+class Ask(NamedTuple):
+    """Somebody may wait, but nothing is known of the line."""
 
 
 class Clear(NamedTuple):
@@ -39,41 +73,103 @@ class ReadAll(NamedTuple):
     """The part of the queue that was read holds nothing usable, and there is more."""
 
 
-class Fill(NamedTuple):
-    """Give this free slot to this waiter. `surplus`: slots above the limit are held."""
+class Blocked(NamedTuple):
+    """There is room, but the first in line wants more, and nobody may pass."""
 
-    slot: int
-    waiter: Queued
+    head: Queued
+
+
+class Fill(NamedTuple):
+    """Give these free slots to these waiters. `surplus`: slots above the limit are held."""
+
+    pairs: tuple[tuple[tuple[int, ...], Queued], ...]
     behind: tuple[Queued, ...]
     surplus: bool
+    last: bool
+    """Nobody stood behind them."""
+    passed: Queued | None = None
+    """Who wants more than there is, and is passed by some of these."""
 
 
-def candidates(limit: Limit, favourite: int | None, draw: float) -> list[int]:
-    """Up to 16 slots to try, in order: the one this client released last, then from a random
-    one on (`draw` in [0, 1)), so that clients don't collide.
+def candidates(
+    limit: Limit, favourite: int | None, draw: float, held: Container[int], *, few: bool
+) -> list[int]:
+    """Some slots to try, in order: the one this client released last, then from a random one on
+    (`draw` in [0, 1)), so that clients don't collide; none that it holds.
+
+    16, or `few`: if the first is likely free, or likely none, since somebody stands in line. Who
+    tries too few where most are taken stands in line in spite of room.
     """
     room = limit.room
     if room == 0:
         return []
-    start = int(draw * room)
     slots = [favourite] if favourite is not None and favourite < room else []
-    for step in range(min(room, MAX_DEPTH)):
-        slot = (start + step) % room
-        if slot != favourite:
+    depth = FEW if few else MAX_DEPTH
+    for slot in spread(room, draw):
+        if len(slots) >= depth:
+            break
+        if slot != favourite and slot not in held:
             slots.append(slot)
-    return slots[:MAX_DEPTH]
+    return slots
 
 
-def free_slots(keys: Keys, seen: Look) -> list[int]:
-    """The first 16 slots below the limit that nobody holds. A strange holder's is not free."""
+def spread(room: int, draw: float) -> Iterator[int]:
+    """All slots below `room`, from a random one on and in random strides (`draw` in [0, 1)).
+
+    Always in the same strides they would be taken in runs, and who begins within a run would find
+    none free, with room enough elsewhere.
+    """
+    if room == 0:
+        return
+    slot = int(draw * room)
+    stride = 1 + int(draw * room * 65536) % room
+    while gcd(stride, room) != 1:
+        stride += 1
+    for _ in range(room):
+        yield slot
+        slot = (slot + stride) % room
+
+
+def free_slots(keys: Keys, seen: Look, most: int = MAX_DEPTH) -> list[int]:
+    """The first slots below the limit that nobody holds. A strange holder's is not free."""
     taken = {slot_number(keys, kv.key) for kv in seen.slots}
     room = seen.limit.room if seen.limit else 0
-    return list(islice((slot for slot in range(room) if slot not in taken), MAX_DEPTH))
+    return list(islice((slot for slot in range(room) if slot not in taken), most))
+
+
+def free_together(keys: Keys, seen: Look, weight: int) -> tuple[list[int], int] | None:
+    """So many free slots for one who asks now, and the revision at which they were counted if there
+    is surplus (else 0); None if there are not enough.
+    """
+    slots = free_slots(keys, seen, weight)
+    if seen.limit is None or len(slots) < weight:
+        return None
+    if not has_surplus(keys, seen):
+        return slots, 0
+    enough = held_count(keys, seen) + weight <= seen.limit.room
+    return (slots, seen.revision) if enough else None
 
 
 def held_count(keys: Keys, seen: Look) -> int:
     """How many slots are taken. Keys of strange names count for nothing."""
     return sum(slot_number(keys, kv.key) is not None for kv in seen.slots)
+
+
+def clients_in_line(seen: Look) -> int:
+    """How many clients wait, as far as the part of the line that was read tells."""
+    if not seen.queue:
+        return 0
+    known = len({queued.client for queued in seen.queue})
+    return max(known, known * seen.waiting // len(seen.queue))
+
+
+def healing_window(clients: int) -> float:
+    """Seconds over which so many clients spread, when all of them see that a slot was freed.
+
+    One look suffices, and the earliest of many random delays comes early: of 1,000 clients over
+    2 s, after 2 ms or so. The bound keeps it short where most of those counted have gone.
+    """
+    return min(HEAL_DELAY * max(1.0, clients / LOOKS_AT_ONCE), LONGEST_HEAL_DELAY)
 
 
 def has_surplus(keys: Keys, seen: Look) -> bool:
@@ -85,41 +181,97 @@ def has_surplus(keys: Keys, seen: Look) -> bool:
     return any(first <= kv.key < keys.leases_end for kv in seen.slots)
 
 
-def give_back(keys: Keys, mine: Mine, seen: Look) -> Gone | Retire | Pass | Clear | ReadAll:
-    """How to give back a slot after this look."""
-    key = keys.slot(mine.slot)
-    if not any(kv.key == key and kv.mod_revision == mine.token for kv in seen.slots):
+def give_back(
+    keys: Keys, mine: Mine, seen: Look
+) -> Gone | Retire | Vacate | Pass | Clear | ReadAll:
+    """How to give back a slot, or all slots of a lease, after this look."""
+    mine_there = {kv.key for kv in seen.slots if kv.mod_revision == mine.token}
+    if not mine_there.issuperset(map(keys.slot, mine.slots)):
         return Gone()
-    if seen.limit is None or mine.slot >= seen.limit.room or has_surplus(keys, seen):
+    if seen.limit is None or max(mine.slots) >= seen.limit.room or has_surplus(keys, seen):
         return Retire()
+    if seen.priorities and not seen.complete:
+        return ReadAll()
     if seen.queue:
-        return Pass(seen.limit, seen.queue)
+        return hand_over(mine, seen.limit, seen.queue, seen.priorities, seen.revision)
     return Clear(seen.revision) if seen.complete else ReadAll()
 
 
-def next_fill(keys: Keys, seen: Look) -> Fill | ReadAll | None:
-    """Which free slot must go to whom, or None if nothing needs healing.
+def hand_over(
+    mine: Mine, limit: Limit, queue: tuple[Queued, ...], priorities: int = 0, seen: int = 0
+) -> Pass | Vacate:
+    """How to give back to a line that is known: one slot goes to a first one who wants one."""
+    if mine.more or queue[0].weight > 1:
+        return Vacate()
+    return Pass(limit, queue, priorities, seen)
 
+
+def light(line: tuple[Queued, ...], until: int) -> tuple[tuple[Queued, ...], int]:
+    """The part of a line in front of the first who wants several slots, and the revision up to
+    which it has all who came.
+    """
+    for place, waiter in enumerate(line):
+        if waiter.weight > 1:
+            return line[:place], waiter.created - 1
+    return line, until
+
+
+def next_fill(
+    keys: Keys, seen: Look, most: int = MAX_DEPTH, *, eager: bool = False
+) -> Fill | Blocked | ReadAll | None:
+    """Which free slots must go to whom, `most` at a time, or None if nothing needs healing.
+
+    In order, as far as the slots suffice: only who is eager passes one who wants more than there
+    are. `eager`: there are such in line, so all of it is read before nobody is served.
     With surplus, the count decides: as many slots are free as the limit exceeds the held ones.
+    Then they are filled one by one, since the count is only known as it was.
     """
     if seen.limit is None or seen.limit.room == 0:
         return None
     surplus = has_surplus(keys, seen)
-    if surplus and held_count(keys, seen) >= seen.limit.room:
-        return None
-    free = free_slots(keys, seen)
+    free = free_slots(keys, seen, MAX_FILL)
+    if surplus:
+        most = 1
+        free = free[: max(0, seen.limit.room - held_count(keys, seen))]
     if not free:
         return None
+    if not seen.complete and (seen.priorities or not seen.queue):
+        return ReadAll()
     if not seen.queue:
-        return None if seen.complete else ReadAll()
-    return Fill(free[0], seen.queue[0], seen.queue[1:], surplus)
+        return None
+    cut = len(free) == MAX_FILL
+    pairs: list[tuple[tuple[int, ...], Queued]] = []
+    behind: list[Queued] = []
+    blocked = passed = None
+    for place, waiter in enumerate(seen.queue):
+        fits = waiter.weight <= len(free)
+        if not free or len(pairs) == most or (cut and not fits):
+            behind += seen.queue[place:]
+            break
+        if fits and (blocked is None or waiter.wants.eager):
+            pairs.append((tuple(free[: waiter.weight]), waiter))
+            del free[: waiter.weight]
+            passed = blocked
+        else:
+            behind.append(waiter)
+            blocked = blocked or waiter
+    if not pairs:
+        return ReadAll() if eager and not seen.complete else Blocked(seen.queue[0])
+    last = seen.complete and not behind
+    return Fill(tuple(pairs), tuple(behind), surplus, last=last, passed=passed)
 
 
 def pass_depth(limit: Limit, queue: Sequence[Queued]) -> int:
     """How many of the known waiters a PASS tries.
 
     With limit 1 the list is nearly always right; with more, others have served from the same
-    list since it was read. Each level carries its own letter, so depth costs bytes.
+    list since it was read. Each level carries its own letter, so depth costs bytes. It ends in
+    front of one who wants several slots: who stands behind must not pass.
     """
-    wanted = 2 if limit.room == 1 else limit.room + 2
-    return min(len(queue), MAX_DEPTH, wanted)
+    wanted = min(MAX_DEPTH, 2 if limit.room == 1 else limit.room + 2)
+    depth = 0
+    for waiter in queue[:wanted]:
+        if waiter.weight > 1:
+            break
+        depth += 1
+    return depth

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain, repeat
+from typing import NamedTuple
 
 from etcdsem.core import transactions
 from etcdsem.core.commands import (
-    AccessDenied,
     Failure,
     KeyValue,
-    LeaseTimeToLive,
+    LeasesTimeToLive,
     Procedure,
     Range,
     Txn,
@@ -21,14 +22,19 @@ from etcdsem.core.keys import (
     lease_hex,
     read_holders,
     read_limit,
+    read_queue,
     read_waiters,
     slot_number,
 )
 from etcdsem.core.leases import RPC_TIMEOUT
 from etcdsem.core.procedures import read
 from etcdsem.core.station import Session, Station
-from etcdsem.errors import EtcdSemError, InvalidSetting, SemaphoreClosed
-from etcdsem.model import Holder, Junk, Overview, Status, Waiter, check_name
+from etcdsem.errors import EtcdSemError, InvalidSetting, NobodyThere, SemaphoreClosed
+from etcdsem.model import MAX_WEIGHT, Holder, Junk, Overview, Status, Waiter, check_name
+
+WAITERS_ASKED = 256
+"""For how many waiters etcd is asked how long their lease has left. etcd takes one lease for each
+request, and 5,000 of them last 2 s even with many under way at once; nobody reads so many."""
 
 
 class _Kvs(tuple[tuple[KeyValue, ...], tuple[KeyValue, ...]]):
@@ -61,28 +67,31 @@ def _snapshot(station: Station) -> Procedure[tuple[Status, _Kvs]]:
         waiters=tuple(waiters),
         junk=tuple(junk),
         revision=reply.revision,
+        pause=limit.pause,
+        rate=limit.rate,
     )
     return status, _Kvs((slots.kvs, waiting.kvs))
 
 
 def status(station: Station, *, ttl: bool) -> Procedure[Status]:
-    """One semaphore at one revision. `ttl`: also ask how long each lease has left."""
+    """One semaphore at one revision. `ttl`: also ask how long each lease has left, of all holders
+    and of the first `WAITERS_ASKED` waiters.
+    """
     seen, _ = yield from _snapshot(station)
     if not ttl:
         return seen
-    holders = []
-    for holder in seen.holders:
-        left = yield from _time_left(holder.lease_id)
-        holders.append(replace(holder, ttl=left))
-    waiters = []
-    for waiter in seen.waiters:
-        left = yield from _time_left(waiter.lease_id)
-        waiters.append(replace(waiter, ttl=left))
-    return replace(seen, holders=tuple(holders), waiters=tuple(waiters))
+    ids = [holder.lease_id for holder in seen.holders]
+    ids += [waiter.lease_id for waiter in seen.waiters[:WAITERS_ASKED]]
+    left = chain((yield from _time_left(ids)), repeat(None))
+    return replace(
+        seen,
+        holders=tuple(replace(holder, ttl=next(left)) for holder in seen.holders),
+        waiters=tuple(replace(waiter, ttl=next(left)) for waiter in seen.waiters),
+    )
 
 
 def held(station: Station) -> Procedure[int]:
-    """How many leases are held now, by anyone."""
+    """How many slots are held now, by anyone."""
     keys = station.keys
     scan = (Range(keys.leases, keys.leases_end, keys_only=True), Range(keys.max_leases))
     reply = yield from read(station.session, Txn((), scan))
@@ -93,14 +102,15 @@ def held(station: Station) -> Procedure[int]:
     return len(read_holders(keys, slots.kvs, None)[0])
 
 
-def _time_left(lease: str) -> Procedure[float | None]:
+def _time_left(ids: Sequence[str]) -> Procedure[list[float | None]]:
+    """What etcd says within RPC_TIMEOUT for all of them together; None where it doesn't."""
+    if not ids:
+        return []
     try:
-        left = yield from perform(LeaseTimeToLive(int(lease, 16), RPC_TIMEOUT))
-    except AccessDenied:
-        return None  # a role that may only read the keys
+        left = yield from perform(LeasesTimeToLive(tuple(int(one, 16) for one in ids), RPC_TIMEOUT))
     except Failure:
-        return None
-    return max(0.0, left)
+        return [None] * len(ids)  # a role that may only read the keys, for one
+    return [None if one is None else max(0.0, one) for one in left]
 
 
 def evict(
@@ -115,7 +125,16 @@ def evict(
         if number is None or (number != slot if slot is not None else kv.lease != wanted):
             continue
         who = _letter_of(seen.holders, number)
-        txn = transactions.evict_slot(keys, number, kv.mod_revision, who)
+        mine = [number]
+        if kv.lease:  # with one lease, all its slots end
+            together = (one for one in slots if one.lease == kv.lease)
+            mine = [
+                slot
+                for one in together
+                if one.mod_revision == kv.mod_revision
+                and (slot := slot_number(keys, one.key)) is not None
+            ]
+        txn = transactions.evict_slot(keys, mine[:MAX_WEIGHT], kv.mod_revision, who)
         if (yield from read(station.session, txn)).succeeded:
             return next(
                 (h for h in seen.holders if h.slot == number),
@@ -136,7 +155,7 @@ def evict(
             "nobody was evicted"
         )
     what = f"slot {slot}" if slot is not None else f"lease {lease}"
-    raise InvalidSetting(f"semaphore {station.name!r}: nobody holds {what}; see etcdsem status")
+    raise NobodyThere(f"semaphore {station.name!r}: nobody has {what}; see etcdsem status")
 
 
 def _letter_of(holders: Iterable[Holder], slot: int) -> bytes | None:
@@ -156,7 +175,11 @@ def _lease_number(lease: str) -> int:
 
 
 def overview(session: Session, prefix: str) -> Procedure[list[Overview]]:
-    """All semaphores below a prefix, in the order of their names."""
+    """All semaphores below a prefix, in the order of their names.
+
+    One scan of the keys alone, and then, many semaphores together, the limits and the records of
+    those who are first in line.
+    """
     start = f"{prefix}/".encode()
     scan = Range(start, start[:-1] + b"0", keys_only=True)
     reply = yield from read(session, Txn((), (scan,)))
@@ -164,29 +187,59 @@ def overview(session: Session, prefix: str) -> Procedure[list[Overview]]:
     for kv in transactions.as_range(reply.replies[0]).kvs:
         name = kv.key[len(start) :].split(b"/")[0].decode("utf-8", "replace")
         found.setdefault(name, []).append(kv)
-    lines = []
-    for name, kvs in found.items():
-        line = yield from _line(session, prefix, name, kvs)
-        if line is not None:
-            lines.append(line)
+    sketches = [_sketch(prefix, name, session.client, kvs) for name, kvs in found.items()]
+    known = [sketch for sketch in sketches if sketch is not None]
+    lines: list[Overview] = []
+    for first in range(0, len(known), _READ_TOGETHER):
+        some = known[first : first + _READ_TOGETHER]
+        asked = [Range(key) for sketch in some for key in (sketch.keys.max_leases, sketch.first)]
+        reply = yield from read(session, Txn((), tuple(asked)))
+        answers = [transactions.as_range(answer).kvs for answer in reply.replies]
+        lines += map(_line, some, answers[::2], answers[1::2])
     return lines
 
 
-def _line(
-    session: Session, prefix: str, name: str, kvs: list[KeyValue]
-) -> Procedure[Overview | None]:
+_READ_TOGETHER = 60
+"""Semaphores for each transaction: etcd takes 128 operations, if nobody has set another limit."""
+
+
+class _Sketch(NamedTuple):
+    """What the keys alone tell of a semaphore."""
+
+    keys: Keys
+    held: int
+    waiting: int
+    first: bytes
+    """The key of the first in line; the one for the limit if nobody waits."""
+    junk: int
+
+
+def _sketch(prefix: str, name: str, client: str, kvs: list[KeyValue]) -> _Sketch | None:
     try:
-        keys = Keys(prefix, check_name(name), session.client)
+        keys = Keys(prefix, check_name(name), client)
     except ValueError:
         return None  # no semaphore could have that name
     holders, bad = read_holders(keys, (kv for kv in kvs if kv.key.startswith(keys.leases)), None)
-    waiters, worse = read_waiters(keys, (kv for kv in kvs if kv.key.startswith(keys.waiters)))
-    if not any(kv.key == keys.max_leases for kv in kvs):
-        if not (holders or waiters):
-            return None
-        limit = None
-    else:
-        reply = yield from read(session, Txn((), (Range(keys.max_leases),)))
-        stored = transactions.as_range(reply.replies[0]).kvs
-        limit = read_limit(stored[0]).number if stored else None
-    return Overview(name, limit, len(holders), len(waiters), len(bad) + len(worse))
+    line = [kv for kv in kvs if kv.key.startswith(keys.waiters)]
+    line.sort(key=lambda kv: kv.create_revision)
+    waiters, worse = read_waiters(keys, line)
+    if not (holders or waiters or any(kv.key == keys.max_leases for kv in kvs)):
+        return None
+    first = read_queue(keys, line)[:1]
+    key = keys.waiters + first[0].who if first else keys.max_leases
+    return _Sketch(keys, len(holders), len(waiters), key, len(bad) + len(worse))
+
+
+def _line(sketch: _Sketch, limits: tuple[KeyValue, ...], first: tuple[KeyValue, ...]) -> Overview:
+    waiters = read_waiters(sketch.keys, first)[0] if sketch.waiting else []
+    limit = read_limit(limits[0]) if limits else None
+    return Overview(
+        name=sketch.keys.name,
+        max_leases=limit.number if limit else None,
+        held=sketch.held,
+        waiting=sketch.waiting,
+        junk=sketch.junk,
+        waiting_since=waiters[0].since if waiters else None,
+        pause=limit.pause if limit else None,
+        rate=limit.rate if limit else None,
+    )

@@ -1,9 +1,10 @@
 """What lies in etcd under ``<prefix>/<name>/``, and how it is written and read.
 
-    max_leases               the limit, plain text
+    max_leases               the limit, plain text: 5, 5 paused by ..., 100/1m (a rate limit)
     leases/<slot>            a holder's record; attached to the holder's etcd lease
     waiters/<client>/<lease> a waiter's record; attached to the waiter's etcd lease
     contended                "1" while somebody waits, or waited since the last clear
+    priorities               "1" while somebody with a priority waits, or waited since the last look
     grants/<client>/<lease>  the letter that tells a waiter its slot; attached to its etcd lease
 
 1. Key names come from a small set that is used again and again: a dead name costs every later
@@ -17,17 +18,37 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from etcdsem.core.commands import KeyValue
-from etcdsem.model import MAX_LIMIT, Holder, Junk, Waiter
+from etcdsem.model import (
+    MAX_LIMIT,
+    MAX_PRIORITY,
+    MAX_WEIGHT,
+    Holder,
+    Junk,
+    Pause,
+    Rate,
+    Waiter,
+    seconds,
+)
 
 MAX_LETTER = 4096
 """Bytes after which the list of waiters in a letter is cut; etcd takes 1.5 MiB in a request."""
 
+CARRIED = "carries_limit"
+"""The field of a record that tells which limit its program was told, where that is not the one in
+force: after a resize, programs go on with the number that they carry."""
+
+MAX_HOLD = "max_hold"
+"""The field of a record with the seconds after which its holder ends the lease."""
+
+_SPECIAL = re.compile(rb'"(weight|priority|eager)"')
 _DIGITS = re.compile(rb"[0-9]{1,9}")
 _SLOT = re.compile(rb"[0-9]{5}")
 _WHO = re.compile(rb"([A-Za-z0-9_-]{1,63}\.[0-9]{1,10}\.[A-Za-z0-9]{1,16})/([0-9a-f]{16})")
@@ -49,6 +70,8 @@ class Keys:
         "my_waiters",
         "my_waiters_end",
         "name",
+        "priorities",
+        "rights",
         "waiters",
         "waiters_end",
     )
@@ -59,6 +82,8 @@ class Keys:
         self.base_end = self.base[:-1] + b"0"  # "0" follows "/"
         self.max_leases = self.base + b"max_leases"
         self.contended = self.base + b"contended"
+        self.priorities = self.base + b"priorities"
+        self.rights = self.base + b"leases/rights"  # never there, see transactions.join
         self.leases = self.base + b"leases/"
         self.leases_end = self.base + b"leases/:"  # ":" follows "9": slots only
         self.waiters = self.base + b"waiters/"
@@ -103,28 +128,122 @@ class Limit(NamedTuple):
     registered: bool
     """True while the limit is the one with which the semaphore was first registered."""
     text: str
+    paused: bool = False
+    """True while an operator has paused it: nothing is granted, and the number is kept."""
+    rate: Rate | None = None
+    """Not None for a rate limit; `number` is then how many blocks of starts it has."""
+    note: str = ""
+    """What stands after `` paused``."""
 
     @property
     def room(self) -> int:
         """How many slots may be granted."""
-        return self.number or 0
+        return 0 if self.paused else self.number or 0
+
+    @property
+    def pause(self) -> Pause | None:
+        """Who paused it, since when, and why, as far as that was written down."""
+        return _read_pause(self.note) if self.paused else None
 
 
 def read_limit(kv: KeyValue) -> Limit:
-    """Read ``max_leases``. Spaces around the number are forgiven, nothing else is."""
-    text = kv.value.strip(b" \t\r\n")
-    number = int(text) if _DIGITS.fullmatch(text) else None
-    if number is not None and number > MAX_LIMIT:
-        number = None
+    """Read ``max_leases``. Spaces around are forgiven, and nothing else that is not one of:
+
+    ``5``, ``5 paused``, ``100/1m`` (a rate), ``10000/1m/50`` (a rate, in blocks of 50), either
+    with `` paused``, after which anything may stand: who paused it, since when, why. A space at
+    its end says that it is the registered limit still, though a pause has been written to it.
+    """
+    head, _, rest = kv.value.strip(_AROUND).partition(b" ")
+    words = rest.split(None, 1)
+    paused = words[:1] == [b"paused"]
+    number, rate = _read_number(head) if paused or not rest else (None, None)
     return Limit(
         number=number,
         revision=kv.mod_revision,
-        registered=kv.create_revision == kv.mod_revision,
+        registered=kv.create_revision == kv.mod_revision or kv.value.endswith(_STILL),
         text=kv.value[:60].decode("utf-8", "replace"),
+        paused=paused and number is not None,
+        rate=rate,
+        note=words[1][:_NOTE].decode("utf-8", "replace") if paused and len(words) > 1 else "",
     )
 
 
+_AROUND = b" \t\r\n"
+_STILL = b" "
+_NOTE = 2048  # bytes: an owner and a reason of 253 characters each, and some words
+_PAUSED = re.compile(
+    r"by (?P<by>.+?) since (?P<since>\d{4}-\d\d-\d\dT[0-9:.]+Z)(?:, (?P<reason>.*))?", re.DOTALL
+)
+
+
+def write_paused(kv: KeyValue, by: str, wall: float, reason: str | None) -> bytes:
+    """``max_leases`` as it is, but paused: by whom, when (`wall`), why."""
+    note = f"paused by {by} since {_timestamp(wall)}" + (f", {reason}" if reason else "")
+    return b"%s %s%s" % (_head(kv), note.encode(), _still(kv))
+
+
+def write_resumed(kv: KeyValue) -> bytes:
+    """``max_leases`` as it is, but not paused."""
+    return _head(kv) + _still(kv)
+
+
+def write_resized(kv: KeyValue, limit: int | Rate) -> bytes:
+    """``max_leases`` with another number or rate; a pause stays."""
+    rest = kv.value.strip(_AROUND)[len(_head(kv)) :]
+    return str(limit).encode() + (rest if read_limit(kv).paused else b"")
+
+
+def _head(kv: KeyValue) -> bytes:
+    return kv.value.strip(_AROUND).partition(b" ")[0]
+
+
+def _still(kv: KeyValue) -> bytes:
+    return _STILL if read_limit(kv).registered else b""
+
+
+def _read_pause(note: str) -> Pause:
+    match = _PAUSED.fullmatch(note)
+    if match is None:
+        return Pause("", None, note)  # somebody paused it by hand
+    return Pause(match["by"], _when(match.groupdict(), "since"), match["reason"] or "")
+
+
+def _read_number(text: bytes) -> tuple[int | None, Rate | None]:
+    first, *others = text.split(b"/")
+    if not _DIGITS.fullmatch(first):
+        return None, None
+    number = int(first)
+    if not others:
+        return (number if number <= MAX_LIMIT else None), None
+    try:
+        period = seconds(others[0].decode("ascii"))
+    except ValueError:
+        return None, None
+    blocks = others[1:] or [b"1"]
+    if len(blocks) > 1 or not _DIGITS.fullmatch(blocks[0]) or not 0 < period < math.inf:
+        return None, None
+    block = int(blocks[0])
+    slots = number // block if block else MAX_LIMIT + 1
+    if slots > MAX_LIMIT:
+        return None, None
+    return slots, Rate(number, period, block)
+
+
 # ---------------------------------------------------------------- records
+
+
+class Wants(NamedTuple):
+    """What is wanted beyond one slot in its turn."""
+
+    weight: int = 1
+    """How many slots."""
+    priority: int = 0
+    """Higher ones are served first."""
+    eager: bool = False
+    """To pass those who want more slots than are free."""
+
+
+ORDINARY = Wants()
 
 
 class Identity(NamedTuple):
@@ -134,14 +253,37 @@ class Identity(NamedTuple):
     extras: bytes
 
     @classmethod
-    def of(cls, client: str, owner: str | None, labels: Mapping[str, str]) -> Identity:
+    def of(
+        cls,
+        client: str,
+        owner: str | None,
+        labels: Mapping[str, str],
+        *,
+        max_hold: float | None = None,
+    ) -> Identity:
         """Build one. The default owner is ``host:pid``, which is not stored in the extras."""
         extras: dict[str, object] = {}
         if owner:
             extras["owner"] = owner
         if labels:
             extras["labels"] = dict(labels)
+        if max_hold is not None:
+            extras[MAX_HOLD] = int(max_hold) if max_hold == int(max_hold) else max_hold
         return cls(client, _dump(extras) if extras else b"")
+
+    def wanting(self, wants: Wants) -> Identity:
+        """The same, who wants something special."""
+        if wants == ORDINARY:
+            return self
+        extras = json.loads(self.extras) if self.extras else {}
+        return Identity(self.client, _dump({**extras, **_special(wants)}))
+
+    def carrying(self, told: int | None, limit: Limit) -> Identity:
+        """The same, of a program that was told another limit than is in force; None: told none."""
+        if told is None or told == limit.number:
+            return self
+        extras = json.loads(self.extras) if self.extras else {}
+        return Identity(self.client, _dump({**extras, CARRIED: told}))
 
 
 def _dump(value: object) -> bytes:
@@ -176,7 +318,7 @@ def _load(value: bytes) -> dict[str, Any]:
 
 
 def _extras(value: bytes) -> bytes:
-    """What must travel with a waiter: its owner if it chose one, its labels."""
+    """What must travel with a waiter: its owner if it chose one, its labels, what it wants."""
     fields = _load(value)
     extras: dict[str, object] = {}
     owner = _text(fields.get("owner"))
@@ -185,6 +327,13 @@ def _extras(value: bytes) -> bytes:
     labels = _labels(fields)
     if labels:
         extras["labels"] = labels
+    carried = _carried(fields)
+    if carried is not None:
+        extras[CARRIED] = carried
+    extras.update(_special(_wants(fields)))
+    max_hold = _max_hold(fields)
+    if max_hold is not None:
+        extras[MAX_HOLD] = max_hold
     return _dump(extras) if extras else b""
 
 
@@ -199,12 +348,71 @@ def _labels(fields: Mapping[str, Any]) -> dict[str, str]:
     return {str(k)[:63]: _text(v) for k, v in list(labels.items())[:16]}
 
 
+def _carried(fields: Mapping[str, Any]) -> int | None:
+    carried = fields.get(CARRIED)
+    return carried if isinstance(carried, int) and not isinstance(carried, bool) else None
+
+
+def _wants(fields: Mapping[str, Any]) -> Wants:
+    return Wants(
+        _number(fields.get("weight"), 1, MAX_WEIGHT, ORDINARY.weight),
+        _number(fields.get("priority"), -MAX_PRIORITY, MAX_PRIORITY, ORDINARY.priority),
+        fields.get("eager") is True,
+    )
+
+
+def _number(value: object, least: int, most: int, default: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        return default
+    return value
+
+
+def _special(wants: Wants) -> dict[str, object]:
+    """What is not as ordinary, as it is written into records."""
+    named = zip(Wants._fields, wants, ORDINARY, strict=True)
+    return {name: value for name, value, ordinary in named if value != ordinary}
+
+
+def _max_hold(fields: Mapping[str, Any]) -> float | None:
+    max_hold = fields.get(MAX_HOLD)
+    if isinstance(max_hold, bool) or not isinstance(max_hold, int | float):
+        return None
+    return max_hold if 0 < max_hold <= _LONGEST else None
+
+
+_LONGEST = 1e12  # seconds: nobody means more, and datetime cannot say it
+
+
 def _when(fields: Mapping[str, Any], moment: str) -> datetime | None:
     try:
         when = datetime.fromisoformat(_text(fields.get(moment)))
     except ValueError:
         return None
     return when if when.tzinfo else when.replace(tzinfo=UTC)
+
+
+class Stated(NamedTuple):
+    """What a record says that is of use beside its key."""
+
+    when: datetime | None
+    """Since when, by the clock of whoever wrote it."""
+    carried: int | None
+    """The limit that its program was told, if that is not the one in force."""
+    wants: Wants
+    """What its lease holds, or waits for."""
+    max_hold: float | None
+    """Seconds after which its holder ends it."""
+
+
+def stated(kv: KeyValue) -> Stated:
+    """Read a holder's or a waiter's record; what cannot be read is None."""
+    fields = _load(kv.value)
+    return Stated(
+        _when(fields, "acquired") or _when(fields, "since"),
+        _carried(fields),
+        _wants(fields),
+        _max_hold(fields),
+    )
 
 
 # ---------------------------------------------------------------- the queue
@@ -223,6 +431,21 @@ class Queued(NamedTuple):
         """The waiter's client id."""
         return self.who.split(b"/")[0].decode()
 
+    @property
+    def wants(self) -> Wants:
+        """What it waits for."""
+        return _wants(_load(self.extras)) if _SPECIAL.search(self.extras) else ORDINARY
+
+    @property
+    def weight(self) -> int:
+        """How many slots it waits for."""
+        return self.wants.weight
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Who is served before others: by priority, then in the order in which they came."""
+        return -self.wants.priority, self.created
+
 
 def _fault_of_waiter(keys: Keys, kv: KeyValue) -> str | None:
     match = _WHO.fullmatch(kv.key[len(keys.waiters) :])
@@ -235,6 +458,11 @@ def _fault_of_waiter(keys: Keys, kv: KeyValue) -> str | None:
     return None
 
 
+def waits(keys: Keys, kv: KeyValue) -> bool:
+    """Is this the key of somebody who can be granted a slot?"""
+    return _fault_of_waiter(keys, kv) is None
+
+
 def read_queue(keys: Keys, kvs: Iterable[KeyValue]) -> tuple[Queued, ...]:
     """The waiters in the order given, without those that cannot be right."""
     return tuple(
@@ -244,32 +472,42 @@ def read_queue(keys: Keys, kvs: Iterable[KeyValue]) -> tuple[Queued, ...]:
     )
 
 
-def write_letter(slot: int, queue: Iterable[Queued]) -> bytes:
-    """A letter: the slot, and the waiters who are next as far as the sender knows.
+def write_list(queue: Iterable[Queued]) -> list[bytes]:
+    """The lines of a letter that list waiters."""
+    return [b"\n%s %d %s" % (q.who, q.created, q.extras) for q in queue]
+
+
+def write_letter(slots: Sequence[int], lines: Iterable[bytes]) -> bytes:
+    """A letter: the slot or slots, and the waiters who are next as far as the sender knows.
 
     A long list is cut: it is only a hint, and each level of a PASS carries a letter.
     """
-    letter = b"slot %d" % slot
-    for q in queue:
-        letter += b"\n%s %d %s" % (q.who, q.created, q.extras)
-        if len(letter) > MAX_LETTER:
-            break
-    return letter
+    letter = b"slot " + b",".join([b"%d" % slot for slot in slots]) + b"".join(lines)
+    end = letter.find(b"\n", MAX_LETTER) if len(letter) > MAX_LETTER else -1
+    return letter if end < 0 else letter[:end]
 
 
-def read_letter(value: bytes) -> tuple[int, tuple[Queued, ...]] | None:
-    """The slot and the queue in a letter, or None if nobody of ours wrote it."""
+def read_letter(value: bytes, known: int = 0) -> tuple[tuple[int, ...], tuple[Queued, ...]] | None:
+    """The slots and the queue in a letter, or None if nobody of ours wrote it.
+
+    The queue is left unread if it has nobody who came after revision `known`.
+    """
     head, *lines = value.split(b"\n")
-    if not head.startswith(b"slot ") or not _DIGITS.fullmatch(head[5:]):
+    slots = head[5:].split(b",")
+    if not head.startswith(b"slot ") or not all(map(_DIGITS.fullmatch, slots)):
         return None
-    queue = []
+    queue: list[Queued] = []
+    if known and lines:
+        words = lines[-1].split(b" ", 2)
+        if len(words) > 1 and words[1].isdigit() and int(words[1]) <= known:
+            lines = []
     for line in lines:
         who, created, extras = (*line.split(b" ", 2), b"", b"")[:3]
         match = _WHO.fullmatch(who)
         if match is None or not created.isdigit():
             return None
         queue.append(Queued(who, int(match[2], 16), int(created), extras))
-    return int(head[5:]), tuple(queue)
+    return tuple(map(int, slots)), tuple(queue)
 
 
 # ---------------------------------------------------------------- slots, for decisions and people
@@ -315,14 +553,16 @@ def read_holders(
                 acquired_at=_when(fields, "acquired"),
                 labels=_labels(fields),
                 over_limit=limit is not None and limit.number is not None and slot >= limit.number,
+                weight=_wants(fields).weight,
+                max_hold=_max_hold(fields),
             )
         )
     return holders, junk
 
 
 def read_waiters(keys: Keys, kvs: Iterable[KeyValue]) -> tuple[list[Waiter], list[Junk]]:
-    """Who waits, in line, and what cannot be right."""
-    waiters: list[Waiter] = []
+    """Who waits, in the order in which they will be served, and what cannot be right."""
+    waiters: list[tuple[tuple[int, int], Waiter]] = []
     junk: list[Junk] = []
     for kv in kvs:
         fault = _fault_of_waiter(keys, kv)
@@ -332,19 +572,23 @@ def read_waiters(keys: Keys, kvs: Iterable[KeyValue]) -> tuple[list[Waiter], lis
         fields = _load(kv.value)
         client = kv.key[len(keys.waiters) :].split(b"/")[0].decode()
         host, pid, _ = client.rsplit(".", 2)
-        waiters.append(
-            Waiter(
-                position=len(waiters) + 1,
-                owner=_text(fields.get("owner")) or f"{host}:{pid}",
-                host=host,
-                pid=int(pid),
-                client=client,
-                lease_id=lease_hex(kv.lease),
-                since=_when(fields, "since"),
-                labels=_labels(fields),
-            )
+        wants = _wants(fields)
+        one = Waiter(
+            position=0,
+            owner=_text(fields.get("owner")) or f"{host}:{pid}",
+            host=host,
+            pid=int(pid),
+            client=client,
+            lease_id=lease_hex(kv.lease),
+            since=_when(fields, "since"),
+            labels=_labels(fields),
+            weight=wants.weight,
+            priority=wants.priority,
+            eager=wants.eager,
         )
-    return waiters, junk
+        waiters.append(((-wants.priority, kv.create_revision), one))
+    waiters.sort(key=lambda pair: pair[0])
+    return [replace(one, position=at) for at, (_, one) in enumerate(waiters, 1)], junk
 
 
 def _junk(kv: KeyValue, reason: str) -> Junk:

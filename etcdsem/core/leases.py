@@ -7,7 +7,9 @@
    is gone, and holds up all others on the stream until then.
 3. A lease whose part in a write is uncertain is never used again: it is revoked until etcd says
    that it is gone (`settle`), so that a late write finds no lease and fails.
-4. A state is one word. Only these steps exist:
+4. A holder may set itself a bound (max_hold). The deadline is never later than that, whatever is
+   renewed; it belongs to the grant, so a lease that goes back to the pool has none.
+5. A state is one word. Only these steps exist:
 
        spare -> busy        take()
        busy  -> spare       give_back(), after a definite outcome only
@@ -29,6 +31,7 @@ from etcdsem.core.commands import (
     GrantLease,
     LeaseExists,
     LeaseNotFound,
+    Mailbox,
     NotApplied,
     Procedure,
     Refused,
@@ -36,6 +39,8 @@ from etcdsem.core.commands import (
     Wait,
     perform,
 )
+from etcdsem.core.tally import Tallies
+from etcdsem.model import duration_text
 
 RPC_TIMEOUT = 4.0
 """Seconds for one call: long enough for an election (1 s by default), short enough to try
@@ -60,14 +65,19 @@ class TtlLease:
 
     __slots__ = (
         "asked",
+        "bound",
         "deadline",
+        "elsewhere",
         "id",
         "idle_since",
+        "max_hold",
         "on_lost",
+        "overdue",
         "paused",
         "refresh",
         "sent",
         "state",
+        "told",
         "ttl",
         "wanted",
     )
@@ -77,17 +87,55 @@ class TtlLease:
         self.wanted = wanted  # the TTL that was asked for; pools are sorted by it
         self.ttl = ttl  # the TTL that etcd granted, which counts
         self.sent = sent  # when the last answered grant or renewal was sent
-        self.deadline = sent + ttl - margin(ttl)
+        self.max_hold = math.inf  # seconds for which the present grant may be held
+        self.bound = math.inf  # when they are over
+        self.deadline = sent + ttl - margin(ttl)  # and not later than the bound
         self.asked: float | None = None  # when the renewal that is under way was sent
         self.refresh = ttl / 3
         self.state: State = "busy"
         self.idle_since = sent
         self.paused = False  # the user paused the refresh (tests)
         self.on_lost: Callable[[str], None] | None = None
+        self.elsewhere: Callable[[], tuple[float, float] | None] | None = None
+        """A keeper process renews it too: gives when the last renewal that was answered was sent,
+        and the TTL that was answered."""
+        self.told: Mailbox | None = None  # who wants to know of the next renewal
+        self.overdue = False  # somebody was told that it is past its deadline: lost is final
 
     def valid(self, now: float) -> bool:
         """May its owner rely on it now?"""
-        return self.state == "busy" and now < self.deadline
+        if self.state != "busy":
+            return False
+        if now >= self.deadline:
+            self.catch_up()
+            self.overdue = now >= self.deadline
+        return not self.overdue
+
+    def renewed(self, sent: float, ttl: float) -> None:
+        """A renewal that was sent then was answered."""
+        if sent >= self.sent:
+            self.sent = sent
+            self.ttl = ttl
+            self.deadline = min(sent + ttl - margin(ttl), self.bound)
+
+    def bind(self, now: float, max_hold: float) -> None:
+        """It was granted now, and is held no longer than that; infinite: as long as it lasts."""
+        self.max_hold, self.bound = max_hold, now + max_hold
+        self.deadline = min(self.sent + self.ttl - margin(self.ttl), self.bound)
+
+    def overrun(self, now: float) -> str:
+        """Why it is over, if that is because it was held for too long; else empty."""
+        if now < self.bound or self.deadline < self.bound:
+            return ""
+        return f"held longer than its max_hold of {duration_text(self.max_hold)}"
+
+    def catch_up(self) -> None:
+        """Take over what a keeper process has renewed. etcd has answered it, so the lease has
+        lived all the time, however late we look.
+        """
+        seen = self.elsewhere() if self.elsewhere is not None and not self.overdue else None
+        if seen is not None:
+            self.renewed(*seen)
 
 
 class Keeper:
@@ -99,11 +147,12 @@ class Keeper:
 
     def __init__(self, env: Env) -> None:
         self.env = env
+        self.tallies = Tallies()
         self.leases: dict[int, TtlLease] = {}  # those that must be kept alive: busy and spare
         self.spares: dict[int, list[TtlLease]] = {}
         self.box = env.mailbox()  # wakes the heartbeat
         self.beating = False
-        self.settling = 0  # revocations under way
+        self.unsettled: dict[int, int] = {}  # lease id: how many revocations of it are under way
         self.closed = False
         self.last_contact = -math.inf  # when etcd answered last
         self.chores: list[Callable[[float], float]] = []
@@ -136,6 +185,8 @@ class Keeper:
         """Back to the pool; only after a definite outcome."""
         lease.on_lost = None
         lease.paused = False
+        if lease.bound < math.inf:
+            lease.bind(0.0, math.inf)
         if lease.state != "busy":
             return
         if self.closed:
@@ -154,6 +205,13 @@ class Keeper:
             lease.state = "settled"
         self.leases.pop(lease.id, None)
 
+    def leave(self, lease: TtlLease) -> None:
+        """Renew it no more, and do not end it: that is left to its TTL."""
+        if lease.state == "busy":
+            lease.on_lost = None
+            lease.state = "settled"
+            self.leases.pop(lease.id, None)
+
     def settle_later(self, lease: TtlLease) -> None:
         """End a lease whose part in a write is uncertain, beside what the caller does."""
         if lease.state == "busy":
@@ -162,14 +220,21 @@ class Keeper:
 
     def settle_id(self, lease_id: int, ttl: float) -> None:
         """The same for a lease that we may not even have got."""
-        self.settling += 1
+        self.unsettled[lease_id] = self.unsettled.get(lease_id, 0) + 1
         self.env.spawn(self._settle(lease_id, ttl), "settle")
 
     def _settle(self, lease_id: int, ttl: float) -> Procedure[None]:
         try:
             yield from settle(self.env, lease_id, ttl)
         finally:
-            self.settling -= 1
+            self.unsettled[lease_id] -= 1
+            if not self.unsettled[lease_id]:
+                del self.unsettled[lease_id]
+
+    @property
+    def settling(self) -> int:
+        """How many revocations are under way."""
+        return sum(self.unsettled.values())
 
     # -- what the heartbeat hears
 
@@ -182,12 +247,19 @@ class Keeper:
         now = self.last_contact = self.env.now()
         if ttl <= 0:
             self.lose(lease, "etcd has ended its lease (it expired there, or was revoked)")
-        elif now >= lease.deadline:
-            self.lose(lease, _LATE)
+        elif self._late(lease, now):
+            self.lose(lease, lease.overrun(now) or _LATE)
         else:
-            lease.sent = sent
-            lease.ttl = ttl
-            lease.deadline = sent + ttl - margin(ttl)
+            lease.renewed(sent, ttl)
+        if lease.told is not None:
+            lease.told.put(None)
+
+    @staticmethod
+    def _late(lease: TtlLease, now: float) -> bool:
+        """Is it past its deadline, as far as anybody knows?"""
+        if lease.elsewhere is not None:
+            lease.catch_up()
+        return lease.overdue or now >= lease.deadline
 
     def lose(self, lease: TtlLease, reason: str) -> None:
         """A lease is over. Its user is told once."""
@@ -208,8 +280,8 @@ class Keeper:
         late = False
         next_beat = math.inf
         for lease in list(self.leases.values()):
-            if now >= lease.deadline:
-                self.lose(lease, _LATE)
+            if self._late(lease, now):
+                self.lose(lease, lease.overrun(now) or _LATE)
                 continue
             due = lease.sent + lease.refresh
             if lease.asked is not None:
@@ -225,6 +297,7 @@ class Keeper:
         if late:
             for lease in self.leases.values():
                 lease.asked = None
+            self.tallies.renewals_late += 1
             self.env.restart_renewals()
             return now
         return next_beat
@@ -271,6 +344,26 @@ def take(keeper: Keeper, wanted: int) -> Procedure[TtlLease]:
         lease = TtlLease(lease_id, wanted, ttl, sent)
         keeper.adopt(lease)
         return lease
+
+
+def freshen(keeper: Keeper, lease: TtlLease, need: float, until: float) -> Procedure[bool]:
+    """Have `need` seconds left before the lease's deadline; False if that cannot be had in time."""
+    env = keeper.env
+    while lease.valid(env.now()):
+        now = env.now()
+        if lease.deadline - now >= need:
+            return True
+        if now >= until or need > lease.ttl - margin(lease.ttl):
+            return False
+        box = lease.told = env.mailbox()
+        try:
+            if lease.asked is None:
+                lease.asked = now
+                env.renew(lease.id)
+            yield from perform(Wait(box, min(until, now + TICK)))
+        finally:
+            lease.told = None
+    return False
 
 
 def settle(env: Env, lease_id: int, ttl: float) -> Procedure[None]:

@@ -6,6 +6,7 @@ from etcdsem.core.commands import (
     AccessDenied,
     Corrupt,
     Failure,
+    Misconfigured,
     NoSpace,
     NotApplied,
     OutcomeUnknown,
@@ -19,8 +20,7 @@ def public_error(failure: Failure, what: str) -> EtcdSemError:
     match failure:
         case AccessDenied():
             return PermissionDenied(
-                f"{what}: etcd{at} refuses: {failure.detail}. Check the user, the password and "
-                "the role's permissions on the semaphore's prefix."
+                f"{what}: etcd{at} refuses: {failure.detail}. {_access(failure)}"
             )
         case NoSpace():
             return EtcdRefused(
@@ -31,6 +31,8 @@ def public_error(failure: Failure, what: str) -> EtcdSemError:
             return EtcdRefused(
                 f"{what}: etcd{at} reports corrupt data and takes no writes; see etcdctl alarm list"
             )
+        case Misconfigured():
+            return EtcdUnavailable(f"{what}: no connection to etcd{at}: {failure.detail}")
         case NotApplied() | OutcomeUnknown():
             return EtcdUnavailable(
                 f"{what}: etcd{at} cannot be reached or does not answer: {failure.detail}. "
@@ -38,6 +40,22 @@ def public_error(failure: Failure, what: str) -> EtcdSemError:
             )
         case _:
             return EtcdRefused(f"{what}: etcd{at} refuses: {failure.detail}")
+
+
+def _access(failure: AccessDenied) -> str:
+    """What to do about a refusal."""
+    detail = failure.detail
+    if "user name is empty" in detail:
+        return (
+            "This etcd wants a login: give a user and a password (ETCDSEM_USER and "
+            "ETCDSEM_PASSWORD or ETCDSEM_PASSWORD_FILE)."
+        )
+    if "login failed" in detail:
+        return "Check the user and the password."
+    return (
+        "The user's role must allow readwrite on the semaphore's prefix: etcdctl role "
+        "grant-permission ROLE --prefix=true readwrite /etcdsem/NAME/ (docs/security.md)."
+    )
 
 
 def first_line(text: str) -> str:

@@ -15,18 +15,22 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 from etcdsem.core import decisions, transactions
+from etcdsem.core.batching import Part, alone, together
 from etcdsem.core.commands import (
     AccessDenied,
     Failure,
     KeyValue,
     LeaseNotFound,
+    Misconfigured,
     NoSpace,
     NotApplied,
     OutcomeUnknown,
     Procedure,
+    Refused,
     RevokeLease,
     Transact,
     Txn,
@@ -35,8 +39,10 @@ from etcdsem.core.commands import (
     perform,
 )
 from etcdsem.core.keys import (
+    ORDINARY,
     Identity,
     Limit,
+    Wants,
     read_holders,
     read_letter,
     read_limit,
@@ -45,6 +51,7 @@ from etcdsem.core.keys import (
 from etcdsem.core.leases import RPC_TIMEOUT, TtlLease, take
 from etcdsem.core.outward import public_error
 from etcdsem.core.station import (
+    Denied,
     Duty,
     Grant,
     Letter,
@@ -55,20 +62,20 @@ from etcdsem.core.station import (
     Waiting,
     Watched,
 )
-from etcdsem.core.transactions import Held, Look
-from etcdsem.errors import EtcdSemError, SemaphoreClosed
+from etcdsem.core.transactions import MAX_DEPTH, Held, Look
+from etcdsem.errors import EtcdSemError, SemaphoreClosed, WeightExceedsLimit, WrongKind
+from etcdsem.model import Rate
 
 log = logging.getLogger("etcdsem")
 
-HEAL_DELAY = 0.02
-"""Before healing what all clients see at once, each waits for a random part of this."""
-
-FIRST_CONTACT = 10.0
-"""Seconds to try to reach etcd before an acquire without a timeout gives up, when this client
-has never reached it."""
+T = TypeVar("T")
 
 PATIENCE = 60.0
-"""The same when etcd was there before and is away now."""
+"""Seconds that etcd may be away before an acquire without a timeout gives up. When this client
+has never reached it, `Session.first_contact` holds."""
+
+READ_PATIENCE = 10.0
+"""Seconds that etcd may be away before a question gives up. At first contact as above."""
 
 
 class Order(NamedTuple):
@@ -79,9 +86,21 @@ class Order(NamedTuple):
     identity: Identity
     on_wait: Callable[[], object] | None = None
     """Called once it is known that we are in line."""
+    carried: int | None = None
+    """The limit that the program was told; shown in etcd if it is not the one in force."""
+    wants: Wants = ORDINARY
+    """How many slots the lease shall hold, and who is passed meanwhile."""
+    max_hold: float | None = None
+    """Seconds after which the lease ends, counted from the grant."""
+    rate: bool = False
+    """It is for a start of a rate limit, see `rates`."""
+
+    def asking(self, limit: Limit) -> Identity:
+        """Who asks, and for what, as it is written into etcd."""
+        return self.identity.carrying(self.carried, limit).wanting(self.wants)
 
 
-class _TryAgain(Exception):
+class TryAgain(Exception):
     """This attempt is over without an outcome. `full`: it was in line, so there was no room."""
 
     def __init__(self, why: str, *, full: bool = False) -> None:
@@ -90,26 +109,55 @@ class _TryAgain(Exception):
 
 
 def transact(session: Session, txn: Txn, until: float = math.inf) -> Procedure[TxnReply]:
-    """One transaction. Towards the caller's deadline it gets at least a second."""
+    """One transaction. Towards the caller's deadline it gets at least a second (at first contact
+    no more than that allows).
+    """
     now = session.env.now()
     timeout = max(1.0, min(RPC_TIMEOUT, until - now))
-    reply = yield from perform(Transact(txn, min(timeout, session.grace(now))))
-    session.keeper.last_contact = session.env.now()
+    if not session.reached:
+        timeout = min(timeout, session.first_contact)
+    tallies = session.tallies
+    try:
+        reply = yield from perform(Transact(txn, min(timeout, session.grace(now))))
+    except BaseException as error:
+        tallies.requests[_outcome(error)] += 1
+        raise
+    session.keeper.last_contact = answered = session.env.now()
+    tallies.requests["done"] += 1
+    tallies.latency.observe(answered - now)
     return reply
+
+
+def _outcome(error: BaseException) -> str:
+    """How the tallies name what came of a transaction that failed."""
+    match error:
+        case NotApplied():
+            return "not applied"
+        case Refused():
+            return "refused"
+    return "unknown"  # an interruption, too
 
 
 def read(session: Session, txn: Txn) -> Procedure[TxnReply]:
     """A transaction that only reads (or is right when applied twice): tried again for a while."""
-    until = session.env.now() + FIRST_CONTACT
+    first = not session.reached
+    until = session.env.now() + (session.first_contact if first else READ_PATIENCE)
     pause = 0.05
     while True:
         try:
             return (yield from transact(session, txn, until))
         except (NotApplied, OutcomeUnknown) as failure:
-            if isinstance(failure, NoSpace) or session.env.now() + pause >= until:
+            if _hopeless(session, failure) or session.env.now() + pause >= until:
                 raise
         yield from sleep(session, pause * (0.5 + session.env.random()))
         pause = min(2 * pause, 1.0)
+
+
+def _hopeless(session: Session, failure: Failure) -> bool:
+    """Not worth another try: it may last until somebody mends it, and waiting would hide it."""
+    if isinstance(failure, Misconfigured):
+        return not session.reached  # else the settings were right before
+    return isinstance(failure, NoSpace)
 
 
 def sleep(session: Session, seconds: float) -> Procedure[None]:
@@ -117,11 +165,59 @@ def sleep(session: Session, seconds: float) -> Procedure[None]:
     yield from perform(Wait(session.env.mailbox(), session.env.now() + seconds))
 
 
-def _closed(station: Station) -> SemaphoreClosed:
+def closed(station: Station) -> SemaphoreClosed:
+    """The error for a semaphore that etcd does not know."""
     return SemaphoreClosed(
         f"semaphore {station.name!r} is not known: it was closed, or never registered "
         f"(there is no key {station.keys.max_leases.decode()})"
     )
+
+
+def _too_heavy(station: Station, weight: int) -> bool:
+    """Is more wanted than the limit has, as far as is known? 0, or paused, is no limit to wait for
+    less.
+    """
+    return station.limit is not None and weight > station.limit.room > 0
+
+
+def _refuse_too_heavy(station: Station, weight: int) -> None:
+    if _too_heavy(station, weight):
+        room = station.limit.room if station.limit else 0
+        raise WeightExceedsLimit(
+            f"semaphore {station.name!r}: a lease of weight {weight} is wanted, and the limit is "
+            f"{room}: it would never come. Ask for {room} at most, or raise the limit: etcdsem "
+            f"limit {station.name} {weight}"
+        )
+
+
+def wrong_kind(station: Station, limit: Limit, *, rate: bool) -> WrongKind | None:
+    """The error, if this is no limit of the wanted kind."""
+    if limit.number is None or (limit.rate is not None) == rate:
+        return None
+    if rate:
+        return WrongKind(
+            f"{station.name!r} is a semaphore (its limit is {limit.text!r}), and a rate limit of "
+            f"that name is wanted: take another name, or use etcdsem.Semaphore"
+        )
+    return WrongKind(
+        f"{station.name!r} is a rate limit ({limit.text!r}), and a semaphore of that name is "
+        f"wanted: take another name, or use etcdsem.RateLimit (etcdsem run --rate, etcdsem rate)"
+    )
+
+
+def _is_wrong(station: Station, order: Order) -> bool:
+    limit = station.limit
+    return limit is not None and wrong_kind(station, limit, rate=order.rate) is not None
+
+
+def refuse_wrong_kind(station: Station, order: Order, until: float) -> Procedure[None]:
+    """Raise WrongKind if it is a semaphore where a rate limit is wanted, or the other way round."""
+    if not _is_wrong(station, order):
+        return
+    reply = yield from transact(station.session, _limit_read(station), until)  # is it still?
+    wrong = wrong_kind(station, _learned(station, reply), rate=order.rate)
+    if wrong is not None:
+        raise wrong
 
 
 # ---------------------------------------------------------------- acquire
@@ -130,55 +226,106 @@ def _closed(station: Station) -> SemaphoreClosed:
 def acquire(station: Station, order: Order, until: float, *, once: bool) -> Procedure[Grant | None]:
     """A grant, or None if there was no room until `until` (`once`: right now).
 
-    Raises SemaphoreClosed, EtcdUnavailable, or a Failure that is not worth another try.
+    Raises SemaphoreClosed, WeightExceedsLimit, EtcdUnavailable, or a Failure that is not worth
+    another try.
     """
-    session = station.session
+    tally, env = station.tally, station.session.env
+    began = env.now()
+    tally.pending += 1
+    tally.carried = order.carried
+    try:
+        grant = yield from persist(
+            session=station.session,
+            what=f"acquire {station.name!r}",
+            attempt=lambda: attempt(station, order, until, once=once),
+            until=until,
+            once=once,
+        )
+    finally:
+        tally.pending -= 1
+    if grant is not None and station.limit is not None and _is_wrong(station, order):
+        wrong = wrong_kind(station, station.limit, rate=order.rate)
+        yield from release(grant)  # it was closed, and registered as another kind, meanwhile
+        if wrong is not None:
+            raise wrong
+    if grant is None:
+        tally.timeouts += 1
+    else:
+        tally.granted(env.now() - began)
+        if order.max_hold is not None:
+            grant.bind(order.max_hold)
+    return grant
+
+
+def persist(
+    session: Session,
+    what: str,
+    attempt: Callable[[], Procedure[T | None]],
+    until: float,
+    *,
+    once: bool,
+    seen_full: bool = False,
+) -> Procedure[T | None]:
+    """One attempt after the other, until there is an outcome; None: there was no room.
+
+    `what` says in an error what was tried; `seen_full`: it was full before.
+    """
     env = session.env
     began = env.now()
-    seen_full = False
+    late = False
     pause = 0.02
     while True:
         try:
-            grant = yield from _attempt(station, order, until, once=once)
-            if grant is not None or once or env.now() >= until:
-                return grant
+            outcome = yield from attempt()
+            if outcome is not None or once or env.now() >= until:
+                return outcome
             seen_full = True
             continue
-        except (_TryAgain, LeaseNotFound) as again:
+        except (TryAgain, LeaseNotFound) as again:
             # LeaseNotFound: etcd has ended a lease of the pool. Definite; another will do.
-            log.warning("semaphore %s: %s; trying again", station.name, again)
-            seen_full = seen_full or (isinstance(again, _TryAgain) and again.full)
+            log.warning("%s: %s; trying again", what, again)
+            seen_full = seen_full or (isinstance(again, TryAgain) and again.full)
+            if env.now() >= until:
+                if seen_full:
+                    return None
+                if late:
+                    raise public_error(NotApplied(str(again)), what) from again
+                late = True  # one more, since this says nothing about being full
             wait = 0.01 * env.random()
         except (NoSpace, NotApplied, OutcomeUnknown) as failure:
             now = env.now()
             heard = session.keeper.last_contact
             away = now - max(heard, began)
-            patience = PATIENCE if heard > -math.inf else FIRST_CONTACT
-            if isinstance(failure, NoSpace):
-                raise  # it may last until somebody mends it, and waiting would hide it
+            patience = PATIENCE if session.reached else session.first_contact
+            if _hopeless(session, failure):
+                raise
             if once or now + pause >= until or (until == math.inf and away >= patience):
                 if seen_full and now + pause >= until:
                     return None
-                raise public_error(failure, f"acquire {station.name!r}") from failure
+                raise public_error(failure, what) from failure
             wait = pause * (0.5 + env.random())
             pause = min(2 * pause, 1.0)
         if wait:
             yield from sleep(session, min(wait, max(0.0, until - env.now())))
 
 
-def _attempt(
-    station: Station, order: Order, until: float, *, once: bool
-) -> Procedure[Grant | None]:
+def attempt(station: Station, order: Order, until: float, *, once: bool) -> Procedure[Grant | None]:
     """One attempt with one lease."""
     session = station.session
     if session.closed:
         raise EtcdSemError(f"semaphore {station.name!r}: its client was closed")
-    if station.limit is None:
-        yield from learn_limit(station)
+    yield from known_limit(station)
+    yield from refuse_wrong_kind(station, order, until)
+    if _too_heavy(station, order.wants.weight):  # is that still so?
+        _learned(station, (yield from transact(session, _limit_read(station), until)))
+        _refuse_too_heavy(station, order.wants.weight)
     watching = station.watching
     lease = yield from take(session.keeper, order.ttl)
     lease.refresh = min(order.refresh, lease.ttl / 2)
     try:
+        grant = yield from _take_together(station, order, lease, until)
+        if grant is not None:
+            return grant
         if once or not watching:
             grant = yield from _try(station, order, lease, until, thorough=once)
             if grant is not None or once:
@@ -202,11 +349,36 @@ def _attempt(
         raise
     except BaseException:
         # Interrupted. Out of the line now, while the caller still waits for us.
-        yield from _withdraw(session, lease)
+        yield from withdraw(session, lease)
         raise
 
 
-def _withdraw(session: Session, lease: TtlLease) -> Procedure[None]:
+def _take_together(
+    station: Station, order: Order, lease: TtlLease, until: float
+) -> Procedure[Grant | None]:
+    """A slot by a batch, if others of this client are at it too. None says nothing."""
+    limit = station.limit
+    if limit is None or not station.may_share or order.wants.weight > 1:
+        return None
+    take = transactions.Take(lease.id, order.asking(limit))
+    part = Part[transactions.Take | transactions.Mine](take, station.session.env.mailbox())
+    held = yield from together(station.group, part, until, _sender(station))
+    if not isinstance(held, Held):
+        return None
+    return granted(station, lease, station.session.who(lease), held)
+
+
+def _sender(station: Station) -> Callable[[Txn], Procedure[TxnReply]]:
+    return partial(transact, station.session)
+
+
+def _alone(station: Station, txn: Txn, until: float = math.inf) -> Procedure[TxnReply]:
+    """A transaction of one's own, while which others may gather."""
+    return alone(station.group, transact(station.session, txn, until))
+
+
+def withdraw(session: Session, lease: TtlLease) -> Procedure[None]:
+    """End an attempt that was interrupted: out of the line, and back with what was granted."""
     session.keeper.retire(lease)
     try:
         yield from perform(RevokeLease(lease.id, 1.5))
@@ -217,39 +389,51 @@ def _withdraw(session: Session, lease: TtlLease) -> Procedure[None]:
 
 
 def learn_limit(station: Station) -> Procedure[Limit]:
-    """Read the limit; raises SemaphoreClosed if there is none."""
-    reply = yield from transact(
-        station.session, Txn((), transactions.look(station.keys, queue=1)[:1])
-    )
+    """Read the limit, tried again for a while; raises SemaphoreClosed if there is none."""
+    return _learned(station, (yield from read(station.session, _limit_read(station))))
+
+
+def _limit_read(station: Station) -> Txn:
+    return Txn((), transactions.look(station.keys, queue=1)[:1])
+
+
+def _learned(station: Station, reply: TxnReply) -> Limit:
     kvs = transactions.as_range(reply.replies[0]).kvs
     station.learn(read_limit(kvs[0]) if kvs else None, reply.revision)
     if station.limit is None:
-        raise _closed(station)
+        raise closed(station)
     return station.limit
 
 
-def _known_limit(station: Station) -> Limit:
-    if station.limit is None:
-        raise _closed(station)
-    return station.limit
+def known_limit(station: Station) -> Procedure[Limit]:
+    """The limit as far as is known. Only a read says that there is none: what a watch told of a
+    closing may be old, and the semaphore registered again since. Read once: its callers try again.
+    """
+    return station.limit or _learned(
+        station, (yield from transact(station.session, _limit_read(station)))
+    )
 
 
-def _granted(station: Station, lease: TtlLease, who: bytes, held: Held) -> Grant:
+def granted(station: Station, lease: TtlLease, who: bytes, held: Held) -> Grant:
     """Publish a grant, if its lease is still good at this moment."""
     if not lease.valid(station.session.env.now()):
-        raise _TryAgain("a slot was granted, but its lease had run out meanwhile")
-    return Grant(station, lease, who, held.slot, held.token, letter=False, queue=())
+        raise TryAgain("a slot was granted, but its lease had run out meanwhile")
+    station.contended = False
+    station.forget_line()
+    return Grant(station, lease, who, held.slot, held.token, letter=False, more=held.more)
 
 
 def _try(
     station: Station, order: Order, lease: TtlLease, until: float, *, thorough: bool
 ) -> Procedure[Grant | None]:
     """TRY. If `thorough`, None means that it is full, or that others are in line."""
+    if order.wants.weight > 1:
+        return (yield from _try_heavy(station, order, lease, until, thorough=thorough))
     session, keys, env = station.session, station.keys, station.session.env
     who = session.who(lease)
     # The slots are chosen by one limit, and the transaction holds only while that one stands.
-    limit = _known_limit(station)
-    slots = decisions.candidates(limit, station.favourite, env.random())
+    limit = yield from known_limit(station)
+    slots = station.candidates(limit)
     counted_at = 0
     for _ in range(8):
         txn = transactions.join(
@@ -258,20 +442,21 @@ def _try(
             slots,
             lease.id,
             who,
-            order.identity,
+            order.asking(limit),
             env.wall(),
             stand_in_line=False,
             counted_at=counted_at,
         )
-        reply = yield from transact(session, txn, until)
+        reply = yield from _alone(station, txn, until)
         result = transactions.read_join(keys, reply, slots, stand_in_line=False)
         if isinstance(result, Held):
-            return _granted(station, lease, who, result)
+            return granted(station, lease, who, result)
         if not isinstance(result, transactions.Full):
             raise AssertionError(f"TRY stood in line: {result}")
+        station.contended = result.contended
         station.learn(result.limit, reply.revision)
         if result.limit is None:
-            raise _closed(station)
+            raise closed(station)
         if not thorough or (result.held >= result.limit.room and not result.contended):
             return None
         # Not evidently full: a mark that nobody took away, a heal that is due, other slots.
@@ -279,11 +464,11 @@ def _try(
         seen = transactions.read_look(keys, reply, reply.revision)
         station.learn(seen.limit, seen.revision)
         if seen.limit is None:
-            raise _closed(station)
+            raise closed(station)
         limit = seen.limit
         if seen.contended and (seen.queue or not seen.complete):
-            yield from heal(station, seen)
-            _known_limit(station)  # raises if it was closed meanwhile
+            yield from heal(station, seen, until=env.now() + RPC_TIMEOUT)
+            yield from known_limit(station)  # raises if it was closed meanwhile
             return None
         slots = decisions.free_slots(keys, seen)
         counted_at = 0
@@ -295,6 +480,49 @@ def _try(
             return None
         if seen.contended:
             yield from transact(session, transactions.uncontend(keys, seen.revision), until)
+    return None
+
+
+def _try_heavy(
+    station: Station, order: Order, lease: TtlLease, until: float, *, thorough: bool
+) -> Procedure[Grant | None]:
+    """TRY for several slots: first a look which are free, then all of them or none."""
+    session, keys, env = station.session, station.keys, station.session.env
+    who, weight = session.who(lease), order.wants.weight
+    for _ in range(8):
+        seen = yield from _look(station, until=until)
+        station.learn(seen.limit, seen.revision)
+        if seen.limit is None:
+            raise closed(station)
+        _refuse_too_heavy(station, weight)
+        station.contended = seen.contended
+        if seen.contended and (seen.queue or not seen.complete):
+            if thorough:
+                yield from heal(station, seen, until=env.now() + RPC_TIMEOUT)
+                yield from known_limit(station)  # raises if it was closed meanwhile
+            return None
+        free = decisions.free_together(keys, seen, weight)
+        if free is None:
+            return None
+        slots, counted_at = free
+        if seen.contended:
+            yield from transact(session, transactions.uncontend(keys, seen.revision), until)
+        txn = transactions.join(
+            keys,
+            seen.limit,
+            slots,
+            lease.id,
+            who,
+            order.asking(seen.limit),
+            env.wall(),
+            stand_in_line=False,
+            counted_at=counted_at,
+            wants=order.wants,
+        )
+        reply = yield from _alone(station, txn, until)
+        result = transactions.read_join(keys, reply, slots, stand_in_line=False, weight=weight)
+        if isinstance(result, Held):
+            return granted(station, lease, who, result)
     return None
 
 
@@ -320,33 +548,68 @@ def _join(
 ) -> Procedure[Grant | None]:
     """JOIN, and wait if that put us in line. `look`: for room that a count would not show."""
     session, env = station.session, station.session.env
-    who = session.who(lease)
-    limit = _known_limit(station)
-    slots = decisions.candidates(limit, station.favourite, env.random())
+    who, weight = session.who(lease), order.wants.weight
+    limit = yield from known_limit(station)
+    if weight == 1:
+        slots = station.candidates(limit)
+    elif look:
+        slots = []  # just tried, and looked for in a moment
+    else:
+        limit, slots = yield from _choose_together(station, weight, until)
     txn = transactions.join(
-        station.keys, limit, slots, lease.id, who, order.identity, env.wall(), stand_in_line=True
+        station.keys,
+        limit,
+        slots,
+        lease.id,
+        who,
+        order.asking(limit),
+        env.wall(),
+        stand_in_line=True,
+        wants=order.wants,
     )
-    waiting = Waiting(lease, who, env.mailbox(), env.now())
+    waiting = Waiting(lease, who, env.mailbox(), env.now(), order.wants)
     station.enter(waiting)  # before JOIN: the letter may be faster than JOIN's answer
-    lease.on_lost = lambda reason: waiting.box.put(OutOfLine(reason))
+    lease.on_lost = waiting.lost
     try:
-        reply = yield from transact(session, txn, until)
-        result = transactions.read_join(station.keys, reply, slots, stand_in_line=True)
+        reply = yield from _alone(station, txn, until)
+        del txn  # thousands may wait, and for long: nothing is kept that is not needed then
+        result = transactions.read_join(
+            station.keys, reply, slots, stand_in_line=True, weight=weight
+        )
         if isinstance(result, Held):
-            return _granted(station, lease, who, result)
+            return granted(station, lease, who, result)
         if isinstance(result, transactions.Full):
             station.learn(None, reply.revision)
-            raise _closed(station)
+            raise closed(station)
+        station.contended = True
         waiting.created = result.created
         station.learn(result.limit, reply.revision)
-        room = look or result.held < _known_limit(station).room
+        room = look or (result.limit is not None and result.held + weight <= result.limit.room)
         if order.on_wait is not None:
             env.call(order.on_wait, "on_wait")
+        del reply, result, slots
         return (yield from _wait(station, waiting, until, room=room))
     finally:
         station.exit(waiting)
         if lease.on_lost is not None and lease.id not in station.grants:
             lease.on_lost = None
+
+
+def _choose_together(
+    station: Station, weight: int, until: float
+) -> Procedure[tuple[Limit, list[int]]]:
+    """Free slots for a JOIN that wants several, and the limit they were chosen by; none if it will
+    have to stand in line.
+    """
+    seen = yield from _look(station, until=until)
+    station.learn(seen.limit, seen.revision)
+    if seen.limit is None:
+        raise closed(station)
+    _refuse_too_heavy(station, weight)
+    free = decisions.free_together(station.keys, seen, weight)
+    if free is None or free[1] or seen.contended:
+        return seen.limit, []
+    return seen.limit, free[0]
 
 
 # ---------------------------------------------------------------- waiting
@@ -356,12 +619,18 @@ def _wait(
     station: Station, waiting: Waiting, until: float, *, room: bool
 ) -> Procedure[Grant | None]:
     """In line, until granted or until it is time to go."""
-    env = station.session.env
+    session, env = station.session, station.session.env
     heal_at = env.now() if room else math.inf
-    reread_at = _next_reread(station)
+    reread_at = session.next_reread()
     if station.on_duty(waiting) and station.duty_due:
         heal_at = env.now()
     while True:
+        if _too_heavy(station, waiting.wants.weight):
+            grant = yield from _leave(station, waiting)
+            if grant is not None:
+                return grant  # the limit was lowered after that
+            _refuse_too_heavy(station, waiting.wants.weight)
+            raise TryAgain("the limit was too low for it, and was raised again", full=True)
         on_duty = station.on_duty(waiting)
         wake = min(until, heal_at, reread_at) if on_duty else min(until, heal_at)
         note = yield from perform(Wait(waiting.box, wake))
@@ -372,43 +641,62 @@ def _wait(
                 if grant is not None:
                     return grant
             case Over(revision=revision) if waiting.created <= revision:
-                raise _closed(station)
+                raise closed(station)
+            case Denied():
+                # Our key may be there still: the lease is ended, not given back.
+                session.keeper.settle_later(waiting.lease)
+                raise note.error
             case OutOfLine():
-                raise _TryAgain(f"lost its place in line: {note.reason}", full=True)
+                raise TryAgain(f"lost its place in line: {note.reason}", full=True)
             case Duty():
                 if note.reread:
                     reread_at = now
                 if station.duty_due:
-                    heal_at = min(heal_at, now + HEAL_DELAY * env.random())
+                    window = decisions.healing_window(station.crowd)
+                    heal_at = min(heal_at, now + window * env.random())
             case None if now >= until:
                 return (yield from _leave(station, waiting))
             case None if now >= heal_at:
                 heal_at = math.inf
-                station.duty_due = False
-                if not (yield from _tried(heal(station), station)):
+                if station.healing:
+                    station.duty_due = True  # one of ours is at it; if it missed something, then
+                elif not (yield from _heal_for_all(station, until)):
                     heal_at = env.now() + 0.3 + env.random()
             case None if now >= reread_at:
-                reread_at = _next_reread(station)
-                if not (yield from _tried(reread(station), station)):
+                reread_at = session.next_reread()
+                if not (yield from _tried(reread(station, until), station)):
                     reread_at = env.now() + 0.3 + env.random()
             case _:
                 pass
-
-
-def _next_reread(station: Station) -> float:
-    session = station.session
-    low, high = session.reread
-    return session.env.now() + low + (high - low) * session.env.random()
 
 
 def _tried(work: Procedure[None], station: Station) -> Procedure[bool]:
     """Do something for everybody that may fail without harm to this waiter."""
     try:
         yield from work
+    except AccessDenied as failure:
+        station.denied(failure)  # no use in waiting, for none of us
+        return False
     except Failure as failure:
         log.info("semaphore %s: could not look after it now: %s", station.name, failure)
         return False
     return True
+
+
+def _heal_for_all(station: Station, until: float) -> Procedure[bool]:
+    """Heal, one of this client's waiters at a time: thousands would only be in each other's way."""
+    station.healing, station.duty_due = True, False
+    try:
+        done = yield from _tried(heal(station, until=until), station)
+    except BaseException:
+        station.duty_due = True  # interrupted: the next one's duty
+        raise
+    finally:
+        station.healing = False
+        if station.duty_due:
+            station.call_duty(reread=False)
+    station.duty_due = station.duty_due or not done
+    return done
 
 
 def _open(station: Station, waiting: Waiting, letter: Letter) -> Grant | None:
@@ -416,16 +704,29 @@ def _open(station: Station, waiting: Waiting, letter: Letter) -> Grant | None:
     kv = letter.kv
     if kv.mod_revision <= waiting.created or kv.lease != waiting.lease.id:
         return None
-    content = read_letter(kv.value)
+    content = read_letter(kv.value, station.line_until)
     if content is None:
         log.warning("semaphore %s: cannot read the letter %s", station.name, kv.key)
         return None
-    slot, queue = content
+    slots, queue = content
+    if queue:
+        station.learn_line(queue, queue[-1].created)
+    if not waiting.wants.priority and not waiting.wants.eager:  # they pass others
+        station.served(waiting.created)
+    if len(slots) != waiting.wants.weight:  # who sent it does not know weights
+        raise TryAgain(f"{len(slots)} slots were granted instead of {waiting.wants.weight}")
     if not waiting.lease.valid(station.session.env.now()):
-        raise _TryAgain("a slot was granted, but its lease had run out meanwhile")
+        raise TryAgain("a slot was granted, but its lease had run out meanwhile")
     station.exit(waiting)
+    slot, *more = slots
     return Grant(
-        station, waiting.lease, waiting.who, slot, kv.mod_revision, letter=True, queue=queue
+        station,
+        waiting.lease,
+        waiting.who,
+        slot,
+        kv.mod_revision,
+        letter=True,
+        more=tuple(more),
     )
 
 
@@ -456,18 +757,27 @@ def _leave(station: Station, waiting: Waiting) -> Procedure[Grant | None]:
 # ---------------------------------------------------------------- healing
 
 
-def heal(station: Station, seen: Look | None = None) -> Procedure[None]:
-    """FILL free slots with those in line, whoever should have done it."""
+def heal(station: Station, seen: Look | None = None, *, until: float = math.inf) -> Procedure[None]:
+    """FILL free slots with those in line, whoever should have done it.
+
+    Who does it for all has a deadline of its own: after `until` it is the next one's duty.
+    """
     session, keys, env = station.session, station.keys, station.session.env
     if seen is None:
         seen = yield from _look(station)
+    most = MAX_DEPTH
     while True:
+        if env.now() >= until:
+            station.duty_due = True
+            return
         station.learn(seen.limit, seen.revision)
+        station.crowd = decisions.clients_in_line(seen)
         if seen.limit is None:
             station.over(seen.revision)
             return
-        step = decisions.next_fill(keys, seen)
-        if step is None:
+        step = decisions.next_fill(keys, seen, most, eager=station.eager)
+        if step is None or isinstance(step, decisions.Blocked):
+            station.block(step.head if step else None, seen.revision)
             return
         if isinstance(step, decisions.ReadAll):
             seen = yield from _look(station, queue=0)
@@ -475,25 +785,43 @@ def heal(station: Station, seen: Look | None = None) -> Procedure[None]:
                 return
             continue
         txn = transactions.fill(
-            keys, seen, step.slot, step.waiter, step.behind, env.wall(), surplus=step.surplus
+            keys,
+            seen,
+            step.pairs,
+            step.behind,
+            env.wall(),
+            surplus=step.surplus,
+            last=step.last,
+            passed=step.passed,
         )
         reply = yield from transact(session, txn)
+        most = MAX_DEPTH if reply.succeeded else 1  # else one who leaves could spoil it for ever
         if not reply.succeeded:
             seen = transactions.read_look(keys, reply, reply.revision)
-        elif step.surplus or (not step.behind and not seen.complete):
+        elif step.last:
+            return
+        elif step.surplus or not step.behind:
             seen = yield from _look(station)
         else:
-            filled = KeyValue(keys.slot(step.slot), b"", reply.revision, reply.revision)
-            seen = seen._replace(slots=(*seen.slots, filled), queue=step.behind)
+            now = reply.revision
+            slots = (slot for slots, _ in step.pairs for slot in slots)
+            filled = tuple(KeyValue(keys.slot(slot), b"", now, now) for slot in slots)
+            seen = seen._replace(slots=(*seen.slots, *filled), queue=step.behind)
+            if transactions.end_priorities(seen.priorities, step.behind):
+                seen = seen._replace(priorities=0)
 
 
-def _look(station: Station, queue: int = transactions.QUEUE_READ) -> Procedure[Look]:
+def _look(
+    station: Station, queue: int = transactions.QUEUE_READ, *, until: float = math.inf
+) -> Procedure[Look]:
     txn = Txn((), transactions.look(station.keys, queue))
-    reply = yield from transact(station.session, txn)
-    return transactions.read_look(station.keys, reply, reply.revision)
+    reply = yield from transact(station.session, txn, until)
+    seen = transactions.read_look(station.keys, reply, reply.revision)
+    station.saw_line(seen)
+    return seen
 
 
-def reread(station: Station) -> Procedure[None]:
+def reread(station: Station, until: float) -> Procedure[None]:
     """Read what the watches should have told to all local waiters, and heal."""
     reply = yield from transact(station.session, transactions.recheck(station.keys))
     seen = transactions.read_recheck(station.keys, reply)
@@ -511,7 +839,7 @@ def reread(station: Station) -> Procedure[None]:
             and waiting.lease.id not in granted
         ):
             waiting.box.put(OutOfLine("its key in etcd is gone"))
-    yield from heal(station)
+    yield from heal(station, until=until)
 
 
 # ---------------------------------------------------------------- release
@@ -523,33 +851,38 @@ def release(grant: Grant) -> Procedure[bool]:
     Never raises for etcd's sake.
     """
     if grant.state != "held":
+        grant.let_go()
         return False
     station = grant.station
     keeper = station.session.keeper
-    grant.state = "releasing"
-    grant.detach()
-    if not grant.lease.valid(station.session.env.now()):
-        grant.state = "lost"
-        grant.lost_reason = "its lease ran out before it was released"
-        keeper.settle_later(grant.lease)
-        return False
-    try:
+    try:  # from here on, whatever interrupts: Ctrl-C may strike at any byte code
+        grant.state = "releasing"
+        grant.detach()
+        now = station.session.env.now()
+        if not grant.lease.valid(now):
+            grant.count_lost(grant.lease.overrun(now) or "its lease ran out before it was released")
+            keeper.settle_later(grant.lease)
+            return False
         there = yield from _give_back(grant)
     except Failure as failure:
-        log.info("semaphore %s: releasing by ending the lease: %s", station.name, failure)
+        level = logging.WARNING if isinstance(failure, AccessDenied) else logging.INFO
+        log.log(level, "semaphore %s: releasing by ending the lease: %s", station.name, failure)
         grant.state = "released"
+        station.tally.released += 1
         return (yield from _release_by_revoking(grant))
     except BaseException:
         grant.state = "released"
+        station.tally.released += 1
         keeper.settle_later(grant.lease)
         raise
     if not there:
-        grant.state = "lost"
-        grant.lost_reason = "its key in etcd was gone when it was released"
+        grant.count_lost("its key in etcd was gone when it was released")
         keeper.settle_later(grant.lease)
         return False
     grant.state = "released"
-    station.favourite = grant.slot
+    station.tally.released += 1
+    for slot in grant.slots:
+        station.freed(slot)
     keeper.give_back(grant.lease)
     return True
 
@@ -570,23 +903,69 @@ def _release_by_revoking(grant: Grant) -> Procedure[bool]:
     return True
 
 
+def _give_together(station: Station, mine: transactions.Mine) -> Procedure[bool]:
+    """Give a slot back by a batch. False says nothing."""
+    if not station.may_share or mine.more:
+        return False
+    part = Part[transactions.Take | transactions.Mine](mine, station.session.env.mailbox())
+    return (yield from together(station.group, part, math.inf, _sender(station))) is not None
+
+
+def _pass_together(station: Station, mine: transactions.Mine) -> Procedure[bool | Look | None]:
+    """Hand a slot over by a batch. None says nothing, a Look that nothing was handed over."""
+    part = Part[transactions.Mine](mine, station.session.env.mailbox())
+    return (yield from together(station.passing, part, math.inf, _sender(station)))
+
+
+def _passing(station: Station, txn: Txn) -> Procedure[TxnReply]:
+    """A transaction that hands over one slot, while which others may gather."""
+    return alone(station.passing, transact(station.session, txn))
+
+
+def _may_gather(step: object) -> bool:
+    """Do those who are to take this step at the same time share a transaction?"""
+    if isinstance(step, decisions.Pass):
+        return not step.priorities
+    return isinstance(step, decisions.Ask | decisions.Clear)
+
+
+def _to_next(
+    station: Station, mine: transactions.Mine
+) -> decisions.Ask | decisions.Pass | decisions.Vacate | decisions.Clear:
+    """How to give back a slot by what is known of the line."""
+    if station.limit is None or station.line_until == 0:
+        return decisions.Ask()
+    if station.line:
+        return decisions.hand_over(mine, station.limit, station.line)
+    return decisions.Clear(station.line_until)
+
+
 def _give_back(grant: Grant) -> Procedure[bool]:
-    """DROP, PASS, CLEAR or RETIRE, whichever it takes. False: it was not ours any more."""
+    """DROP, PASS, CLEAR, RETIRE or VACATE, whichever it takes. False: it was not ours any more."""
     station = grant.station
     session, keys, env = station.session, station.keys, station.session.env
     mine = grant.mine
-    step: object
-    if grant.queue and station.limit is not None:
-        step = decisions.Pass(station.limit, grant.queue)
-    elif grant.letter or station.waiting:
-        seen = yield from _look(station)
-        step = decisions.give_back(keys, mine, seen)
-    else:
-        step = None
-    for _ in range(50):
+    step: object = None
+    if grant.letter or station.waiting:
+        step = _to_next(station, mine) if station.line else decisions.Ask()
+    for _ in range(100):
+        if station.passing.busy and _may_gather(step) and not mine.more:
+            passed = yield from _pass_together(station, mine)
+            if passed is True:
+                return True
+            if isinstance(passed, Look):
+                station.learn(passed.limit, passed.revision)
+                station.saw_line(passed)
+                step = decisions.give_back(keys, mine, passed)
+            else:
+                step = _to_next(station, mine)
+            continue
         match step:
             case None:
-                reply = yield from transact(session, transactions.drop(keys, mine))
+                if (yield from _give_together(station, mine)):
+                    return True
+                reply = yield from _alone(station, transactions.drop(keys, mine))
+                station.contended = not reply.succeeded
                 if reply.succeeded:
                     return True
                 seen = transactions.read_look(keys, reply, reply.revision)
@@ -595,18 +974,41 @@ def _give_back(grant: Grant) -> Procedure[bool]:
             case decisions.Retire():
                 reply = yield from transact(session, transactions.retire(keys, mine))
                 return reply.succeeded
+            case decisions.Vacate():
+                reply = yield from transact(session, transactions.vacate(keys, mine))
+                vacated = transactions.read_vacate(keys, reply)
+                if vacated is not None:
+                    yield from _after_vacate(station, vacated)
+                return vacated is not None
+            case decisions.Ask():
+                reply = yield from _passing(station, Txn((), transactions.look(keys)))
+                seen = transactions.read_look(keys, reply, reply.revision)
             case decisions.Clear(revision=revision):
-                reply = yield from transact(session, transactions.clear(keys, mine, revision))
+                txn = transactions.clear(keys, mine, revision)
+                reply = yield from _passing(station, txn)
+                station.contended = not reply.succeeded
                 if reply.succeeded:
                     return True
                 seen = transactions.read_look(keys, reply, reply.revision)
             case decisions.Pass(limit=limit, queue=queue):
                 depth = decisions.pass_depth(limit, queue)
-                txn = transactions.pass_on(keys, mine, limit, queue, depth, env.wall())
-                reply = yield from transact(session, txn)
-                after = transactions.read_pass(keys, reply, depth)
-                if after is None:
+                txn = transactions.pass_on(
+                    keys,
+                    mine,
+                    limit,
+                    queue,
+                    depth,
+                    env.wall(),
+                    priorities=step.priorities,
+                    seen=step.seen,
+                )
+                reply = yield from _passing(station, txn)
+                after = transactions.read_pass(keys, reply, queue[:depth])
+                if not isinstance(after, Look):
+                    if not step.priorities:
+                        station.served(after.created)
                     return True
+                station.forget_line()  # they have gone
                 seen = after
             case decisions.ReadAll():
                 seen = yield from _look(station, queue=0)
@@ -615,35 +1017,39 @@ def _give_back(grant: Grant) -> Procedure[bool]:
             case _:
                 raise AssertionError(f"no such step: {step}")
         station.learn(seen.limit, seen.revision)
+        station.saw_line(seen)
         step = decisions.give_back(keys, mine, seen)
     raise NotApplied("the queue changed faster than a slot could be handed over")
+
+
+def _after_vacate(station: Station, seen: Look) -> Procedure[None]:
+    """The slots are given back; now see to those in line. If it fails, watches have told others."""
+    try:
+        if not seen.queue and seen.complete:
+            yield from transact(
+                station.session, transactions.uncontend(station.keys, seen.revision)
+            )
+        else:
+            until = station.session.env.now() + RPC_TIMEOUT
+            yield from heal(station, seen, until=until)
+    except Failure as failure:
+        log.info("semaphore %s: others will serve the line: %s", station.name, failure)
 
 
 # ---------------------------------------------------------------- the semaphore as a whole
 
 
-def register(station: Station, max_leases: int) -> Procedure[Limit]:
+def register(station: Station, wanted: int | Rate) -> Procedure[Limit]:
     """REGISTER: the limit that is in force afterwards."""
-    keys = station.keys
-    reply = yield from read(station.session, transactions.register(keys, max_leases))
+    keys, text = station.keys, str(wanted).encode()
+    reply = yield from read(station.session, transactions.register(keys, text))
     if reply.succeeded:
-        limit = Limit(max_leases, reply.revision, True, str(max_leases))
+        now = reply.revision
+        limit = read_limit(KeyValue(keys.max_leases, text, now, now))
     else:
         limit = read_limit(transactions.as_range(reply.replies[0]).kvs[0])
     station.learn(limit, reply.revision)
     return limit
-
-
-def resize(station: Station, max_leases: int) -> Procedure[Limit]:
-    """RESIZE; brings the limit as it was before."""
-    txn = transactions.resize(station.keys, max_leases)
-    reply = yield from read(station.session, txn)
-    if not reply.succeeded:
-        station.learn(None, reply.revision)
-        raise _closed(station)
-    before = read_limit(transactions.as_range(reply.replies[0]).kvs[0])
-    station.learn(Limit(max_leases, reply.revision, False, str(max_leases)), reply.revision)
-    return before
 
 
 class Closing(NamedTuple):
@@ -674,7 +1080,10 @@ def close(station: Station, *, force: bool) -> Procedure[Closing]:
 
 
 def shutdown(session: Session, until: float) -> Procedure[None]:
-    """Give everything back, as far as time allows; what is left ends by its TTL."""
+    """Give everything back, as far as time allows; what is left ends by its TTL.
+
+    So do the starts of a rate limit that were handed out, and must not be given back yet.
+    """
     session.closed = True
     session.until = until
     session.keeper.closed = True
@@ -683,17 +1092,26 @@ def shutdown(session: Session, until: float) -> Procedure[None]:
         for waiting in station.waiting.values():
             waiting.box.put(OutOfLine("its client was closed"))
         station.drop_watches()
+        if station.purse is not None:
+            station.purse.wake_giver()
     for grant in session.grants():
         if session.env.now() >= until:
             return
         grant.on_lost = None
-        yield from release(grant)
-    for lease in list(session.keeper.leases.values()):
+        if grant.spent:
+            grant.leave()
+        else:
+            yield from release(grant)
+    # First those whose revocation is under way beside us: the process may end before it is done,
+    # and such a lease may be that of a slot.
+    keeper = session.keeper
+    for lease_id in (*keeper.unsettled, *keeper.leases):
         left = until - session.env.now()
         if left <= 0:
             return
-        session.keeper.retire(lease)
+        if lease_id in keeper.leases:
+            keeper.retire(keeper.leases[lease_id])
         try:
-            yield from perform(RevokeLease(lease.id, min(left, RPC_TIMEOUT)))
+            yield from perform(RevokeLease(lease_id, min(left, RPC_TIMEOUT)))
         except Failure:
             continue

@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc
 
-from etcdsem.core.commands import Failure
+from etcdsem.core.commands import AccessDenied, Failure
 from etcdsem.etcd import rpc
 from etcdsem.etcd.connection import Connection, Stream
 from etcdsem.etcd.requests import Requests, join
@@ -83,7 +83,7 @@ class KeepaliveStream:
         try:
             self._follow(requests)
         except Failure as failure:
-            log.debug("etcdsem: the keepalive stream could not be opened: %s", failure)
+            tell_trouble("could not be opened", failure)
         except Exception:
             if not self._closed:
                 log.exception("etcdsem: error in the keepalive stream")
@@ -111,4 +111,10 @@ class KeepaliveStream:
                 present = self._requests is requests
             if present:
                 failure = self._connection.stream_broke(stream, error)
-                log.debug("etcdsem: the keepalive stream broke: %s", failure)
+                tell_trouble("broke", failure)
+
+
+def tell_trouble(what: str, failure: Failure) -> None:
+    """Log what happened to the stream; that access is denied is news for people."""
+    level = logging.WARNING if isinstance(failure, AccessDenied) else logging.DEBUG
+    log.log(level, "etcdsem: the keepalive stream %s: %s", what, failure)

@@ -69,9 +69,11 @@ OUTCOMES: tuple[Outcome, ...] = (
     # Applied, but the answer was too large or too deep to be read.
     Outcome("RESOURCE_EXHAUSTED", "Received message larger than max", Applied),
     Outcome("INTERNAL", "Exception deserializing response", Applied),
-    # The login. "auth is not enabled" comes from a login that is not needed.
+    # The login. A login that is not needed (yet) is seen to where logins are made.
     Outcome("UNAUTHENTICATED", "invalid auth token", NotApplied, login=True),
     Outcome("INVALID_ARGUMENT", "revision of auth store is old", NotApplied, login=True),
+    # The same from etcd 3.5.1: a token's rights are checked before anything is written.
+    Outcome("UNKNOWN", "auth: revision in header is old", NotApplied, login=True),
     Outcome("INVALID_ARGUMENT", "user name is empty", AccessDenied, login=True),
     Outcome("INVALID_ARGUMENT", "authentication failed", AccessDenied),
     Outcome("FAILED_PRECONDITION", "authentication is not enabled", AccessDenied),

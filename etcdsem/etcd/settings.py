@@ -1,23 +1,25 @@
 """Where etcd is and who we are: arguments, else ETCDSEM_*, else ETCDCTL_*, else the default.
 
 Knows no gRPC, so that bad settings are told before anything is loaded. An empty variable counts
-as one that is not set. A password is never shown and never pickled.
+as one that is not set. A password is never shown and never pickled; one that comes from a file is
+read again for each login, so that it can be changed under a running program.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from etcdsem.errors import InvalidSetting
 from etcdsem.model import environment
 
 DEFAULT_ENDPOINT = "127.0.0.1:2379"
-DEFAULT_DIAL_TIMEOUT = 5.0
+DEFAULT_DIAL_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,16 @@ class Endpoint:
         return self.shown
 
 
+class Lender(Protocol):
+    """Another library's client, whose channels and login we use."""
+
+    def channel(self, endpoint: Endpoint) -> Any:
+        """Its channel to an endpoint."""
+
+    def token(self) -> str | None:
+        """The token of its login, as it is now."""
+
+
 @dataclass(frozen=True)
 class ConnectionSettings:
     """All that is needed to connect."""
@@ -44,6 +56,9 @@ class ConnectionSettings:
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     dial_timeout: float = DEFAULT_DIAL_TIMEOUT
+    """Seconds to try to reach etcd, by whatever endpoint, when it has never been reached."""
+    password_file: str | None = None
+    lender: Lender | None = field(default=None, repr=False)
 
     @property
     def tls(self) -> bool:
@@ -51,14 +66,32 @@ class ConnectionSettings:
         said = self.endpoints[0].secure
         return said if said is not None else bool(self.cacert or self.cert)
 
+    def stamp(self) -> tuple[int, ...]:
+        """Another one when a certificate's file has changed."""
+        found = []
+        for path in filter(None, (self.cacert, self.cert, self.key) if self.tls else ()):
+            with contextlib.suppress(OSError):
+                status = os.stat(path)
+                found += [status.st_mtime_ns, status.st_ino]
+        return tuple(found)
+
+    def current_password(self) -> str | None:
+        """The password as it is now in its file, if it came from one."""
+        if self.password_file is not None:
+            with contextlib.suppress(OSError, UnicodeDecodeError):  # then as it was before
+                return _read_password(self.password_file)
+        return self.password
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "password": None}
+        return {**self.__dict__, "password": None, "lender": self.lender is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        if state["lender"]:  # was lent there; here we have only the endpoints
+            state = read_settings([one.shown for one in state["endpoints"]]).__dict__
+        self.__dict__.update({**state, "lender": None})
         if self.user is not None:  # the password is where we are now, if anywhere
-            _, password = _login(self.user, None)
-            self.__dict__["password"] = password
+            _, self.__dict__["password"], file = _login(self.user, None, None)
+            self.__dict__["password_file"] = file
 
 
 def read_settings(
@@ -69,6 +102,7 @@ def read_settings(
     key: str | None = None,
     user: str | None = None,
     password: str | None = None,
+    password_file: str | None = None,
     dial_timeout: float = DEFAULT_DIAL_TIMEOUT,
 ) -> ConnectionSettings:
     """Put the settings together; raises InvalidSetting for what cannot be right."""
@@ -83,16 +117,24 @@ def read_settings(
             "a client certificate and its key go together: give both cert and key "
             "(ETCDSEM_CERT and ETCDSEM_KEY), or neither"
         )
+    _check_certificates(files["CACERT"], files["CERT"], files["KEY"])
     if not 0 < dial_timeout < 3600:
         raise InvalidSetting(f"dial_timeout must be between 0 and 3600 s, not {dial_timeout}")
-    who, secret = _login(user, password)
+    who, secret, file = _login(user, password, password_file)
+    found = parse_endpoints(given if given is not None else DEFAULT_ENDPOINT)
+    if found[0].secure is False and (cacert or cert):
+        raise InvalidSetting(
+            f"endpoint {found[0]}: http:// is plain text, but certificates are given; "
+            "write https://, or leave the certificates out"
+        )
     return ConnectionSettings(
-        endpoints=parse_endpoints(given if given is not None else DEFAULT_ENDPOINT),
+        endpoints=found,
         cacert=files["CACERT"],
         cert=files["CERT"],
         key=files["KEY"],
         user=who,
         password=secret,
+        password_file=file,
         dial_timeout=dial_timeout,
     )
 
@@ -119,28 +161,58 @@ def _file(given: str | None, name: str) -> str | None:
         raise InvalidSetting(f"{source}: {path!r} is no path") from None
 
 
-def _login(user: str | None, password: str | None) -> tuple[str | None, str | None]:
+def _check_certificates(cacert: str | None, cert: str | None, key: str | None) -> None:
+    """Raise InvalidSetting for files that hold something else: gRPC would not say which."""
+    if cacert is None and cert is None:
+        return
+    import ssl
+
+    if cacert is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cacert)
+        except ssl.SSLError:
+            raise InvalidSetting(f"cacert: {cacert!r} holds no certificate in PEM form") from None
+    if cert is not None and key is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(cert, key, password="")
+        except ssl.SSLError as error:
+            raise InvalidSetting(
+                f"cert and key: {cert!r} must hold a certificate and {key!r} its key, in PEM form "
+                f"and without a passphrase ({error.reason or 'they cannot be read'})"
+            ) from None
+
+
+def _login(
+    user: str | None, password: str | None, file: str | None
+) -> tuple[str | None, str | None, str | None]:
+    """User, password, and the file that the password came from."""
+    source, label = "user", "the password file"
     if user is None:
         user, source = _variable("USER")
-        if user is not None and source == "ETCDCTL_USER" and ":" in user:
-            user, _, rest = user.partition(":")
-            password = password if password is not None else rest
-    elif ":" in user and password is None:
-        user, _, password = user.partition(":")
     if user is None:
-        return None, None
-    if password is None:
+        return None, None, None
+    name, colon, rest = user.partition(":")  # etcdctl's NAME:PASSWORD; the password may have more
+    if colon and (source == "ETCDCTL_USER" or (password is None and file is None)):
+        user, password = name, password if password is not None else rest
+    if password is None and file is None:
         # Not stripped: a password may begin or end with a space.
         password = os.environ.get("ETCDSEM_PASSWORD") or None
-    if password is None and (path := environment("ETCDSEM_PASSWORD_FILE")) is not None:
+        if password is None:
+            file, label = environment("ETCDSEM_PASSWORD_FILE"), "ETCDSEM_PASSWORD_FILE"
+    if password is None and file is not None:
         try:
-            with open(path, encoding="utf-8") as file:
-                password = file.read().rstrip("\r\n")
+            return user, _read_password(file), os.path.abspath(file)
         except (OSError, UnicodeDecodeError) as error:
-            raise InvalidSetting(f"ETCDSEM_PASSWORD_FILE: cannot read {path!r}: {error}") from None
+            reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+            raise InvalidSetting(f"{label}: cannot read {file!r}: {reason}") from None
     if password is None:
         password = os.environ.get("ETCDCTL_PASSWORD") or None
-    return user, password
+    return user, password, None
+
+
+def _read_password(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read().rstrip("\r\n")
 
 
 # ---------------------------------------------------------------- endpoints

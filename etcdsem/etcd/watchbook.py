@@ -6,7 +6,9 @@
    former streams are unknown and left aside. Nothing is told twice, nothing is left out.
 3. If that revision was compacted away, the watch starts again at the present, and its listener
    is told of the gap *after* the new watch is up: what is read then misses nothing.
-4. `created` comes with `canceled` when a watch is refused; older releases then give the id -1.
+4. A watch that is refused gets one more try after a new login, before its listener is told: etcd
+   before 3.5.8 or so calls a token that has run out, too, "permission denied".
+5. `created` comes with `canceled` when a watch is refused; older releases then give the id -1.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from etcdsem.core.commands import AccessDenied, Listener
+from etcdsem.core.commands import AccessDenied, Failure, Listener
 from etcdsem.etcd import rpc
 from etcdsem.etcd.encode import event
 
@@ -27,7 +29,18 @@ _FILTER = {"delete": rpc.WatchCreateRequest.NOPUT, "put": rpc.WatchCreateRequest
 class WatchEntry:
     """One watch, across all streams."""
 
-    __slots__ = ("cancelled", "end", "gap", "id", "key", "listener", "next", "only", "told")
+    __slots__ = (
+        "cancelled",
+        "denied",
+        "end",
+        "gap",
+        "id",
+        "key",
+        "listener",
+        "next",
+        "only",
+        "told",
+    )
 
     def __init__(
         self, listener: Listener, key: bytes, end: bytes, start: int, only: str | None
@@ -41,12 +54,14 @@ class WatchEntry:
         self.told = False  # has `created` been told?
         self.gap = ""  # why a gap must be told once it is created again
         self.cancelled = False
+        self.denied = False  # was it refused with the login before this one?
 
 
 class WatchBook:
     """All watches of a client, and what a response means for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, whoami: str = "") -> None:
+        self.whoami = whoami  # as which user we ask, for messages
         self.entries: dict[WatchEntry, None] = {}
         self.needs_login = False
         self._ids: dict[int, WatchEntry] = {}
@@ -106,6 +121,7 @@ class WatchBook:
             self._ids.pop(entry.id, None)
             cancel = rpc.WatchCancelRequest(watch_id=response.watch_id)
             return [], [rpc.WatchRequest(cancel_request=cancel)]
+        entry.denied = False
         revision = response.header.revision
         if entry.next == 0:
             entry.next = revision + 1
@@ -125,6 +141,15 @@ class WatchBook:
         entry.next = events[-1].kv.mod_revision + 1
         return [lambda: entry.listener.events(events)]
 
+    def refuse_all(self, failure: Failure) -> list[Telling]:
+        """There is no login, and so no stream: what to tell the listeners."""
+        return [self._drop(entry, failure) for entry in list(self.entries)]
+
+    def _drop(self, entry: WatchEntry, failure: Failure) -> Telling:
+        self.entries.pop(entry, None)
+        entry.cancelled = True
+        return lambda: entry.listener.refused(failure)
+
     def _refused(self, response: Any) -> tuple[list[Telling], list[Any]]:
         entry = self._ids.pop(response.watch_id, None)
         if entry is None and response.created and self._pending:
@@ -141,10 +166,12 @@ class WatchBook:
             entry.gap = f"compacted at revision {response.compact_revision}"
             return [], [self._create(entry)]
         if "permission denied" in reason:
-            self.entries.pop(entry, None)
-            entry.cancelled = True
-            refusal = AccessDenied(f"watch {entry.key.decode(errors='replace')}: {reason}")
-            return [lambda: entry.listener.refused(refusal)], []
+            if entry.denied:
+                key = entry.key.decode(errors="replace")
+                return [self._drop(entry, AccessDenied(f"watch {key}: {reason}{self.whoami}"))], []
+            entry.denied = True
+            self.needs_login = True
+            return [], []
         if "auth" in reason or "token" in reason or "user name" in reason:
             self.needs_login = True  # the whole stream has the old token: it is opened again
             return [], []

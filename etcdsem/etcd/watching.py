@@ -3,7 +3,8 @@
 1. `watch` and `cancel` never block, and may be called with or without the guard held.
 2. Listeners are told in the stream's thread, under the guard. The order of locks is guard, then
    ours; ours is never held while a listener is told.
-3. A stream that ends is opened again, at the next endpoint if this one failed, until `close`.
+3. A stream that ends is opened again, at the next endpoint if this one failed, until `close`. A
+   login that is refused is not tried again before somebody asks for another watch.
 """
 
 from __future__ import annotations
@@ -12,18 +13,23 @@ import logging
 import random
 import threading
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import grpc
 
-from etcdsem.core.commands import Failure, Listener
+from etcdsem.core.commands import AccessDenied, Failure, Listener
 from etcdsem.etcd.connection import Connection, Stream
 from etcdsem.etcd.requests import Requests, join
 from etcdsem.etcd.watchbook import WatchBook, WatchEntry
 
 log = logging.getLogger("etcdsem")
 
-_LONGEST_PAUSE = 1.0
+LONGEST_PAUSE = 1.0
+"""Seconds between two attempts to open the stream."""
+
+
+class _Remover(Protocol):
+    def remove(self, entry: WatchEntry) -> None: ...
 
 
 class WatchHandle:
@@ -31,7 +37,7 @@ class WatchHandle:
 
     __slots__ = ("_entry", "_stream")
 
-    def __init__(self, stream: WatchStream, entry: WatchEntry) -> None:
+    def __init__(self, stream: _Remover, entry: WatchEntry) -> None:
         self._stream = stream
         self._entry = entry
 
@@ -47,7 +53,7 @@ class WatchStream:
         self._connection = connection
         self._guard = guard
         self._lock = threading.Lock()
-        self._book = WatchBook()
+        self._book = WatchBook(connection.whoami)
         self._requests = Requests()
         self._stream: Stream | None = None
         self._thread: threading.Thread | None = None
@@ -98,6 +104,11 @@ class WatchStream:
         while not self._closed.is_set():
             try:
                 heard = self._one_stream()
+            except AccessDenied as failure:
+                log.warning("etcdsem: nothing can be watched: %s", failure)
+                if self._give_up(failure):
+                    return
+                heard = False
             except Failure as failure:
                 log.debug("etcdsem: the watch stream could not be opened: %s", failure)
                 heard = False
@@ -106,8 +117,21 @@ class WatchStream:
                     return
                 log.exception("etcdsem: error in the watch stream")
                 heard = False
-            pause = 0.01 if heard else min(pause * 2, _LONGEST_PAUSE)
+            pause = 0.01 if heard else min(pause * 2, LONGEST_PAUSE)
             self._closed.wait(pause * (0.5 + random.random()))
+
+    def _give_up(self, failure: Failure) -> bool:
+        """All watches are refused, and the thread ends; False if one was asked for meanwhile."""
+        with self._guard:
+            with self._lock:
+                tell = self._book.refuse_all(failure)
+            for one in tell:
+                one()
+            with self._lock:
+                if self._book.entries:
+                    return False
+                self._thread = None
+                return True
 
     def _one_stream(self) -> bool:
         """Open a stream and follow it to its end. True if it said anything."""

@@ -2,8 +2,10 @@
 
 At every revision of etcd:
 1. No slot is granted while more than the limit in force are held, nor at or above the limit.
-2. A held slot's key is rewritten only by a hand-over; the fencing token is its mod revision.
-3. A slot goes to the first in line (by create revision) of those whose waiter key is there; who
+2. A held slot's key is rewritten only by a hand-over; the fencing token is its mod revision. A
+   lease gets as many slots as its record says that it weighs, all at one revision.
+3. A slot goes to the first in line (by priority, then by create revision) of those whose waiter key
+   is there, or to an eager one past one who wants several; who
    did not stand in line gets one only while nobody stands there.
 4. What a key carries is no lease that its client has back in its pool.
 5. A slot key ends only after its holder has stopped to rely on it: released, past its own
@@ -14,8 +16,14 @@ When a grant is given to a caller:
    on grants than the limit allows (where nobody changed the limit in this run).
 
 While there are no faults:
-7. A slot does not stay free while somebody stands in line. Nobody is told that etcd is away.
+7. As many slots as the first in line wants do not stay free. Nobody is told that etcd is away.
 8. Every slot that is kept alive belongs to a grant that its client knows.
+
+Of what operators and bounds do:
+10. While it is paused nothing is granted (that is 1, with a limit of 0). A drain that is told to be
+    done was empty while it was paused, at some moment after it began.
+11. Nobody relies on a grant for longer than its max_hold, or loses it for that any sooner; when it
+    is over, and there are no faults, its slot is given up soon.
 
 At the end:
 9. All callers have returned, and no key is left but the limit (and the mark).
@@ -27,7 +35,8 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from etcdsem.core.commands import KeyValue
-from etcdsem.core.keys import Keys, read_limit, slot_number
+from etcdsem.core.keys import ORDINARY, Keys, Wants, read_limit, slot_number, stated
+from etcdsem.model import MAX_WEIGHT
 
 if TYPE_CHECKING:
     from etcdsem.core.station import Grant
@@ -42,6 +51,17 @@ class Belief(NamedTuple):
     grant: Grant
 
 
+def wants_of(kv: KeyValue) -> Wants:
+    """How many slots a holder's lease holds, or a waiter wants; and whom it passes."""
+    special = any(word in kv.value for word in (b'"weight"', b'"priority"', b'"eager"'))
+    return stated(kv).wants if special else ORDINARY
+
+
+def _place(kv: KeyValue) -> tuple[int, int]:
+    """Who comes first in line."""
+    return -wants_of(kv).priority, kv.create_revision
+
+
 class Checker:
     """Judges one semaphore in one world."""
 
@@ -51,6 +71,12 @@ class Checker:
         self.slots: dict[bytes, KeyValue] = {}  # well-formed names; junk is no grant
         self.waiters: dict[bytes, KeyValue] = {}  # those in line: attached to the lease they name
         self.limit = 0
+        self.number: int | None = None  # what it says, paused or not; None: not yet registered
+        self.paused = False
+        self.bounds: dict[tuple[int, int], float] = {}  # by slot and token, on its client's clock
+        self.granted_at: dict[bytes, float] = {}
+        self._drained = False  # paused and empty
+        self._drained_until = -1.0
         self.beliefs: dict[tuple[int, int], Belief] = {}  # by slot and token
         self.evicted: dict[tuple[int, int], float] = {}  # beliefs ended by hand, and when
         self.by_hand: set[tuple[bytes, int]] = set()  # slot keys and tokens that a person ended
@@ -60,8 +86,10 @@ class Checker:
         self.bound = 3.0  # seconds that a slot may be free while somebody waits
         self.told_bound = 4.0  # seconds until a holder hears of an eviction
         self._idle_since = math.inf
-        self._full = True  # no slot is free, or others stand in line
-        self._full_until = 0.0
+        self._full = dict.fromkeys(range(1, MAX_WEIGHT + 1), True)
+        """By weight: so many slots are not free, or others stand in line."""
+        self._full_until = dict.fromkeys(self._full, 0.0)
+        self._limits = [(0.0, 0)]  # the limits that there were, and since when
         self._closed = True
         self._closed_until = 0.0
         self._highest = 0
@@ -73,7 +101,7 @@ class Checker:
         """Judge what a revision changed."""
         self.check_idle()
         keys, hand = self.keys, self.world.by_operator
-        left: dict[int, int] = {}  # leases whose waiter key goes now: when they came
+        left: dict[int, KeyValue] = {}  # leases whose waiter key goes now
         granted: list[tuple[KeyValue, KeyValue | None]] = []
         for event in revision.events:
             kv = event.kv
@@ -94,17 +122,27 @@ class Checker:
                     self.waiters[kv.key] = kv
                     self._check_lease(kv)
                 elif gone is not None:
-                    left[gone.lease] = gone.create_revision
+                    left[gone.lease] = gone
         if hand:
             self.tampered = self.tampered or bool(granted)
         else:
             for kv, before in granted:
                 self._granted(kv, before, left)
+            self._check_weights([kv for kv, _ in granted])
+            if granted:
+                self._highest = revision.number
+        for kv, _ in granted:
+            self.granted_at[kv.key] = self.world.now
         self._note_idle()
+        self._note_drained()
 
     def _limit_changed(self, kv: KeyValue | None) -> None:
-        self.limits_changed = self.limits_changed or self.limit != 0
-        self.limit = read_limit(kv).room if kv else 0
+        limit = read_limit(kv) if kv else None
+        number = limit.number or 0 if limit else 0
+        self.limits_changed = self.limits_changed or self.number not in (None, number)
+        self.number, self.limit = number, limit.room if limit else 0
+        self.paused = limit is not None and limit.paused
+        self._limits.append((self.world.now, self.limit))
         if self._closed or kv is None:
             self._closed, self._closed_until = kv is None, self.world.now
 
@@ -132,7 +170,7 @@ class Checker:
         client, grant = belief
         return not client.crashed and grant.valid(client.now())
 
-    def _granted(self, kv: KeyValue, before: KeyValue | None, left: dict[int, int]) -> None:
+    def _granted(self, kv: KeyValue, before: KeyValue | None, left: dict[int, KeyValue]) -> None:
         world, keys = self.world, self.keys
         slot = slot_number(keys, kv.key)
         if slot is None or kv.lease == 0:
@@ -145,10 +183,10 @@ class Checker:
             world.fail(f"slot {slot} was granted, the limit is {self.limit}")
         if kv.mod_revision <= self._highest:
             world.fail(f"fencing token {kv.mod_revision} after {self._highest}")
-        self._highest = kv.mod_revision
-        if any(other.lease == kv.lease for key, other in self.slots.items() if key != kv.key):
+        others = (one for key, one in self.slots.items() if key != kv.key)
+        if any(one.lease == kv.lease and one.mod_revision != kv.mod_revision for one in others):
             world.fail(f"{kv.key!r} was granted to a lease that holds another slot already")
-        queue = [other.create_revision for other in self.waiters.values()]
+        queue = list(self.waiters.values())
         came = left.get(kv.lease)
         if came is None:
             if queue:
@@ -159,9 +197,24 @@ class Checker:
             world.counters["hand-overs" if before else "fills"] += 1
             if self.calm_since > world.now:
                 world.counters["hand-overs under fault"] += 1
-            if queue and min(queue) < came:
-                world.fail(f"{kv.key!r} went to waiter {came} before {min(queue)}: not FIFO")
+            first = min(queue, key=_place, default=came)
+            if _place(first) < _place(came):
+                if wants_of(came).eager and wants_of(first).weight > 1:
+                    world.counters["eager grants"] += 1
+                else:
+                    world.fail(f"{kv.key!r} went to waiter {came} before {first}: not FIFO")
+            world.counters["grants by priority"] += any(
+                other.create_revision < came.create_revision for other in queue
+            )
         self._check_lease(kv)
+
+    def _check_weights(self, granted: list[KeyValue]) -> None:
+        leases = [kv.lease for kv in granted]
+        for kv in granted:
+            weight, got = wants_of(kv).weight, leases.count(kv.lease)
+            if got != weight:
+                self.world.fail(f"{got} slots were granted to a lease of weight {weight}: {kv}")
+            self.world.counters["heavy grants"] += weight > 1
 
     def _check_lease(self, kv: KeyValue) -> None:
         owner = self.world.owners.get(kv.lease)
@@ -171,22 +224,70 @@ class Checker:
         if lease is not None and lease.state == "spare":
             self.world.fail(f"{kv.key!r} was written with a lease of client {owner.number}'s pool")
 
+    # -- operators
+
+    def _note_drained(self) -> None:
+        drained = self.paused and not any(kv.lease for kv in self.slots.values())
+        if self._drained or drained:
+            self._drained, self._drained_until = drained, self.world.now
+
+    def told_drained(self, client: SimClient, asked: float) -> None:
+        """An operator, who asked then, was told that it is paused and nobody holds."""
+        if not self._drained and self._drained_until < asked:
+            self.world.fail(f"client {client.number} was told that it is drained, which it was not")
+
+    def told_lost(self, client: SimClient, grant: Grant) -> None:
+        """A caller was told that its grant is lost."""
+        if "max_hold" not in grant.lost_reason:
+            return
+        self.world.counters["held for too long"] += 1
+        bound = self.bounds.get((grant.slot, grant.token))
+        if bound is None or client.now() < bound - 1e-6:
+            self.world.fail(
+                f"client {client.number} lost slot {grant.slot} for its max_hold, which was not "
+                "over, or which it had not set"
+            )
+
+    def _check_bounds(self) -> None:
+        now = self.world.now
+        for key, bound in self.bounds.items():
+            belief = self.beliefs.get(key)
+            if belief is not None and belief.client.now() > bound and self._relies(belief):
+                self.world.fail(
+                    f"client {belief.client.number} relies on slot {key[0]} beyond its max_hold"
+                )
+        for kv in self.slots.values():
+            owner, max_hold = self.world.owners.get(kv.lease), stated(kv).max_hold
+            if owner is None or max_hold is None or not owner.fine:
+                continue
+            since = max(self.granted_at[kv.key], self.calm_since)
+            if now > since + 1.01 * max_hold + self.told_bound:
+                self.world.fail(f"{kv.key!r} is held still, {now - since:.2f} s and its max_hold")
+
     # -- idle slots
 
     def _note_idle(self) -> None:
-        full = bool(self.waiters) or not self._room()
-        if self._full or full:
-            self._full, self._full_until = full, self.world.now
-        idle = bool(self.waiters) and self._room() and self._somebody_lives()
+        room = self._room()
+        for weight, was_full in self._full.items():
+            full = bool(self.waiters) or room < weight
+            if was_full or full:
+                self._full[weight], self._full_until[weight] = full, self.world.now
+        idle = bool(self.waiters) and self._next_wants() <= room and self._somebody_lives()
         if not idle:
             self._idle_since = math.inf
         elif self._idle_since == math.inf:
             self._idle_since = self.world.now
 
-    def _room(self) -> bool:
-        if len(self.slots) >= self.limit:
-            return False
-        return any(self.keys.slot(slot) not in self.slots for slot in range(self.limit))
+    def _room(self) -> int:
+        """How many slots are free."""
+        free = sum(self.keys.slot(slot) not in self.slots for slot in range(self.limit))
+        return max(0, min(free, self.limit - len(self.slots)))
+
+    def _next_wants(self) -> int:
+        """How many slots must be free so that somebody has to be served."""
+        first = min(self.waiters.values(), key=_place)
+        eager = [wants_of(kv).weight for kv in self.waiters.values() if wants_of(kv).eager]
+        return min([wants_of(first).weight, *eager])
 
     def _somebody_lives(self) -> bool:
         owners = (self.world.owners.get(kv.lease) for kv in self.waiters.values())
@@ -197,40 +298,59 @@ class Checker:
         since = max(self._idle_since, self.calm_since)
         if self.world.now > since + self.bound:
             self.world.fail(
-                f"a slot was free for {self.world.now - since:.2f} s while "
+                f"a slot was free for {self.world.now - since:.2f} s (or as many as the next in "
+                f"line wants: {self._next_wants()}) while "
                 f"{len(self.waiters)} stood in line"
             )
             self._idle_since = math.inf
 
     # -- callers
 
-    def acquired(self, client: SimClient, grant: Grant) -> None:
-        """A caller was given a grant."""
+    def acquired(self, client: SimClient, grant: Grant, max_hold: float | None = None) -> None:
+        """A caller was given a grant, which it may want to hold no longer than that."""
         world = self.world
         now = client.now()
         if not grant.valid(now):
             world.fail(f"client {client.number} was given a grant whose lease has run out")
-        kv = self.slots.get(self.keys.slot(grant.slot))
-        key = (grant.slot, grant.token)
-        if key in self.beliefs:
-            world.fail(f"slot and token {key} were given twice")
-        self.beliefs[key] = Belief(client, grant)
-        if kv is None or kv.mod_revision != grant.token or kv.lease != grant.lease.id:
-            if (self.keys.slot(grant.slot), grant.token) in self.by_hand:
-                self.evicted[key] = world.now
-            else:
-                world.fail(f"client {client.number} was given {key}, etcd has {kv}")
-        elif not self.limits_changed and not self.tampered:
+        for slot in grant.slots:
+            self._believed(client, grant, slot)
+            if max_hold is not None:
+                # Of several at once, the first may have been granted before.
+                self.bounds[slot, grant.token] = grant.since + max_hold
+        if not self.limits_changed and not self.tampered:
             relying = [b for k, b in self.beliefs.items() if k not in self.evicted]
             count = sum(map(self._relies, relying))
-            if count > self.limit:
-                world.fail(f"{count} callers rely on a grant, the limit is {self.limit}")
+            if count > (self.number or 0):
+                world.fail(f"{count} callers rely on a grant, the limit is {self.number}")
             world.counters["most holders"] = max(world.counters["most holders"], count)
 
-    def told_full(self, client: SimClient, asked: float) -> None:
-        """A caller who tried once, at `asked`, was told that it is full."""
-        if not self._full and self._full_until < asked:
+    def _believed(self, client: SimClient, grant: Grant, slot: int) -> None:
+        name, key = self.keys.slot(slot), (slot, grant.token)
+        kv = self.slots.get(name)
+        if key in self.beliefs:
+            self.world.fail(f"slot and token {key} were given twice")
+        self.beliefs[key] = Belief(client, grant)
+        if kv is None or kv.mod_revision != grant.token or kv.lease != grant.lease.id:
+            if (name, grant.token) in self.by_hand:
+                self.evicted[key] = self.world.now
+            elif not any((self.keys.slot(s), grant.token) in self.by_hand for s in grant.slots):
+                self.world.fail(f"client {client.number} was given {key}, etcd has {kv}")
+
+    def told_full(self, client: SimClient, asked: float, weight: int) -> None:
+        """A caller who tried once, at `asked`, was told that there are not so many slots free."""
+        if not self._full[weight] and self._full_until[weight] < asked:
             self.world.fail(f"client {client.number} was told that it is full, which it was not")
+
+    def told_too_heavy(self, client: SimClient, asked: float, weight: int) -> None:
+        """A caller, who asked then, was told that the limit is less than what it wants."""
+        self.world.counters["told that it is too heavy"] += 1
+        ends = [since for since, _ in self._limits[1:]] + [math.inf]
+        limits = [limit for (_, limit), end in zip(self._limits, ends, strict=True) if end >= asked]
+        if not any(0 < limit < weight for limit in limits):
+            self.world.fail(
+                f"client {client.number} was told that {weight} is too much, the limits were "
+                f"{limits}"
+            )
 
     def told_closed(self, client: SimClient, asked: float) -> None:
         """A caller, who asked then, was told that the semaphore is closed."""
@@ -239,8 +359,10 @@ class Checker:
 
     def ended(self, grant: Grant) -> None:
         """A caller has done with a grant."""
-        self.beliefs.pop((grant.slot, grant.token), None)
-        self.evicted.pop((grant.slot, grant.token), None)
+        for slot in grant.slots:
+            self.beliefs.pop((slot, grant.token), None)
+            self.evicted.pop((slot, grant.token), None)
+            self.bounds.pop((slot, grant.token), None)
 
     # -- now and then
 
@@ -248,6 +370,7 @@ class Checker:
         """What must be true between revisions too, while there are no faults."""
         self._note_idle()
         self.check_idle()
+        self._check_bounds()
         now = self.world.now
         for key, moment in self.evicted.items():
             belief = self.beliefs.get(key)
@@ -277,7 +400,7 @@ class Checker:
         """No key of the semaphore is left but the limit, and the mark."""
         keys = self.keys
         for kv in self.world.etcd.keys(keys.base, keys.base_end):
-            if kv.key == keys.contended:
+            if kv.key in (keys.contended, keys.priorities):
                 self.world.counters["marks left"] += 1
             elif kv.key != keys.max_leases:
                 self.world.fail(f"{kv.key!r} was left behind, with lease {kv.lease:x}")

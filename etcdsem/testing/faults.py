@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from etcdsem.testing.simulator import CALM, Weather
 
 if TYPE_CHECKING:
     from etcdsem.core.commands import Event
+    from etcdsem.core.keys import Keys
     from etcdsem.testing.checks import Checker
     from etcdsem.testing.simulator import SimClient, World
 
@@ -44,6 +45,13 @@ KINDS = (
     "close",
     "shutdown",
 )
+
+VERBS = ("operate",)
+"""More of them, drawn from a stream of their own: operators who pause, drain and resume."""
+
+
+SEVERAL = 7
+"""Of the seeds that end with this digit some callers take several semaphores at once."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +86,91 @@ class Options:
     """How far the rates of the clients' clocks may be from etcd's."""
     weather: Weather = field(default=CALM)
     reread: tuple[float, float] = (5.0, 15.0)
+    lanes: int = 2
+    """Requests of a client that may be under way before others share one."""
+    max_hold: float | None = None
+    """Half of the acquires hold no longer than that; None: nobody has a bound."""
+    weights: tuple[int, ...] = (1,)
+    """How many slots an acquire wants: one of these."""
+    several: float = 0.0
+    """The share of acquires that want a slot of each of two or three semaphores."""
+    priorities: tuple[int, ...] = (0,)
+    """Its priority: one of these."""
+    eager: float = 0.0
+    """The share of acquires that are eager."""
 
     @classmethod
     def of(cls, seed: int) -> Options:
-        """Draw them from a seed."""
+        """Draw them from a seed; three of ten have themes, to which chance comes too seldom."""
+        options = cls._drawn(seed)
+        wants = Random(f"what they want, {seed}")
+        if seed % 10 == 5:
+            # A crowd in few programs: those who hand over do it together.
+            crowd = replace(
+                options,
+                clients=2,
+                workers=8,
+                semaphores=1,
+                limit=6,
+                hold=0.02,
+                idle=0.04,
+                long=0.0,
+                weather=options.weather._replace(latency=0.02),
+                fault_time=4.0,
+                calm_time=2.0,
+            )
+            return replace(crowd, weights=(1,) * 19 + (2,)) if wants.random() < 0.3 else crowd
+        if seed % 10 == SEVERAL:
+            # Several at once of few slots: they crowd each other out, and wait while they hold.
+            return replace(
+                options,
+                clients=min(options.clients + 1, 4),
+                workers=min(options.workers + 1, 4),
+                semaphores=3,
+                limit=wants.choice((1, 1, 2)),
+                hold=min(options.hold, 0.2),
+                several=wants.choice((0.4, 0.7, 1.0)),
+            )
+        if seed % 10 != 8:
+            return options._wanting(wants)
+        # Long holds behind a network that fades: whoever reckons too late relies on the dead.
+        return replace(
+            options,
+            kinds=frozenset({"fading link"}),
+            weather=CALM,
+            clients=5,
+            workers=2,
+            limit=4,
+            ttl=3,
+            refresh=1.0,
+            long=0.8,
+            every=1.0,
+        )
+
+    def _wanting(self, rng: Random) -> Options:
+        """The same; in some runs not everybody wants the same. Drawn from a stream of its own."""
+        options = self
+        if self.limit > 1 and rng.random() < 0.5:
+            most = min(self.limit + rng.choice((0, 0, 1)), 6)
+            weights = (1, *(rng.randint(1, most) for _ in range(3)))
+            options = replace(self, weights=weights, eager=rng.choice((0.0, 0.0, 0.2, 0.5)))
+        if rng.random() < 0.3:
+            some = ((0, 0, 0, 5), (0, 5, 10), (-5, 0, 0, 0), (-5, 0, 5, 100))
+            options = replace(options, priorities=rng.choice(some))
+        return options
+
+    def _operated(self, rng: Random) -> Options:
+        """The same; in some runs operators pause and resume, in some leases have a bound."""
+        if self.seed % 10 in (5, 8):
+            return self  # they have a theme
+        kinds = self.kinds | set(VERBS) if rng.random() < 0.3 else self.kinds
+        max_hold = self.hold * rng.choice((0.5, 2.0, 5.0)) if rng.random() < 0.2 else None
+        if self.several and max_hold is not None:
+            max_hold = 3.0  # it counts while one waits for the others, too
+        return replace(self, kinds=kinds, max_hold=max_hold)
+
+    @classmethod
+    def _drawn(cls, seed: int) -> Options:
         rng = Random(seed * 2 + 1)  # another stream than the world's
         share = rng.choice((0.0, 0.2, 0.2, 0.5, 0.8))
         kinds = frozenset(kind for kind in KINDS if rng.random() < share)
@@ -97,7 +186,7 @@ class Options:
             latency=rng.choice((0.0005, 0.003, 0.02, 0.1)),
         )
         ttl = rng.choice((2, 2, 3, 5, 10))
-        return cls(
+        drawn = cls(
             seed=seed,
             kinds=kinds,
             clients=rng.choice((1, 2, 3, 4, 5)),
@@ -120,6 +209,21 @@ class Options:
             drift=rng.choice((0.0, 0.005, 0.009)),
             weather=weather if "weather" in kinds else CALM,
             reread=rng.choice(((5.0, 15.0), (1.0, 3.0))),
+            lanes=rng.choice((1, 1, 2)),
+        )
+        drawn = drawn._operated(Random(f"who operates, {seed}"))
+        if rng.random() >= 0.1:
+            return drawn
+        # A crowd in few processes, and room for most of it: they share transactions.
+        return replace(
+            drawn,
+            clients=rng.choice((1, 2)),
+            workers=8,
+            limit=rng.choice((6, 12, 20)),
+            idle=rng.choice((0.01, 0.1)),
+            hold=rng.choice((0.01, 0.1)),
+            fault_time=8.0,
+            calm_time=5.0,
         )
 
 
@@ -138,10 +242,13 @@ class Nemesis:
         self.checkers = checkers
         self.add_client = add_client
         self.stopped = False
-        self.kinds = [kind for kind in KINDS if kind in options.kinds and kind != "weather"]
+        self.kinds = [
+            kind for kind in (*KINDS, *VERBS) if kind in options.kinds and kind != "weather"
+        ]
         world.weather = options.weather
         world.etcd.loses = self._loses
         self._deaf_until = 0.0
+        self._resumed_soon = 0.0  # until then somebody means to resume what he has paused
         if self.kinds:
             self._later()
 
@@ -318,6 +425,50 @@ class Nemesis:
         else:
             client.resize(keys.name, number)
 
+    def _operate(self) -> None:
+        """Somebody pauses it, or drains it, and somebody resumes it, and may die at that."""
+        rng = self.world.rng
+        keys = self._checker().keys
+        client = self._client()
+        self.world.counters["paused by operators"] += 1
+        if client is None or rng.random() < 0.3:
+            self._by_hand(keys.max_leases, b" paused")
+        elif rng.random() < 0.3:
+            client.drain_semaphore(keys.name, rng.choice((1.0, 5.0, math.inf)))
+        else:
+            client.pause_semaphore(keys.name)
+        self.world.after(rng.random() * rng.choice((0.1, 1.0, 5.0)), self._resume_it, keys)
+
+    def _by_hand(self, key: bytes, rest: bytes) -> None:
+        stored = self.world.etcd.get(key)
+        if stored is not None:
+            self._put(key, stored.value.split(b" ")[0] + rest)
+
+    def _resume_it(self, keys: Keys) -> None:
+        rng = self.world.rng
+        client = self._client()
+        if self.stopped:
+            return  # `heal` sees to it
+        if client is None or rng.random() < 0.3:
+            self._by_hand(keys.max_leases, b"")
+            return
+        client.resume_semaphore(keys.name)
+        if "crash" in self.options.kinds and rng.random() < 0.2:
+            self.world.after(rng.random() * 0.01, client.crash)
+            self.world.after(rng.random() * 5.0, self._replace)
+
+    def _pause_briefly(self) -> None:
+        """In quiet times: then what has become free meanwhile must be used again soon."""
+        world, keys = self.world, self._checker().keys
+        fine = [one for one in world.clients if one.fine and not one.session.closed]
+        if not fine or world.now < self._resumed_soon:
+            return
+        client, back = world.rng.choice(fine), world.rng.random() * 2.0
+        client.pause_semaphore(keys.name)
+        world.after(back, client.resume_semaphore, keys.name)
+        self._resumed_soon = world.now + back + 1.0
+        world.counters["paused in quiet times"] += 1
+
     def _garbage_limit(self) -> None:
         key = self._checker().keys.max_leases
         good = self.world.etcd.get(key)
@@ -372,7 +523,7 @@ class Nemesis:
         for checker in self.checkers:
             keys = checker.keys
             for kv in self.world.etcd.keys(keys.base, keys.base_end):
-                if kv.lease or kv.key in (keys.max_leases, keys.contended):
+                if kv.lease or kv.key in (keys.max_leases, keys.contended, keys.priorities):
                     continue
                 if harmless or kv.key in checker.slots:
                     self._delete(kv.key)
@@ -396,6 +547,9 @@ class Nemesis:
     def disturb(self) -> None:
         """A holder crashes, or is evicted: what is freed must be used again soon."""
         world, rng = self.world, self.world.rng
+        if "operate" in self.options.kinds and rng.random() < 0.4:
+            self._pause_briefly()
+            return
         if "lost deletes" in self.options.kinds and rng.random() < 0.5:
             self._deaf_until = world.now + self.options.ttl + 1.0
         clients = [client for client in world.clients if client.fine and not client.session.closed]
@@ -409,7 +563,7 @@ class Nemesis:
     def let_in(self) -> None:
         """A limit that lets nobody in (a resize may have landed late) ends the run's work."""
         for checker in self.checkers:
-            if checker.limit == 0:
+            if checker.limit == 0 and self.world.now >= self._resumed_soon:
                 self._put(checker.keys.max_leases, b"%d" % self.options.limit)
 
     # -- the end

@@ -136,11 +136,11 @@ class ModelWatch:
     def wants(self, event: Event) -> bool:
         """Is the event in this watch's range, and of the kind asked for?"""
         key = event.kv.key
-        if self.only not in (None, event.kind):
-            return False
         if not self.end:
-            return key == self.key
-        return self.key <= key and (self.end == _END_OF_KEYS or key < self.end)
+            within = key == self.key
+        else:
+            within = self.key <= key and (self.end == _END_OF_KEYS or key < self.end)
+        return within and self.only in (None, event.kind)
 
 
 class EtcdModel:
@@ -320,10 +320,10 @@ class EtcdModel:
         for observer in self.observers:
             observer(revision)
         for watch in list(self._synced):
-            events = [event for event in revision.events if watch.wants(event)]
             if revision.number < watch.next_revision or not watch.open:
                 continue
             watch.next_revision = revision.number + 1
+            events = [event for event in revision.events if watch.wants(event)]
             events = [event for event in events if not self.loses(event)]
             if events:
                 watch.sink.events(events)
@@ -490,35 +490,32 @@ def _check_intervals(operations: Iterable[Operation]) -> tuple[set[bytes], list[
     A copy of etcd's `checkIntervals` (v3rpc/key.go), with its gaps: what a nested transaction
     deletes is held against the puts that follow it, not against those before it.
     """
-    operations = tuple(operations)
-    deleted = [
-        (operation.key, operation.end or operation.key + b"\0")
-        for operation in operations
-        if isinstance(operation, Delete)
-    ]
+    deleted: list[_Interval] = []
     puts: set[bytes] = set()
-
-    def claim(key: bytes, exclusive: set[bytes]) -> None:
-        if (key in puts and key not in exclusive) or _hits(deleted, key):
-            raise Refused(DUPLICATE_KEY)
-
-    for operation in operations:
-        if not isinstance(operation, Txn):
-            continue
-        then_puts, then_deleted = _check_intervals(operation.success)
-        else_puts, else_deleted = _check_intervals(operation.failure)
-        for key in then_puts:
-            claim(key, set())
-        puts |= then_puts
-        for key in else_puts:
-            claim(key, then_puts)
-        puts |= else_puts
-        deleted += then_deleted
-        deleted += else_deleted
+    direct: list[bytes] = []
+    nested: list[Txn] = []
     for operation in operations:
         if isinstance(operation, Put):
-            claim(operation.key, set())
-            puts.add(operation.key)
+            direct.append(operation.key)
+        elif isinstance(operation, Txn):
+            nested.append(operation)
+        elif isinstance(operation, Delete):
+            deleted.append((operation.key, operation.end or operation.key + b"\0"))
+    for txn in nested:
+        then_puts, then_deleted = _check_intervals(txn.success)
+        else_puts, else_deleted = _check_intervals(txn.failure)
+        if not puts.isdisjoint(then_puts) or not puts.isdisjoint(else_puts - then_puts):
+            raise Refused(DUPLICATE_KEY)
+        both = then_puts | else_puts
+        if deleted and any(_hits(deleted, key) for key in both):
+            raise Refused(DUPLICATE_KEY)
+        puts |= both
+        deleted += then_deleted
+        deleted += else_deleted
+    for key in direct:
+        if key in puts or (deleted and _hits(deleted, key)):
+            raise Refused(DUPLICATE_KEY)
+        puts.add(key)
     return puts, deleted
 
 

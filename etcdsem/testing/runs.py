@@ -14,11 +14,17 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from etcdsem.core import procedures
+from etcdsem.core import procedures, several
 from etcdsem.core.commands import NoSpace, NotApplied, OutcomeUnknown, Procedure, Wait, perform
-from etcdsem.core.keys import Identity
+from etcdsem.core.keys import ORDINARY, Identity, Wants
 from etcdsem.core.station import Grant, Station
-from etcdsem.errors import EtcdRefused, EtcdSemError, EtcdUnavailable, SemaphoreClosed
+from etcdsem.errors import (
+    EtcdRefused,
+    EtcdSemError,
+    EtcdUnavailable,
+    SemaphoreClosed,
+    WeightExceedsLimit,
+)
 from etcdsem.testing.checks import Checker
 from etcdsem.testing.faults import KINDS, Nemesis, Options
 from etcdsem.testing.simulator import PREFIX, Cancelled, Process, SimClient, World
@@ -31,6 +37,10 @@ BACK_IN_TIME = 12.0
 """Seconds that an acquire with a timeout may last longer than that, at the very worst: its last
 call, leaving the line, both unanswered."""
 
+
+GIVEN_BACK_IN_TIME = 8.0
+"""The same for each more of several: a slot that was held is given back, and its lease revoked,
+both unanswered."""
 
 AWAY = frozenset(KINDS) - {"resize", "garbage limit", "compaction", "evict", "delete key", "junk"}
 """Faults after which etcd may be away for a caller. Without them, nobody may be told so."""
@@ -57,7 +67,10 @@ class Run:
         for checker in self.checkers.values():
             if options.kinds & {"lost deletes"}:
                 checker.bound += options.reread[1]
-                checker.told_bound = math.inf
+                checker.told_bound += options.reread[1]
+        self.world.on_drained = lambda name, client, began: self.checkers[name].told_drained(
+            client, began
+        )
         self.stopping = False
         self.calm = False
         self.workers: list[tuple[SimClient, Process]] = []
@@ -93,32 +106,51 @@ class Run:
         """Acquire, work, release, until the run stops."""
         world, options, rng = self.world, self.options, self.world.rng
         station = client.session.station(PREFIX, name)
+        station.group.lanes = options.lanes
         box = client.mailbox()
         while not self.stopping and not client.session.closed:
             try:
                 yield from perform(Wait(box, client.now() + rng.expovariate(1 / options.idle)))
-                grant = yield from self._acquire(client, station)
-                if grant is None:
+                stations = [station]
+                if options.several and rng.random() < options.several:
+                    names = rng.sample(list(self.checkers), rng.choice((2, 2, 3)))
+                    stations = [client.session.station(PREFIX, one) for one in names]
+                grants = yield from self._acquire(client, stations)
+                if grants is None:
                     yield from perform(Wait(box, client.now() + 0.05 * rng.random()))
                     continue
-                yield from self._work(client, station, grant)
+                yield from self._work(client, grants)
             except Cancelled:
                 world.counters["cancelled"] += 1
 
-    def _acquire(self, client: SimClient, station: Station) -> Procedure[Grant | None]:
+    def _acquire(self, client: SimClient, stations: list[Station]) -> Procedure[list[Grant] | None]:
+        """A slot of each."""
         world, options, rng = self.world, self.options, self.world.rng
-        order = procedures.Order(options.ttl, options.refresh, Identity.of(client.id, None, {}))
+        wants = self._wants() if len(stations) == 1 else ORDINARY
+        max_hold = options.max_hold
+        if max_hold is not None and rng.random() < 0.5:
+            max_hold = None
+        identity = Identity.of(client.id, None, {}, max_hold=max_hold)
+        order = procedures.Order(
+            options.ttl, options.refresh, identity, wants=wants, max_hold=max_hold
+        )
         once = rng.random() < options.tries
         patience = 0.0 if once else rng.choice(options.patience)
         if 0.0 < patience < math.inf:
             patience *= rng.random()
         began, asked = client.now(), world.now
         was_calm = self.calm
+        named = ", ".join(station.name for station in stations)
+        checkers = [self.checkers[station.name] for station in stations]
         try:
-            grant = yield from procedures.acquire(station, order, began + patience, once=once)
-        except SemaphoreClosed:
+            taken = yield from self._taking(stations, order, began + patience, once=once)
+        except SemaphoreClosed as closed:
             world.counters["told that it is closed"] += 1
-            self.checkers[station.name].told_closed(client, asked)
+            # Of several the message says which.
+            self.checkers[_named_in(closed, stations)].told_closed(client, asked)
+            return None
+        except WeightExceedsLimit:
+            checkers[0].told_too_heavy(client, asked, wants.weight)
             return None
         except (EtcdUnavailable, EtcdRefused, NoSpace, NotApplied, OutcomeUnknown) as error:
             world.counters[f"acquire raises {type(error).__name__}"] += 1
@@ -131,21 +163,50 @@ class Run:
                 raise
             return None
         late = client.now() - began - patience
-        if late > BACK_IN_TIME and not self.options.kinds & {"pause", "clock jump"}:
+        most = BACK_IN_TIME + GIVEN_BACK_IN_TIME * (len(stations) - 1)
+        if late > most and not self.options.kinds & {"pause", "clock jump"}:
             world.fail(f"client {client.number}'s acquire came back {late:.1f} s late")
-        client.trace("acquire", station.name, "once" if once else patience, "gives", _show(grant))
-        if grant is None:
+        shown = " and ".join(map(_show, taken.grants)) or _show(None)
+        client.trace("acquire", named, "once" if once else patience, "gives", shown)
+        if taken.full is not None:
             world.counters["told that it is full"] += 1
             if once:
-                self.checkers[station.name].told_full(client, asked)
-        else:
-            self.checkers[station.name].acquired(client, grant)
-        return grant
+                full = self.checkers[taken.full.want.station.name]
+                full.told_full(client, asked, wants.weight)
+            return None
+        if len(stations) > 1:
+            world.counters["several at once"] += 1
+            together = len({grant.token for grant in taken.grants}) == 1
+            world.counters["several in one transaction"] += together
+        for checker, grant in zip(checkers, taken.grants, strict=True):
+            checker.acquired(client, grant, max_hold)
+        return taken.grants
 
-    def _work(self, client: SimClient, station: Station, grant: Grant) -> Procedure[None]:
-        rng, checker = self.world.rng, self.checkers[station.name]
+    def _wants(self) -> Wants:
+        """What the next acquire wants; where all want the same, nothing is drawn."""
+        options, rng = self.options, self.world.rng
+        return Wants(
+            rng.choice(options.weights) if len(options.weights) > 1 else 1,
+            rng.choice(options.priorities) if len(options.priorities) > 1 else 0,
+            eager=options.eager > 0 and rng.random() < options.eager,
+        )
+
+    def _taking(
+        self, stations: list[Station], order: procedures.Order, until: float, *, once: bool
+    ) -> Procedure[several.Taken]:
+        if len(stations) > 1:
+            wants = [several.Want(station, order) for station in stations]
+            return (yield from several.acquire_all(wants, until, once=once))
+        grant = yield from procedures.acquire(stations[0], order, until, once=once)
+        if grant is None:
+            return several.Taken([], several.Full(several.Want(stations[0], order)))
+        return several.Taken([grant])
+
+    def _work(self, client: SimClient, grants: list[Grant]) -> Procedure[None]:
+        rng = self.world.rng
         box = client.mailbox()
-        grant.on_lost = box.put
+        for grant in grants:
+            grant.on_lost = box.put
         try:
             work = rng.expovariate(1 / self.options.hold)
             if self.calm:
@@ -155,12 +216,21 @@ class Run:
             until = client.now() + work
             lost = yield from perform(Wait(box, until))
             if lost is not None:
-                client.trace("lost", _show(grant), grant.lost_reason)
+                client.trace("lost", _show(lost), lost.lost_reason)
+                self.checkers[lost.station.name].told_lost(client, lost)
                 self.world.counters["lost leases"] += 1
         finally:
-            checker.ended(grant)
-            done = yield from procedures.release(grant)
-            client.trace("release", _show(grant), "gives", done)
+            for grant in grants:
+                self.checkers[grant.station.name].ended(grant)
+            yield from self._give_back(client, grants)
+
+    def _give_back(self, client: SimClient, grants: list[Grant]) -> Procedure[None]:
+        try:
+            done = yield from procedures.release(grants[0])
+            client.trace("release", _show(grants[0]), "gives", done)
+        finally:  # an interruption of one does not keep the others
+            if len(grants) > 1:
+                yield from self._give_back(client, grants[1:])
 
     # -- the run
 
@@ -218,8 +288,12 @@ class Run:
         self.nemesis.clean()
 
 
+def _named_in(closed: SemaphoreClosed, stations: list[Station]) -> str:
+    return next(one.name for one in stations if repr(one.name) in str(closed))
+
+
 def _show(grant: Grant | None) -> str:
-    return f"slot {grant.slot} token {grant.token}" if grant else "nothing"
+    return f"slots {grant.slots} token {grant.token}" if grant else "nothing"
 
 
 def run_seed(seed: int, *, trace: bool = False, options: Options | None = None) -> Outcome:
@@ -241,6 +315,9 @@ def _run_seed(options: Options, *, trace: bool) -> Outcome:
     except Exception as raised:  # a violation, or the core raised what it must not
         error = raised
     world = run.world
+    stations = [one for client in world.clients for one in client.session.stations.values()]
+    world.counters["batches"] = sum(station.group.sent for station in stations)
+    world.counters["batches of hand-overs"] = sum(station.passing.sent for station in stations)
     world.dispose()
     return Outcome(run.options, error, world.counters, list(world.log), world.steps)
 

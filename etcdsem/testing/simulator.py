@@ -23,13 +23,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from etcdsem.core import procedures
+from etcdsem.core import operating, procedures
 from etcdsem.core.commands import (
     Command,
     Event,
     Failure,
     GrantLease,
-    LeaseTimeToLive,
+    LeasesTimeToLive,
     Listener,
     Mailbox,
     NoSpace,
@@ -107,6 +107,7 @@ class World:
         self.owners: dict[int, SimClient] = {}  # who asked for a lease
         self.by_operator = False  # a person is changing keys now
         self.no_space = False
+        self.on_drained: Callable[[str, SimClient, float], None] = lambda name, client, began: None
         self.failure: BaseException | None = None
         self.log: deque[tuple[Any, ...]] = deque(maxlen=None if trace else 300)
         self.steps = 0
@@ -488,7 +489,34 @@ class SimClient:
     def resize(self, name: str, max_leases: int) -> None:
         """Change a limit as a program does."""
         station = self.session.station(PREFIX, name)
-        self._start_admin(procedures.resize(station, max_leases), f"resize {max_leases}")
+        self._start_admin(operating.resize(station, max_leases), f"resize {max_leases}")
+
+    def pause_semaphore(self, name: str) -> None:
+        """Pause one as an operator does."""
+        station = self.session.station(PREFIX, name)
+        self._start_admin(operating.pause(station, "operator", "why not"), "pause")
+
+    def resume_semaphore(self, name: str) -> None:
+        """Resume one as an operator does."""
+        self._start_admin(operating.resume(self.session.station(PREFIX, name)), "resume")
+
+    def drain_semaphore(self, name: str, timeout: float) -> None:
+        """Drain one as an operator does; what it comes to goes to `on_drained`."""
+        began = self.world.now
+        station = self.session.station(PREFIX, name)
+
+        def done(empty: bool | None, error: BaseException | None) -> None:
+            self._admin_done(empty, error)
+            if empty:
+                self.world.counters["drained"] += 1
+                self.world.on_drained(name, self, began)
+
+        drain = operating.drain(station, "operator", None, self.now() + timeout)
+        self.run(self.start, drain, "drain", done)
+
+    def administer(self, procedure: Procedure[Any], name: str) -> None:
+        """Do what an operator's program does."""
+        self._start_admin(procedure, name)
 
     def _start_admin(self, procedure: Procedure[Any], name: str) -> None:
         self.run(self.start, procedure, name, self._admin_done)
@@ -647,8 +675,8 @@ class SimClient:
                     return float(etcd.grant(what.lease_id, what.ttl))
                 case RevokeLease():
                     return etcd.revoke(what.lease_id)
-                case LeaseTimeToLive():
-                    return float(etcd.time_to_live(what.lease_id))
+                case LeasesTimeToLive():
+                    return tuple(float(etcd.time_to_live(one)) for one in what.lease_ids)
         finally:
             if call.over and etcd.revision > before:
                 world.counters["late-applied writes"] += 1

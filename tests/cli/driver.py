@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -153,16 +154,27 @@ class Cli:
             self.process.wait()
 
 
+def _without_size() -> dict[str, str]:
+    """Our environment without another terminal's size, which pytest-xdist tells its workers."""
+    return {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+
+
 class Console:
     """A program on a terminal of its own, in whose session it leads."""
 
     def __init__(
-        self, etcd: EtcdServer, *command: str, env: Mapping[str, str] | None = None
+        self,
+        etcd: EtcdServer,
+        *command: str,
+        env: Mapping[str, str] | None = None,
+        size: tuple[int, int] | None = None,
     ) -> None:
         self._master, slave = pty.openpty()
+        if size is not None:
+            self.resize(*size)
         self.process = subprocess.Popen(
             ["setsid", "--ctty", *command],
-            env={**os.environ, **etcd.env(), "TERM": "xterm", "PS1": "$ ", **(env or {})},
+            env={**_without_size(), **etcd.env(), "TERM": "xterm", "PS1": "$ ", **(env or {})},
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -186,6 +198,14 @@ class Console:
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
+
+    def resize(self, columns: int, lines: int) -> None:
+        """Give the terminal another size; the kernel tells who is in the foreground."""
+        termios.tcsetwinsize(self._master, (lines, columns))
+
+    def settings(self) -> list[object]:
+        """How the terminal is set: echo, line by line, and so on."""
+        return termios.tcgetattr(self._master)
 
     def foreground(self) -> int:
         """The process group that has the terminal."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,16 +51,18 @@ def test_status_json(etcd: EtcdServer, name: str, used: tuple[Cli, Cli]) -> None
     seen = data(etcd, "status", name)
     assert list(seen) == [
         "name", "limit", "held", "waiting", "revision", "holders", "waiters", "junk",
+        "paused", "rate",
     ]  # fmt: skip
     assert (seen["name"], seen["limit"], seen["held"], seen["waiting"]) == (name, 1, 1, 1)
     assert seen["junk"] == []
     (holder,), (waiter,) = seen["holders"], seen["waiters"]
     assert list(holder) == [
         "slot", "owner", "host", "pid", "client", "lease", "fencing_token", "acquired_at", "ttl",
-        "labels", "over_limit",
+        "labels", "over_limit", "weight", "max_hold", "ends_at",
     ]  # fmt: skip
     assert list(waiter) == [
         "position", "owner", "host", "pid", "client", "lease", "since", "ttl", "labels",
+        "weight", "priority", "eager",
     ]  # fmt: skip
     assert holder["slot"] == 0
     assert holder["pid"] == used[0].pid
@@ -98,7 +102,10 @@ def test_status_on_a_narrow_terminal(
 @pytest.mark.usefixtures("used")
 def test_ls(etcd: EtcdServer, name: str) -> None:
     (line,) = [one for one in data(etcd, "ls")["semaphores"] if one["name"] == name]
-    assert line == {"name": name, "limit": 1, "held": 1, "waiting": 1, "junk": 0}
+    since = line.pop("waiting_since")
+    assert since.endswith("Z")
+    counts = {"held": 1, "waiting": 1, "junk": 0, "overbooked": 0}
+    assert line == {"name": name, "limit": 1, **counts, "paused": None, "rate": None}
     plain = ran(etcd, "ls").stdout.splitlines()
     assert plain[0].split() == ["NAME", "LIMIT", "HELD", "WAITING"]
     assert [name, "1", "1", "1"] in [one.split() for one in plain]
@@ -235,11 +242,14 @@ def test_help_is_complete_and_loads_little() -> None:
     )
     shown = subprocess.check_output([sys.executable, "-c", check], text=True)
     assert shown.endswith("[] 0\n")
-    for command in ("run", "ls", "status", "limit", "evict", "close", "dev"):
-        assert f"\n  {command} " in shown
+    from etcdsem.cli.main import _COMMANDS
+
+    for command in _COMMANDS:
+        assert re.search(rf"\n  {command} +\w", shown)
         done = ran(None, command, "--help")
         assert (done.returncode, done.stderr) == (0, "")
         assert "Usage: etcdsem" in done.stdout
+        assert "Example" in done.stdout
 
 
 def test_usage_errors_of_the_group() -> None:
@@ -293,3 +303,127 @@ def test_debug_shows_where_it_came_from(etcd: EtcdServer, name: str) -> None:
     done = ran(etcd, "status", name, env={"ETCDSEM_DEBUG": "1"})
     assert done.returncode == 78
     assert "Traceback" in done.stderr
+
+
+# ---------------------------------------------------------------- pause, resume
+
+
+def test_pause_and_resume(etcd: EtcdServer, name: str, start: Start) -> None:
+    """Everything that shows a semaphore says that it is paused, by whom, since when and why; a
+    job that waits says so, and starts when it is resumed.
+    """
+    assert ran(etcd, "run", name, "-l", "2", "true").returncode == 0
+    why = {"ETCDSEM_OWNER": "ops team"}
+    done = ran(etcd, "pause", name, "--reason", "new driver", env=why)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{name}: paused\n", "")
+    paused = data(etcd, "status", name)["paused"]
+    assert (paused["by"], paused["reason"]) == ("ops team", "new driver")
+    assert paused["since"].endswith("Z")
+    headline = ran(etcd, "status", name).stdout.splitlines()[0]
+    assert re.fullmatch(
+        rf"{name}: limit 2, 0 held, 0 waiting; paused \d+s ago by ops team: new driver", headline
+    )
+    (line,) = [one for one in data(etcd, "ls")["semaphores"] if one["name"] == name]
+    assert line["paused"] == paused
+    rows = [one.split() for one in ran(etcd, "ls").stdout.splitlines()]
+    assert [name, "2", "paused", "0", "0"] in rows
+    waiting = start(etcd, "run", name, "--", "echo", "it runs")
+    waiting.expect("place 1 of 1 in line, 0 of 2 held, paused .* by ops team: new driver", err=True)
+    again = ran(etcd, "pause", name, "--reason", "other")
+    assert again.returncode == 0
+    assert re.search("it is paused .* by ops team: new driver; nothing was changed", again.stdout)
+    assert ran(etcd, "run", name, "-n", "true").returncode == 75
+    resized = ran(etcd, "limit", name, "7")
+    assert resized.stdout == f"{name}: 2 -> 7\n"
+    assert f"to go on: etcdsem resume {name}" in resized.stderr
+    done = ran(etcd, "resume", name)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{name}: resumed\n", "")
+    assert waiting.end() == 0
+    waiting.expect("it runs")
+    assert "not paused" in ran(etcd, "resume", name).stdout
+    assert etcdctl(etcd, "get", "--print-value-only", f"/etcdsem/{name}/max_leases").strip() == "7"
+
+
+def test_pause_json(etcd: EtcdServer, name: str) -> None:
+    """What changed, and what is so now."""
+    ran(etcd, "run", name, "-l", "1", "true")
+    seen = data(etcd, "pause", name)
+    assert seen["changed"] is True
+    assert list(seen["paused"]) == ["by", "since", "reason"]
+    assert "@" in seen["paused"]["by"]
+    again = data(etcd, "pause", name)
+    assert again == {**seen, "changed": False}
+    assert data(etcd, "resume", name) == {"name": name, "changed": True, "paused": None}
+    assert data(etcd, "resume", name)["changed"] is False
+
+
+def test_pause_of_what_is_not_known(etcd: EtcdServer, name: str) -> None:
+    for verb in ("pause", "resume"):
+        done = ran(etcd, verb, name)
+        assert done.returncode == 78
+        assert "not known" in done.stderr
+    done = ran(etcd, "pause", name, "--reason", "x" * 300)
+    assert done.returncode == 64
+
+
+# ---------------------------------------------------------------- drain
+
+
+def test_drain(etcd: EtcdServer, name: str, start: Start) -> None:
+    """It says who still holds, and ends with 0 when nobody does."""
+    job = start(etcd, "run", name, "-l", "2", "--", "sh", "-c", "echo held; exec sleep 600")
+    job.expect("held")
+    draining = start(etcd, "drain", name, "--reason", "disks")
+    draining.expect(rf"draining {name}: 1 still hold, \S+:{job.pid} for \d+s", err=True)
+    assert data(etcd, "status", name)["paused"]["reason"] == "disks"
+    job.send(signal.SIGTERM)
+    assert draining.end() == 0
+    draining.expect(f"{name}: paused, and nobody holds; to go on: etcdsem resume {name}")
+    assert ran(etcd, "run", name, "-n", "true").returncode == 75
+    seen = data(etcd, "drain", name)
+    assert list(seen) == ["name", "drained", "holders", "paused"]
+    assert (seen["drained"], seen["holders"]) == (True, [])
+    assert ran(etcd, "resume", name).returncode == 0
+    assert ran(etcd, "run", name, "-n", "true").returncode == 0
+
+
+def test_drain_that_takes_too_long(etcd: EtcdServer, name: str, start: Start) -> None:
+    """75, it stays paused, and how to resume is said; the same when it is stopped by a signal."""
+    job = start(etcd, "run", name, "-l", "2", "--", "sh", "-c", "echo held; exec sleep 600")
+    job.expect("held")
+    for wait in ("0", "100ms"):
+        done = ran(etcd, "drain", name, "--wait", wait)
+        assert (done.returncode, done.stdout) == (75, "")
+        assert "1 still hold" in done.stderr
+        assert f"{name} stays paused; to go on: etcdsem resume {name}" in done.stderr
+    done = ran(etcd, "drain", name, "-w", "0", "--json")
+    assert done.returncode == 75
+    assert json.loads(done.stdout)["holders"][0]["pid"] == job.pid
+    ran(etcd, "resume", name)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        draining = start(etcd, "drain", name)
+        draining.expect("1 still hold", err=True)
+        draining.send(number)
+        assert draining.end() == 128 + number
+        draining.expect(f"stays paused; to go on: etcdsem resume {name}", err=True)
+        assert data(etcd, "resume", name)["changed"] is True
+    draining = start(etcd, "drain", name)
+    draining.expect("1 still hold", err=True)
+    ran(etcd, "resume", name)
+    assert draining.end() == 1
+    draining.expect("somebody has resumed it", err=True)
+    assert ran(etcd, "drain", name, "--wait", "soon").returncode == 64
+    assert ran(etcd, "drain", f"{name}-not").returncode == 78
+
+
+def test_drain_on_a_terminal(
+    etcd: EtcdServer, name: str, start: Start, console: Callable[..., Console]
+) -> None:
+    """One line that is drawn again, and is gone at the end."""
+    job = start(etcd, "run", name, "-l", "2", "--", "sh", "-c", "echo held; exec sleep 600")
+    job.expect("held")
+    screen = console(etcd, *ETCDSEM, "drain", name, size=(100, 24))
+    screen.expect(f"draining {name}: 1 still hold")
+    job.send(signal.SIGTERM)
+    assert screen.end() == 0
+    assert "nobody holds" in screen.seen

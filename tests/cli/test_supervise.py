@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
 
 Start = Callable[..., Cli]
+
+NOW = (sys.executable, "-c", "import time; print(time.monotonic())")
 
 TRAPS = (
     'for s in INT TERM HUP QUIT USR1 USR2; do trap "echo got $s" $s; done; '
@@ -300,3 +304,84 @@ def test_as_pid_1_it_reaps_orphans(etcd: EtcdServer, name: str, start: Start) ->
     inner = int(subprocess.check_output(["ps", "-o", "pid=", "--ppid", str(cli.pid)]))
     os.kill(inner, signal.SIGTERM)
     assert cli.end(10) == 128 + signal.SIGTERM
+
+
+# ---------------------------------------------------------------- --max-hold
+
+
+def test_max_hold_ends_the_command_and_the_next_one_starts(
+    etcd: EtcdServer, name: str, start: Start, tmp_path: Path
+) -> None:
+    """A note ahead; SIGTERM, and to the deaf SIGKILL, before the time is over; 70; and the slot
+    goes to the next one at once.
+    """
+    first = start(
+        etcd, "run", name, "-l", "1", "--max-hold", "4s", "--kill-after", "1s", "--",
+        *beating(tmp_path / "beat", "SIGTERM"),
+    )  # fmt: skip
+    first.expect("beating")
+    status = json.loads(ran(etcd, "status", name, "--json").stdout)
+    (holder,) = status["holders"]
+    assert holder["max_hold"] == 4
+    assert holder["ends_at"] > holder["acquired_at"]
+    shown = ran(etcd, "status", name).stdout
+    assert "ENDS" in shown
+    assert re.search(r" in [0-4]s ", shown)
+    second = start(etcd, "run", name, "--", *NOW)
+    first.expect(r"ends in .*, and the command is ended in .*: --max-hold is 4s", err=True)
+    first.expect("held for nearly its --max-hold of 4s; ending the command", err=True)
+    assert first.end() == 70
+    began = float(second.expect(r"([\d.]+)")[1])
+    assert last_beat(tmp_path / "beat") < began
+    assert second.end() == 0
+
+
+def test_max_hold_of_a_command_that_obeys(etcd: EtcdServer, name: str, start: Start) -> None:
+    """It has --kill-after to end; the exit code tells that its lease was over."""
+    cli = start(
+        etcd, "run", name, "-l", "1", "--max-hold", "2s", "--",
+        "sh", "-c", "trap 'echo obeyed; exit 0' TERM; echo up; while :; do sleep 0.05; done",
+    )  # fmt: skip
+    cli.expect("obeyed")
+    assert cli.end() == 70
+
+
+def test_max_hold_with_warn(etcd: EtcdServer, name: str, start: Start) -> None:
+    """The command goes on, without a lease, and the next one has it."""
+    cli = start(
+        etcd, "run", name, "-l", "1", "--max-hold", "1s", "--on-lost", "warn", "--",
+        "sh", "-c", "echo up; read line; exit 3",
+        stdin=subprocess.PIPE,
+    )  # fmt: skip
+    cli.expect("WARNING: .* was lost: held longer than its max_hold of 1s", err=True)
+    assert ran(etcd, "run", name, "-w", "10s", "true").returncode == 0
+    assert cli.process.stdin is not None
+    cli.process.stdin.write(b"on\n")
+    cli.process.stdin.flush()
+    assert cli.end() == 3
+
+
+def test_max_hold_ends_a_hold(etcd: EtcdServer, name: str, start: Start) -> None:
+    cli = start(etcd, "hold", name, "-l", "1", "--max-hold", "2s", "--notice", "500ms")
+    cli.expect("is held", err=True)
+    cli.expect("held for nearly its --max-hold of 2s", err=True)
+    assert cli.end() == 70
+    assert ran(etcd, "run", name, "-n", "true").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--max-hold", "0"),
+        ("--max-hold", "soon"),
+        ("--max-hold", "-1s"),
+        ("--max-hold", "3s", "--kill-after", "3s"),
+        ("--max-hold", "5s", "--kill-after", "4.8s"),
+        ("--max-hold", "300ms"),
+    ],
+)
+def test_a_max_hold_that_cannot_be(etcd: EtcdServer, name: str, given: tuple[str, ...]) -> None:
+    """There must be time to end the command; nonsense is a usage error."""
+    done = ran(etcd, "run", name, "-l", "1", *given, "--", "true")
+    assert done.returncode == 64
+    assert "--max-hold" in done.stderr

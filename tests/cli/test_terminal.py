@@ -61,13 +61,45 @@ def test_ctrl_c_while_waiting_leaves_the_line(
 
 
 def test_a_narrow_terminal(etcd: EtcdServer, name: str, console: Open, start: Start) -> None:
-    """The line is cut, so that it can be drawn again in its place."""
+    """The line fits, so that it can be drawn again in its place; the place in it is told."""
     holder = start(
         etcd, "run", name, "-l", "1", "--", "sh", "-c", "echo held; read x", stdin=subprocess.PIPE
     )
     holder.expect("held")
     shell = console(etcd, *ETCDSEM, "run", name, "--", "true", env={"COLUMNS": "40"})
-    assert len(shell.expect(r"\x1b\[K(etcdsem:[^\r\n]*)\r")[1]) == 39
+    shown = shell.expect(r"\x1b\[K(etcdsem:[^\r\n]*1 of 1[^\r\n]*s)\r")[1]
+    assert len(shown) <= 39
+
+
+def test_the_line_fits_where_stdout_goes_elsewhere(
+    etcd: EtcdServer, name: str, console: Open, start: Start
+) -> None:
+    """The terminal that counts is stderr's."""
+    start(etcd, "hold", name, "-l", "1").expect("is held", err=True)
+    line = f"{' '.join(ETCDSEM)} run {name} -- true >/dev/null"
+    shell = console(etcd, "sh", "-c", line, size=(30, 10))
+    assert len(shell.expect(r"\x1b\[K([^\r\n]*1 of 1[^\r\n]*s)\r")[1]) <= 29
+    shell.resize(120, 10)
+    shell.expect(rf"waiting for {name}: place 1 of 1 in line, 1 of 1 held, \d+s")
+
+
+@pytest.mark.parametrize("width", range(0, 130, 3))
+def test_the_line_at_any_width(width: int) -> None:
+    """What counts most goes last."""
+    from etcdsem.cli.waiting import Seen
+
+    seen = Seen("payments-api.production", "place 12 of 340 in line", "12 of 340", "5 of 5 held")
+    line = seen.fitting(width, "3m07s")
+    assert len(line) <= width
+    if width >= 16:
+        assert "12 of 340" in line
+        assert line.endswith("3m07s")
+    if width >= 30:
+        assert "paym" in line
+    if width >= 100:
+        assert line == f"etcdsem: {seen.whole}, 3m07s"
+    silent = Seen("payments-api.production", "etcd does not answer just now")
+    assert len(silent.fitting(width, "3m07s")) <= width
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 
 from etcdsem.core import decisions
 from etcdsem.core.commands import KeyValue
+from etcdsem.core.decisions import FEW
 from etcdsem.core.keys import Keys, Limit, Queued
 from etcdsem.core.transactions import MAX_DEPTH, Look, Mine
 
@@ -37,13 +38,18 @@ def look(
 @pytest.mark.parametrize("draw", [0.0, 0.5, 0.999])
 @pytest.mark.parametrize("room", [1, 3, 16, 100])
 def test_candidates(room: int, draw: float) -> None:
-    """Different slots below the limit, sixteen at most, all of them where there are few."""
-    slots = decisions.candidates(limit(room), 2, draw)
-    assert len(slots) == len(set(slots)) == min(room, MAX_DEPTH)
-    assert all(0 <= slot < room for slot in slots)
-    assert slots[0] == (2 if room > 2 else slots[0])
-    assert decisions.candidates(limit(None), None, draw) == []
-    assert decisions.candidates(limit(0), 0, draw) == []
+    """Different slots below the limit: few where that is likely enough, else sixteen at most,
+    all of them where there are few.
+    """
+    for favourite, few in ((2, True), (2, False), (None, True)):
+        slots = decisions.candidates(limit(room), favourite, draw, {1}, few=few)
+        known = favourite is not None and favourite < room
+        others = room - (room > 1)
+        assert len(slots) == len(set(slots)) == min(others, FEW if few else MAX_DEPTH)
+        assert all(0 <= slot < room and slot != 1 for slot in slots)
+        assert favourite == slots[0] or not known
+    assert decisions.candidates(limit(None), None, draw, (), few=True) == []
+    assert decisions.candidates(limit(0), 0, draw, (), few=True) == []
 
 
 @pytest.mark.parametrize(
@@ -54,7 +60,7 @@ def test_candidates(room: int, draw: float) -> None:
         (look(1, {1: 50}, (FIRST,)), decisions.Retire()),
         (look(2, {0: 40, 1: 50, 7: 45}, (FIRST,)), decisions.Retire()),
         (look(None, {1: 50}, (FIRST,)), decisions.Retire()),
-        (look(2, {1: 50}, (FIRST, SECOND)), decisions.Pass(limit(2), (FIRST, SECOND))),
+        (look(2, {1: 50}, (FIRST, SECOND)), decisions.Pass(limit(2), (FIRST, SECOND), 0, 100)),
         (look(2, {1: 50}), decisions.Clear(100)),
         (look(2, {1: 50}, complete=False), decisions.ReadAll()),
     ],
@@ -67,19 +73,40 @@ def test_how_to_give_back(seen: Look, step: object) -> None:
 @pytest.mark.parametrize(
     ("seen", "step"),
     [
-        (look(2, {0: 1}, (FIRST, SECOND)), decisions.Fill(1, FIRST, (SECOND,), False)),
+        (
+            look(2, {0: 1}, (FIRST, SECOND)),
+            decisions.Fill((((1,), FIRST),), (SECOND,), False, False),
+        ),
+        (
+            look(3, {0: 1}, (FIRST, SECOND)),
+            decisions.Fill((((1,), FIRST), ((2,), SECOND)), (), False, True),
+        ),
+        (
+            look(3, {0: 1}, (FIRST, SECOND), complete=False),
+            decisions.Fill((((1,), FIRST), ((2,), SECOND)), (), False, False),
+        ),
+        (
+            look(3, {5: 1}, (FIRST, SECOND)),
+            decisions.Fill((((0,), FIRST),), (SECOND,), True, False),
+        ),
         (look(2, {0: 1, 1: 2}, (FIRST,)), None),
         (look(2, {0: 1}), None),
         (look(2, {0: 1}, complete=False), decisions.ReadAll()),
         (look(0, {}, (FIRST,)), None),
         (look(None, {}, (FIRST,)), None),
         # Slots above a lowered limit: only the count can tell whether there is room.
-        (look(2, {5: 1}, (FIRST,)), decisions.Fill(0, FIRST, (), True)),
+        (look(2, {5: 1}, (FIRST,)), decisions.Fill((((0,), FIRST),), (), True, True)),
         (look(2, {5: 1, 6: 2}, (FIRST,)), None),
         (look(2, {0: 1, 6: 2}, (FIRST,)), None),
         # Junk that sorts above the limit is no grant; junk in a slot's place is not free.
-        (look(2, {}, (FIRST,), junk=(b"7", b"9")), decisions.Fill(0, FIRST, (), True)),
-        (look(2, {}, (FIRST,), junk=(b"00000",)), decisions.Fill(1, FIRST, (), False)),
+        (
+            look(2, {}, (FIRST,), junk=(b"7", b"9")),
+            decisions.Fill((((0,), FIRST),), (), True, True),
+        ),
+        (
+            look(2, {}, (FIRST,), junk=(b"00000",)),
+            decisions.Fill((((1,), FIRST),), (), False, True),
+        ),
     ],
 )
 def test_what_to_fill(seen: Look, step: object) -> None:
@@ -90,3 +117,29 @@ def test_what_to_fill(seen: Look, step: object) -> None:
 def test_free_slots_are_few() -> None:
     """Sixteen at most, also where thousands are free."""
     assert decisions.free_slots(KEYS, look(9999, {0: 1, 2: 1})) == [1, *range(3, 18)]
+
+
+def test_a_crowd_spreads_out() -> None:
+    """Few clients look at once; of many, the more there are, the wider they spread, up to a bound;
+    the first of them comes as early as if they were few.
+    """
+    queue = tuple(
+        Queued(f"host.{n % 10}.x/{n:016x}".encode(), n, 60 + n, b"") for n in range(1, 21)
+    )
+    assert decisions.clients_in_line(look(1, {})) == 0
+    assert decisions.clients_in_line(look(1, {}, queue)) == 10
+    behind = look(1, {}, queue, complete=False)._replace(waiting=200)
+    assert decisions.clients_in_line(behind) == 100
+    assert decisions.healing_window(0) == decisions.healing_window(1) == decisions.HEAL_DELAY
+    for clients in (10, 100, 400):
+        expected_first = decisions.healing_window(clients) / clients
+        assert expected_first <= decisions.HEAL_DELAY / 2
+    assert decisions.healing_window(100) == pytest.approx(0.5)
+    assert decisions.healing_window(100_000) == decisions.LONGEST_HEAL_DELAY
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.5, 0.999])
+@pytest.mark.parametrize("room", [0, 1, 2, 7, 64])
+def test_spread_gives_each_slot_once(room: int, draw: float) -> None:
+    """In random strides, and none where there is no room (several threads at a limit of 0)."""
+    assert sorted(decisions.spread(room, draw)) == list(range(room))

@@ -20,8 +20,11 @@ from etcdsem.core.keys import (
     read_waiters,
     record,
     slot_number,
+    stated,
     write_letter,
+    write_list,
 )
+from etcdsem.model import Rate
 
 ME = "host.12.abcd"
 KEYS = Keys("/etcdsem", "x", ME)
@@ -59,6 +62,39 @@ def test_limits(text: bytes, number: int | None) -> None:
     assert read_limit(kv(KEYS.max_leases, text)).number == number
 
 
+@pytest.mark.parametrize(
+    ("text", "number", "room", "rate"),
+    [
+        (b"5 paused", 5, 0, None),
+        (b"5 paused by alice@ops since 2026-11-25, for a move", 5, 0, None),
+        (b"100/1m", 100, 100, Rate(100, 60.0, 1)),
+        (b"10000/1m/50", 200, 200, Rate(10000, 60.0, 50)),
+        (b"7/1.5", 7, 7, Rate(7, 1.5, 1)),
+        (b"100/250ms paused", 100, 0, Rate(100, 0.25, 1)),
+        (b"5 pausedly", None, 0, None),
+        (b"5 halted", None, 0, None),
+        (b"paused", None, 0, None),
+        (b"5/", None, 0, None),
+        (b"5/0s", None, 0, None),
+        (b"5/-1s", None, 0, None),
+        (b"5/inf", None, 0, None),
+        (b"5/1m/0", None, 0, None),
+        (b"5/1m/x", None, 0, None),
+        (b"5/1m/1/1", None, 0, None),
+        (b"5/1\xffm", None, 0, None),
+        (b"999999/1m", None, 0, None),
+        (b"999999/1m/100", 9999, 9999, Rate(999999, 60.0, 100)),
+    ],
+)
+def test_paused_limits_and_rates(
+    text: bytes, number: int | None, room: int, rate: Rate | None
+) -> None:
+    """A pause keeps the number; a rate has as many slots as blocks; the rest is no limit."""
+    limit = read_limit(kv(KEYS.max_leases, text))
+    assert (limit.number, limit.room, limit.rate) == (number, room, rate)
+    assert limit.paused == (number is not None and b" paused" in text)
+
+
 def test_registered_means_never_written_again() -> None:
     """A limit is as registered while its create and mod revisions are equal."""
     assert read_limit(KeyValue(KEYS.max_leases, b"1", 4, 4)).registered
@@ -73,7 +109,8 @@ def test_client_ids_are_safe_in_keys() -> None:
     assert host.isascii()
     assert len(host) == 63
     who = f"{made}/{1:016x}".encode()
-    assert read_letter(write_letter(0, [Queued(who, 1, 2, b"")])) is not None
+    letter = write_letter((0,), write_list([Queued(who, 1, 2, b"")]))
+    assert read_letter(letter) is not None
 
 
 def test_records_say_who() -> None:
@@ -105,13 +142,16 @@ def test_a_letter_carries_the_line() -> None:
     value = record(ME, identity.extras, 1, "since", 0.0)
     queue = read_queue(KEYS, [waiter(1, 3, value), waiter(2, 4)])
     assert queue[0].extras == identity.extras
-    assert read_letter(write_letter(7, queue)) == (7, queue)
+    letter = write_letter((7,), write_list(queue))
+    assert read_letter(letter) == read_letter(letter, 3) == ((7,), queue)
+    assert read_letter(letter, 4) == ((7,), ())  # known already
+    assert read_letter(write_letter((3, 0, 99998), write_list(queue))) == ((3, 0, 99998), queue)
 
 
 def test_a_long_letter_is_cut() -> None:
     """A list of large records is cut at 4 KiB, and what is left is the line's head."""
     queue = [Queued(f"{ME}/{n:016x}".encode(), n, n, b"x" * 1000) for n in range(1, 40)]
-    letter = write_letter(0, queue)
+    letter = write_letter((0,), write_list(queue))
     assert len(letter) < MAX_LETTER + 1200
     read = read_letter(letter)
     assert read is not None
@@ -148,3 +188,17 @@ def test_waiters_that_cannot_be_are_named() -> None:
 def test_slots_have_five_digits(rest: bytes, slot: int | None) -> None:
     """Anything else is no slot."""
     assert slot_number(KEYS, KEYS.leases + rest) == slot
+
+
+def test_a_limit_that_a_program_carries_is_said_where_it_differs() -> None:
+    """In the record, on the way through the queue, and only then."""
+    five = read_limit(kv(KEYS.max_leases, b"5"))
+    plain = Identity.of(ME, None, {})
+    assert plain.carrying(5, five) is plain.carrying(None, five) is plain
+    other = Identity.of(ME, "me", {"a": "b"}).carrying(3, five)
+    written = record(other.client, other.extras, 7, "since", 0.0)
+    assert stated(kv(b"k", written)).carried == 3
+    (queued,) = read_queue(KEYS, [waiter(7, 5, written)])
+    granted = record(queued.client, queued.extras, 7, "acquired", 0.0)
+    assert stated(kv(b"k", granted)).carried == 3
+    assert json.loads(granted)["owner"] == "me"

@@ -211,3 +211,48 @@ def test_settling_ends_when_the_ttl_has_passed(clock: Clock) -> None:
     began = clock.time
     assert drive(settle(clock, 5, 30.0), clock, [OutcomeUnknown()]) > 5
     assert 30 <= clock.time - began < 40
+
+
+# ---------------------------------------------------------------- max_hold
+
+
+def test_a_bound_ends_it_however_often_it_is_renewed(keeper: Keeper, clock: Clock) -> None:
+    """The deadline is never later than the bound, and the reason says why."""
+    lease, told = held(keeper, clock)
+    lease.bind(clock.time, 40.0)
+    clock.time += 25.0
+    keeper.beat(clock.time)
+    keeper.renewed(5, 30.0)
+    assert lease.deadline == lease.bound == 1040.0
+    clock.time = 1039.9
+    assert lease.valid(clock.time)
+    assert keeper.beat(clock.time) == 1040.0
+    clock.time = 1040.0
+    assert not lease.valid(clock.time)
+    keeper.beat(clock.time)
+    assert told == ["held longer than its max_hold of 40s"]
+    assert clock.spawned[-1] == "settle"
+
+
+def test_a_bound_beyond_the_lease_changes_nothing(keeper: Keeper, clock: Clock) -> None:
+    """A lease that is not refreshed ends by its TTL, and says so."""
+    lease, told = held(keeper, clock)
+    lease.bind(clock.time, 3600.0)
+    clock.time += 30.0
+    keeper.beat(clock.time)
+    assert len(told) == 1
+    assert "no renewal was answered" in told[0]
+
+
+def test_a_pooled_lease_has_no_bound(keeper: Keeper, clock: Clock) -> None:
+    """The bound belongs to the grant: the next user of the etcd lease has its own, or none."""
+    lease, told = held(keeper, clock)
+    lease.bind(clock.time, 10.0)
+    clock.time += 5.0
+    keeper.give_back(lease)
+    assert keeper.take_spare(30) is lease
+    lease.on_lost = told.append
+    clock.time += 15.0
+    assert lease.valid(clock.time)
+    keeper.beat(clock.time)
+    assert told == []

@@ -30,7 +30,7 @@ class Table:
     def __init__(self, etcd: EtcdServer, name: str, limit: int) -> None:
         self.connection = Connection(read_settings(etcd.endpoint))
         self.keys = Keys("/etcdsem", name, CLIENT)
-        reply = self.do(tx.register(self.keys, limit))
+        reply = self.do(tx.register(self.keys, b"%d" % limit))
         self.limit = Limit(limit, reply.revision, registered=True, text=str(limit))
 
     def do(self, txn: Txn) -> TxnReply:
@@ -82,7 +82,7 @@ class Table:
         """The slots and their leases."""
         return {int(kv.key[-5:]): kv.lease for kv in self.look().slots}
 
-    def letter(self, waiter: Queued) -> tuple[int, tuple[Queued, ...]] | None:
+    def letter(self, waiter: Queued) -> tuple[tuple[int, ...], tuple[Queued, ...]] | None:
         """The letter for a waiter."""
         reply = self.do(Txn((), (Range(self.keys.letter(waiter.who)),))).replies[0]
         assert isinstance(reply, RangeReply)
@@ -90,7 +90,8 @@ class Table:
 
     def resize(self, number: int) -> None:
         """RESIZE, which this client learns of."""
-        reply = self.do(tx.resize(self.keys, number))
+        reply = self.do(tx.change_limit(self.keys, self.limit.revision, b"%d" % number))
+        assert reply.succeeded
         self.limit = Limit(number, reply.revision, registered=False, text=str(number))
 
 
@@ -189,11 +190,11 @@ def test_pass_and_its_echo(table: Table) -> None:
     first, second = table.wait(), table.wait()
     passing = tx.pass_on(table.keys, mine, table.limit, (first, second), 2, 0.0)
     reply = table.do(passing)
-    assert tx.read_pass(table.keys, reply, 2) is None
+    assert tx.read_pass(table.keys, reply, (first, second)) == first
     assert table.holders()[mine.slot] == first.lease
-    assert table.letter(first) == (mine.slot, (second,))
+    assert table.letter(first) == ((mine.slot,), (second,))
     assert table.look().queue == (second,)
-    assert tx.read_pass(table.keys, table.do(passing), 2) is not None
+    assert isinstance(tx.read_pass(table.keys, table.do(passing), (first, second)), tx.Look)
     assert table.holders()[mine.slot] == first.lease
     assert table.look().queue == (second,)
 
@@ -204,7 +205,7 @@ def test_pass_skips_who_has_gone(table: Table) -> None:
     gone, stays = table.wait(), table.wait()
     table.connection.revoke(gone.lease, 5)
     reply = table.do(tx.pass_on(table.keys, mine, table.limit, (gone, stays), 2, 0.0))
-    assert tx.read_pass(table.keys, reply, 2) is None
+    assert tx.read_pass(table.keys, reply, (gone, stays)) == stays
     assert table.holders()[mine.slot] == stays.lease
 
 
@@ -215,7 +216,7 @@ def test_pass_does_not_serve_one_who_came_back_in_its_former_place(table: Table)
     assert tx.read_leave(table.do(tx.leave(table.keys, first.who, first.created)))[0]
     table.do(table.joining(first.lease))
     reply = table.do(tx.pass_on(table.keys, mine, table.limit, (first, second), 2, 0.0))
-    assert tx.read_pass(table.keys, reply, 2) is None
+    assert tx.read_pass(table.keys, reply, (first, second)) == second
     assert table.holders()[mine.slot] == second.lease
 
 
@@ -225,8 +226,8 @@ def test_pass_to_nobody_brings_the_line(table: Table) -> None:
     gone, there = table.wait(), table.wait()
     table.connection.revoke(gone.lease, 5)
     reply = table.do(tx.pass_on(table.keys, mine, table.limit, (gone,), 1, 0.0))
-    seen = tx.read_pass(table.keys, reply, 1)
-    assert seen is not None
+    seen = tx.read_pass(table.keys, reply, (gone,))
+    assert isinstance(seen, tx.Look)
     assert seen.queue == (there,)
 
 
@@ -238,7 +239,7 @@ def test_pass_with_an_old_limit_passes_nothing(table: Table, number: int) -> Non
     old = table.limit
     table.resize(number)
     reply = table.do(tx.pass_on(table.keys, mine, old, (waiter,), 1, 0.0))
-    assert tx.read_pass(table.keys, reply, 1) is not None
+    assert isinstance(tx.read_pass(table.keys, reply, (waiter,)), tx.Look)
     assert table.look().queue == (waiter,)
 
 
@@ -262,17 +263,45 @@ def test_fill_and_its_guards(table: Table) -> None:
     waiter, behind = table.wait(), table.wait()
     table.do(tx.retire(table.keys, mine))
     seen = table.look()
-    filling = tx.fill(table.keys, seen, mine.slot, waiter, (behind,), 0.0, surplus=False)
-    taken = tx.fill(table.keys, seen, other.slot, waiter, (), 0.0, surplus=False)
+    filling = tx.fill(
+        table.keys, seen, [((mine.slot,), waiter)], (behind,), 0.0, surplus=False, last=False
+    )
+    taken = tx.fill(table.keys, seen, [((other.slot,), waiter)], (), 0.0, surplus=False, last=False)
     assert not table.do(taken).succeeded
     stale = waiter._replace(created=waiter.created - 1)
     assert not table.do(
-        tx.fill(table.keys, seen, mine.slot, stale, (), 0.0, surplus=False)
+        tx.fill(table.keys, seen, [((mine.slot,), stale)], (), 0.0, surplus=False, last=False)
     ).succeeded
     assert table.do(filling).succeeded
-    assert table.letter(waiter) == (mine.slot, (behind,))
+    assert table.letter(waiter) == ((mine.slot,), (behind,))
     assert not table.do(filling).succeeded
     assert table.look().queue == (behind,)
+
+
+def test_fill_several_at_once(table: Table) -> None:
+    """All of them or nobody; and the mark goes with the last in line, if nobody has come since."""
+    mine, other = table.hold(), table.hold()
+    first, second = table.wait(), table.wait()
+    for one in (mine, other):
+        table.do(tx.retire(table.keys, one))
+    seen = table.look()
+    pairs = [((mine.slot,), first), ((other.slot,), second)]
+    filling = tx.fill(table.keys, seen, pairs, (), 0.0, surplus=False, last=True)
+    wrong = [pairs[0], ((other.slot,), second._replace(created=second.created - 1))]
+    spoilt = tx.fill(table.keys, seen, wrong, (), 0.0, surplus=False, last=True)
+    assert not table.do(spoilt).succeeded
+    assert table.holders() == {}
+    third = table.wait()
+    assert table.do(filling).succeeded
+    assert table.holders() == {mine.slot: first.lease, other.slot: second.lease}
+    seen = table.look()
+    assert seen.queue == (third,)
+    assert seen.contended, "somebody has come since"
+    table.do(Txn((), (Delete(table.keys.slot(mine.slot)),)))
+    seen = table.look()
+    last = tx.fill(table.keys, seen, [((mine.slot,), third)], (), 0.0, surplus=False, last=True)
+    assert table.do(last).succeeded
+    assert not table.look().contended
 
 
 def test_fill_by_count_only_if_none_was_created_since(table: Table) -> None:
@@ -288,10 +317,10 @@ def test_fill_by_count_only_if_none_was_created_since(table: Table) -> None:
     assert (len(seen.slots), mine.slot) == (2, 4)
     lease = table.lease()
     table.do(Txn((), (Put(table.keys.slot(2), b"{}", lease),)))
-    stale = tx.fill(table.keys, seen, 0, waiter, (), 0.0, surplus=True)
+    stale = tx.fill(table.keys, seen, [((0,), waiter)], (), 0.0, surplus=True, last=False)
     assert not table.do(stale).succeeded, "three are held now: none may be granted"
     table.do(Txn((), (Delete(table.keys.slot(2)),)))
-    again = tx.fill(table.keys, table.look(), 0, waiter, (), 0.0, surplus=True)
+    again = tx.fill(table.keys, table.look(), [((0,), waiter)], (), 0.0, surplus=True, last=False)
     assert table.do(again).succeeded
 
 
@@ -305,7 +334,7 @@ def test_leave_both_ways(table: Table) -> None:
     left, letter, _ = tx.read_leave(table.do(tx.leave(table.keys, stays.who, stays.created)))
     assert not left
     assert letter is not None
-    assert read_letter(letter.value) == (mine.slot, ())
+    assert read_letter(letter.value) == ((mine.slot,), ())
 
 
 def test_evict_exactly_one(table: Table) -> None:
@@ -314,8 +343,8 @@ def test_evict_exactly_one(table: Table) -> None:
     table.do(tx.drop(table.keys, mine))
     other = table.hold()
     assert other.slot == mine.slot
-    assert not table.do(tx.evict_slot(table.keys, mine.slot, mine.token, None)).succeeded
-    assert table.do(tx.evict_slot(table.keys, mine.slot, other.token, None)).succeeded
+    assert not table.do(tx.evict_slot(table.keys, (mine.slot,), mine.token, None)).succeeded
+    assert table.do(tx.evict_slot(table.keys, (mine.slot,), other.token, None)).succeeded
 
 
 def test_close_spares_what_is_in_use(table: Table) -> None:

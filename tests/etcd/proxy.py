@@ -17,11 +17,11 @@ class Proxy:
     later) or "drop" (throw away).
     """
 
-    def __init__(self, target: str) -> None:
-        host, _, port = target.rpartition(":")
-        self._target = (host, int(port))
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
+    def __init__(self, target: str, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        target_host, _, target_port = target.rpartition(":")
+        self._target = (target_host, int(target_port))
+        self._listener = socket.create_server((host, port))
+        self.endpoint = f"{host}:{self._listener.getsockname()[1]}"
         self.up = "pass"
         self.down = "pass"
         self.passed_up = threading.Event()  # something has gone to the server

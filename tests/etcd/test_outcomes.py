@@ -30,6 +30,7 @@ CASES = [
     ("PERMISSION_DENIED", "etcdserver: permission denied", commands.AccessDenied),
     ("UNAUTHENTICATED", "etcdserver: invalid auth token", commands.NotApplied),
     ("INVALID_ARGUMENT", "etcdserver: revision of auth store is old", commands.NotApplied),
+    ("UNKNOWN", "auth: revision in header is old", commands.NotApplied),
     ("INVALID_ARGUMENT", "etcdserver: authentication failed, invalid user", commands.AccessDenied),
     ("DATA_LOSS", "etcdserver: corrupt cluster", commands.Corrupt),
     ("UNKNOWN", "raft proposal dropped", commands.OutcomeUnknown),

@@ -10,6 +10,7 @@ import pytest
 
 from etcdsem.errors import InvalidSetting
 from etcdsem.etcd.settings import parse_endpoints, read_settings
+from etcdsem.model import read_labels
 
 
 @pytest.mark.parametrize(
@@ -120,3 +121,16 @@ def test_files_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         read_settings(key=str(tmp_path / "key.pem"))
     with pytest.raises(InvalidSetting, match="no path"):
         read_settings(cacert="\0")
+
+
+def test_labels_come_from_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever starts a program tells where it runs; what the program says wins."""
+    assert read_labels(None) == {}
+    monkeypatch.setenv("ETCDSEM_LABELS", "pod=web-1, node=n=1,,job=,")
+    assert read_labels(None) == {"pod": "web-1", "node": "n=1", "job": ""}
+    assert read_labels({"pod": "mine", "a": "b"})["pod"] == "mine"
+    assert read_labels({"a": "b"})["node"] == "n=1"
+    for wrong in ("pod", "a b=c", ",".join(f"k{n}=v" for n in range(17))):
+        monkeypatch.setenv("ETCDSEM_LABELS", wrong)
+        with pytest.raises(InvalidSetting):
+            read_labels(None)

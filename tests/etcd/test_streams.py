@@ -14,6 +14,7 @@ from etcdsem.etcd.connection import Connection
 from etcdsem.etcd.keepalive import KeepaliveStream
 from etcdsem.etcd.settings import read_settings
 from etcdsem.etcd.watching import WatchStream
+from tests.etcd.loops import AioLine
 from tests.etcd.proxy import Proxy
 from tests.test_semaphore import eventually
 
@@ -81,10 +82,10 @@ def proxy(fresh_etcd: EtcdServer) -> Iterator[Proxy]:
         yield one
 
 
-@pytest.fixture
-def line(proxy: Proxy) -> Iterator[Line]:
-    """Streams through the proxy."""
-    one = Line(proxy.endpoint)
+@pytest.fixture(params=[Line, AioLine], ids=["threads", "asyncio"])
+def line(proxy: Proxy, request: pytest.FixtureRequest) -> Iterator[Line]:
+    """Streams through the proxy: those of threads, and those of an event loop."""
+    one = request.param(proxy.endpoint)
     yield one
     one.close()
 

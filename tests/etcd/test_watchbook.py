@@ -92,15 +92,37 @@ def test_a_gap_is_told_after_the_new_watch_is_up() -> None:
 
 
 def test_a_refusal_without_an_id_is_matched_in_order() -> None:
-    """Older releases refuse with the id -1: it is the oldest that is pending."""
+    """Older releases refuse with the id -1: it is the oldest that is pending. The first refusal
+    may be due to a token that has run out, so it counts only after a new login.
+    """
     one, two, book = Ear(), Ear(), WatchBook()
     book.add(entry(one))
     second = book.add(entry(two)).create_request.watch_id
     reason = "rpc error: permission denied"
     tell(book, response(-1, 0, created=True, canceled=True, cancel_reason=reason))
     tell(book, response(second, 3, created=True))
-    assert one.heard == [("refused", AccessDenied)]
+    assert book.needs_login
+    assert one.heard == []
     assert two.heard == [("created", 3)]
+    _, second = (request.create_request.watch_id for request in book.reopened())
+    assert not book.needs_login
+    tell(book, response(-1, 0, created=True, canceled=True, cancel_reason=reason))
+    tell(book, response(second, 4, created=True))
+    assert not book.needs_login
+    assert one.heard == [("refused", AccessDenied)]
+    assert two.heard == [("created", 3)], "created is told once"
+    assert len(book.reopened()) == 1
+
+
+def test_without_a_login_all_watches_are_refused() -> None:
+    """A password that is no good any more: nobody waits for what can't come."""
+    one, two, book = Ear(), Ear(), WatchBook()
+    book.add(entry(one))
+    book.add(entry(two))
+    for told in book.refuse_all(AccessDenied("the login failed")):
+        told()
+    assert one.heard == two.heard == [("refused", AccessDenied)]
+    assert book.reopened() == []
 
 
 def test_a_stale_token_opens_the_stream_again() -> None:

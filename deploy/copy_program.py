@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""etcdsem-copy DIR: put etcdsem, its Python and all that they need into a folder, ready to run in
+any other image, also one without Python, C library or shell.
+
+    /etcdsem/ld.so --library-path /etcdsem/lib /etcdsem/bin/python3 -I -m etcdsem run ...
+    /etcdsem/etcdsem run ...         the same, where the image has a /bin/sh
+
+1. An init container runs it, on a volume that the main container mounts too. DIR may have any
+   name, and another one in the other container.
+2. The dynamic loader and the C library come along and are named explicitly, so nothing of the
+   other image is loaded, and nothing of ours is seen by the command that `etcdsem run` starts:
+   no variable is set, least of all LD_LIBRARY_PATH.
+3. What is there already is overwritten, for an init container that is run again.
+
+``etcdsem-copy --warm`` compiles, at the image's build, the modules that will be used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
+
+LEFT_OUT = (
+    *("test", "tests", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "distutils"),
+    *("site-packages", "dist-packages", "config-*", "_tkinter*", "turtle.py", "pydoc_data"),
+)
+"""Parts of the standard library that no job needs."""
+
+USED = (
+    *("etcdsem", "etcdsem.aio", "etcdsem.cli.main", "etcdsem.cli.run", "etcdsem.cli.hold"),
+    *("etcdsem.cli.operate", "etcdsem.etcd.rpc", "grpc", "grpc.aio", "google.protobuf"),
+    *("rich.console", "rich.table", "ctypes", "encodings.idna", "http.server"),
+    "prometheus_client",  # an extra: may be missing
+)
+
+LAUNCHER = """#!/bin/sh
+here="${0%/*}"
+exec "$here/ld.so" --library-path "$here/lib" "$here/bin/python3" -I -m etcdsem "$@"
+"""
+
+
+def main() -> int:
+    """Do what the arguments say."""
+    if sys.argv[1:] == ["--warm"]:
+        for module in USED:
+            with contextlib.suppress(ModuleNotFoundError):
+                __import__(module)
+        return 0
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        print("usage: etcdsem-copy DIR", file=sys.stderr)
+        return 64
+    try:
+        size = copy_to(Path(sys.argv[1]))
+    except OSError as error:
+        print(f"etcdsem-copy: {error}", file=sys.stderr)
+        return 1
+    print(f"etcdsem-copy: {size / 1e6:.0f} MB in {sys.argv[1]}")
+    return 0
+
+
+def copy_to(target: Path) -> int:
+    """Copy all; gives the size in bytes."""
+    library = target / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    _copy_tree(Path(sysconfig.get_path("stdlib")), library, LEFT_OUT)
+    _copy_tree(Path(sysconfig.get_path("platlib")), library / "site-packages", ("pip", "pip-*"))
+    python = target / "bin" / "python3"
+    _copy_file(Path(sys.executable).resolve(), python)
+    loader = _loader()
+    _copy_file(loader, target / "ld.so")
+    for needed in _needed(loader, [python.resolve(), *library.rglob("*.so*")]):
+        _copy_file(needed, target / "lib" / needed.name)
+    launcher = target / "etcdsem"
+    launcher.write_text(LAUNCHER)
+    launcher.chmod(0o755)
+    return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+
+
+def _copy_tree(source: Path, target: Path, left_out: Iterable[str]) -> None:
+    ignore = shutil.ignore_patterns(*left_out)
+    shutil.copytree(source, target, ignore=ignore, dirs_exist_ok=True, copy_function=_copy_file)
+
+
+def _copy_file(source: str | Path, target: str | Path) -> None:
+    """The content (of what a link leads to), the mode, and the time, which .pyc files go by."""
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    Path(target).unlink(missing_ok=True)
+    shutil.copyfile(source, target)
+    shutil.copystat(source, target)
+
+
+def _loader() -> Path:
+    """The dynamic loader that runs this process."""
+    found = re.search(r"(/\S*/ld-(?:linux|musl)\S*)$", Path("/proc/self/maps").read_text(), re.M)
+    if found is None:
+        raise OSError("no dynamic loader is mapped: this Python is linked statically, or no Linux")
+    return Path(found[1])
+
+
+def _needed(loader: Path, programs: Iterable[Path]) -> set[Path]:
+    """The shared libraries that they load, by the loader's own account."""
+    found: dict[str, Path] = {}
+    environment = {key: value for key, value in os.environ.items() if key != "LD_LIBRARY_PATH"}
+    environment["LD_LIBRARY_PATH"] = str(Path(sys.base_prefix) / "lib")
+    for program in programs:
+        listed = subprocess.run(
+            [str(loader), "--list", str(program)],
+            capture_output=True, text=True, check=False, env=environment,
+        ).stdout  # fmt: skip
+        for name, path in re.findall(r"^\s*(\S+) => (/\S+)", listed, re.M):
+            found.setdefault(name, Path(path))
+    return {path for name, path in found.items() if not name.startswith("/")}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

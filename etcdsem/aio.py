@@ -1,0 +1,1173 @@
+"""The asyncio library: `Client`, `Semaphore`, `Lease`, with the names and signatures of the
+blocking one.
+
+1. A client belongs to the event loop that first used it, and says so when used from another. All
+   it does happens in that loop's thread, so each step of a procedure, and each callback of a
+   watch, is atomic. Thousands of tasks share its one watch stream and its one keepalive stream.
+2. A cancelled task leaves nothing behind: what its procedure does to clean up is performed
+   before the cancellation comes out, also if it is cancelled again meanwhile. A lease that was
+   granted is listed in `Semaphore.leases` before anything else can happen.
+3. When the loop ends (`asyncio.run` cancels all tasks, ours too), what is held is given back
+   within 2 seconds; a loop that just stops leaves its leases to their TTL.
+4. A loop that was blocked for longer than a lease lasts finds it lost: a lease is judged by the
+   clock, and never renewed after its deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import logging
+import os
+import sys
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, Protocol, Self, TypeVar, cast
+
+from etcdsem import model, several
+from etcdsem.core import inspection, procedures
+from etcdsem.core.commands import (
+    Command,
+    Failure,
+    GrantLease,
+    LeasesTimeToLive,
+    Listener,
+    Mailbox,
+    Procedure,
+    RevokeLease,
+    Transact,
+    Txn,
+    TxnReply,
+    Wait,
+    Watch,
+)
+from etcdsem.core.outward import public_error
+from etcdsem.core.station import Grant, Session, Station
+from etcdsem.errors import EtcdSemError, WrongEventLoop
+from etcdsem.model import (
+    Duration,
+    Holder,
+    Junk,
+    Later,
+    Overview,
+    Status,
+    Waiter,
+    timeout_seconds,
+)
+from etcdsem.pacing import BaseRateLimit
+from etcdsem.shell import (
+    EXIT_GRACE,
+    LONGEST_NAP,
+    BaseClient,
+    BaseEngine,
+    BaseLease,
+    BaseSemaphore,
+    Renewals,
+    Watches,
+    boot_time,
+    closed_generator,
+    connect_settings,
+    read_wants,
+    resuming,
+)
+
+if TYPE_CHECKING:
+    from etcdsem.etcd.aio_connection import AioConnection
+    from etcdsem.etcd.settings import ConnectionSettings
+
+log = logging.getLogger("etcdsem")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+# ---------------------------------------------------------------- what an engine stands on
+
+
+class Calls(Protocol):
+    """Requests to etcd; each raises a Failure. A cancelled one may have been applied."""
+
+    async def transact(self, txn: Txn, timeout: float) -> TxnReply: ...
+    async def grant(self, lease_id: int, ttl: int, timeout: float) -> float: ...
+    async def revoke(self, lease_id: int, timeout: float) -> None: ...
+    async def times_to_live(
+        self, lease_ids: Sequence[int], timeout: float
+    ) -> tuple[float | None, ...]: ...
+    async def close(self) -> None: ...
+
+
+class Clock(Protocol):
+    """Time, and waiting for it."""
+
+    def now(self) -> float: ...
+    def wall(self) -> float: ...
+    def mailbox(self) -> Mailbox: ...
+    async def wait(self, box: Mailbox, until: float) -> object:
+        """The next note; None when `until` comes first."""
+
+
+class Line(NamedTuple):
+    """All that an engine needs from outside: etcd over gRPC, or one in memory."""
+
+    calls: Calls
+    watches: Watches
+    renewals: Renewals
+    clock: Clock
+
+
+class Start(Protocol):
+    """Starts a task that belongs to the engine."""
+
+    def __call__(self, work: Coroutine[Any, Any, None], name: str, /) -> object: ...
+
+
+Dial = Callable[[Start, Callable[[int, float], None]], Line]
+"""Opens a line; gets how to start tasks, and whom to tell (lease id, TTL) of a renewal."""
+
+
+class Box:
+    """A mailbox; one task at a time waits for it."""
+
+    __slots__ = ("_arrived", "_notes")
+
+    def __init__(self) -> None:
+        self._notes: list[Any] = []  # a note or two; a deque would be 600 bytes from the start
+        self._arrived: asyncio.Future[None] | None = None
+
+    def put(self, note: Any, /) -> None:
+        self._notes.append(note)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
+
+    async def next(self, now: Callable[[], float], until: float) -> object:
+        """The next note; None when `until` comes first."""
+        loop = asyncio.get_running_loop()
+        while not self._notes:
+            left = until - now()
+            if left <= 0:
+                return None
+            self._arrived = loop.create_future()
+            timer = None
+            if left < float("inf"):
+                timer = loop.call_later(min(left, LONGEST_NAP), self._wake)
+            try:
+                await self._arrived
+            finally:
+                self._arrived = None
+                if timer is not None:
+                    timer.cancel()
+        return self._notes.pop(0)
+
+
+class RealClock:
+    """The machine's clocks."""
+
+    now = staticmethod(boot_time)
+
+    wall = staticmethod(time.time)
+
+    def mailbox(self) -> Mailbox:
+        return Box()
+
+    async def wait(self, box: Mailbox, until: float) -> object:
+        if not isinstance(box, Box):
+            raise AssertionError("a mailbox of another driver")
+        return await box.next(boot_time, until)
+
+
+class _Engine(BaseEngine):
+    """One line to etcd with the core's state behind it: the driver of its procedures."""
+
+    def __init__(self, dial: Dial) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._driving = 0  # procedures that are under way
+        self._at_rest: asyncio.Future[None] | None = None  # told when there is none any more
+        self._over = False  # nothing is performed any more
+        self._end = asyncio.Event()  # set, or the minder cancelled: it is time to close
+        self._grace = EXIT_GRACE
+        line = dial(self.start, self._renewed)
+        self._calls = line.calls
+        self._watches = line.watches
+        self._renewals = line.renewals
+        self._clock = line.clock
+        self.now = line.clock.now  # type: ignore[method-assign]  # asked a dozen times a cycle
+        super().__init__()
+        self._minder = self.start(self._mind(), "minder")
+
+    def _renewed(self, lease_id: int, ttl: float) -> None:
+        self.session.keeper.renewed(lease_id, ttl)
+
+    @property
+    def connection(self) -> AioConnection:
+        """The gRPC connection, for what is no part of the core: counters."""
+        return cast("AioConnection", self._calls)
+
+    @property
+    def here(self) -> bool:
+        return self.pid == os.getpid() and not self.loop.is_closed()
+
+    # -- Env
+
+    def now(self) -> float:
+        return self._clock.now()
+
+    def wall(self) -> float:
+        return self._clock.wall()
+
+    def mailbox(self) -> Mailbox:
+        return self._clock.mailbox()
+
+    def spawn(self, procedure: Procedure[None], name: str) -> None:
+        task = self.start(self.run(procedure, beside=True), name)
+        if task is not None:
+            self._driving += 1
+            task.add_done_callback(self._driven)
+
+    def call(self, function: Callable[[], object], name: str) -> None:
+        self.start(_called(function), name)
+
+    def watch(
+        self,
+        listener: Listener,
+        key: bytes,
+        end: bytes = b"",
+        *,
+        start: int = 0,
+        only: Literal["put", "delete"] | None = None,
+    ) -> Watch:
+        return self._watches.watch(listener, key, end, start=start, only=only)
+
+    def renew(self, lease_id: int) -> None:
+        self._renewals.renew(lease_id)
+
+    def restart_renewals(self) -> None:
+        self._renewals.restart()
+
+    # -- tasks of its own
+
+    def start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[None] | None:
+        """Run something beside the callers; what it raises is logged."""
+        if self._over or self.loop.is_closed():
+            work.close()
+            return None
+        task = self.loop.create_task(_guarded(work, name), name=f"etcdsem-{name}")
+        # A loop that is closed with our tasks in it is the user's choice, and no reason to
+        # complain of a pending task.
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # cancelled before it began
+        return task
+
+    # -- the driver
+
+    async def run(self, procedure: Procedure[T], *, beside: bool = False) -> T:
+        """Perform what a procedure yields until it ends.
+
+        A cancellation is thrown into the procedure; what it yields to clean up is performed, and
+        cancelling again does not interrupt that. `beside`: the procedure belongs to no caller, so
+        its task is cancelled only when the loop ends: then everything is given back first.
+        """
+        self._driving += 1
+        try:
+            return await self._drive(procedure, beside=beside)
+        finally:
+            self._driven()
+
+    def _driven(self, _task: object = None) -> None:
+        self._driving -= 1
+        if not self._driving and self._at_rest is not None and not self._at_rest.done():
+            self._at_rest.set_result(None)
+
+    async def _drive(self, procedure: Procedure[T], *, beside: bool) -> T:
+        result: Any = None
+        error: BaseException | None = None
+        interrupted = False
+        while True:
+            try:
+                if error is None:
+                    command = procedure.send(result)
+                else:
+                    thrown, error = error, None
+                    command = procedure.throw(thrown)
+                result = None  # else it is kept for as long as the next command takes
+            except StopIteration as stop:
+                value: T = stop.value
+                return value
+            try:
+                if beside:
+                    result = await self._perform_to_the_end(command)
+                elif interrupted:
+                    result = await self._perform_shielded(command)
+                else:
+                    result = await self._perform(command)
+            except GeneratorExit:
+                _dispose(procedure)  # the loop is gone, nothing can be awaited any more
+                raise
+            except BaseException as raised:
+                interrupted = interrupted or not isinstance(raised, Exception)
+                error = raised
+
+    async def _perform(self, command: Command[Any]) -> object:
+        if self._over:
+            raise _Over
+        match command:
+            case Transact():
+                return await self._calls.transact(command.txn, command.timeout)
+            case Wait():
+                return await self._clock.wait(command.box, command.until)
+            case GrantLease():
+                return await self._calls.grant(command.lease_id, command.ttl, command.timeout)
+            case RevokeLease():
+                await self._calls.revoke(command.lease_id, command.timeout)
+                return None
+            case LeasesTimeToLive():
+                return await self._calls.times_to_live(command.lease_ids, command.timeout)
+        raise AssertionError(f"no such command: {command!r}")
+
+    async def _perform_shielded(self, command: Command[Any]) -> object:
+        """In a task of its own: whoever is cancelled here waits for it all the same."""
+        task = self.loop.create_task(self._perform(command))
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        return task.result()
+
+    async def _perform_to_the_end(self, command: Command[Any]) -> object:
+        """Again when it is cancelled, until all is over: waiting and revoking may be repeated."""
+        while True:
+            try:
+                return await self._perform(command)
+            except asyncio.CancelledError:
+                if self._over or not isinstance(command, Wait | RevokeLease):
+                    raise
+                self._end.set()
+
+    # -- its end
+
+    def dropped(self) -> None:
+        """Its client was garbage, so nothing is held (a lease keeps its client alive)."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(self._end.set)
+
+    async def close(self, grace: float) -> None:
+        """Give everything back, for `grace` seconds at most, and let go of etcd."""
+        self._grace = grace
+        self._end.set()
+        if self._minder is not None:
+            await asyncio.wait([self._minder])
+
+    async def _mind(self) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._end.wait()
+        self._end.set()
+        closing = self.loop.create_task(self._close(self.now() + self._grace))
+        while not closing.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([closing])
+
+    async def _close(self, until: float) -> None:
+        with contextlib.suppress(Failure, _Over):
+            await self.run(procedures.shutdown(self.session, until))
+        while self._driving and (left := until - self.now()) > 0:
+            self._at_rest = self.loop.create_future()
+            await asyncio.wait([self._at_rest], timeout=left)
+        self._over = True
+        self.stop_keeper()
+        self._watches.close()
+        self._renewals.close()
+        await self._calls.close()
+        for task in list(self._tasks):
+            if task is not self._minder:
+                task.cancel()
+        rest = self._tasks - {self._minder}
+        if rest:
+            await asyncio.wait(rest, timeout=1.0)
+
+
+class _Over(BaseException):
+    """The engine was closed, and performs nothing any more."""
+
+
+def _dispose(procedure: Procedure[Any]) -> None:
+    """End a procedure whose clean-up nobody can perform."""
+    while not closed_generator(procedure):
+        with contextlib.suppress(_Over, StopIteration):
+            procedure.throw(_Over())
+
+
+async def _guarded(work: Coroutine[Any, Any, object], name: str) -> None:
+    try:
+        await work
+    except (asyncio.CancelledError, _Over):
+        pass  # the loop, or the client, is at its end
+    except Exception:
+        log.exception("etcdsem: error in %s", name)
+
+
+async def _called(function: Callable[[], object]) -> None:
+    result = function()
+    if inspect.isawaitable(result):
+        await result
+
+
+# ---------------------------------------------------------------- client
+
+
+class Client(BaseClient):
+    """A connection to etcd, shared by any number of semaphores and tasks of one event loop.
+
+    Opened on first use. ``async with`` gives everything back at its end.
+    """
+
+    _package = "etcdsem.aio"
+
+    def __init__(
+        self,
+        settings: ConnectionSettings,
+        *,
+        prefix: str | None = None,
+        keeper: bool | Duration | None = False,
+    ) -> None:
+        super().__init__(settings, prefix=prefix, keeper=keeper)
+        self._engine: _Engine | None = None
+        self._closed = False
+        _clients.add(self)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_client, (self.settings, self.prefix, self.keeper or False)
+
+    def _dial(self, start: Start, renewed: Callable[[int, float], None]) -> Line:
+        if _grpc_aio_is_dead:
+            return self._dial_threads(renewed)
+        from etcdsem.etcd.aio_connection import AioConnection  # gRPC is loaded here
+        from etcdsem.etcd.aio_streams import AioKeepaliveStream, AioWatchStream
+
+        connection = AioConnection(self.settings)
+        return Line(
+            connection,
+            AioWatchStream(connection, start),
+            AioKeepaliveStream(connection, start, renewed),
+            RealClock(),
+        )
+
+    def _dial_threads(self, renewed: Callable[[int, float], None]) -> Line:
+        from etcdsem.etcd.aio_threads import ThreadCalls, ThreadRenewals, ThreadWatches
+        from etcdsem.etcd.connection import Connection
+
+        connection = Connection(self.settings)
+        return Line(
+            ThreadCalls(connection),
+            ThreadWatches(connection),
+            ThreadRenewals(connection, renewed),
+            RealClock(),
+        )
+
+    @property
+    def engine(self) -> _Engine:
+        """The driver, made on first use; raises WrongEventLoop where it can't be used."""
+        engine = self._engine
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise WrongEventLoop(
+                "etcdsem.aio is for coroutines, and no event loop is running here; "
+                "the blocking library is etcdsem.Semaphore"
+            ) from None
+        if engine is not None and engine.loop is not loop:
+            state = "that has ended" if engine.loop.is_closed() else "of its own"
+            raise WrongEventLoop(
+                f"{self!r} belongs to another event loop {state}: make a client in each loop, or "
+                "give none (each loop has a default client)"
+            )
+        if self._closed or (engine is not None and engine.session.closed):
+            raise EtcdSemError("this etcdsem client was closed")
+        if engine is None:
+            engine = self._engine = _Engine(self._dial)
+            engine.session.first_contact = self.settings.dial_timeout
+            engine.start_keeper(self.settings, self.keeper)
+            weakref.finalize(self, engine.dropped).atexit = False
+        return engine
+
+    @property
+    def id(self) -> str:
+        """How this client is named in etcd's keys."""
+        return self.engine.session.client
+
+    async def close(self) -> None:
+        """Give all leases back and close the connection. Closing twice is fine."""
+        engine, self._closed = self._engine, True
+        if engine is not None and engine.here:
+            if engine.loop is not asyncio.get_running_loop():
+                raise WrongEventLoop(f"{self!r} belongs to another event loop: close it there")
+            await engine.close(10.0)
+
+    def _after_fork_in_child(self) -> None:
+        if self._engine is not None:
+            _inherited.append(self._engine)  # never collected: its end would touch the wire
+            self._engine = None
+
+    @property
+    def _session(self) -> Session:
+        return self.engine.session
+
+    async def run(self, procedure: Procedure[T], what: str) -> T:
+        """Run a procedure; `what` says for an error message what was tried."""
+        try:
+            return await self.engine.run(procedure)
+        except Failure as failure:
+            raise public_error(failure, what) from failure
+        except _Over:
+            raise EtcdSemError(f"{what}: its client was closed") from None
+
+    # -- what an operator asks
+
+    async def overview(self) -> list[Overview]:
+        """All semaphores under the prefix: limit, held, waiting."""
+        procedure = inspection.overview(self._session, self.prefix)
+        return await self.run(procedure, "list the semaphores")
+
+    async def status(self, name: str, *, ttl: bool = True) -> Status:
+        """One semaphore at one revision: who holds, who waits, and with `ttl` for how long."""
+        return await self.run(inspection.status(self.station(name), ttl=ttl), f"look at {name!r}")
+
+    async def limit(self, name: str) -> int | None:
+        """The limit in force; None if what is stored is no number."""
+        return await self.run(self._reading_limit(name), f"read the limit of {name!r}")
+
+    async def resize(self, name: str, max_leases: int) -> tuple[int | None, int]:
+        """Change the limit, live. Returns the old one (None: no number) and the new one."""
+        return await self.run(self._resizing(name, max_leases), f"change the limit of {name!r}")
+
+    async def pause(self, name: str, *, reason: str | None = None) -> bool:
+        """Grant no lease of it until `resume`. False if it was paused before."""
+        return await self.run(self._pausing(name, reason), f"pause {name!r}")
+
+    async def resume(self, name: str) -> bool:
+        """Grant leases again, to who waits first of all. False if it was not paused."""
+        return await self.run(self._resuming(name), f"resume {name!r}")
+
+    async def drain(
+        self,
+        name: str,
+        timeout: Duration | None = None,
+        *,
+        reason: str | None = None,
+        on_wait: Callable[[], object] | None = None,
+    ) -> bool:
+        """Pause it, and wait until nobody holds. False when somebody does after the timeout."""
+        return await self.run(self._draining(name, timeout, reason, on_wait), f"drain {name!r}")
+
+    async def evict(
+        self, name: str, *, slot: int | None = None, lease: str | None = None
+    ) -> Holder | Waiter | Junk:
+        """End one lease: that of the holder of `slot`, or the one with the id `lease` (hex)."""
+        return await self.run(self._evicting(name, slot, lease), f"evict from {name!r}")
+
+    async def close_semaphore(self, name: str, *, force: bool = False) -> procedures.Closing:
+        """Remove a semaphore; without `force` only if nobody holds or waits."""
+        closing = procedures.close(self.station(name), force=force)
+        return await self.run(closing, f"close {name!r}")
+
+
+def connect(
+    endpoints: str | Sequence[str] | None = None,
+    *,
+    cacert: str | None = None,
+    cert: str | None = None,
+    key: str | None = None,
+    user: str | None = None,
+    password: str | None = None,
+    password_file: str | None = None,
+    dial_timeout: Duration | None = None,
+    prefix: str | None = None,
+    keeper: bool | Duration | None = None,
+) -> Client:
+    """A client for the etcd at `endpoints`; arguments, variables and errors as `etcdsem.connect`.
+
+    No connection is made before it is needed, and none without an event loop.
+    """
+    settings = connect_settings(
+        endpoints,
+        dial_timeout,
+        cacert=cacert,
+        cert=cert,
+        key=key,
+        user=user,
+        password=password,
+        password_file=password_file,
+    )
+    return Client(settings, prefix=prefix, keeper=keeper)
+
+
+def default_client() -> Client:
+    """The running loop's client for semaphores that were given none."""
+    return _client_of_loop(None, connect)
+
+
+def swap_default_client(client: Client | None) -> Client | None:
+    """Make a client the running loop's default; gives the one it was, if any. For tests."""
+    clients = _of_loops.setdefault(asyncio.get_running_loop(), {})
+    former = clients.pop(None, None)
+    if client is not None:
+        clients[None] = client
+    return former
+
+
+def _client_of_loop(key: object, make: Callable[[], Client]) -> Client:
+    clients = _of_loops.setdefault(asyncio.get_running_loop(), {})
+    client = clients.get(key)
+    if client is None or client._closed or (client._engine and client._engine.session.closed):
+        client = clients[key] = make()
+    return client
+
+
+def _rebuild_client(
+    settings: ConnectionSettings, prefix: str, keeper: float | bool = False
+) -> Client:
+    """An unpickled client: the one of the running loop with the same settings, if one runs."""
+
+    def make() -> Client:
+        return Client(settings, prefix=prefix, keeper=keeper)
+
+    try:
+        return _client_of_loop((settings, prefix, keeper), make)
+    except RuntimeError:
+        return make()
+
+
+_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+_inherited: list[_Engine] = []
+_of_loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, Client]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+_grpc_aio_is_dead = False
+"""In the forked child of a process that has used grpc.aio: its thread is not there, and there is
+no way to start it again."""
+
+
+def _after_fork_in_child() -> None:
+    global _grpc_aio_is_dead
+    _grpc_aio_is_dead = _grpc_aio_is_dead or "grpc.aio" in sys.modules
+    for client in list(_clients):
+        client._after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+# ---------------------------------------------------------------- lease
+
+
+class Lost(asyncio.Event):
+    """Set once a lease is lost: ``await lease.lost``, or ``lease.lost.is_set()``."""
+
+    def __await__(self) -> Generator[Any, None, Literal[True]]:
+        return self.wait().__await__()
+
+
+class Lease(BaseLease):
+    """A slot of a semaphore that is held by this event loop, or several.
+
+    It is kept alive in the background until it is released, or lost. Lost is final.
+    """
+
+    lost: Lost
+    _package = "etcdsem.aio"
+
+    def __init__(self, semaphore: Semaphore, engine: _Engine, grant: Grant) -> None:
+        self.lost = Lost()
+        """Set once the lease is lost (expired, revoked, evicted, closed); one can await it."""
+        self._engine = engine
+        super().__init__(semaphore, engine, grant)
+
+    async def release(self) -> bool:
+        """Give it back. False, and no exception, if it was lost or etcd could not be told."""
+        return self._here and await self._run(self._releasing())
+
+    async def _end(self) -> None:
+        if self._here:
+            await self._run(self._ending())
+
+    async def _run(self, procedure: Procedure[T]) -> T:
+        if self._engine.loop is not asyncio.get_running_loop():
+            raise WrongEventLoop(f"{self!r} belongs to another event loop: release it there")
+        return await self._engine.run(procedure)
+
+
+class _Held(AbstractAsyncContextManager[Lease, None]):
+    """The block of ``async with semaphore.hold()``."""
+
+    def __init__(self, semaphore: Semaphore, timeout: Duration | None, **wants: Any) -> None:
+        self._semaphore = semaphore
+        self._timeout = timeout
+        self._wants = wants
+        self._lease: Lease | None = None
+
+    async def __aenter__(self) -> Lease:
+        lease = await self._semaphore.acquire_lease(self._timeout, **self._wants)
+        self._lease = self._semaphore._scope(lease, self._timeout)
+        return self._lease
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        lease, self._lease = self._lease, None
+        if lease is None:
+            return
+        if kind is None:
+            await lease._end()
+        else:
+            await lease.release()
+
+
+# ---------------------------------------------------------------- semaphore
+
+
+class Semaphore(BaseSemaphore[Lease]):
+    """A counting semaphore that lives in etcd, for coroutines; arguments as `etcdsem.Semaphore`.
+
+    ``await Semaphore(...)`` registers it, and gives it. One that was not awaited is registered
+    by its first use. Without `client` each event loop has a client of its own, so one object may
+    serve several loops, one after the other.
+
+    `on_lost` may be a function or a coroutine function; it runs in the event loop.
+    """
+
+    _package = "etcdsem.aio"
+    _fleeting = ("_leases", "_entered")
+
+    def __init__(
+        self,
+        max_leases: int | None = 1,
+        name: str | None = None,
+        *,
+        register: bool = True,
+        client: Client | None = None,
+        lease_timeout: Duration | None = None,
+        refresh_interval: Duration | None = None,
+        on_lost: Callable[[Lease], object] | None = None,
+        labels: Mapping[str, str] | None = None,
+        prefix: str | None = None,
+        owner: str | None = None,
+        raise_on_loss: bool = True,
+        max_hold: Duration | None = None,
+        rate: str | None = None,
+    ) -> None:
+        if client is not None and not isinstance(client, Client):
+            raise TypeError(
+                "client must come from etcdsem.aio.connect(): blocking clients, also those of "
+                "python-etcd3, cannot be used in an event loop"
+            )
+        self._client = client
+        self._to_register = register
+        super().__init__(
+            max_leases,
+            name,
+            lease_timeout=lease_timeout,
+            refresh_interval=refresh_interval,
+            on_lost=on_lost,
+            labels=labels,
+            prefix=prefix,
+            owner=owner,
+            raise_on_loss=raise_on_loss,
+            max_hold=max_hold,
+            rate=rate,
+        )
+
+    def _start_empty(self) -> None:
+        super()._start_empty()
+        self._entered: dict[object, list[_Held]] = {}  # blocks, by the task that entered them
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self._ready().__await__()
+
+    async def _ready(self) -> Self:
+        if self._to_register:
+            await self.register()
+        return self
+
+    @property
+    def client(self) -> Client:
+        """The client in use."""
+        return default_client() if self._client is None else self._client
+
+    def _station(self) -> Station:
+        return self.client.station(self.name, self._prefix)
+
+    async def _run(self, procedure: Procedure[T], what: str) -> T:
+        return await self.client.run(procedure, f"{what} {self.name!r}")
+
+    # -- acquire and release
+
+    async def acquire(
+        self,
+        timeout: Duration | None = None,
+        *,
+        weight: int = 1,
+        priority: int = 0,
+        eager: bool = False,
+    ) -> bool:
+        """Wait for a lease. True: granted; False: there was no room until the timeout.
+
+        `weight`: how many slots the lease shall hold, 1 to 32, all of them or none. Raises
+        WeightExceedsLimit if the limit is less, or is lowered so far meanwhile. `priority`: -100 to
+        100; the highest is served first. `eager`: pass those who want more than is free.
+
+        Cancelled, it leaves the line, and gives back what may have been granted.
+        """
+        lease = await self.acquire_lease(timeout, weight=weight, priority=priority, eager=eager)
+        return lease is not None
+
+    async def acquire_lease(
+        self,
+        timeout: Duration | None = None,
+        *,
+        weight: int = 1,
+        priority: int = 0,
+        eager: bool = False,
+        on_wait: Callable[[], object] | None = None,
+    ) -> Lease | None:
+        """Like `acquire`, but gives the `Lease`, or None.
+
+        `on_wait` is called once it is clear that one has to wait; it may be a coroutine function.
+        """
+        limit, wants = timeout_seconds(timeout), read_wants(weight, priority, eager)
+        await self._ready()
+        engine = self.client.engine
+        acquiring = self._acquiring(
+            self._station(),
+            limit,
+            on_wait,
+            lambda grant: Lease(self, engine, grant),
+            wants=wants,
+        )
+        return await self._run(acquiring, "acquire")
+
+    async def release(self) -> bool:
+        """Give back this object's oldest lease; False if etcd could not be told, or it was lost.
+
+        Raises ReleasedTooOften if it holds none.
+        """
+        return await self._oldest().release()
+
+    def hold(
+        self,
+        timeout: Duration | None = None,
+        *,
+        weight: int = 1,
+        priority: int = 0,
+        eager: bool = False,
+    ) -> AbstractAsyncContextManager[Lease, None]:
+        """Hold a lease for the length of an ``async with`` block; gives the `Lease`. See `acquire`.
+
+        Raises AcquireTimeout if there was no room, and LeaseLost at its end (`raise_on_loss`).
+        """
+        return _Held(self, timeout, weight=weight, priority=priority, eager=eager)
+
+    async def __aenter__(self) -> Self:
+        held = _Held(self, None)
+        await held.__aenter__()
+        self._entered.setdefault(asyncio.current_task(), []).append(held)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # A block may be left by another task than entered it (fixtures): then any block will do.
+        task: object = asyncio.current_task()
+        if task not in self._entered:
+            task = next(iter(self._entered))
+        blocks = self._entered[task]
+        held = blocks.pop()
+        if not blocks:
+            del self._entered[task]
+        await held.__aexit__(kind, error, traceback)
+
+    def __call__(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+        """As a decorator of a coroutine function: each call holds a lease while it runs."""
+        if not inspect.iscoroutinefunction(function):
+            raise TypeError(
+                "a plain function needs the blocking semaphore: from etcdsem import Semaphore"
+            )
+
+        @functools.wraps(function)
+        async def held(*args: P.args, **kwargs: P.kwargs) -> R:
+            async with self.hold():
+                result: R = await function(*args, **kwargs)
+                return result
+
+        return held
+
+    # -- the semaphore as a whole
+
+    async def register(self) -> None:
+        """Write the limit to etcd if the semaphore is new, else check that it is the same."""
+        await self._run(self._registering(self._station()), "register")
+        self._to_register = False
+
+    async def get_value(self) -> int:
+        """The number of slots held now, by anyone."""
+        await self._ready()
+        return await self._run(inspection.held(self._station()), "count the leases of")
+
+    async def resize(self, max_leases: int) -> None:
+        """Change the limit for everybody, live. Waiters get new room at once."""
+        await self._ready()
+        await self._run(self._resizing(self._station(), max_leases), "resize")
+
+    async def pause(self, *, reason: str | None = None) -> bool:
+        """Grant no lease of it, to anybody, until `resume`. False if it was paused before."""
+        return await self._run(self._pausing(self._station(), reason), "pause")
+
+    async def resume(self) -> bool:
+        """Grant leases again. False if it was not paused."""
+        return await self._run(resuming(self._station()), "resume")
+
+    async def drain(self, timeout: Duration | None = None, *, reason: str | None = None) -> bool:
+        """Pause it, and wait until nobody holds. False when somebody does after the timeout."""
+        return await self._run(self._draining(self._station(), timeout, reason), "drain")
+
+    async def status(self, *, ttl: bool = True) -> Status:
+        """Holders and waiters at one revision. `ttl`: also ask how long each lease has left."""
+        await self._ready()
+        return await self._run(inspection.status(self._station(), ttl=ttl), "look at")
+
+    async def holders(self) -> tuple[Holder, ...]:
+        """Who holds a lease now, in the order of their slots."""
+        return (await self.status()).holders
+
+    async def waiters(self) -> tuple[Waiter, ...]:
+        """Who waits now, in the order in which they will be served."""
+        return (await self.status()).waiters
+
+    async def close(self) -> None:
+        """Remove the semaphore from etcd, for everybody. Closing twice is fine."""
+        self._to_register = False
+        await self._run(self._closing(self._station()), "close")
+
+
+# ---------------------------------------------------------------- several at once
+
+
+async def acquire_all(
+    *semaphores: Semaphore,
+    timeout: Duration | None = None,
+    on_wait: Callable[[str], object] | None = None,
+) -> tuple[Lease, ...] | None:
+    """Wait for a lease of each of several semaphores, all of them or none; see
+    `etcdsem.acquire_all`. None when there was no room until the timeout.
+
+    Cancelled, it leaves every line, and gives back what may have been granted.
+    """
+    taken = await _acquire_all(semaphores, timeout, on_wait)
+    return None if isinstance(taken, str) else taken
+
+
+def hold_all(
+    *semaphores: Semaphore, timeout: Duration | None = None
+) -> AbstractAsyncContextManager[tuple[Lease, ...], None]:
+    """Hold a lease of each of several semaphores for the length of an ``async with`` block; gives
+    the leases, in the order of the semaphores.
+
+    Raises AcquireTimeout if there was no room, and LeaseLost at its end, if any was lost.
+    """
+    return _HeldAll(semaphores, timeout)
+
+
+class _HeldAll(AbstractAsyncContextManager[tuple[Lease, ...], None]):
+    """The block of ``async with hold_all(...)``."""
+
+    def __init__(self, semaphores: tuple[Semaphore, ...], timeout: Duration | None) -> None:
+        self._semaphores = semaphores
+        self._timeout = timeout
+        self._leases: tuple[Lease, ...] = ()
+
+    async def __aenter__(self) -> tuple[Lease, ...]:
+        taken = await _acquire_all(self._semaphores, self._timeout, None)
+        self._leases = several.scoped(taken, self._semaphores, self._timeout)
+        return self._leases
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        leases, self._leases = self._leases, ()
+        if leases:
+            await leases[0]._run(several.ending(leases, quietly=kind is not None))
+
+
+async def _acquire_all(
+    semaphores: tuple[Semaphore, ...],
+    timeout: Duration | None,
+    on_wait: Callable[[str], object] | None,
+) -> tuple[Lease, ...] | str:
+    several.check(semaphores, Semaphore)
+    limit = timeout_seconds(timeout)
+    clients = [one.client for one in semaphores]
+    engine = clients[0].engine
+    parts = [
+        several.Part(one, one._station(), functools.partial(Lease, one, engine))
+        for one in semaphores
+    ]
+    several.check_parts(parts, clients)
+    for one in semaphores:
+        await one._ready()
+    acquiring = several.acquiring(parts, limit, on_wait)
+    return await clients[0].run(acquiring, f"acquire {several.named(semaphores)}")
+
+
+class RateLimit(BaseRateLimit):
+    """At most `limit` starts in any window of `period`; arguments as `etcdsem.RateLimit`.
+
+    ``await RateLimit(...)`` registers it, and gives it. One that was not awaited is registered by
+    its first use.
+    """
+
+    _package = "etcdsem.aio"
+
+    def __init__(
+        self,
+        name: str,
+        limit: int | None = None,
+        period: Duration | None = None,
+        *,
+        client: Client | None = None,
+        block: int | None = None,
+        labels: Mapping[str, str] | None = None,
+        prefix: str | None = None,
+        owner: str | None = None,
+        register: bool = True,
+    ) -> None:
+        if client is not None and not isinstance(client, Client):
+            raise TypeError(
+                "client must come from etcdsem.aio.connect(): blocking clients, also those of "
+                "python-etcd3, cannot be used in an event loop"
+            )
+        self._client = client
+        self._to_register = register
+        super().__init__(
+            name, limit, period, block=block, labels=labels, prefix=prefix, owner=owner
+        )
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self._ready().__await__()
+
+    async def _ready(self) -> Self:
+        if self._to_register:
+            await self.register()
+        return self
+
+    @property
+    def client(self) -> Client:
+        """The client in use."""
+        return default_client() if self._client is None else self._client
+
+    def _station(self) -> Station:
+        return self.client.station(self.name, self._prefix)
+
+    async def _run(self, procedure: Procedure[T], what: str) -> T:
+        return await self.client.run(procedure, f"{what} {self.name!r}")
+
+    async def acquire(
+        self, timeout: Duration | None = None, *, on_wait: Callable[[], object] | None = None
+    ) -> model.Start | None:
+        """Wait for a start: a `Start`, which tells how long it was `waited` for, or None if there
+        was none until the timeout. Cancelled, it leaves the line.
+        """
+        limit = timeout_seconds(timeout)
+        await self._ready()
+        return await self._run(self._starting(self._station(), limit, on_wait), "acquire")
+
+    async def try_acquire(self) -> model.Start | Later:
+        """A start, if there is one now; else `Later`, which is false, and has `retry_after`."""
+        await self._ready()
+        return await self._run(self._trying(self._station()), "acquire")
+
+    async def __aenter__(self) -> Self:
+        await self.acquire()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        pass
+
+    def __call__(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+        """As a decorator of a coroutine function: each call waits for a start, and runs then."""
+        if not inspect.iscoroutinefunction(function):
+            raise TypeError(
+                "a plain function needs the blocking rate limit: from etcdsem import RateLimit"
+            )
+
+        @functools.wraps(function)
+        async def started(*args: P.args, **kwargs: P.kwargs) -> R:
+            await self.acquire()
+            result: R = await function(*args, **kwargs)
+            return result
+
+        return started
+
+    async def register(self) -> None:
+        """Write the rate to etcd if it is new, else check that it is the same."""
+        await self._run(self._registering(self._station()), "register")
+        self._to_register = False
+
+    async def resize(self, limit: int, period: Duration) -> None:
+        """Change the rate for everybody, live. Starts already made still count as they did."""
+        await self._ready()
+        await self._run(self._resizing(self._station(), limit, period), "resize")
+
+    async def pause(self, *, reason: str | None = None) -> bool:
+        """Grant no start to anybody until `resume`. False if it was paused before."""
+        return await self._run(self._pausing(self._station(), reason), "pause")
+
+    async def resume(self) -> bool:
+        """Grant starts again. False if it was not paused."""
+        return await self._run(resuming(self._station()), "resume")
+
+    async def status(self, *, ttl: bool = True) -> Status:
+        """The starts that are in use (as `holders`), and who waits, at one revision."""
+        await self._ready()
+        return await self._run(self._status(self._station(), ttl=ttl), "look at")
+
+    async def close(self) -> None:
+        """Remove it from etcd, for everybody; who waits gets SemaphoreClosed."""
+        self._to_register = False
+        await self._run(self._closing(self._station()), "close")
+
+
+__all__ = [
+    "Client",
+    "Lease",
+    "RateLimit",
+    "Semaphore",
+    "acquire_all",
+    "connect",
+    "default_client",
+    "hold_all",
+]

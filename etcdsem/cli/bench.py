@@ -1,0 +1,245 @@
+"""``etcdsem bench``: how fast is this etcd for semaphores, and what limits it."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from etcdsem.cli import codes
+from etcdsem.cli.line import quiet_library
+from etcdsem.cli.options import connect, connection_options, optional_name_argument
+from etcdsem.cli.signals import Signals, Stopped
+from etcdsem.cli.text import clean, echo, echo_json, say, write_stderr
+from etcdsem.errors import EtcdSemError, InvalidSetting, SemaphoreClosed
+
+if TYPE_CHECKING:
+    from etcdsem import Client
+    from etcdsem.cli.gauge import Figures, Gauge, Latency, Rate
+    from etcdsem.cli.judge import Finding
+
+_CLEANED = 10.0
+"""Seconds for the cleaning up when it is told to stop."""
+
+
+@click.command(short_help="Measure this etcd, and say what limits it.")
+@optional_name_argument
+@click.option(
+    "--seconds",
+    default=15.0,
+    show_default=True,
+    type=click.FloatRange(1, 600),
+    help="How long, in all.",
+)
+@click.option(
+    "--clients",
+    default=16,
+    show_default=True,
+    type=click.IntRange(1, 200),
+    help="Threads at a time, where many are measured.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead.")
+@connection_options
+@click.pass_context
+def bench(
+    ctx: click.Context,
+    /,
+    name: str | None,
+    seconds: float,
+    clients: int,
+    as_json: bool,
+) -> int:
+    """Measure reads, writes, leases and watch events, one at a time, and transactions and
+    semaphores, many at a time; then say what limits them, and what could be done.
+
+    It is load: it writes as fast as this etcd allows, for 15 seconds. All of it lies below
+    <prefix>/bench-<random>/ (or <prefix>/NAME/, which must be no semaphore yet), and is removed
+    at the end, also after Ctrl-C. Other users of this etcd feel it meanwhile.
+
+    \b
+    Exit codes:
+      0  measured           69  etcd cannot be reached
+      64 NAME is in use     77  the login or the access is refused
+      128+N stopped by a signal; what it wrote is removed
+
+    \b
+    Examples:
+      etcdsem bench
+      etcdsem bench --seconds 60 --clients 64
+      etcdsem bench --json | jq .rates.hand_overs
+    """
+    from etcdsem.cli.gauge import Gauge
+    from etcdsem.cli.verdict import conclude
+    from etcdsem.model import check_name
+
+    if name is not None:
+        check_name(name)
+    signals = Signals()
+    signals.install()
+    quiet_library()
+    try:
+        with connect(ctx) as client, connect(ctx) as rival:
+            if name is not None:
+                _must_be_new(client, name)
+            gauge = Gauge(client, rival, name or f"bench-{secrets.token_hex(3)}", seconds, clients)
+            where = ",".join(map(str, client.settings.endpoints))
+            say(
+                f"writes load into etcd at {where} for about {seconds:g} s, below "
+                f"{client.prefix}/{gauge.name}/; Ctrl-C ends it"
+            )
+            _watch(gauge, signals)
+    except Stopped as stopped:
+        say("stopped; what it wrote is removed")
+        return codes.SIGNAL + stopped.number
+    findings = conclude(gauge.figures)
+    if as_json:
+        echo_json(_data(gauge.figures, findings))
+    else:
+        _show(gauge.figures, findings)
+    return codes.OK
+
+
+def _must_be_new(client: Client, name: str) -> None:
+    try:
+        client.status(name, ttl=False)
+    except SemaphoreClosed:
+        return
+    raise InvalidSetting(f"{name} is a semaphore: give a name that is not in use, or none")
+
+
+def _watch(gauge: Gauge, signals: Signals) -> None:
+    """Let it measure in a thread of its own, so that a signal strikes between two calls only."""
+    from etcdsem.core.commands import Failure
+    from etcdsem.core.outward import public_error
+
+    failures: list[BaseException] = []
+
+    def measure() -> None:
+        try:
+            gauge.measure()
+        except BaseException as failure:
+            failures.append(failure)
+        finally:
+            signals.wake()
+
+    thread = threading.Thread(target=measure, name="etcdsem-bench", daemon=True)
+    thread.start()
+    shown = sys.stderr is not None and sys.stderr.isatty()
+    try:
+        while thread.is_alive():
+            if shown:
+                write_stderr(f"\r\x1b[K{gauge.phase}")
+            signals.stop(0.2)
+    finally:
+        gauge.over.set()
+        thread.join(_CLEANED)
+        if shown:
+            write_stderr("\r\x1b[K")
+    for failure in failures:
+        if isinstance(failure, Failure):
+            raise public_error(failure, f"measure {gauge.phase}") from failure
+        if isinstance(failure, EtcdSemError | AssertionError):
+            raise failure
+        raise AssertionError("while measuring") from failure
+
+
+# ---------------------------------------------------------------- for people
+
+
+def _show(figures: Figures, findings: list[Finding]) -> None:
+    from etcdsem.cli.doctor import show_finding
+    from etcdsem.cli.text import table
+
+    rows = [
+        [f"an answer of {place.member.endpoint}{_role(place.member.leads)}", *_cells(place.answer)]
+        if not place.member.error
+        else [f"{place.member.endpoint} does not answer", "-", "-"]
+        for place in figures.places
+    ]
+    rows += [
+        ["a read", *_cells(figures.read)],
+        ["a write", *_cells(figures.write)],
+        ["a lease", *_cells(figures.grant)],
+        ["a put, until a watcher has it", *_cells(figures.event)],
+    ]
+    table(["one at a time", "median", "99 %"], rows, frozenset({"median", "99 %"}))
+    echo("")
+    heads = ["a second", "1 client", *([f"{figures.clients} clients"] * (figures.clients > 1))]
+    rows = [
+        ["two transactions", *map(_number, figures.pairs)],
+        ["cycles of a semaphore with room", *map(_number, figures.cycles)],
+    ]
+    if figures.hand_overs is not None:
+        over = _number(figures.hand_overs)
+        rows.append(["hand-overs at limit 1", *(["-", over] if len(heads) == 3 else [over])])
+    table(heads, rows, frozenset(heads[1:]))
+    echo("")
+    for one, following in zip(findings, [*findings[1:], None], strict=True):
+        show_finding(one, following)
+
+
+def _role(leads: bool) -> str:
+    return " (leader)" if leads else ""
+
+
+def _cells(latency: Latency | None) -> list[str]:
+    if latency is None:
+        return ["-", "-"]
+    return [f"{latency.median * 1000:.2f} ms", f"{latency.high * 1000:.2f} ms"]
+
+
+def _number(rate: Rate) -> str:
+    return f"{rate.each_second:,.0f}"
+
+
+# ---------------------------------------------------------------- for scripts
+
+
+def _data(figures: Figures, findings: list[Finding]) -> dict[str, Any]:
+    def latency(one: Latency | None) -> dict[str, Any] | None:
+        return None if one is None else {"median": one.median, "p99": one.high, "n": one.samples}
+
+    def rates(some: list[Rate]) -> dict[str, float]:
+        return {str(one.threads): round(one.each_second, 1) for one in some}
+
+    disk = figures.disk
+    hand_overs = figures.hand_overs
+    return {
+        "seconds": figures.seconds,
+        "clients": figures.clients,
+        "endpoints": [
+            {
+                "endpoint": clean(place.member.endpoint),
+                "reached": not place.member.error,
+                "leader": place.member.leads,
+                "answer": latency(place.answer),
+            }
+            for place in figures.places
+        ],
+        "latency": {
+            "read": latency(figures.read),
+            "write": latency(figures.write),
+            "lease": latency(figures.grant),
+            "event": latency(figures.event),
+        },
+        "rates": {
+            "two_transactions": rates(figures.pairs),
+            "cycles": rates(figures.cycles),
+            "hand_overs": None if hand_overs is None else round(hand_overs.each_second, 1),
+        },
+        "client_cores": max((one.cores for one in figures.pairs + figures.cycles), default=None),
+        "etcd": {
+            "wal_fsync": disk.fsync,
+            "wal_fsync_share": disk.busy,
+            "backend_commit": disk.commit,
+            "peer_round_trip": disk.peers,
+            "cores": disk.cores,
+        },
+        "findings": [one._asdict() for one in findings],
+    }
+
+
+__all__ = ["bench"]

@@ -1,0 +1,213 @@
+"""What `top` draws: one screen of semaphores, from what was read to lines of a given size.
+
+1. Nothing is wider or higher than the terminal. What does not fit is left out from the right: the
+   bar first, then the notes, then the columns; rows that do not fit are counted.
+2. Without colour everything can still be told: colour repeats what numbers and notes say.
+3. Where the terminal's encoding has no blocks, the bar is drawn with ``#`` and ``.``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from etcdsem.cli.live import Screen, cut
+from etcdsem.cli.text import age
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+    from etcdsem.model import Overview
+
+
+class View(NamedTuple):
+    """What was read, and how it is to be shown."""
+
+    semaphores: Sequence[Overview]
+    where: str
+    clock: str
+    sort: str = "waiting"
+    trouble: str = ""
+
+
+_BAR: Final = 10
+_LONG_BAR: Final = 20
+_WITH_LONG_BAR: Final = 110
+_WITH_BAR: Final = 72
+_WITH_NOTE: Final = 56
+_WITH_LIMIT: Final = 44
+_WITH_OLDEST: Final = 36
+_WITH_FOOTER: Final = 7
+_NOTE: Final = 24
+_LEAST_NOTE: Final = 6
+_SHORT_NAME: Final = 12
+
+
+def _wrong(one: Overview) -> bool:
+    return bool(one.overbooked or one.max_leases is None or one.junk)
+
+
+def _use(one: Overview) -> float:
+    return one.held / one.max_leases if one.max_leases else float(one.held > 0)
+
+
+def _since(one: Overview) -> float:
+    return one.waiting_since.timestamp() if one.waiting_since else float("inf")
+
+
+SORTS: Final[dict[str, Callable[[Overview], tuple[object, ...]]]] = {
+    "waiting": lambda one: (not _wrong(one), -one.waiting, -_use(one), one.name),
+    "held": lambda one: (-one.held, one.name),
+    "oldest": lambda one: (_since(one), one.name),
+    "name": lambda one: (one.name,),
+}
+"""The orders, each with the key of its first letter."""
+
+
+def ordered(semaphores: Sequence[Overview], sort: str) -> list[Overview]:
+    """In the order that was asked for: the most pressing first, else by name."""
+    return sorted(semaphores, key=SORTS[sort])
+
+
+def note(one: Overview) -> str:
+    """What an operator should know about it; mostly nothing."""
+    notes = []
+    if one.overbooked:
+        notes.append(f"{one.overbooked} over limit")
+    if one.max_leases is None:
+        notes.append("no limit readable")
+    if one.pause is not None:
+        notes.append(f"paused {age(one.pause.since)}" if one.pause.since else "paused")
+    if one.max_leases == 0:
+        notes.append("lets nobody in")
+    if one.junk:
+        notes.append(f"{one.junk} strange key{'s' if one.junk > 1 else ''}")
+    return ", ".join(notes)
+
+
+def oldest(one: Overview) -> str:
+    """How long the first in line has waited."""
+    if not one.waiting:
+        return "-"
+    return age(one.waiting_since)
+
+
+def draw(view: View, screen: Screen) -> RenderableType:
+    """The whole screen."""
+    from rich.console import Group
+    from rich.text import Text
+
+    rows = ordered(view.semaphores, view.sort)
+    low = screen.height < _WITH_FOOTER
+    room = max(1, screen.height - (2 if low else 4))  # header, titles; a blank line, the footer
+    shown = rows[: room if len(rows) <= room else max(1, room - 1)]
+    parts: list[RenderableType] = [_header(view, screen)]
+    if not low:
+        parts.append(Text(""))
+    parts.append(_table(shown, screen))
+    if len(shown) < len(rows):
+        parts.append(_line(f"and {len(rows) - len(shown)} more", screen, "dim"))
+    if not rows:
+        parts.append(_line("no semaphore here yet", screen, "dim"))
+    if not low or view.trouble:
+        parts.append(_footer(view, screen))
+    return Group(*parts)
+
+
+def _header(view: View, screen: Screen) -> Text:
+    held = sum(one.held for one in view.semaphores)
+    waiting = sum(one.waiting for one in view.semaphores)
+    sums = f"{len(view.semaphores)} semaphores, {held} held, {waiting} waiting"
+    full = f"{sums}   {view.where}   {view.clock}"
+    for text in (full, f"{sums}   {view.clock}", sums):
+        if len(text) <= screen.width:
+            return _line(text, screen, "bold")
+    return _line(f"{held} held, {waiting} waiting", screen, "bold")
+
+
+def _footer(view: View, screen: Screen) -> Text:
+    if view.trouble:
+        return _line(view.trouble, screen, "bold red")
+    keys = f"q quit   sorted by {view.sort}:  w waiting  h held  o oldest  n name"
+    short = f"q quit  by {view.sort}: w h o n"
+    return _line(keys if len(keys) <= screen.width else short, screen, "dim")
+
+
+def _line(text: str, screen: Screen, style: str) -> Text:
+    from rich.text import Text
+
+    return Text(cut(text, screen.width), style=style, no_wrap=True, end="\n")
+
+
+def _table(rows: Sequence[Overview], screen: Screen) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    bar = _bar_length(screen.width)
+    notes = [note(one) for one in rows] if screen.width >= _WITH_NOTE else []
+    limited = screen.width >= _WITH_LIMIT
+    numbers = {"HELD": 5, "LIMIT": 5, "": bar, "WAITING": 7, "OLDEST": 7}
+    if not limited:  # 3/8 tells both
+        numbers = {"HELD": 11, "WAITING": 7, "OLDEST": 7}
+    if screen.width < _WITH_OLDEST:
+        numbers = {"HELD": 7}
+    if not bar:
+        numbers.pop("", None)
+    longest = max((len(one.name) for one in rows), default=4)
+    taken = sum(numbers.values()) + 2 * len(numbers)
+    spare = screen.width - taken - min(longest, _SHORT_NAME) - 2
+    noted = min(_NOTE, spare, max((len(text) for text in notes), default=0))
+    if noted < _LEAST_NOTE:
+        noted = 0
+    taken += noted + 2 if noted else 0
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    overflow: Literal["ellipsis", "crop"] = "ellipsis" if screen.blocks else "crop"
+    name = max(4, min(longest, screen.width - taken))
+    table.add_column("NAME", overflow=overflow, no_wrap=True, width=name)
+    for title, width in numbers.items():
+        justify: Literal["left", "right"] = "right" if title else "left"
+        table.add_column(title, justify=justify, no_wrap=True, width=width)
+    if noted:
+        table.add_column("", no_wrap=True, width=noted, overflow=overflow)
+    for one in rows:
+        style = _style(one)
+        limit = str(one.rate or ("?" if one.max_leases is None else one.max_leases))
+        cells: list[Text] = [Text(one.name)]
+        cells.append(Text(str(one.held) if limited else f"{one.held}/{limit}", style=style))
+        if limited:
+            cells.append(Text(limit))
+        if bar:
+            cells.append(Text(_bar(one, bar, blocks=screen.blocks), style=style))
+        cells.append(Text(str(one.waiting), style="bold" if one.waiting else "dim"))
+        cells.append(Text(oldest(one), style="" if one.waiting else "dim"))
+        if noted:
+            cells.append(Text(note(one), style="bold red"))
+        table.add_row(*cells)
+    return table
+
+
+def _bar_length(width: int) -> int:
+    if width < _WITH_BAR:
+        return 0
+    return _BAR if width < _WITH_LONG_BAR else _LONG_BAR
+
+
+def _style(one: Overview) -> str:
+    if one.overbooked or one.max_leases is None:
+        return "bold red"
+    if one.held and one.held >= one.max_leases:
+        return "yellow"
+    return "green" if one.held else "dim"
+
+
+def _bar(one: Overview, whole: int, *, blocks: bool) -> str:
+    full, empty = ("█", "░") if blocks else ("#", ".")
+    if not one.max_leases:
+        return (full if one.held else empty) * whole
+    length = min(whole, round(whole * one.held / one.max_leases))
+    if one.held < one.max_leases:
+        length = min(length, whole - 1)  # a bar that looks full is full,
+    if one.held:
+        length = max(length, 1)  # and one that looks empty is empty
+    return full * length + empty * (whole - length)

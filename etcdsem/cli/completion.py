@@ -1,0 +1,88 @@
+"""``etcdsem completion``, and the names of semaphores for it, which come from etcd.
+
+Whoever presses the tab key waits two seconds at most, and sees no error: then there is just
+nothing to choose from.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from etcdsem.cli.options import connect, connection_options
+from etcdsem.cli.text import echo
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from etcdsem import Overview
+
+PATIENCE: Final = 1.5
+"""Seconds for etcd to tell the names."""
+
+VARIABLE: Final = "_ETCDSEM_COMPLETE"
+
+
+@click.command(short_help="Print the script that completes commands, options and names.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@connection_options
+@click.pass_context
+def completion(ctx: click.Context, /, shell: str) -> None:
+    """Print the script with which SHELL completes etcdsem's commands, options, and the names of
+    semaphores, which are asked of the etcd that the environment (or the line that is typed)
+    names, for two seconds at most.
+
+    \b
+    Examples:
+      eval "$(etcdsem completion bash)"                                      in ~/.bashrc
+      eval "$(etcdsem completion zsh)"                                       in ~/.zshrc
+      etcdsem completion fish > ~/.config/fish/completions/etcdsem.fish
+    """
+    from click.shell_completion import ShellComplete, get_completion_class
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise AssertionError(f"click does not know {shell}")
+    program = ctx.find_root().command
+    echo(ShellComplete.source(kind(program, {}, "etcdsem", VARIABLE)).strip())
+
+
+def complete_name(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The semaphores whose names begin with what was typed."""
+    from click.shell_completion import CompletionItem
+
+    return [
+        CompletionItem(one.name, help=f"{one.held} held, {one.waiting} waiting")
+        for one in _known(ctx)
+        if one.name.startswith(incomplete)
+    ]
+
+
+def _known(ctx: click.Context) -> list[Overview]:
+    found: list[Overview] = []
+
+    def ask() -> None:
+        try:
+            with connect(ctx, dial_timeout=PATIENCE) as client:
+                found.extend(client.overview())
+        except Exception:
+            found.clear()  # whatever it was: this is no place to tell it
+
+    import etcdsem.etcd.connection  # noqa: F401 - loaded before the clock runs
+
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)  # nor is it for gRPC
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(PATIENCE + 0.5)
+    if asking.is_alive():
+        os._exit(0)  # at the interpreter's end gRPC might wait for it
+    return found
+
+
+__all__ = ["complete_name", "completion"]

@@ -1,0 +1,114 @@
+"""``etcdsem doctor``: is all well between here and etcd, and what is to be done if not."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from etcdsem.cli import codes
+from etcdsem.cli.line import quiet_library
+from etcdsem.cli.options import connect, connection_options, optional_name_argument
+from etcdsem.cli.text import clean, echo, echo_json
+
+if TYPE_CHECKING:
+    from etcdsem.cli.examine import Facts, Member
+    from etcdsem.cli.judge import Finding
+
+_COLOURS = {"ok": "green", "info": "cyan", "warning": "yellow", "problem": "red"}
+
+
+@click.command(short_help="Check etcd, the way to it, and the semaphores.")
+@optional_name_argument
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead.")
+@connection_options
+@click.pass_context
+def doctor(ctx: click.Context, /, name: str | None, as_json: bool) -> int:
+    """Check each endpoint and its version, alarms and space, the speed of reads and writes, what
+    this user may do, compaction, encryption, clocks, and all semaphores, or only NAME. Says what
+    to do about each thing it finds.
+
+    It changes nothing: it writes one key of its own, <prefix>/~doctor (<prefix>/NAME/doctor if a
+    NAME is given), and removes it.
+
+    \b
+    Exit codes:
+      0  nothing worse than a warning      69 no endpoint answers
+      1  problems were found               77 the login or the access is refused
+
+    \b
+    Examples:
+      etcdsem doctor
+      etcdsem doctor gpu                   with a role that may use only this one
+      etcdsem doctor --json | jq -r '.findings[] | select(.level == "problem").do'
+    """
+    from etcdsem.cli.examine import examine
+    from etcdsem.cli.judge import judge
+    from etcdsem.model import check_name
+
+    if name is not None:
+        check_name(name)
+    quiet_library()
+    with connect(ctx) as client:
+        facts = examine(client, name)
+    findings = judge(facts)
+    code = _code(facts, findings)
+    if as_json:
+        echo_json(_data(facts, findings, code))
+    else:
+        _show(findings)
+    return code
+
+
+def _code(facts: Facts, findings: list[Finding]) -> int:
+    if any(member.denied for member in facts.members) or facts.denied:
+        return codes.NO_PERMISSION
+    if not facts.reached:
+        return codes.UNAVAILABLE
+    return codes.NOT_DONE if any(one.level == "problem" for one in findings) else codes.OK
+
+
+def _show(findings: list[Finding]) -> None:
+    for one, following in zip(findings, [*findings[1:], None], strict=True):
+        show_finding(one, following)
+    counts = [sum(one.level == level for one in findings) for level in ("problem", "warning")]
+    echo("")
+    echo(f"problems: {counts[0]}   warnings: {counts[1]}")
+
+
+def show_finding(one: Finding, following: Finding | None) -> None:
+    """One finding, and what to do unless the `following` one says the same."""
+    level = one.level.ljust(7)
+    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        level = click.style(level, fg=_COLOURS[one.level], bold=one.level == "problem")
+    echo(f"{level}  {one.check}: {clean(one.what)}")
+    if one.do and (following is None or following.do != one.do):
+        echo(f"{'':9}  -> {clean(one.do)}")
+
+
+def _data(facts: Facts, findings: list[Finding], code: int) -> dict[str, Any]:
+    return {
+        "code": code,
+        "findings": [one._asdict() for one in findings],
+        "members": [_member_data(one) for one in facts.members],
+        "seconds": {"network": facts.network, "read": facts.read, "write": facts.write},
+        "revision": facts.head or None,
+        "compacted_revision": facts.compacted,
+    }
+
+
+def _member_data(one: Member) -> dict[str, Any]:
+    return {
+        "endpoint": one.endpoint,
+        "reached": not one.error,
+        "version": one.version or None,
+        "leader": one.leads,
+        "learner": one.learner,
+        "db_size": one.db_size,
+        "db_size_in_use": one.db_in_use,
+    }
+
+
+__all__ = ["doctor", "show_finding"]

@@ -1,0 +1,168 @@
+"""``etcdsem drain``: pause a semaphore, and wait until nobody holds a lease of it.
+
+1. A thread waits, so that the main one hears signals.
+2. However it ends, the semaphore stays paused, and that is said: with the command that resumes it.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from etcdsem.cli import codes
+from etcdsem.cli.line import quiet_library
+from etcdsem.cli.operate import holder_data, json_option, reason_option
+from etcdsem.cli.options import connect, connection_options, name_argument
+from etcdsem.cli.signals import Signals, Stopped
+from etcdsem.cli.text import age, clean, echo, echo_json, exact, pause_data, say
+from etcdsem.cli.waiting import Picture, Seen
+
+if TYPE_CHECKING:
+    from etcdsem import Client, Holder, Status
+
+_NAMED: Final = 3
+"""Holders that are named; the others are counted."""
+
+
+@click.command(short_help="Pause, and wait until nobody holds.")
+@name_argument
+@click.option(
+    "-w",
+    "--wait",
+    "--timeout",
+    "wait",
+    metavar="DURATION",
+    help="Give up after that; 0 looks once. It stays paused.  [for ever]",
+)
+@reason_option
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing while waiting.")
+@json_option
+@connection_options
+@click.pass_context
+def drain(
+    ctx: click.Context,
+    /,
+    name: str,
+    wait: str | None,
+    reason: str | None,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Pause NAME as `etcdsem pause` does, and wait until nobody holds a lease of it. Then it is
+    empty, and stays so until `etcdsem resume NAME`.
+
+    While it waits it shows who still holds. INT, QUIT, TERM and HUP end the waiting, not the
+    pause.
+
+    \b
+    Examples:
+      etcdsem drain gpu --reason "new driver" && apt-get install driver; etcdsem resume gpu
+      etcdsem drain gpu --wait 10m || etcdsem status gpu
+
+    \b
+    Exit codes:
+      0  nobody holds                     75 somebody still does after --wait
+      1  somebody has resumed it          128+N stopped by signal N
+    """
+    from etcdsem.model import timeout_seconds
+
+    limit = timeout_seconds(wait, what="--wait")
+    client = connect(ctx)
+    quiet_library()
+    signals = Signals()
+    signals.install()
+    with client:
+        try:
+            empty = _wait(_Work(client, name, limit, reason, signals), signals, quiet=quiet)
+        except Stopped as stopped:
+            limit_now = client.station(name).limit
+            paused = limit_now is not None and limit_now.paused
+            say(f"{signal.Signals(stopped.number).name}: {_stays(name) if paused else 'stopped'}")
+            return codes.SIGNAL + stopped.number
+        seen = None if empty and not as_json else client.status(name, ttl=False)
+    holders = seen.holders if seen is not None and not empty else ()
+    if as_json:
+        pause = pause_data(seen.pause) if seen is not None else None
+        told = [holder_data(one) for one in holders]
+        echo_json({"name": name, "drained": empty, "holders": told, "paused": pause})
+    if not empty:
+        after = f" after {exact(limit)}" if limit else ""
+        say(f"{name}: {len(holders)} still hold{after} ({_named(holders)}); {_stays(name)}")
+        return codes.CONFLICT
+    if not as_json:
+        echo(f"{clean(name)}: paused, and nobody holds; to go on: etcdsem resume {clean(name)}")
+    return codes.OK
+
+
+def _stays(name: str) -> str:
+    return f"{name} stays paused; to go on: etcdsem resume {name}"
+
+
+def _named(holders: Sequence[Holder]) -> str:
+    """Who holds, and for how long: those who have for longest."""
+    oldest = sorted(holders, key=lambda one: one.fencing_token)
+    named = [f"{one.owner} for {age(one.acquired_at)}" for one in oldest[:_NAMED]]
+    if len(oldest) > _NAMED:
+        named.append(f"{len(oldest) - _NAMED} more")
+    return ", ".join(named) or "they have just ended"
+
+
+class _Holders(Picture):
+    """Who still holds, while one waits for them."""
+
+    def _describe(self, status: Status) -> Seen:
+        held = f"{status.held} still hold"
+        return Seen(self._name, held, held, _named(status.holders), doing="draining")
+
+
+class _Work:
+    """A thread that drains."""
+
+    def __init__(
+        self, client: Client, name: str, limit: float | None, reason: str | None, signals: Signals
+    ) -> None:
+        self.client = client
+        self.name = name
+        self._limit = limit
+        self._reason = reason
+        self._signals = signals
+        self._empty = False
+        self._error: BaseException | None = None
+        self.over = False
+
+    def start(self, picture: Picture) -> None:
+        threading.Thread(target=self._run, args=(picture,), name="drain", daemon=True).start()
+
+    def result(self) -> bool:
+        """What came of it."""
+        if self._error is not None:
+            raise self._error
+        return self._empty
+
+    def _run(self, picture: Picture) -> None:
+        try:
+            self._empty = self.client.drain(
+                self.name, self._limit, reason=self._reason, on_wait=picture.start
+            )
+        except BaseException as error:
+            self._error = error
+        self.over = True
+        self._signals.wake()
+
+
+def _wait(work: _Work, signals: Signals, *, quiet: bool) -> bool:
+    picture = _Holders(work.client, work.name, quiet=quiet)
+    work.start(picture)
+    try:
+        while not work.over:
+            signals.stop(60.0)
+        return work.result()
+    finally:
+        picture.stop()
+
+
+__all__ = ["drain"]

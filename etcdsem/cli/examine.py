@@ -1,0 +1,343 @@
+"""What `doctor` finds out, without judging: questions to etcd that do no harm.
+
+1. It writes one key, `<prefix>/~doctor` (or `<prefix>/NAME/doctor`): no semaphore's, always the
+   same, attached to a lease of a minute that is revoked at the end.
+2. The compacted revision is not told by any request; but reads at a revision are refused below it,
+   so it is found by bisection: some thirty small reads.
+3. What cannot be found out is None, and no error: a user may lack the right to ask.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import TYPE_CHECKING, Any, Final
+
+from etcdsem.core.commands import AccessDenied, Failure, Put, Txn
+from etcdsem.errors import EtcdSemError, PermissionDenied
+
+if TYPE_CHECKING:
+    from etcdsem import Client, Status
+    from etcdsem.etcd.connection import Connection
+    from etcdsem.etcd.settings import ConnectionSettings, Endpoint
+
+TIMEOUT: Final = 5.0
+SAMPLES: Final = 15
+_LEASE: Final = 60
+_SECOND_LOOK: Final = 2.0
+
+
+@dataclass
+class Member:
+    """One endpoint, and the member that answers there."""
+
+    endpoint: str
+    loopback: bool
+    error: str = ""
+    denied: bool = False
+    id: int = 0
+    cluster: int = 0
+    version: str = ""
+    leads: bool = False
+    has_leader: bool = False
+    learner: bool = False
+    db_size: int = 0
+    db_in_use: int = 0
+    quota: int = 0
+    """0 where etcd does not tell (before 3.6)."""
+    lag: int = 0
+    """How many entries it has yet to apply."""
+    errors: tuple[str, ...] = ()
+
+
+@dataclass
+class Facts:
+    """All that was found out. Times in seconds."""
+
+    prefix: str
+    name: str | None
+    tls: bool
+    user: str | None
+    members: list[Member] = field(default_factory=list)
+    listed: int | None = None
+    """How many members the cluster has."""
+    alarms: list[str] | None = None
+    network: float | None = None
+    read: float | None = None
+    write: float | None = None
+    denied: dict[str, str] = field(default_factory=dict)
+    """What is not allowed (read, write), and what etcd says about it."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """What did not work for another reason."""
+    least_ttl: float | None = None
+    head: int = 0
+    compacted: int | None = None
+    """The revision up to which the past is forgotten; 0: none of it."""
+    clock_ahead: float | None = None
+    """How far etcd's clock is ahead of ours, to a second or so."""
+    semaphores: list[Status] = field(default_factory=list)
+    stuck: list[str] = field(default_factory=list)
+    """Those with a free slot and the same first in line for two seconds."""
+    bare: list[str] = field(default_factory=list)
+    """Those with holders or waiters but no limit."""
+
+    @property
+    def reached(self) -> list[Member]:
+        """The endpoints that answer."""
+        return [member for member in self.members if not member.error]
+
+
+def examine(client: Client, name: str | None) -> Facts:
+    """Find out all of it. Raises nothing but interruptions."""
+    settings = client.settings
+    facts = Facts(client.prefix, name, settings.tls, settings.user)
+    best: Connection | None = None
+    connections: list[Connection] = []
+    try:
+        for endpoint in settings.endpoints:
+            connection = connect_to(settings, endpoint)
+            connections.append(connection)
+            member = member_of(connection, endpoint)
+            facts.members.append(member)
+            if best is None and not member.error and not member.learner:
+                best = connection
+        if best is not None:
+            _cluster(best, facts)
+            _access(best, facts)
+            _history(best, facts)
+            facts.clock_ahead = _clock(settings, best.settings.endpoints[0])
+            if "read" not in facts.denied:
+                _semaphores(client, facts)
+    finally:
+        for connection in connections:
+            connection.close()
+    return facts
+
+
+def connect_to(settings: ConnectionSettings, endpoint: Endpoint) -> Connection:
+    """A connection to one endpoint alone."""
+    from etcdsem.etcd.connection import Connection
+
+    return Connection(replace(settings, endpoints=(endpoint,)))
+
+
+def member_of(connection: Connection, endpoint: Endpoint) -> Member:
+    """What the member there says of itself; an error is noted in it."""
+    from etcdsem.etcd import rpc
+
+    member = Member(str(endpoint), _is_loopback(endpoint.address))
+    try:
+        said = connection.call("status", rpc.StatusRequest(), TIMEOUT)
+    except AccessDenied as failure:
+        member.error, member.denied = failure.detail, True
+        return member
+    except Failure as failure:
+        member.error = failure.detail or type(failure).__name__
+        return member
+    member.id, member.cluster = said.header.member_id, said.header.cluster_id
+    member.version = said.version
+    member.leads, member.has_leader = said.leader == member.id, said.leader != 0
+    member.learner = said.isLearner
+    member.db_size, member.db_in_use, member.quota = said.dbSize, said.dbSizeInUse, said.dbSizeQuota
+    member.lag = max(0, said.raftIndex - said.raftAppliedIndex) if said.raftAppliedIndex else 0
+    member.errors = tuple(said.errors)
+    return member
+
+
+def _cluster(connection: Connection, facts: Facts) -> None:
+    from etcdsem.etcd import rpc
+
+    with suppress(Failure):
+        facts.listed = len(connection.call("members", rpc.MemberListRequest(), TIMEOUT).members)
+    with suppress(Failure):
+        facts.alarms = connection.alarms(TIMEOUT)
+    status = rpc.StatusRequest()
+    with _noted(facts, "ask it again"):  # it may have lost its leader just now
+        facts.network = _typical(lambda: connection.call("status", status, TIMEOUT))
+
+
+def _key(facts: Facts) -> bytes:
+    place = f"{facts.name}/doctor" if facts.name else "~doctor"
+    return f"{facts.prefix}/{place}".encode()
+
+
+def _access(connection: Connection, facts: Facts) -> None:
+    """May we read, write, and have leases; and how fast is that?"""
+    from etcdsem.etcd import rpc
+
+    key = _key(facts)
+    everything = f"{facts.prefix}/{facts.name}/" if facts.name else f"{facts.prefix}/"
+    end = everything.encode()[:-1] + b"0"
+    with _noted(facts, "read"):
+        reading = rpc.RangeRequest(key=everything.encode(), range_end=end, limit=1, keys_only=True)
+        facts.head = connection.call("range", reading, TIMEOUT).header.revision
+        facts.read = _typical(lambda: connection.call("range", rpc.RangeRequest(key=key), TIMEOUT))
+    lease, short = secrets.randbits(62) + 1, secrets.randbits(62) + 1
+    try:
+        with _noted(facts, "write"):
+            facts.least_ttl = connection.grant(short, 1, TIMEOUT)
+            connection.grant(lease, _LEASE, TIMEOUT)
+            writing = Txn((), (Put(key, b"etcdsem doctor was here", lease),))
+            facts.write = _typical(lambda: connection.transact(writing, TIMEOUT))
+    finally:
+        for one in (lease, short):
+            with suppress(Failure):
+                connection.revoke(one, TIMEOUT)
+
+
+class _noted:
+    """A failure inside is noted in the facts, and ends what is inside."""
+
+    def __init__(self, facts: Facts, what: str) -> None:
+        self._facts, self._what = facts, what
+
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, AccessDenied):
+            self._facts.denied[self._what] = error.detail
+        elif isinstance(error, Failure):
+            self._facts.failed[self._what] = error.detail or type(error).__name__
+        return isinstance(error, Failure)
+
+
+def _history(connection: Connection, facts: Facts) -> None:
+    if not facts.head:
+        return
+    with suppress(Failure):
+        facts.compacted = compacted_revision(connection, _key(facts), facts.head)
+
+
+def compacted_revision(connection: Connection, key: bytes, head: int) -> int:
+    """The largest revision that cannot be read any more, 0 if all can."""
+    gone, there = 0, head
+    while there - gone > 1:
+        middle = (gone + there) // 2
+        if _readable(connection, key, middle):
+            there = middle
+        else:
+            gone = middle
+    return gone
+
+
+def _readable(connection: Connection, key: bytes, revision: int) -> bool:
+    from etcdsem.etcd import rpc
+
+    request = rpc.RangeRequest(key=key, revision=revision, serializable=True, keys_only=True)
+    try:
+        connection.call("range", request, TIMEOUT)
+    except Failure as failure:
+        if "compacted" not in failure.detail:
+            raise
+        return False
+    return True
+
+
+def _semaphores(client: Client, facts: Facts) -> None:
+    """Each one as it is; those that look stuck a second time."""
+    try:
+        names = [facts.name] if facts.name else [one.name for one in client.overview()]
+        facts.semaphores = _statuses(client, names, facts)
+        suspects = {one.name: one for one in facts.semaphores if _has_room(one)}
+        if not suspects:
+            return
+        time.sleep(_SECOND_LOOK)
+        for again in _statuses(client, list(suspects), facts):
+            before = suspects[again.name]
+            if _has_room(again) and again.waiters[0].lease_id == before.waiters[0].lease_id:
+                facts.stuck.append(again.name)
+    except PermissionDenied as error:
+        facts.denied["read"] = str(error)
+    except EtcdSemError as error:
+        facts.failed["list the semaphores"] = str(error)
+
+
+def _statuses(client: Client, names: Sequence[str], facts: Facts) -> list[Status]:
+    from etcdsem.errors import SemaphoreClosed
+
+    found = []
+    for name in names:
+        try:
+            found.append(client.status(name, ttl=False))
+        except SemaphoreClosed:
+            if name not in facts.bare:
+                facts.bare.append(name)
+    return found
+
+
+def _has_room(one: Status) -> bool:
+    if one.pause or not one.waiters:
+        return False
+    return one.held + one.waiters[0].weight <= (one.max_leases or 0)
+
+
+def _typical(action: Callable[[], Any]) -> float:
+    """The median time of some calls, after one that is not counted."""
+    action()
+    times = []
+    for _ in range(SAMPLES):
+        began = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - began)
+    return median(times)
+
+
+def _clock(settings: ConnectionSettings, endpoint: Endpoint) -> float | None:
+    """How far etcd's wall clock is ahead, from the date in an answer of its HTTP server."""
+    from email.utils import parsedate_to_datetime
+
+    try:
+        began = time.time()
+        with open_http(settings, endpoint.address, "/version") as answer:
+            date = answer.headers["Date"]
+        ours = (began + time.time()) / 2
+        return parsedate_to_datetime(date).timestamp() + 0.5 - ours  # it counts whole seconds
+    except (OSError, ValueError, TypeError):
+        return None  # another port for HTTP, for one
+
+
+def http_get(settings: ConnectionSettings, address: str, path: str) -> str | None:
+    """What etcd's HTTP server says there; None if it does not."""
+    try:
+        with open_http(settings, address, path) as answer:
+            text: str = answer.read().decode("utf-8", "replace")
+            return text
+    except (OSError, ValueError):
+        return None
+
+
+def open_http(settings: ConnectionSettings, address: str, path: str) -> Any:
+    """An answer of etcd's HTTP server, with our certificates; raises OSError if there is none."""
+    import ssl
+    import urllib.request
+
+    if address.startswith("unix:"):
+        raise OSError("no HTTP over a socket of this machine")
+    handlers: list[Any] = [urllib.request.ProxyHandler({})]
+    if settings.tls:
+        context = ssl.create_default_context(cafile=settings.cacert)
+        if settings.cert and settings.key:
+            context.load_cert_chain(settings.cert, settings.key)
+        handlers.append(urllib.request.HTTPSHandler(context=context))
+    opener = urllib.request.build_opener(*handlers)
+    scheme = "https" if settings.tls else "http"
+    return opener.open(f"{scheme}://{address}{path}", timeout=3)
+
+
+def _is_loopback(address: str) -> bool:
+    import ipaddress
+
+    if address.startswith("unix:"):
+        return True
+    host = address.rsplit(":", 1)[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.split("%")[0]).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,394 @@
+"""What `bench` measures, without judging: load that is written into etcd, and removed again.
+
+1. All keys lie below <prefix>/<name>/, a name that no semaphore has. Those of ours hang on a lease
+   of a minute; the semaphore itself is closed at the end, also after an error or when told to stop.
+2. Each phase ends by the clock. `over` ends them all at once.
+3. etcd's own metrics are read before and after, from each endpoint that serves them.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from statistics import median, quantiles
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from etcdsem.cli.examine import (
+    TIMEOUT,
+    Member,
+    compacted_revision,
+    connect_to,
+    http_get,
+    member_of,
+)
+from etcdsem.core.commands import Compare, Delete, Failure, Put, Range, Txn
+from etcdsem.errors import EtcdSemError
+
+if TYPE_CHECKING:
+    from etcdsem import Client
+    from etcdsem.etcd.connection import Connection
+
+_LEASE: Final = 60
+_MOST: Final = 500
+"""Samples of a latency at most."""
+_GRANTS: Final = 30
+"""Leases that are granted at most: each is a write that is kept for longer."""
+_VALUE: Final = b"x" * 150  # as long as a holder's record
+
+
+class Latency(NamedTuple):
+    """Seconds: the median, and what 99 of 100 stay below."""
+
+    median: float
+    high: float
+    samples: int
+
+
+@dataclass
+class Place:
+    """An endpoint, the member there, and how long a bare answer takes."""
+
+    address: str
+    member: Member
+    answer: Latency | None = None
+
+
+class Disk(NamedTuple):
+    """What etcd says of itself over the time of the load; None where it does not."""
+
+    fsync: float | None = None
+    """Mean seconds of an fsync of its log."""
+    busy: float | None = None
+    """The share of the time that was spent in them."""
+    commit: float | None = None
+    """Mean seconds of a commit of its database."""
+    peers: float | None = None
+    """Mean seconds between members."""
+    cores: float | None = None
+    """CPU that etcd used."""
+
+
+class Rate(NamedTuple):
+    """So many a second by so many threads, and how many cores this process used."""
+
+    each_second: float
+    threads: int
+    cores: float
+
+
+@dataclass
+class Figures:
+    """All that was measured. Times in seconds; None is what was not."""
+
+    seconds: float
+    clients: int
+    places: list[Place] = field(default_factory=list)
+    connected: Member | None = None
+    read: Latency | None = None
+    write: Latency | None = None
+    grant: Latency | None = None
+    event: Latency | None = None
+    pairs: list[Rate] = field(default_factory=list)
+    """Two transactions one after the other: what any lock on etcd needs."""
+    cycles: list[Rate] = field(default_factory=list)
+    """Acquire and release of a semaphore that has room."""
+    hand_overs: Rate | None = None
+    """The same with limit 1, all in line."""
+    disk: Disk = field(default_factory=Disk)
+    load: float | None = None
+    """What waited for a core of this machine before, for each core."""
+    head: int = 0
+    compacted: int | None = None
+
+
+class Gauge:
+    """One run. `measure()` blocks; another thread may end it by setting `over`."""
+
+    def __init__(
+        self, client: Client, rival: Client, name: str, seconds: float, clients: int
+    ) -> None:
+        self._client = client
+        self._rival = rival
+        self.name = name
+        self.over = threading.Event()
+        self.phase = "looking"
+        self.figures = Figures(seconds, clients)
+        self._base = f"{client.prefix}/{name}/bench/".encode()
+
+    def measure(self) -> None:
+        """All phases; raises what etcd's errors are to users. Cleans up whatever happens."""
+        settings = self._client.settings
+        self.figures.load = _machine_load()
+        links: list[Connection] = []
+        lease = secrets.randbits(62) + 1
+        best: Connection | None = None
+        try:
+            for endpoint in settings.endpoints:
+                link = connect_to(settings, endpoint)
+                links.append(link)
+                place = Place(endpoint.address, member_of(link, endpoint))
+                self.figures.places.append(place)
+                if not place.member.error and not place.member.learner and best is None:
+                    best, self.figures.connected = link, place.member
+            if best is None:
+                self._client.limit(self.name)  # raises, and says why
+                raise AssertionError("it had just not answered")
+            best.grant(lease, _LEASE, TIMEOUT)
+            self._latencies(links, best, lease)
+            before = self._metrics()
+            began = time.monotonic()
+            self._load(best, lease)
+            self.figures.disk = _told(before, self._metrics(), time.monotonic() - began)
+            self._history(best)
+        finally:
+            self.phase = "cleaning up"
+            if best is not None:
+                self._clean(best, lease)
+            for link in links:
+                link.close()
+
+    # -- latencies: one at a time
+
+    def _latencies(self, links: Sequence[Connection], best: Connection, lease: int) -> None:
+        from etcdsem.etcd import rpc
+
+        share = 0.3 * self.figures.seconds
+        status = rpc.StatusRequest()
+        self.phase = "answers"
+        for link, place in zip(links, self.figures.places, strict=True):
+            if not place.member.error:
+                with suppress(Failure):  # it has just gone; the others count
+                    place.answer = self._typical(
+                        lambda link=link: link.call("status", status, TIMEOUT),  # type: ignore[misc]
+                        share / 5 / len(links),
+                    )
+        key = self._base + b"0"
+        self.phase = "reads"
+        reading = rpc.RangeRequest(key=key)
+        self.figures.read = self._typical(lambda: best.call("range", reading, TIMEOUT), share / 5)
+        self.phase = "writes"
+        writing = Txn((), (Put(key, _VALUE, lease),))
+        self.figures.write = self._typical(lambda: best.transact(writing, TIMEOUT), share / 5)
+        self.phase = "leases"
+        leases: list[int] = []
+
+        def grant() -> None:
+            leases.append(secrets.randbits(62) + 1)
+            best.grant(leases[-1], _LEASE, TIMEOUT)
+
+        try:
+            self.figures.grant = self._typical(grant, share / 5, _GRANTS)
+        finally:
+            for one in leases:
+                with suppress(Failure):
+                    best.revoke(one, TIMEOUT)
+        self.phase = "watch events"
+        with _watched(best, key) as heard:
+
+            def put() -> None:
+                heard.clear()
+                best.transact(writing, TIMEOUT)
+                if not heard.wait(TIMEOUT):
+                    raise EtcdSemError(f"a watch event did not come in {TIMEOUT:.0f} s")
+
+            self.figures.event = self._typical(put, share / 5)
+
+    def _typical(self, action: Callable[[], Any], seconds: float, most: int = _MOST) -> Latency:
+        """How long an action takes, after one that is not counted."""
+        action()
+        times: list[float] = []
+        until = time.perf_counter() + seconds
+        while len(times) < 3 or (len(times) < most and time.perf_counter() < until):
+            if self.over.is_set():
+                break
+            began = time.perf_counter()
+            action()
+            times.append(time.perf_counter() - began)
+        if len(times) < 2:
+            times = [*times, *times] or [0.0, 0.0]
+        return Latency(median(times), quantiles(times, n=100)[-1], len(times))
+
+    # -- load: many at a time
+
+    def _load(self, best: Connection, lease: int) -> None:
+        from etcdsem.sync import Semaphore
+
+        share, clients = self.figures.seconds, self.figures.clients
+        for threads in dict.fromkeys((1, clients)):
+            self.phase = f"two transactions, {threads} at a time"
+            work = [self._pair(best, lease, number) for number in range(threads)]
+            self.figures.pairs.append(self._rate(work, 0.12 * share))
+        sem = Semaphore(2 * clients, self.name, client=self._client)
+        for threads in dict.fromkeys((1, clients)):
+            self.phase = f"cycles, {threads} at a time"
+            self.figures.cycles.append(self._rate([_cycle(sem)] * threads, 0.14 * share))
+        sem.resize(1)
+        rival = Semaphore(1, self.name, client=self._rival)
+        self.phase = "hand-overs"
+        contenders = [_cycle((sem, rival)[number % 2]) for number in range(max(2, clients))]
+        self.figures.hand_overs = self._rate(contenders, 0.18 * share)
+
+    def _pair(self, best: Connection, lease: int, number: int) -> Callable[[], object]:
+        key = self._base + str(number + 1).encode()
+        take = Txn((Compare(key, "create", "=", 0),), (Put(key, _VALUE, lease),))
+        give_back = Txn((Compare(key, "create", "!=", 0),), (Delete(key),))
+
+        def pair() -> None:
+            best.transact(take, TIMEOUT)
+            best.transact(give_back, TIMEOUT)
+
+        return pair
+
+    def _rate(self, work: Sequence[Callable[[], object]], seconds: float) -> Rate:
+        """How often all threads together get their work done in a second."""
+        counts = [0] * len(work)
+        failures: list[BaseException] = []
+        stop = threading.Event()
+
+        def run(number: int) -> None:
+            try:
+                while not stop.is_set() and not self.over.is_set():
+                    work[number]()
+                    counts[number] += 1
+            except BaseException as failure:
+                failures.append(failure)
+                stop.set()
+
+        threads = [threading.Thread(target=run, args=(number,)) for number in range(len(work))]
+        for one in threads:
+            one.start()
+        stop.wait(min(0.3, seconds / 4))  # until all are under way
+        before, began, cpu = sum(counts), time.monotonic(), time.process_time()
+        until = began + seconds
+        while not self.over.is_set() and not stop.wait(min(0.05, max(0.0, until - began))):
+            if time.monotonic() >= until:
+                break
+        done, took = sum(counts) - before, max(1e-9, time.monotonic() - began)
+        cpu = time.process_time() - cpu
+        stop.set()
+        for one in threads:
+            one.join()
+        if failures and not self.over.is_set():
+            raise failures[0]
+        return Rate(done / took, len(work), cpu / took)
+
+    # -- what etcd says of itself
+
+    def _metrics(self) -> dict[str, float]:
+        """Of the leader if it tells them, else of any that does; empty if none does."""
+        places = sorted(self.figures.places, key=lambda place: not place.member.leads)
+        for place in places:
+            if place.member.error:
+                continue
+            text = http_get(self._client.settings, place.address, "/metrics")
+            if text and "etcd_disk_wal_fsync" in text:
+                return {"which": float(self.figures.places.index(place)), **_sums(text)}
+        return {}
+
+    def _history(self, best: Connection) -> None:
+        with suppress(Failure):
+            key = self._base + b"0"
+            reply = best.transact(Txn((), (Range(key, count_only=True),)), TIMEOUT)
+            self.figures.head = reply.revision
+            self.figures.compacted = compacted_revision(best, key, reply.revision)
+
+    def _clean(self, best: Connection, lease: int) -> None:
+        """The semaphore, our keys, and the lease. What cannot be done now, the lease does."""
+        with suppress(EtcdSemError):
+            self._client.close_semaphore(self.name, force=True)
+        with suppress(Failure):
+            best.revoke(lease, TIMEOUT)
+
+
+def _machine_load() -> float | None:
+    """Processes that want a core, for each core there is, over the last minute."""
+    try:
+        return os.getloadavg()[0] / (os.cpu_count() or 1)
+    except OSError:
+        return None
+
+
+def _cycle(sem: Any) -> Callable[[], object]:
+    def cycle() -> None:
+        if sem.acquire(timeout=TIMEOUT):
+            sem.release()
+
+    return cycle
+
+
+@contextmanager
+def _watched(connection: Connection, key: bytes) -> Iterator[threading.Event]:
+    """A watch on a key, and what is set by each of its events."""
+    from etcdsem.etcd.watching import WatchStream
+
+    heard, ready = threading.Event(), threading.Event()
+
+    class Ear:
+        def created(self, revision: int) -> None:
+            ready.set()
+
+        def events(self, events: object) -> None:
+            heard.set()
+
+        def gap(self, reason: str) -> None:
+            ready.set()
+
+        def refused(self, error: Failure) -> None:
+            ready.set()  # then the first event does not come, which is told
+
+    stream = WatchStream(connection, threading.Lock())
+    try:
+        stream.watch(Ear(), key)
+        ready.wait(TIMEOUT)
+        yield heard
+    finally:
+        stream.close()
+
+
+_HISTOGRAMS: Final = {
+    "fsync": "etcd_disk_wal_fsync_duration_seconds",
+    "commit": "etcd_disk_backend_commit_duration_seconds",
+    "peers": "etcd_network_peer_round_trip_time_seconds",
+}
+
+
+def _sums(text: str) -> dict[str, float]:
+    """The metrics that count here, added up over their labels."""
+    wanted = {f"{name}_{part}" for name in _HISTOGRAMS.values() for part in ("sum", "count")}
+    wanted.add("process_cpu_seconds_total")
+    found: dict[str, float] = {}
+    for line in text.splitlines():
+        name = line.split("{", 1)[0].split(" ", 1)[0]
+        if name in wanted:
+            with suppress(ValueError):
+                found[name] = found.get(name, 0.0) + float(line.rsplit(" ", 1)[1])
+    return found
+
+
+def _told(before: dict[str, float], after: dict[str, float], seconds: float) -> Disk:
+    """What happened between two looks at the metrics of one member."""
+    if not before or before.get("which") != after.get("which"):
+        return Disk()
+
+    def risen(name: str) -> float:
+        return after.get(name, 0.0) - before.get(name, 0.0)
+
+    def mean(name: str) -> float | None:
+        count = risen(f"{name}_count")
+        return risen(f"{name}_sum") / count if count > 0 else None
+
+    return Disk(
+        fsync=mean(_HISTOGRAMS["fsync"]),
+        busy=risen(f"{_HISTOGRAMS['fsync']}_sum") / seconds,
+        commit=mean(_HISTOGRAMS["commit"]),
+        peers=mean(_HISTOGRAMS["peers"]),
+        cores=risen("process_cpu_seconds_total") / seconds,
+    )
+
+
+__all__ = ["Figures", "Gauge", "Latency", "Place", "Rate"]

@@ -1,0 +1,411 @@
+"""What `doctor` makes of the facts: findings, each with what to do about it. Plain functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final, Literal, NamedTuple
+
+from etcdsem.cli import versions
+from etcdsem.cli.examine import Facts, Member
+from etcdsem.model import Status
+
+Level = Literal["ok", "info", "warning", "problem"]
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at."""
+
+    check: str
+    level: Level
+    what: str
+    do: str = ""
+
+
+SLOW_NETWORK: Final = 0.05
+SLOW_QUORUM: Final = 0.05
+SLOW_DISK: Final = 0.05
+MANY_REVISIONS: Final = 1_000_000
+NEVER_COMPACTED: Final = 20_000
+DEFAULT_QUOTA: Final = 2 * 1024**3
+SKEW: Final = 5.0
+_MANY_JUNK: Final = 5
+
+
+def judge(facts: Facts) -> list[Finding]:
+    """All findings, in the order in which they were looked at."""
+    return [finding for look in _LOOKS for finding in look(facts)]
+
+
+def _endpoints(facts: Facts) -> Iterator[Finding]:
+    for member in facts.members:
+        if member.denied:
+            yield Finding(
+                "login",
+                "problem",
+                f"{member.endpoint}: {member.error}",
+                "check the user and the password: ETCDSEM_USER, and ETCDSEM_PASSWORD or "
+                "ETCDSEM_PASSWORD_FILE",
+            )
+        elif not member.has_leader and (not member.error or "no leader" in member.error):
+            yield Finding(
+                "endpoint",
+                "problem",
+                f"{member.endpoint} has no leader: most members are away, and nothing can be "
+                "granted, refreshed or freed",
+                "etcdctl endpoint health --cluster; start the members that are down",
+            )
+        elif member.error:
+            level: Level = "warning" if facts.reached else "problem"
+            yield Finding(
+                "endpoint",
+                level,
+                f"{member.endpoint} does not answer: {member.error}",
+                f"etcdctl --endpoints {member.endpoint} endpoint health; is it running, and the "
+                "address right?",
+            )
+        elif member.learner:
+            yield Finding(
+                "endpoint",
+                "warning",
+                f"{member.endpoint} is a learner: it serves nobody yet",
+                f"etcdctl member promote {member.id:x}, or take it out of the endpoints",
+            )
+        else:
+            role = "leader" if member.leads else "follower"
+            yield Finding("endpoint", "ok", f"{member.endpoint}: etcd {member.version}, {role}")
+
+
+def _cluster(facts: Facts) -> Iterator[Finding]:
+    reached = facts.reached
+    if len({member.cluster for member in reached}) > 1:
+        yield Finding(
+            "cluster",
+            "problem",
+            "the endpoints belong to different clusters: each would count for itself",
+            "leave only the endpoints of one cluster in ETCDSEM_ENDPOINTS "
+            "(etcdctl endpoint status -w json shows cluster_id)",
+        )
+    running = {member.version for member in reached}
+    if len(running) > 1:
+        yield Finding(
+            "cluster",
+            "warning",
+            f"members run different versions: {', '.join(sorted(running))}",
+            "finish the upgrade: etcdctl endpoint status -w table --cluster",
+        )
+    for member in reached:
+        if member.lag > 1000:
+            yield Finding(
+                "cluster",
+                "warning",
+                f"{member.endpoint} has {member.lag} entries yet to apply",
+                "look at its disk and load: etcdctl endpoint status -w table",
+            )
+    if facts.listed is None:
+        return
+    if facts.listed == 1:
+        yield Finding(
+            "cluster",
+            "info",
+            "one member: while it is away nothing is granted, and a lost disk loses all leases",
+            "run three members where that matters",
+        )
+    elif facts.listed % 2 == 0:
+        yield Finding(
+            "cluster",
+            "info",
+            f"{facts.listed} members: no safer than {facts.listed - 1}",
+            "run three or five",
+        )
+    if facts.listed > len(facts.members) == 1:
+        yield Finding(
+            "cluster",
+            "warning",
+            f"one endpoint is given, of a cluster of {facts.listed} members: nobody goes on when "
+            "that one is away",
+            "put all members into ETCDSEM_ENDPOINTS, with commas (etcdctl member list shows them)",
+        )
+
+
+def _version(facts: Facts) -> Iterator[Finding]:
+    for text in sorted({member.version for member in facts.reached}):
+        version = versions.parse(text)
+        if version is None:
+            yield Finding("version", "info", f"cannot read etcd's version {text!r}")
+            continue
+        login = facts.user is not None
+        best = versions.shown(versions.recommended(version, login=login))
+        upgrade = f"upgrade to {best} or later"
+        if version[:2] < versions.OLDEST:
+            oldest = ".".join(map(str, versions.OLDEST))
+            yield Finding(
+                "version", "problem", f"etcd {text}: etcdsem is made for {oldest} and later",
+                upgrade,
+            )  # fmt: skip
+        for bug in versions.known_bugs(version, login=login):
+            level: Level = "problem" if bug.grave else "warning"
+            yield Finding("version", level, f"etcd {text}: {bug.what} ({bug.source})", upgrade)
+        if not versions.known_bugs(version, login=login):
+            yield Finding("version", "ok", f"etcd {text}: no known bug that matters here")
+
+
+def _alarms(facts: Facts) -> Iterator[Finding]:
+    for alarm in sorted(set(facts.alarms or ())):
+        do = (
+            "etcdctl compact REVISION; etcdctl defrag --cluster; etcdctl alarm disarm; then give "
+            "it more with --quota-backend-bytes, and compact on its own with "
+            "--auto-compaction-retention=1h"
+            if alarm == "NOSPACE"
+            else "etcdctl alarm list; replace the members that differ, from a backup or another "
+            "member"
+        )
+        said = "out of space: nothing is granted, held leases go on" if alarm == "NOSPACE" else (
+            "corrupt data: nothing can be written, not even given back"
+        )  # fmt: skip
+        yield Finding("alarm", "problem", f"alarm {alarm}: {said}", do)
+    for member in facts.reached:
+        for error in member.errors:
+            if not any(alarm in error for alarm in facts.alarms or ()):
+                yield Finding(
+                    "alarm", "problem", f"{member.endpoint}: {error}",
+                    "etcdctl endpoint status -w table --cluster",
+                )  # fmt: skip
+    if facts.alarms is None and facts.reached:
+        yield Finding("alarm", "info", "this user may not ask for alarms", "etcdctl alarm list")
+
+
+def space(facts: Facts) -> Iterator[Finding]:
+    """Databases that are nearly full, or half empty."""
+    for member in facts.reached:
+        quota = member.quota or DEFAULT_QUOTA
+        assumed = "" if member.quota else " (the default, which is assumed)"
+        used = member.db_size / quota
+        if used >= 0.8:
+            yield Finding(
+                "space",
+                "warning",
+                f"{member.endpoint}: the database has {_mib(member.db_size)} of "
+                f"{_mib(quota)}{assumed}",
+                "etcdctl compact REVISION; etcdctl defrag; or more with --quota-backend-bytes",
+            )
+        elif member.db_size > 100 * 1024**2 and member.db_in_use < member.db_size / 2:
+            yield Finding(
+                "space",
+                "info",
+                f"{member.endpoint}: {_mib(member.db_in_use)} of {_mib(member.db_size)} are in use",
+                f"etcdctl --endpoints {member.endpoint} defrag (it stands still meanwhile)",
+            )
+
+
+def _access(facts: Facts) -> Iterator[Finding]:
+    where = f"{facts.prefix}/{facts.name}/" if facts.name else f"{facts.prefix}/"
+    hint = "" if facts.name else ", or name the semaphore that you may use: etcdsem doctor NAME"
+    for what, said in facts.denied.items():
+        yield Finding(
+            "access",
+            "problem",
+            f"{facts.user or 'nobody (no login)'} may not {what} below {where}: {said}",
+            f"etcdctl role grant-permission ROLE --prefix=true readwrite {where}{hint}",
+        )
+    for what, said in facts.failed.items():
+        yield Finding(
+            "access", "problem", f"could not {what} below {where}: {said}",
+            "etcdctl endpoint health --cluster; etcdctl alarm list",
+        )  # fmt: skip
+    if facts.reached and not facts.denied and not facts.failed:
+        yield Finding("access", "ok", f"reading, writing and leases work below {where}")
+
+
+_SPEED: Final = (  # what, beside what, the difference that is slow, what is said, what to do
+    (
+        "network",
+        None,
+        SLOW_NETWORK,
+        "a bare question and answer take {0}: the network, or a busy machine",
+        "put etcd nearer, or look at the load here and there",
+    ),
+    (
+        "read",
+        "network",
+        SLOW_QUORUM,
+        "a read takes {0}: members are far from each other, or busy",
+        "etcdctl check perf; look at etcd_network_peer_round_trip_time_seconds",
+    ),
+    (
+        "write",
+        "read",
+        SLOW_DISK,
+        "a write takes {0}, a read {1}: the disk is slow",
+        "give etcd a fast disk of its own; look at etcd_disk_wal_fsync_duration_seconds",
+    ),
+)
+
+
+def _speed(facts: Facts) -> Iterator[Finding]:
+    times = {"network": facts.network, "read": facts.read, "write": facts.write}
+    for what, beside, slow, said, do in _SPEED:
+        took, before = times[what], times[beside] if beside else 0.0
+        if took is not None and before is not None and took - before > slow:
+            shown = said.format(milliseconds(took), milliseconds(before))
+            yield Finding("speed", "warning", shown, do)
+    if facts.network is not None:
+        known = [f"{what} {milliseconds(took)}" for what, took in times.items() if took is not None]
+        yield Finding("speed", "ok", f"medians: {', '.join(known)}")
+
+
+def history(facts: Facts) -> Iterator[Finding]:
+    """How much of the past is kept."""
+    if facts.compacted is None:
+        return
+    kept = facts.head - facts.compacted
+    now = f"now: etcdctl compact {facts.head}; etcdctl defrag --cluster"
+    for_ever = "for ever: start etcd with --auto-compaction-retention=1h"
+    if facts.compacted == 0 and facts.head > NEVER_COMPACTED:
+        yield Finding(
+            "compaction",
+            "problem",
+            f"never compacted: it keeps all {facts.head} revisions, and grows until it is full",
+            f"{for_ever}; {now}",
+        )
+    elif kept > MANY_REVISIONS:
+        yield Finding(
+            "compaction",
+            "warning",
+            f"it keeps {kept} revisions: reads get slower, and it grows",
+            f"{for_ever}; {now}",
+        )
+    elif facts.compacted == 0:
+        yield Finding(
+            "compaction",
+            "info",
+            f"not compacted yet, at revision {facts.head}; whether it will be cannot be asked",
+            for_ever,
+        )
+    else:
+        yield Finding("compaction", "ok", f"compacted: it keeps {kept} revisions")
+
+
+def _wire(facts: Facts) -> Iterator[Finding]:
+    open_ones = [member.endpoint for member in facts.members if not member.loopback]
+    if facts.tls or not open_ones:
+        return
+    level: Level = "problem" if facts.user else "warning"
+    what = ", and the password with it" if facts.user else ""
+    yield Finding(
+        "tls",
+        level,
+        f"plain text over the network to {', '.join(open_ones)}: all can be read and changed on "
+        f"the way{what}",
+        "give etcd certificates (--cert-file, --key-file), and us ETCDSEM_CACERT and https://",
+    )
+
+
+def _time(facts: Facts) -> Iterator[Finding]:
+    ahead = facts.clock_ahead
+    if ahead is not None and abs(ahead) > SKEW:
+        order = "ahead of" if ahead > 0 else "behind"
+        yield Finding(
+            "clock",
+            "info",
+            f"etcd's clock is {abs(ahead):.0f} s {order} this machine's; that shows only in ages "
+            "and dates, no lease depends on it",
+            "timedatectl; chronyc tracking",
+        )
+    if facts.least_ttl is not None and facts.least_ttl > 2:
+        yield Finding(
+            "ttl",
+            "info",
+            f"the smallest lease timeout here is {facts.least_ttl:.0f} s: shorter ones become that",
+            "a lower etcd --election-timeout makes it shorter, where the network allows",
+        )
+
+
+def _semaphores(facts: Facts) -> Iterator[Finding]:
+    for name in facts.bare:
+        known = name != facts.name
+        yield Finding(
+            "semaphore",
+            "problem" if known else "info",
+            f"{name}: leases without a limit: nothing more is granted"
+            if known
+            else f"{name} is not registered",
+            f"etcdsem run {name} --limit N -- COMMAND registers it",
+        )
+    sound = 0
+    for one in facts.semaphores:
+        found = list(_semaphore(facts, one))
+        sound += not found
+        yield from found
+    if sound:
+        yield Finding("semaphore", "ok", f"{sound} in order")
+
+
+def _semaphore(facts: Facts, one: Status) -> Iterator[Finding]:
+    if one.max_leases is None:
+        yield Finding(
+            "limit",
+            "problem",
+            f"{one.name}: the limit is no number from 0 to 99999: nothing is granted",
+            f"etcdsem limit {one.name} N",
+        )
+    elif one.held > one.max_leases:
+        yield Finding(
+            "overbooked",
+            "warning",
+            f"{one.name}: {one.held} held, limit {one.max_leases}; nothing is granted until "
+            "enough have left",
+            f"wait, if the limit was lowered; else etcdsem status {one.name}, and "
+            f"etcdsem evict {one.name} --slot N",
+        )
+    for junk in [one for one in one.junk if not one.key.endswith("/max_leases")][:_MANY_JUNK]:
+        yield Finding("junk", "problem", f"{junk.key} {junk.reason}", f"etcdctl del {junk.key!r}")
+    if len(one.junk) > _MANY_JUNK:
+        yield Finding(
+            "junk", "problem", f"{one.name}: {len(one.junk)} such keys in all",
+            f"etcdsem status {one.name}",
+        )  # fmt: skip
+    for holder in one.holders:
+        if not holder.owner:
+            yield Finding(
+                "owner",
+                "warning",
+                f"{one.name}: slot {holder.slot} is held by nobody who says so (lease "
+                f"{holder.lease_id}): the key was made or overwritten by hand",
+                f"etcdsem evict {one.name} --slot {holder.slot}",
+            )
+    if one.name in facts.stuck:
+        yield Finding(
+            "stuck",
+            "problem",
+            f"{one.name}: {one.held} of {one.max_leases} held, and {len(one.waiters)} wait all "
+            "the same",
+            f"is the first in line alive? etcdsem status {one.name}; if not, "
+            f"etcdsem evict {one.name} --lease {one.waiters[0].lease_id}",
+        )
+
+
+_LOOKS: Final[tuple[Callable[[Facts], Iterator[Finding]], ...]] = (
+    _endpoints,
+    _cluster,
+    _version,
+    _alarms,
+    space,
+    _access,
+    _speed,
+    history,
+    _wire,
+    _time,
+    _semaphores,
+)
+
+
+def milliseconds(seconds: float) -> str:
+    """A time, for people."""
+    return f"{seconds * 1000:.1f} ms"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 1024**2:.0f} MiB"
+
+
+__all__ = ["Finding", "Level", "Member", "history", "judge", "milliseconds", "space"]

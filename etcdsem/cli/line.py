@@ -1,0 +1,211 @@
+"""In line for a lease, and its giving back: what `run` and `hold` do alike.
+
+1. A thread stands in line, so that the main one hears signals. One that says to stop raises
+   `Stopped`; `give_back()` then closes the client, and with it leaves the line.
+2. Whatever ends the command, everything is given back; if etcd cannot be told within two seconds,
+   the TTL does it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar, cast
+
+import click
+
+from etcdsem.cli.guardian import boottime
+from etcdsem.cli.jointly import Jointly
+from etcdsem.cli.options import DIAL_TIMEOUT, connect
+from etcdsem.cli.signals import Signals
+from etcdsem.cli.text import exact, say
+from etcdsem.cli.waiting import Picture
+from etcdsem.cli.wish import Wish
+from etcdsem.errors import EtcdUnavailable, SemaphoreClosed
+
+if TYPE_CHECKING:
+    from etcdsem import Client, Lease, Semaphore, Start
+
+T = TypeVar("T")
+
+_Acquire: TypeAlias = Callable[[float | None, Callable[[], None]], T | None]
+"""Gets the seconds that are left, and whom to tell that one has to wait."""
+
+LAST_WORDS = 2.0
+"""Seconds for telling etcd at the end."""
+
+
+def connect_for(ctx: click.Context, wish: Wish) -> Client:
+    """A client that gives up on an etcd that never answered after --wait, if that is short."""
+    return connect(ctx, dial_timeout=min(DIAL_TIMEOUT, wish.wait or DIAL_TIMEOUT))
+
+
+def wait_for_lease(wish: Wish, client: Client, signals: Signals) -> Lease | None:
+    """In line, until it is our turn; None when the time was up (and that is said)."""
+
+    def ready() -> _Acquire[Lease]:
+        semaphore = _semaphore(wish, client, signals)
+        return lambda left, on_wait: semaphore.acquire_lease(
+            left,
+            weight=wish.weight,
+            priority=wish.priority,
+            eager=wish.eager,
+            on_wait=on_wait,
+        )
+
+    return _wait(ready, wish, client, signals, "no lease was free", "status")
+
+
+def wait_for_start(wish: Wish, client: Client, signals: Signals) -> Start | None:
+    """The same for a start of a rate limit."""
+
+    def ready() -> _Acquire[Start]:
+        from etcdsem import RateLimit
+
+        rate = wish.rate
+        if rate is None:
+            raise AssertionError("no rate is wanted")
+        limit = RateLimit(
+            wish.name,
+            rate.starts,
+            rate.period,
+            block=rate.block,
+            client=client,
+            labels=wish.labels,
+        )
+        return lambda left, on_wait: limit.acquire(left, on_wait=on_wait)
+
+    return _wait(ready, wish, client, signals, "no start was free", "rate")
+
+
+def _wait(
+    ready: Callable[[], _Acquire[T]],
+    wish: Wish,
+    client: Client,
+    signals: Signals,
+    none: str,
+    command: str,
+) -> T | None:
+    until = math.inf if wish.wait is None else boottime() + wish.wait
+    line = _Line(ready, until, signals.wake)
+    picture = Picture(client, wish.name, quiet=wish.quiet)
+    line.start(picture.start)
+    try:
+        while not line.over:
+            left = until - boottime()
+            if wish.wait and left <= 0 and not line.in_touch:
+                raise EtcdUnavailable(
+                    f"{wish.name}: etcd cannot be reached within --wait {exact(wish.wait)}. "
+                    "Check that it runs and that the endpoints are right (ETCDSEM_ENDPOINTS)."
+                )
+            signals.stop(min(left, 60.0) if left > 0 else 1.0)
+        result = line.result()
+    finally:
+        picture.stop()
+    if result is None:
+        waited = f" within {exact(wish.wait)}" if wish.wait else ""
+        if wish.more:
+            say(f"{wish.shown}: not all had a free lease{waited} (see: etcdsem ls)")
+        else:
+            say(f"{wish.name}: {none}{waited} (see: etcdsem {command} {wish.name})")
+    return result
+
+
+def give_back(name: str, lease: Lease | None, client: Client) -> None:
+    """Let go of everything that is still held."""
+
+    def tell() -> None:
+        if lease is not None:
+            lease.release()
+        client.close()
+
+    worker = threading.Thread(target=tell, daemon=True)
+    worker.start()
+    worker.join(LAST_WORDS)
+    if worker.is_alive() and lease is not None:
+        say(
+            f"note: etcd could not be told that the lease on {name} is free; "
+            f"it ends by itself within {exact(lease.ttl)}"
+        )
+
+
+def quiet_library() -> None:
+    """What the library logs is for programs; what we say is for people."""
+    logger = logging.getLogger("etcdsem")
+    if os.environ.get("ETCDSEM_DEBUG"):
+        logging.basicConfig(level=logging.DEBUG, format="%(relativeCreated)d %(name)s %(message)s")
+    else:
+        logger.addHandler(logging.NullHandler())
+        logger.propagate = False
+
+
+def _semaphore(wish: Wish, client: Client, signals: Signals) -> Semaphore:
+    """First contact with etcd: the limit is registered, or found to be."""
+    from etcdsem import Semaphore
+
+    if wish.more:
+        # To the line several are one.
+        return cast("Semaphore", Jointly([_semaphore(one, client, signals) for one in _each(wish)]))
+    try:
+        return Semaphore(
+            wish.limit,
+            wish.name,
+            client=client,
+            lease_timeout=wish.ttl,
+            refresh_interval=wish.refresh,
+            labels=wish.labels,
+            max_hold=wish.max_hold,
+            rate=None if wish.rate is None else str(wish.rate),
+            on_lost=lambda lease: signals.wake(),
+        )
+    except SemaphoreClosed:
+        raise SemaphoreClosed(
+            f"{wish.name} is not registered yet: give "
+            f"{f'{wish.name}=N' if wish.one_of else '--limit N'} to do so"
+        ) from None
+
+
+def _each(wish: Wish) -> list[Wish]:
+    """The same wish for each of several semaphores."""
+    named = ((wish.name, wish.limit), *wish.more)
+    return [wish._replace(name=name, limit=limit, more=(), one_of=True) for name, limit in named]
+
+
+class _Line(Generic[T]):
+    """A thread that stands in line."""
+
+    def __init__(
+        self, ready: Callable[[], _Acquire[T]], until: float, done: Callable[[], None]
+    ) -> None:
+        self._ready = ready
+        self._until = until
+        self._done = done
+        self._got: T | None = None
+        self._error: BaseException | None = None
+        self.in_touch = False
+        """Etcd has answered."""
+        self.over = False
+        """There is a result."""
+
+    def start(self, on_wait: Callable[[], None]) -> None:
+        threading.Thread(target=self._run, args=(on_wait,), name="line", daemon=True).start()
+
+    def result(self) -> T | None:
+        """What came of it: a lease or a start, None when the time was up, or the error."""
+        if self._error is not None:
+            raise self._error
+        return self._got
+
+    def _run(self, on_wait: Callable[[], None]) -> None:
+        try:
+            acquire = self._ready()
+            self.in_touch = True
+            left = None if self._until == math.inf else max(0.0, self._until - boottime())
+            self._got = acquire(left, on_wait)
+        except BaseException as error:
+            self._error = error
+        self.over = True
+        self._done()

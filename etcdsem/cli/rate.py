@@ -1,0 +1,90 @@
+"""``etcdsem rate``: look at a rate limit, or change it."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from etcdsem.cli.operate import json_option
+from etcdsem.cli.options import connect, connection_options, name_argument
+from etcdsem.cli.text import clean, echo, echo_json, exact, pause_data, pause_text, say
+
+if TYPE_CHECKING:
+    from etcdsem import Status
+
+
+@click.command(short_help="Show or change a rate limit.")
+@name_argument
+@click.argument("rate", metavar="[RATE]", required=False)
+@json_option
+@connection_options
+@click.pass_context
+def rate(ctx: click.Context, /, name: str, rate: str | None, as_json: bool) -> None:
+    """Show how much of the rate limit NAME is used, or change it to RATE, at once for everybody.
+
+    RATE is 100/1m: at most 100 starts in any minute; 10000/1m/50: in blocks of 50. Starts already
+    made still count as they did. What is paused stays paused.
+
+    \b
+    Examples:
+      etcdsem rate api
+      etcdsem rate api 200/1m
+    """
+    from etcdsem.core import operating, rates
+    from etcdsem.model import read_rate
+
+    wanted = None if rate is None else read_rate(rate)
+    with connect(ctx) as client:
+        station = client.station(name)
+        if wanted is not None:
+            change = client.run(operating.resize(station, wanted), f"change the rate of {name!r}")
+            old = str(change.before.rate or change.before.text)
+            if as_json:
+                echo_json({"name": name, "old": old, "new": str(wanted)})
+            else:
+                echo(f"{clean(name)}: {clean(old)} -> {wanted}")
+                if change.after.paused:
+                    say(f"{name} is paused, and stays so; to go on: etcdsem resume {name}")
+            return
+        seen = client.status(name, ttl=False)
+        if station.limit is not None:
+            rates.rate_of(station, station.limit)
+    data = rate_data(seen)
+    if as_json:
+        echo_json({"name": name, **data})
+        return
+    parts = [str(seen.rate), f"{data['used']} used", f"{data['free']} free"]
+    parts.append(f"{data['waiting']} waiting")
+    if data["next_free"]:
+        parts.append(f"next free in {exact(data['next_free'])}")
+    if seen.pause is not None:
+        parts.append(pause_text(seen.pause))
+    echo(clean(f"{name}: {', '.join(parts)}"))
+
+
+def rate_data(seen: Status) -> dict[str, Any]:
+    """A rate limit as it is told in JSON. A block counts as used as soon as somebody has it."""
+    from etcdsem.core.rates import next_free
+
+    rate = seen.rate
+    if rate is None:
+        return {}
+    after = next_free(seen, time.time())
+    used = rate.block * seen.held
+    return {
+        "rate": str(rate),
+        "limit": rate.starts,
+        "period": rate.period,
+        "block": rate.block,
+        "used": used,
+        "free": max(0, rate.block * (seen.max_leases or 0) - used),
+        "waiting": len(seen.waiters),
+        "next_free": round(after, 1) if after < math.inf else None,
+        "paused": pause_data(seen.pause),
+    }
+
+
+__all__ = ["rate", "rate_data"]

@@ -1,0 +1,278 @@
+"""What ``etcdsem exporter`` serves: all semaphores below a prefix, as etcd has them.
+
+1. One watch over the prefix keeps the picture; a scrape costs etcd one count of keys, which says
+   whether etcd answers, and whether the picture is complete. Only if it is not are all keys read.
+2. A scrape ends within seconds, whatever etcd does. Without etcd it says ``etcdsem_up 0``, and
+   nothing of the semaphores but what was counted.
+3. Under the engine's lock nothing blocks; `_turn` lets one scrape at a time ask etcd.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from etcdsem.core import transactions
+from etcdsem.core.census import Census, Line
+from etcdsem.core.commands import Event, Failure, NotApplied, OutcomeUnknown, Procedure, Range, Txn
+from etcdsem.core.outward import public_error
+from etcdsem.core.procedures import transact
+from etcdsem.core.station import Ear
+from etcdsem.errors import EtcdSemError
+from etcdsem.metrics import Family, to_prometheus
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+    from etcdsem import Client
+    from etcdsem.core.commands import Watch
+
+log = logging.getLogger("etcdsem")
+
+PATIENCE = 3.0
+"""Seconds for etcd's part of a scrape; Prometheus waits for 10 by default."""
+
+Value = Callable[[Line, float], float | None]
+
+_NOW: tuple[tuple[str, str, Value], ...] = (
+    (
+        "max_leases",
+        "Limit of the semaphore. Missing if what is stored is no number: then nothing is granted.",
+        lambda line, now: line.limit.number if line.limit else None,
+    ),
+    (
+        "limit_unreadable",
+        "1 if what is stored as the limit is no number from 0 to 99999, else 0.",
+        lambda line, now: line.limit is not None and line.limit.number is None,
+    ),
+    (
+        "paused",
+        "1 while an operator has paused it: then nothing is granted; else 0.",
+        lambda line, now: line.limit is not None and line.limit.paused,
+    ),
+    ("active_leases", "Leases that are held now.", lambda line, now: len(line.held)),
+    ("pending_leases", "How many wait in line now.", lambda line, now: len(line.waiting)),
+    (
+        "oldest_wait_seconds",
+        "How long the one has waited who waits longest; 0 if nobody does.",
+        lambda line, now: _oldest([one.since for one in list(line.waiting.values())], now),
+    ),
+    (
+        "oldest_hold_seconds",
+        "How long the one has held who holds longest; 0 if nobody does.",
+        lambda line, now: _oldest([one.since for one in list(line.held.values())], now),
+    ),
+    (
+        "overbooked_leases",
+        "Leases held beyond the limit. The limit was lowered while they were held.",
+        lambda line, now: max(0, len(line.held) - (line.limit.number or 0)) if line.limit else None,
+    ),
+    (
+        "limit_drift",
+        "Holders and waiters whose program carries another limit than the one in force.",
+        lambda line, now: line.drifting(),
+    ),
+    (
+        "junk_keys",
+        "Keys that etcdsem cannot have written; see etcdsem status.",
+        lambda line, now: len(line.junk),
+    ),
+)
+
+_COUNTED: tuple[tuple[str, str, Value], ...] = (
+    ("acquire_total", "Leases granted.", lambda line, now: line.acquired),
+    (
+        "release_total",
+        "Leases given back. Those that were lost while nobody waited look alike and are included.",
+        lambda line, now: line.released,
+    ),
+    (
+        "losses_total",
+        "Leases that surely ended without being given back: by expiry, revocation or eviction.",
+        lambda line, now: line.lost,
+    ),
+    (
+        "overbooked_total",
+        "Grants beyond the limit that was in force. There must be none, ever.",
+        lambda line, now: line.overbooked,
+    ),
+)
+
+
+def _oldest(since: Sequence[float], now: float) -> float:
+    return max(0.0, now - min(since)) if since else 0.0
+
+
+class Scraper:
+    """A collector for prometheus_client."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._engine = client.engine
+        self._census = Census(client.prefix)
+        self._turn = threading.Lock()
+        self._watch: Watch | None = None
+        self._watching = threading.Event()
+        self._refused: Failure | None = None
+        self._said = ""  # why etcd does not answer; guarded by the turn
+        self._asked_at = 0.0
+        self._reads = 0
+
+    def up(self) -> bool:
+        """Does etcd answer, and is the picture complete?"""
+        return self._asked()[0]
+
+    def collect(self) -> Iterator[Metric]:
+        """One scrape."""
+        return map(to_prometheus, self.families())
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: to describe is to ask etcd, which may be away when this is registered."""
+        return iter(())
+
+    def families(self) -> list[Family]:
+        """All metrics now."""
+        up, seconds = self._asked()
+        engine = self._engine
+        with engine.lock:
+            now = engine.now()
+            lines = sorted(self._census.lines.items())
+            present = [(self._labels(line), line) for _, line in lines]
+            found = [
+                Family(
+                    f"etcdsem_semaphore_{name}",
+                    "counter" if kinds is _COUNTED else "gauge",
+                    text,
+                    [
+                        (labels, float(number))
+                        for labels, line in present
+                        if (up or kinds is _COUNTED) and (number := value(line, now)) is not None
+                    ],
+                )
+                for kinds in (_NOW, _COUNTED)
+                for name, text, value in kinds
+            ]
+        return [
+            Family("etcdsem_up", "gauge", "1 if etcd answered this scrape, else 0.", [({}, up)]),
+            Family(
+                "etcdsem_scrape_duration_seconds",
+                "gauge",
+                "How long this scrape waited for etcd.",
+                [({}, seconds)],
+            ),
+            Family(
+                "etcdsem_full_reads_total",
+                "counter",
+                "Times that all keys were read: at the start, and after events were missed.",
+                [({}, self._reads)],
+            ),
+            Family(
+                "etcdsem_semaphores",
+                "gauge",
+                "Semaphores below the prefix.",
+                [({"prefix": self._census.prefix}, len(lines))] if up else [],
+            ),
+            *found,
+        ]
+
+    def _labels(self, line: Line) -> dict[str, str]:
+        return {"prefix": self._census.prefix, "name": line.name}
+
+    # ---------------------------------------------------------------- asking etcd
+
+    def _asked(self) -> tuple[bool, float]:
+        """(does etcd answer, how long that took)"""
+        began = time.monotonic()
+        with self._turn:
+            if self._asked_at > began:  # somebody asked while we waited for our turn
+                return not self._said, time.monotonic() - began
+            self._asked_at = time.monotonic()
+            try:
+                self._ask()
+                said = ""
+            except Failure as failure:
+                said = str(public_error(failure, "look at the semaphores"))
+            except EtcdSemError as error:
+                said = str(error)
+            if said != self._said:
+                self._said = said
+                log.warning("%s", said or "etcd answers again")
+        return not said, time.monotonic() - began
+
+    def _ask(self) -> None:
+        engine, census = self._engine, self._census
+        until = engine.now() + PATIENCE
+        self._listen(until)
+        if census.state == "live":
+            keys = Range(census.start, census.end, count_only=True)
+            counted = engine.run(self._read(keys, until))
+            with engine.lock:
+                census.expect(counted[0], counted[1], engine.now())
+        while census.state != "live":
+            if engine.now() >= until:
+                raise NotApplied("events were missed again and again while all keys were read")
+            self._read_all(until)
+
+    def _listen(self, until: float) -> None:
+        """See to it that the watch is up; a Failure if it cannot be."""
+        engine, census = self._engine, self._census
+        with engine.lock:
+            if self._watch is None:
+                self._refused = None
+                self._watching.clear()
+                ear = Ear(
+                    self._events,
+                    created=self._watching.set,
+                    gap=census.lost,
+                    refused=self._no_watch,
+                )
+                self._watch = engine.watch(ear, census.start, census.end)
+        if not self._watching.wait(max(0.0, until - engine.now())):
+            raise NotApplied("no watch could be set up in time")
+        if self._refused is not None:
+            raise self._refused
+
+    def _events(self, events: Sequence[Event]) -> None:
+        self._census.apply(events, self._engine.now())
+
+    def _no_watch(self, error: Failure) -> None:
+        self._watch, self._refused = None, error
+        self._census.lost()
+        self._watching.set()
+
+    def _read_all(self, until: float) -> None:
+        engine, census = self._engine, self._census
+        with engine.lock:
+            census.begin()
+        try:
+            engine.run(self._load(until))
+        finally:
+            with engine.lock:
+                if census.state == "loading":
+                    census.abandon()
+        self._reads += 1
+
+    def _load(self, until: float) -> Procedure[None]:
+        census, session = self._census, self._engine.session
+        scan = Txn((), (Range(census.start, census.end),))
+        reply = yield from transact(session, scan, until)
+        kvs = transactions.as_range(reply.replies[0]).kvs
+        census.load(kvs, reply.revision, session.env.now(), session.env.wall())
+
+    def _read(self, keys: Range, until: float) -> Procedure[tuple[int, int]]:
+        """(revision, how many keys), tried once more if that may help."""
+        session = self._engine.session
+        for last in (False, True):
+            try:
+                reply = yield from transact(session, Txn((), (keys,)), until)
+                return reply.revision, transactions.as_range(reply.replies[0]).count
+            except (NotApplied, OutcomeUnknown):
+                if last or session.env.now() >= until:
+                    raise
+        raise AssertionError("two tries, and neither an answer nor a failure")
+
+
+__all__ = ["Scraper"]

@@ -1,0 +1,306 @@
+"""All semaphores below a prefix, as one who watches the keys sees them: a snapshot, then events.
+
+    stale ──begin()──> loading ──load()──> live ──lost()──> stale
+                          └──abandon()──> stale
+
+1. Events that come while a snapshot is read wait for it; those it contains already are left aside.
+   While stale they are dropped: a snapshot will tell.
+2. Watches are hints: `expect()` compares the number of keys with what etcd counted at a revision,
+   once all events up to it must have come: a later one has, or `LATE` seconds have passed. If they
+   differ, this is stale.
+3. What the keys tell of a lease's end:
+   - its slot's key is overwritten: handed over, so given back;
+   - deleted while nobody waits: given back, *or* lost (expired, revoked, evicted). It looks alike,
+     and is counted as given back;
+   - deleted while somebody waits, and the mark `contended` stays as it was: no program of ours
+     gives a slot back so (it hands over, or takes the mark away, or puts it again, or there is
+     surplus). So it was lost.
+4. After a gap the counts are least numbers: of what happened in it, only the difference is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from itertools import groupby
+from typing import Literal, NamedTuple
+
+from etcdsem.core.commands import Event, KeyValue
+from etcdsem.core.keys import Keys, Limit, Stated, read_limit, slot_number, stated, waits
+from etcdsem.model import check_name
+
+LATE = 5.0
+"""Seconds after which an event that has not come is taken for lost. A busy etcd, or a busy reader,
+is late by more than the time between two scrapes."""
+
+
+class Present(NamedTuple):
+    """A holder or a waiter."""
+
+    token: int
+    since: float
+    """On the census's clock."""
+    carried: int | None
+    """The limit that the program was told, where it is not the one in force."""
+
+
+class Line:
+    """One semaphore."""
+
+    __slots__ = (
+        "acquired",
+        "contended",
+        "held",
+        "junk",
+        "keys",
+        "limit",
+        "lost",
+        "overbooked",
+        "released",
+        "waiting",
+    )
+
+    def __init__(self, keys: Keys) -> None:
+        self.keys = keys
+        self.limit: Limit | None = None
+        self.contended = False
+        self.held: dict[int, Present] = {}
+        self.waiting: dict[bytes, Present] = {}
+        self.junk: set[bytes] = set()
+        self.acquired = 0
+        self.released = 0
+        self.lost = 0
+        self.overbooked = 0  # grants beyond the limit: there must be none, ever
+
+    @property
+    def name(self) -> str:
+        """The semaphore's name."""
+        return self.keys.name
+
+    @property
+    def room(self) -> int:
+        """How many slots may be granted."""
+        return self.limit.room if self.limit else 0
+
+    @property
+    def empty(self) -> bool:
+        """Is nothing left of it?"""
+        return not (self.limit or self.held or self.waiting or self.junk)
+
+    def drifting(self) -> int:
+        """How many hold or wait whose program was told another limit than is in force."""
+        number = self.limit.number if self.limit else None
+        if number is None:
+            return 0
+        present = (*list(self.held.values()), *list(self.waiting.values()))
+        return sum(one.carried not in (None, number) for one in present)
+
+    def step(self, events: Sequence[Event], now: float) -> None:
+        """What happened to it at one revision."""
+        held, granted = len(self.held), self.acquired
+        gone = [event.kv.key for event in events if event.kind == "delete"]
+        freed = any(key.startswith(self.keys.leases) for key in gone)
+        mark_stays = self.contended and all(e.kv.key != self.keys.contended for e in events)
+        orderly = not (freed and mark_stays) or self._surplus()
+        for event in events:
+            self._apply(event, now, orderly=orderly)
+        if self.acquired > granted:
+            self.overbooked += max(0, len(self.held) - max(self.room, held))
+
+    def _surplus(self) -> bool:
+        """Does anything sort above the limit? Then slots are given back to nobody."""
+        above = self.keys.slot(self.room)
+        return any(slot >= self.room for slot in self.held) or any(
+            key >= above for key in self.junk if key.startswith(self.keys.leases)
+        )
+
+    def _apply(self, event: Event, now: float, *, orderly: bool) -> None:
+        kv, keys, gone = event.kv, self.keys, event.kind == "delete"
+        if kv.key.startswith(keys.leases):
+            self._apply_slot(kv, now, gone=gone, orderly=orderly)
+        elif kv.key.startswith(keys.waiters):
+            self.junk.discard(kv.key)
+            self.waiting.pop(kv.key, None)
+            if not gone and waits(keys, kv):
+                self.waiting[kv.key] = Present(kv.mod_revision, now, stated(kv).carried)
+            elif not gone:
+                self.junk.add(kv.key)
+        elif kv.key == keys.max_leases:
+            self.limit = None if gone else read_limit(kv)
+        elif kv.key == keys.contended:
+            self.contended = not gone
+
+    def _apply_slot(self, kv: KeyValue, now: float, *, gone: bool, orderly: bool) -> None:
+        self.junk.discard(kv.key)
+        slot = slot_number(self.keys, kv.key)
+        if slot is None:
+            if not gone:
+                self.junk.add(kv.key)
+            return
+        before = self.held.pop(slot, None)
+        ours = not gone and kv.lease != 0
+        if before is not None:
+            if ours or (gone and orderly):
+                self.released += 1
+            else:
+                self.lost += 1
+        if ours:
+            self.acquired += 1
+            self.held[slot] = Present(kv.mod_revision, now, stated(kv).carried)
+        elif not gone:
+            self.junk.add(kv.key)
+
+    def differ(self, before: Line) -> None:
+        """Take over the counts of `before`, and count what must have happened since."""
+        self.acquired, self.released = before.acquired, before.released
+        self.lost, self.overbooked = before.lost, before.overbooked
+        for slot, one in list(self.held.items()):
+            then = before.held.get(slot)
+            if then is not None and then.token == one.token:
+                self.held[slot] = one._replace(since=then.since)
+            else:
+                self.acquired += 1
+        for slot, then in before.held.items():
+            one_now = self.held.get(slot)
+            self.released += one_now is None or one_now.token != then.token
+        for key, then in before.waiting.items():
+            one_now = self.waiting.get(key)
+            if one_now is not None and one_now.token == then.token:
+                self.waiting[key] = one_now._replace(since=then.since)
+
+
+State = Literal["stale", "loading", "live"]
+
+
+class Census:
+    """All semaphores below a prefix."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.start = f"{prefix}/".encode()
+        self.end = self.start[:-1] + b"0"  # "0" follows "/"
+        self.state: State = "stale"
+        self.lines: dict[bytes, Line] = {}
+        self._known: set[bytes] = set()  # every key, also those of no semaphore
+        self._revision = 0  # up to here everything was seen
+        self._waiting: list[tuple[Sequence[Event], float]] = []
+        self._expected: tuple[int, int, float] | None = None  # at a revision, so many keys; since
+
+    # -- the snapshot
+
+    def begin(self) -> None:
+        """A snapshot is about to be read."""
+        self.state = "loading"
+        self._waiting.clear()
+
+    def abandon(self) -> None:
+        """It could not be read."""
+        self.state = "stale"
+        self._waiting.clear()
+
+    lost = abandon
+    """Events were missed."""
+
+    def load(self, kvs: Iterable[KeyValue], revision: int, now: float, wall: float) -> None:
+        """All keys at a revision, and the clocks now: the census's, and that of records.
+
+        Events that were missed while they were read may be later than them: then this stays stale.
+        """
+        if self.state != "loading":
+            return
+        before, self.lines = self.lines, {}
+        self._known = set()
+        self._revision, self._expected = revision, None
+        for kv in kvs:
+            self._known.add(kv.key)
+            line = self._line(kv.key)
+            if line is not None:
+                line.step((Event("put", kv),), now - _age(stated(kv), wall))
+        for name, line in self.lines.items():
+            line.acquired = line.released = line.lost = line.overbooked = 0
+            if name in before:
+                line.differ(before[name])
+        self._drop_empty(list(self.lines))
+        self.state = "live"
+        waiting, self._waiting = self._waiting, []
+        for events, came in waiting:
+            self.apply(events, came)
+
+    # -- events
+
+    def apply(self, events: Sequence[Event], now: float) -> None:
+        """What a watch told, in the order of revisions."""
+        if self.state == "loading":
+            self._waiting.append((events, now))
+            return
+        for revision, some in groupby(events, key=lambda event: event.kv.mod_revision):
+            if self.state != "live":
+                return
+            if revision > self._revision:
+                self._check(revision)
+                self._step(list(some), now)
+                self._revision = revision
+
+    def _step(self, events: Sequence[Event], now: float) -> None:
+        touched: dict[bytes, list[Event]] = {}
+        for event in events:
+            key = event.kv.key
+            if event.kind == "put":
+                self._known.add(key)
+            else:
+                self._known.discard(key)
+            touched.setdefault(self._name(key), []).append(event)
+        for some in touched.values():
+            line = self._line(some[0].kv.key)
+            if line is not None:
+                line.step(some, now)
+        self._drop_empty(touched)
+
+    # -- is it complete?
+
+    def expect(self, revision: int, keys: int, now: float) -> None:
+        """Etcd counted so many keys at a revision. Compared at the first event after it, or when
+        this is called `LATE` seconds later; until then further counts are left aside.
+        """
+        if self._expected is not None and self._revision <= self._expected[0]:
+            if now < self._expected[2] + LATE:
+                return
+            self._check(self._expected[0] + 1)
+        self._expected = (revision, keys, now) if self._revision <= revision else None
+
+    def _check(self, revision: int) -> None:
+        """All events before `revision` have come."""
+        if self._expected is None or revision <= self._expected[0]:
+            return
+        (_, keys, _), self._expected = self._expected, None
+        if keys != len(self._known):
+            self.lost()
+
+    # -- names
+
+    def _name(self, key: bytes) -> bytes:
+        return key[len(self.start) :].partition(b"/")[0]
+
+    def _line(self, key: bytes) -> Line | None:
+        """The semaphore that a key belongs to; None if no semaphore could have that name."""
+        name = self._name(key)
+        line = self.lines.get(name)
+        if line is None:
+            try:
+                line = Line(Keys(self.prefix, check_name(name.decode()), ""))
+            except ValueError:
+                return None
+            self.lines[name] = line
+        return line
+
+    def _drop_empty(self, names: Iterable[bytes]) -> None:
+        for name in names:
+            line = self.lines.get(name)
+            if line is not None and line.empty:
+                del self.lines[name]
+
+
+def _age(said: Stated, wall: float) -> float:
+    """Seconds since the moment in a record, by a clock that may differ from its writer's."""
+    moment: datetime | None = said.when
+    return 0.0 if moment is None else max(0.0, wall - moment.timestamp())

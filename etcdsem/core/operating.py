@@ -1,0 +1,223 @@
+"""What an operator changes in a semaphore that is in use: its limit, and whether it grants at all.
+
+1. All of it is one key, ``max_leases``, and every grant compares its mod revision. So a pause
+   stops what is under way too, and nothing more needs to guard it.
+2. It is written only as it was read: who resizes keeps a pause, who resumes keeps a resize.
+3. A write that was applied, and whose answer was lost, is known by its text when it is read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from etcdsem.core import transactions
+from etcdsem.core.commands import (
+    Event,
+    Failure,
+    KeyValue,
+    Mailbox,
+    NotApplied,
+    OutcomeUnknown,
+    Procedure,
+    Range,
+    Txn,
+    Wait,
+    Watch,
+    perform,
+)
+from etcdsem.core.keys import (
+    Limit,
+    read_limit,
+    slot_number,
+    write_paused,
+    write_resized,
+    write_resumed,
+)
+from etcdsem.core.procedures import PATIENCE, closed, read, sleep, transact, wrong_kind
+from etcdsem.core.station import Ear, Station
+from etcdsem.errors import EtcdSemError
+from etcdsem.model import Rate
+
+
+class Change(NamedTuple):
+    """The limit before and after. `changed` False: nothing was written."""
+
+    before: Limit
+    after: Limit
+    changed: bool
+
+
+def resize(station: Station, wanted: int | Rate) -> Procedure[Change]:
+    """RESIZE: another number or rate, and a pause stays. A semaphore does not become a rate limit,
+    nor the other way round.
+    """
+
+    def resized(kv: KeyValue) -> bytes:
+        wrong = wrong_kind(station, read_limit(kv), rate=isinstance(wanted, Rate))
+        if wrong is not None:
+            raise wrong
+        return write_resized(kv, wanted)
+
+    return (yield from _rewrite(station, resized))
+
+
+def pause(station: Station, by: str, reason: str | None) -> Procedure[Change]:
+    """PAUSE: nothing is granted until it is resumed. One that is paused is left as it is."""
+    since = station.session.env.wall()
+
+    def paused(kv: KeyValue) -> bytes | None:
+        limit = read_limit(kv)
+        if limit.number is None:
+            raise EtcdSemError(
+                f"semaphore {station.name!r}: its limit reads {limit.text!r}, so nothing is "
+                f"granted, and there is nothing to pause; mend it first: etcdsem limit "
+                f"{station.name} N"
+            )
+        return None if limit.paused else write_paused(kv, by, since, reason)
+
+    return (yield from _rewrite(station, paused))
+
+
+def resume(station: Station) -> Procedure[Change]:
+    """RESUME: whoever waits is served, as far as there is room."""
+    return (
+        yield from _rewrite(
+            station, lambda kv: write_resumed(kv) if read_limit(kv).paused else None
+        )
+    )
+
+
+def _rewrite(station: Station, text: Callable[[KeyValue], bytes | None]) -> Procedure[Change]:
+    """Write the limit as `text` makes it of what is there; None: leave it."""
+    keys, session = station.keys, station.session
+    reply = yield from read(session, Txn((), (Range(keys.max_leases),)))
+    before: KeyValue | None = None
+    written: bytes | None = None
+    while True:
+        found = transactions.as_range(reply.replies[0]).kvs
+        station.learn(read_limit(found[0]) if found else None, reply.revision)
+        if not found:
+            raise closed(station)
+        kv = found[0]
+        if before is not None and kv.value == written:
+            return Change(read_limit(before), read_limit(kv), changed=True)
+        before, written = kv, text(kv)
+        if written is None:
+            return Change(read_limit(kv), read_limit(kv), changed=False)
+        reply = yield from read(session, transactions.change_limit(keys, kv.mod_revision, written))
+        if reply.succeeded:
+            after = read_limit(kv._replace(value=written, mod_revision=reply.revision))
+            station.learn(after, reply.revision)
+            return Change(read_limit(before), after, changed=True)
+
+
+# ---------------------------------------------------------------- drain
+
+
+def drain(
+    station: Station,
+    by: str,
+    reason: str | None,
+    until: float,
+    on_wait: Callable[[], object] | None = None,
+) -> Procedure[bool]:
+    """PAUSE, and wait until nobody holds. False: somebody still does at `until`; it stays paused.
+
+    `on_wait` is called once it is paused and has holders. Watches tell of slots that were given
+    back; what they may miss is read again from time to time.
+    """
+    yield from pause(station, by, reason)
+    env = station.session.env
+    box, pause_for = env.mailbox(), 0.1
+    began = env.now()
+    watches: list[Watch] = []
+    try:
+        while True:
+            now = env.now()
+            if station.session.closed:
+                raise EtcdSemError(f"semaphore {station.name!r}: its client was closed")
+            try:
+                revision, held = yield from _holding(station, until)
+            except (NotApplied, OutcomeUnknown):
+                away = env.now() - max(station.session.keeper.last_contact, began)
+                if env.now() + pause_for >= until or away >= PATIENCE:
+                    raise
+                yield from sleep(station.session, pause_for * (0.5 + env.random()))
+                pause_for = min(2 * pause_for, 1.0)
+                continue
+            if not held:
+                return True
+            if now >= until:
+                return False
+            pause_for = 0.1
+            if not watches:
+                watches = _watch(station, box, revision + 1)
+                if on_wait is not None:
+                    env.call(on_wait, "on_wait")
+            yield from _freed(box, held, min(until, station.session.next_reread()))
+    finally:
+        for watch in watches:
+            watch.cancel()
+
+
+def _holding(station: Station, until: float) -> Procedure[tuple[int, set[bytes]]]:
+    """The slots that are held, at a revision at which it is paused."""
+    keys = station.keys
+    slots = Range(keys.leases, keys.leases_end, keys_only=True)
+    txn = Txn((), (Range(keys.max_leases), slots))
+    reply = yield from transact(station.session, txn, until)
+    limits, found = map(transactions.as_range, reply.replies)
+    limit = read_limit(limits.kvs[0]) if limits.kvs else None
+    station.learn(limit, reply.revision)
+    if limit is None:
+        raise closed(station)
+    held = {
+        kv.key for kv in found.kvs if kv.lease and slot_number(keys, kv.key) is not None
+    }  # what somebody has put there by hand is nobody's lease
+    if not limit.paused:
+        raise EtcdSemError(
+            f"semaphore {station.name!r}: somebody has resumed it while it was drained; "
+            f"{len(held)} hold now"
+        )
+    return reply.revision, held
+
+
+def _freed(box: Mailbox, held: set[bytes], until: float) -> Procedure[None]:
+    """Until, as far as is told, nobody holds any more, or something else is worth a look."""
+    while held:
+        note = yield from perform(Wait(box, until))
+        match note:
+            case Failure():
+                raise note
+            case bytes():
+                held.discard(note)
+            case _:
+                return
+
+
+def _watch(station: Station, box: Mailbox, start: int) -> list[Watch]:
+    """Slots that are given back from a revision on, and the limit: put into a box."""
+    keys, env = station.keys, station.session.env
+
+    def freed(events: Sequence[Event]) -> None:
+        for event in events:
+            box.put(event.kv.key)
+
+    def look_again() -> None:
+        box.put(None)
+
+    return [
+        env.watch(
+            Ear(freed, gap=look_again, refused=box.put),
+            keys.leases,
+            keys.leases_end,
+            start=start,
+            only="delete",
+        ),
+        env.watch(
+            Ear(lambda events: look_again(), gap=look_again, refused=box.put),
+            keys.max_leases,
+            start=start,
+        ),
+    ]

@@ -1,0 +1,361 @@
+"""Rate limits: at most so many starts in any window of a period.
+
+1. A rate limit is a semaphore whose slots stand for starts (or blocks of starts). A slot is given
+   back one period after its last start, and not earlier, whatever happens to whoever started.
+2. If its owner lives, it gives the slot back, by its own clock: the period, and `DRIFT` of it for
+   clocks that run at different rates. That goes to the next in line, so no time is lost.
+3. If its owner has died, or has ended, etcd ends its lease by the TTL. So a start is handed out
+   only while its lease has a period left, reckoned as for any lease (`leases`, 1); the lease is
+   renewed before that if need be, and never after.
+4. Nobody revokes a lease with a start that was handed out: a client that closes lets go of it.
+5. What was granted and not handed out (interrupted, the limit changed, no renewal in time) is given
+   back at once, as any slot.
+6. Starts of a block are used here without asking etcd, for a small part of the period (`spending`);
+   what is left then is forfeited.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from etcdsem.core import procedures
+from etcdsem.core.commands import Mailbox, NotApplied, Procedure, Wait, perform
+from etcdsem.core.keys import Identity, Limit
+from etcdsem.core.leases import freshen, margin
+from etcdsem.core.outward import public_error
+from etcdsem.core.station import Grant, Station
+from etcdsem.errors import EtcdSemError
+from etcdsem.model import Rate, Status
+
+log = logging.getLogger("etcdsem")
+
+DRIFT = 0.001
+"""How much of a period is added to it, for clocks that run at different rates..."""
+
+GRAIN = 0.01
+"""... and how many seconds, for what happens between a reading of the clock and the start."""
+
+SPENDING = 0.05
+"""The part of a period within which a block of starts must be used up."""
+
+SLACK = 1.0
+"""Seconds that a fresh lease has beyond what a start needs."""
+
+MIN_TTL = 3
+"""Seconds of TTL at least, so that a lease in line survives a short stall."""
+
+GIVERS = 8
+"""How many slots a client gives back at a time."""
+
+RENEWAL = 2.0
+"""Seconds that a renewal may take before a slot is given back unused."""
+
+
+def need(period: float) -> float:
+    """Seconds from a start until its slot is given back."""
+    return period * (1.0 + DRIFT) + GRAIN
+
+
+def spending(rate: Rate) -> float:
+    """Seconds from a grant within which the starts of its block must be used."""
+    return SPENDING * rate.period if rate.block > 1 else 0.0
+
+
+def lease_ttl(rate: Rate) -> int:
+    """The TTL for a start: what it needs, and not much more, for it is lost when its owner dies."""
+    wanted = need(rate.period) + spending(rate) + SLACK
+    ttl = math.ceil(wanted)
+    while ttl - margin(ttl) < wanted:
+        ttl += 1
+    return max(MIN_TTL, ttl)
+
+
+class Ask(NamedTuple):
+    """Who wants a start."""
+
+    identity: Identity
+    on_wait: Callable[[], object] | None = None
+
+
+class Started(NamedTuple):
+    """A start was handed out at a moment (of `Env.now`), and had been waited for."""
+
+    at: float
+    waited: float
+    left: int
+    """How many starts of its block are left here."""
+
+
+class Block:
+    """A slot that was granted, and the starts that it stands for."""
+
+    __slots__ = ("closes", "grant", "last", "left", "need", "revision")
+
+    def __init__(self, grant: Grant, limit: Limit, rate: Rate, now: float) -> None:
+        self.grant = grant
+        self.revision = limit.revision
+        self.left = rate.block
+        self.need = need(rate.period)
+        self.closes = now + spending(rate) if rate.block > 1 else math.inf
+        self.last = -math.inf
+
+    def usable(self, station: Station, now: float) -> bool:
+        """May a start of it be handed out now?"""
+        return (
+            self.left > 0
+            and not station.session.closed
+            and now <= self.closes
+            and station.limit is not None
+            and station.limit.revision == self.revision
+            and self.grant.valid(now)
+            and self.grant.lease.deadline - now >= self.need
+        )
+
+    @property
+    def due(self) -> float:
+        """When the slot is to be given back: no start of it comes after that."""
+        return self.last + self.need
+
+
+class Purse:
+    """The starts of one rate limit that one client has in use."""
+
+    def __init__(self, station: Station) -> None:
+        self.station = station
+        self.open: Block | None = None  # with starts left
+        self.line: deque[Mailbox] = deque()  # who waits for a start of a block, in order
+        self.used: list[tuple[float, int, Block]] = []  # a heap: what is to be given back, when
+        self.givers = 0
+        self.bell = station.session.env.mailbox()  # wakes the giver
+        self._count = 0
+
+    def hand_out(self, block: Block, began: float) -> Started:
+        """A start of a block that is usable now."""
+        now = self.station.session.env.now()
+        first = block.last == -math.inf
+        block.left -= 1
+        block.last = now
+        block.grant.spent = True
+        block.grant.lease.paused = True
+        self.open = block if block.left else None
+        if first:
+            block.grant.on_lost = self._lost(block)
+            self._count += 1
+            heapq.heappush(self.used, (block.due, self._count, block))
+            if self.givers == 0:
+                self.add_giver()
+            elif self.used[0][2] is block:
+                self.bell.put(None)
+        return Started(now, now - began, block.left)
+
+    def take(self, began: float) -> Started | None:
+        """A start of the block that is open here, if there is one."""
+        block = self.open
+        if block is None or not block.usable(self.station, self.station.session.env.now()):
+            self.open = None
+            return None
+        return self.hand_out(block, began)
+
+    def _lost(self, block: Block) -> Callable[[Grant], None]:
+        def lost(grant: Grant) -> None:
+            grant.let_go()
+            if self.station.session.env.now() < block.due:
+                _warn(grant)
+
+        return lost
+
+    def add_giver(self) -> None:
+        """Have slots given back when they are due."""
+        self.givers += 1
+        self.station.session.env.spawn(_give_back_in_time(self), "giver")
+
+    def wake_giver(self) -> None:
+        """The client is being closed."""
+        self.bell.put(None)
+
+    def wake_first(self) -> None:
+        """It is the turn of the first in the local line."""
+        if self.line:
+            self.line[0].put(None)
+
+
+def _warn(grant: Grant) -> None:
+    log.warning(
+        "rate limit %s: slot %d ended in etcd before its time (%s); for one period there may be "
+        "more starts than the limit",
+        grant.station.name,
+        grant.slot,
+        grant.lost_reason,
+    )
+
+
+def _give_back_in_time(purse: Purse) -> Procedure[None]:
+    """Give back what is due, until there is nothing more. A few may be at it."""
+    session = purse.station.session
+    env = session.env
+    try:
+        while purse.used and not session.closed:
+            now = env.now()
+            due, count, block = purse.used[0]
+            if block.due > due:  # a start was handed out since
+                heapq.heapreplace(purse.used, (block.due, count, block))
+                continue
+            if now < due:
+                if purse.givers > 1:
+                    return
+                yield from perform(Wait(purse.bell, due))
+                continue
+            heapq.heappop(purse.used)
+            if purse.used and purse.used[0][0] <= now and purse.givers < GIVERS:
+                purse.add_giver()
+            grant = block.grant
+            if grant.state != "held":
+                continue
+            grant.on_lost = None
+            if not (yield from procedures.release(grant)) and grant.lost_reason:
+                log.info("rate limit %s: %s", purse.station.name, grant.lost_reason)
+    finally:
+        purse.givers -= 1
+
+
+def next_free(seen: Status, wall: float) -> float:
+    """Seconds until there may be a start for who comes now: an estimate, by the times that were
+    noted in etcd and this machine's wall clock.
+    """
+    rate = seen.rate
+    if rate is None or not seen.max_leases:
+        return math.inf
+    after = need(rate.period)
+    free = seen.max_leases - seen.held - len(seen.waiters)
+    if free > 0:
+        return 0.0
+    left = sorted(
+        min(after, max(0.0, holder.acquired_at.timestamp() + after - wall))
+        for holder in seen.holders
+        if holder.acquired_at is not None
+    )
+    rounds, place = divmod(-free, seen.max_leases)
+    return rounds * after + (left[place] if place < len(left) else after)
+
+
+# ---------------------------------------------------------------- a start
+
+
+def purse_of(station: Station) -> Purse:
+    """The purse of a rate limit."""
+    if not isinstance(station.purse, Purse):
+        station.purse = Purse(station)
+    return station.purse
+
+
+def rate_of(station: Station, limit: Limit) -> Rate:
+    """The rate of a limit; raises if it has none."""
+    wrong = procedures.wrong_kind(station, limit, rate=True)
+    if wrong is not None:
+        raise wrong
+    if limit.rate is None:
+        raise EtcdSemError(
+            f"rate limit {station.name!r}: its limit in etcd reads {limit.text!r}, so nothing is "
+            f"granted; mend it: etcdsem rate {station.name} 100/1m"
+        )
+    return limit.rate
+
+
+def start(station: Station, ask: Ask, until: float, *, once: bool) -> Procedure[Started | None]:
+    """A start, or None if there was none until `until` (`once`: right now).
+
+    Raises what `procedures.acquire` does, and WrongKind.
+    """
+    session, purse = station.session, purse_of(station)
+    began = session.env.now()
+    limit = station.limit
+    if limit is None or limit.rate is None:  # unknown; or is it still another kind?
+        limit = yield from procedures.learn_limit(station)
+    if rate_of(station, limit).block > 1:
+        return (yield from _start_of_block(purse, ask, until, began, once=once))
+    block = yield from _fetch(station, ask, until, once=once)
+    return purse.hand_out(block, began) if block is not None else None
+
+
+def _start_of_block(
+    purse: Purse, ask: Ask, until: float, began: float, *, once: bool
+) -> Procedure[Started | None]:
+    """A start of a block: who is first in the local line uses what is open, or fetches another."""
+    station = purse.station
+    env = station.session.env
+    if once and purse.line:
+        return None
+    box = env.mailbox()
+    purse.line.append(box)
+    try:
+        while purse.line[0] is not box:
+            note = yield from perform(Wait(box, until))
+            if purse.line[0] is not box and note is None and env.now() >= until:
+                if not station.waiting and station.session.keeper.last_contact < began:
+                    away = NotApplied("etcd did not answer in time")
+                    raise public_error(away, f"acquire {station.name!r}")
+                return None
+        started = purse.take(began)
+        if started is not None:
+            return started
+        block = yield from _fetch(station, ask, until, once=once)
+        return purse.hand_out(block, began) if block is not None else None
+    finally:
+        purse.line.remove(box)
+        purse.wake_first()
+
+
+def _fetch(station: Station, ask: Ask, until: float, *, once: bool) -> Procedure[Block | None]:
+    """A slot with a lease that lasts for a period from now, or None if there was none."""
+    env = station.session.env
+    limit = station.limit
+    while True:
+        if limit is None:
+            limit = yield from procedures.learn_limit(station)
+        ttl = lease_ttl(rate_of(station, limit))
+        order = procedures.Order(ttl, ttl / 3, ask.identity, ask.on_wait, rate=True)
+        grant = yield from procedures.acquire(station, order, until, once=once)
+        if grant is None:
+            return None
+        try:
+            block = yield from _usable(station, grant)
+        except BaseException:  # interrupted, or closed: nothing was handed out
+            yield from procedures.release(grant)
+            raise
+        if isinstance(block, Block):
+            return block
+        yield from procedures.release(grant)
+        limit = station.limit
+        if block == "stale" and (once or env.now() >= until):
+            away = NotApplied("a lease could not be renewed in time")
+            raise public_error(away, f"acquire {station.name!r}")
+        yield from procedures.sleep(station.session, 0.02 * env.random())
+
+
+def _usable(station: Station, grant: Grant) -> Procedure[Block | Literal["changed", "stale"]]:
+    """The block of a grant, if it can be used: else the limit has changed since, or its lease could
+    not be renewed.
+    """
+    session = station.session
+    # Who was granted from the line does not know by which limit: it may have changed meanwhile.
+    if grant.letter or station.limit is None:
+        limit = yield from procedures.learn_limit(station)
+    else:
+        limit = station.limit
+    if limit.revision >= grant.token or limit.paused or limit.rate is None:
+        return "changed"
+    rate = limit.rate
+    wanted = need(rate.period) + spending(rate)
+    within = session.env.now() + RENEWAL
+    if not (yield from freshen(session.keeper, grant.lease, wanted, within)):
+        return "stale"
+    if station.limit is None or station.limit.revision != limit.revision:
+        return "changed"
+    if session.closed:
+        raise EtcdSemError(f"rate limit {station.name!r}: its client was closed")
+    return Block(grant, limit, rate, session.env.now())

@@ -1,0 +1,337 @@
+"""Several semaphores at once: a slot of each, or none. The rules:
+
+1. Where all are free and nobody stands in any line, it is one transaction.
+2. Who has to wait stands in line at one semaphore that is full, and holds nothing meanwhile.
+   Granted there, it tries all others in one transaction; if one of them is full, it gives the
+   slot in hand to the next in line, and goes on at the one that was full.
+3. After `ROUNDS` of that, so that nobody starves: one semaphore after the other in the order of
+   their keys, standing in each line while it holds those before. There is no deadlock, since all
+   who wait while they hold do so in that one order.
+4. Each slot has an etcd lease of its own, so each is released, evicted or lost by itself, and
+   nobody who looks at one semaphore sees a difference.
+5. A set is complete when all its leases are valid at one moment. What is lost before that is no
+   part of it: the rest is given back, and it begins again.
+6. Whatever interrupts gives back what is held: `hand` lists it from the moment of its grant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from etcdsem.core import decisions, procedures, transactions
+from etcdsem.core.commands import AccessDenied, NotApplied, Procedure, Txn
+from etcdsem.core.keys import Limit
+from etcdsem.core.leases import RPC_TIMEOUT, TtlLease, take
+from etcdsem.core.procedures import Order, TryAgain, known_limit, persist, transact, withdraw
+from etcdsem.core.station import Grant, Session, Station
+from etcdsem.core.transactions import Held, Look, Wish
+from etcdsem.errors import EtcdSemError
+
+MOST = 8
+"""Semaphores at once. etcd takes 128 operations in a transaction, and each of them needs four to
+look at it; what else is known of them travels with the answer."""
+
+ROUNDS = 3
+"""Turns in line after which one waits in one line while holding others."""
+
+TRIES = 8
+"""Transactions in a row that fail though there is room: others were quicker, each time."""
+
+
+class Want(NamedTuple):
+    """A slot of one semaphore, and how its lease shall be."""
+
+    station: Station
+    order: Order
+
+
+class Full(NamedTuple):
+    """There was no room, or there was a line: in this one."""
+
+    want: Want
+
+
+class Taken(NamedTuple):
+    """A grant of each of them; or `full` says which one had none."""
+
+    grants: list[Grant]
+    full: Full | None = None
+
+
+def acquire_all(wants: Sequence[Want], until: float, *, once: bool) -> Procedure[Taken]:
+    """A grant of each, in the order given; or which one was full at `until` (`once`: right now).
+
+    All are of one session, and different. Raises what `procedures.acquire` does.
+    """
+    if not 1 <= len(wants) <= MOST or len({want.station for want in wants}) < len(wants):
+        raise AssertionError(f"not several semaphores: {wants}")
+    env = wants[0].station.session.env
+    began = env.now()
+    hand: list[Grant] = []
+    for station, order in wants:
+        station.tally.pending += 1
+        station.tally.carried = order.carried
+    try:
+        full = yield from _take_all(wants, began, until, hand, once=once)
+    except BaseException:
+        yield from _put_back(hand, began)
+        raise
+    finally:
+        for want in wants:
+            want.station.tally.pending -= 1
+    if full is not None:
+        full.want.station.tally.timeouts += 1
+        return Taken([], full)
+    for grant in hand:
+        grant.station.tally.granted(env.now() - began)
+    order_given = {want.station: place for place, want in enumerate(wants)}
+    return Taken(sorted(hand, key=lambda grant: order_given[grant.station]))
+
+
+def _take_all(
+    wants: Sequence[Want], began: float, until: float, hand: list[Grant], *, once: bool
+) -> Procedure[Full | None]:
+    """All of them into `hand`; else which one was full, and `hand` is empty."""
+    full = yield from _free_ones(wants, until, hand, once=once)
+    if full is None or once:
+        return full
+    for _ in range(ROUNDS if len(wants) > 1 else 0):
+        if not (yield from _stand(full.want, until, hand)):
+            return full
+        others = [want for want in wants if want is not full.want]
+        blocked = yield from _free_ones(others, until, hand, once=False, seen=full)
+        if blocked is None and _all_valid(hand):
+            return None
+        yield from _put_back(hand, began)
+        full = blocked or full
+    while True:
+        for want in sorted(wants, key=_in_order):
+            if not (yield from _stand(want, until, hand)):
+                yield from _put_back(hand, began)
+                return Full(want)
+            if not _all_valid(hand):
+                break
+        else:
+            return None
+        yield from _put_back(hand, began)
+
+
+def _in_order(want: Want) -> bytes:
+    return want.station.keys.base
+
+
+def _all_valid(hand: list[Grant]) -> bool:
+    return all(grant.valid(grant.station.session.env.now()) for grant in hand)
+
+
+def _put_back(hand: list[Grant], began: float) -> Procedure[None]:
+    """Give back what is held, to the next in each line. An interruption comes out at the end.
+
+    It is counted as granted all the same: so what was acquired is released, lost, or held.
+    """
+    interruption: BaseException | None = None
+    while hand:
+        hand[-1].station.tally.granted(hand[-1].since - began)
+        try:
+            yield from procedures.release(hand[-1])
+        except BaseException as error:
+            interruption = error
+        finally:
+            hand.pop()
+    if interruption is not None:
+        raise interruption
+
+
+def _stand(want: Want, until: float, hand: list[Grant]) -> Procedure[bool]:
+    """Wait in one line, as anybody does; False: it was full until then."""
+    station, order = want
+
+    def attempt() -> Procedure[Grant | None]:
+        return procedures.attempt(station, order, until, once=False)
+
+    what = f"acquire {station.name!r}"
+    grant = yield from persist(station.session, what, attempt, until, once=False, seen_full=True)
+    if grant is None:
+        return False
+    hand.append(grant)
+    if order.max_hold is not None:
+        grant.bind(order.max_hold)
+    # It may have been closed, and registered as a rate limit, meanwhile.
+    yield from procedures.refuse_wrong_kind(station, order, until)
+    return True
+
+
+def _free_ones(
+    wants: Sequence[Want],
+    until: float,
+    hand: list[Grant],
+    *,
+    once: bool,
+    seen: Full | None = None,
+) -> Procedure[Full | None]:
+    """All of these into `hand` without waiting, or which one stands in the way.
+
+    `seen`: which one stood in the way before.
+    """
+    session = wants[0].station.session
+
+    def attempt() -> Procedure[Taken | None]:
+        return _attempt(session, wants, until, once=once)
+
+    what = f"acquire {', '.join(repr(want.station.name) for want in wants)}"
+    taken = yield from persist(session, what, attempt, until, once=once, seen_full=seen is not None)
+    if taken is None:
+        return seen  # etcd was away at the end, and it was full before
+    if taken.full is not None:
+        return taken.full
+    hand += taken.grants
+    for want, grant in zip(wants, taken.grants, strict=True):
+        if want.order.max_hold is not None:
+            grant.bind(want.order.max_hold)
+    return None
+
+
+def _attempt(
+    session: Session, wants: Sequence[Want], until: float, *, once: bool
+) -> Procedure[Taken | None]:
+    """One attempt with one lease for each."""
+    if session.closed:
+        raise EtcdSemError("several semaphores at once: their client was closed")
+    for want in wants:
+        yield from known_limit(want.station)
+        yield from procedures.refuse_wrong_kind(want.station, want.order, until)
+    leases: list[TtlLease] = []
+    try:
+        for _, order in wants:
+            lease = yield from take(session.keeper, order.ttl)
+            leases.append(lease)
+            lease.refresh = min(order.refresh, lease.ttl / 2)
+        taken = yield from _take_at_once(session, wants, leases, until, once=once)
+    except (NotApplied, AccessDenied):
+        for lease in leases:
+            session.keeper.give_back(lease)  # refused before anything was written
+        raise
+    except Exception:
+        for lease in leases:
+            session.keeper.settle_later(lease)
+        raise
+    except BaseException:
+        for lease in leases:
+            yield from withdraw(session, lease)
+        raise
+    if taken.full is not None:
+        for lease in leases:
+            session.keeper.give_back(lease)
+    return taken
+
+
+def _take_at_once(
+    session: Session,
+    wants: Sequence[Want],
+    leases: Sequence[TtlLease],
+    until: float,
+    *,
+    once: bool,
+) -> Procedure[Taken]:
+    """ALL, until it is done or something stands in the way of one of them."""
+    several = [want.station.keys for want in wants]
+    choices = yield from _first_choices(wants)
+    for _ in range(TRIES):
+        if choices is None:
+            txn = Txn((), transactions.look_at_all(several))
+        else:
+            txn = transactions.take_all(_wishes(wants, leases, choices), session.env.wall())
+        reply = yield from transact(session, txn, until)
+        if choices is not None and reply.succeeded:
+            return Taken(_granted(session, wants, leases, choices, reply.revision))
+        choices = []
+        for want, seen in zip(wants, transactions.read_all_looks(several, reply), strict=True):
+            choice = _choice(want, seen)
+            if choice is None:
+                if once and seen.contended and seen.limit is not None and seen.limit.room:
+                    # As for one alone: not full, perhaps, but somebody's heal is due.
+                    yield from procedures.heal(want.station, until=session.env.now() + RPC_TIMEOUT)
+                return Taken([], Full(want))
+            choices.append(choice)
+            if seen.contended:
+                mark = transactions.uncontend(want.station.keys, seen.revision)
+                yield from transact(session, mark, until)
+    return Taken([], Full(wants[0]))
+
+
+class _Choice(NamedTuple):
+    """The slot to take by this limit; see `Wish`."""
+
+    limit: Limit
+    slot: int
+    counted_at: int = 0
+
+
+def _first_choices(wants: Sequence[Want]) -> Procedure[list[_Choice] | None]:
+    """A slot of each, chosen without a look; None if one has no room as far as is known."""
+    choices: list[_Choice] = []
+    for want in wants:
+        limit = yield from known_limit(want.station)
+        if limit.room == 0:
+            return None
+        slots = want.station.candidates(limit)
+        choices.append(_Choice(limit, slots[0] if slots else 0))
+    return choices
+
+
+def _choice(want: Want, seen: Look) -> _Choice | None:
+    """A free slot after a look; None: there is none, or somebody stands in line."""
+    station = want.station
+    station.learn(seen.limit, seen.revision)
+    station.contended = seen.contended
+    if seen.limit is None:
+        raise procedures.closed(station)
+    wrong = procedures.wrong_kind(station, seen.limit, rate=want.order.rate)
+    if wrong is not None:
+        raise wrong
+    if seen.contended and (seen.queue or not seen.complete):
+        return None
+    free = decisions.free_slots(station.keys, seen)
+    if not free:
+        return None
+    if decisions.has_surplus(station.keys, seen):
+        if decisions.held_count(station.keys, seen) >= seen.limit.room:
+            return None
+        return _Choice(seen.limit, free[0], seen.revision)
+    return _Choice(seen.limit, free[int(station.session.env.random() * len(free))])
+
+
+def _wishes(
+    wants: Sequence[Want], leases: Sequence[TtlLease], choices: Sequence[_Choice]
+) -> list[Wish]:
+    return [
+        Wish(
+            keys=want.station.keys,
+            limit=choice.limit,
+            slot=choice.slot,
+            lease=lease.id,
+            identity=want.order.asking(choice.limit),
+            counted_at=choice.counted_at,
+        )
+        for want, lease, choice in zip(wants, leases, choices, strict=True)
+    ]
+
+
+def _granted(
+    session: Session,
+    wants: Sequence[Want],
+    leases: Sequence[TtlLease],
+    choices: Sequence[_Choice],
+    revision: int,
+) -> list[Grant]:
+    """Publish the grants, if all leases are still good at this moment."""
+    now = session.env.now()
+    if not all(lease.valid(now) for lease in leases):
+        raise TryAgain("slots were granted, but a lease had run out meanwhile")
+    grants = []
+    for want, lease, choice in zip(wants, leases, choices, strict=True):
+        want.station.contended = False
+        held = Held(choice.slot, revision)
+        grants.append(procedures.granted(want.station, lease, session.who(lease), held))
+    return grants

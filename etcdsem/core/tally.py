@@ -1,0 +1,147 @@
+"""What is counted while a client works: plain numbers, added up where the events pass.
+
+1. Written under the client's lock, like all state of the core; a number costs an addition.
+2. Read without it, from any thread: each number is right by itself, two may be a step apart.
+3. Nothing here is ever taken down but what says "now" (active, pending, overbooked).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+WAIT_BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
+"""Upper bounds in seconds, from an uncontended grant (a millisecond) to half a working day."""
+
+REQUEST_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 4.0)
+"""The same for one transaction: from a local etcd to the deadline of a request."""
+
+OTHERS = ("", "(others)")
+"""Where the counts of semaphores go that are not listed any more; no semaphore has that name."""
+
+Key = tuple[str, str]
+"""A semaphore: prefix and name."""
+
+
+class Histogram:
+    """How many observations lie below each bound, and what all add up to."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)  # the last: above all bounds
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def add(self, other: Histogram) -> None:
+        """Count all that another has seen; it has the same bounds."""
+        for place, number in enumerate(list(other.counts)):
+            self.counts[place] += number
+        self.total += other.total
+
+
+class Tally:
+    """One semaphore, as one client uses it."""
+
+    __slots__ = (
+        "acquired",
+        "active",
+        "average_wait",
+        "carried",
+        "held",
+        "losses",
+        "max_leases",
+        "overbooked",
+        "pending",
+        "released",
+        "timeouts",
+        "waited",
+    )
+
+    def __init__(self) -> None:
+        self.max_leases: int | None = None  # as it is known here; None: not known, or no number
+        self.carried: int | None = None  # the limit that the program itself was told
+        self.active = 0  # leases held by this client
+        self.pending = 0  # calls of acquire under way
+        self.overbooked = 0  # leases lost, and not let go of by the program
+        self.acquired = 0
+        self.released = 0  # by the program, in time
+        self.timeouts = 0  # acquire gave up: full
+        self.losses = 0
+        self.average_wait = 0.0  # moving, over grants; as in Dask: (average + wait) / 2
+        self.waited = Histogram(WAIT_BUCKETS)
+        self.held = Histogram(WAIT_BUCKETS)
+
+    def granted(self, wait: float) -> None:
+        """An acquire has come to a grant, after `wait` seconds."""
+        self.acquired += 1
+        self.average_wait = (self.average_wait + wait) / 2
+        self.waited.observe(wait)
+
+    def add(self, other: Tally) -> None:
+        """Count what another client counted."""
+        self.add_past(other)
+        self.active += other.active
+        self.pending += other.pending
+        self.overbooked += other.overbooked
+        if other.max_leases is not None:
+            self.max_leases = other.max_leases
+        if other.carried is not None:
+            self.carried = other.carried
+
+    def add_past(self, other: Tally) -> None:
+        """The same, but for what says "now": that client is no more."""
+        seen = self.acquired + other.acquired
+        if seen:
+            weighted = self.average_wait * self.acquired + other.average_wait * other.acquired
+            self.average_wait = weighted / seen
+        self.acquired += other.acquired
+        self.released += other.released
+        self.timeouts += other.timeouts
+        self.losses += other.losses
+        self.waited.add(other.waited)
+        self.held.add(other.held)
+
+
+class Tallies:
+    """All that one client counts."""
+
+    def __init__(self) -> None:
+        self.semaphores: dict[Key, Tally] = {}
+        self.requests = {"done": 0, "not applied": 0, "unknown": 0, "refused": 0}
+        """Transactions by their outcome. Of "unknown" ones nobody can say whether etcd applied
+        them; each was settled by revoking its lease."""
+        self.latency = Histogram(REQUEST_BUCKETS)  # of those that were done
+        self.renewals_late = 0  # a renewal was not answered in time: another connection was taken
+
+    def of(self, key: Key) -> Tally:
+        """The tally of a semaphore."""
+        tally = self.semaphores.get(key)
+        if tally is None:
+            tally = self.semaphores[key] = Tally()
+        return tally
+
+    def forget(self, key: Key) -> None:
+        """A semaphore that is in use no more is listed no more; what it counted goes to others."""
+        tally = self.semaphores.pop(key, None)
+        if tally is not None:
+            self.of(OTHERS).add_past(tally)
+
+    def add(self, other: Tallies, *, past: bool, most: int) -> None:
+        """Count what another client counted, and list `most` semaphores."""
+        for key, tally in list(other.semaphores.items()):
+            listed = key in self.semaphores or len(self.semaphores) < most
+            mine = self.of(key if listed else OTHERS)
+            if past or not listed:
+                mine.add_past(tally)
+            else:
+                mine.add(tally)
+        for outcome, number in list(other.requests.items()):
+            self.requests[outcome] += number
+        self.latency.add(other.latency)
+        self.renewals_late += other.renewals_late

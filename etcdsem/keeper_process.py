@@ -1,0 +1,132 @@
+"""The helper's side: the core's own heartbeat, over leases that belong to somebody else."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import signal
+import sys
+from typing import NoReturn
+
+from etcdsem.core.leases import Keeper, TtlLease
+from etcdsem.keeper.table import ORDER, Table
+from etcdsem.sync import Client
+
+LOOK = 0.25
+"""Seconds between two looks at the parent."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Borrowed(Keeper):
+    """Leases of the parent: renewed while they surely live, and otherwise left alone."""
+
+    table: Table
+    places: dict[int, int]
+
+    def renewed(self, lease_id: int, ttl: float) -> None:
+        super().renewed(lease_id, ttl)
+        lease, place = self.leases.get(lease_id), self.places.get(lease_id)
+        if lease is None or place is None:
+            return
+        if self.table.forbidden(place):
+            self.drop(lease_id)
+        elif lease.sent > 0:
+            self.table.renewed(place, lease_id, lease.sent, lease.ttl)
+
+    def lose(self, lease: TtlLease, reason: str) -> None:
+        self.drop(lease.id, given_up=True)
+
+    def drop(self, lease_id: int, *, given_up: bool = False) -> None:
+        """Renew it no more."""
+        lease = self.leases.pop(lease_id, None)
+        place = self.places.pop(lease_id, None)
+        if lease is not None:
+            lease.state = "lost"
+        if given_up and place is not None and not self.table.forbidden(place):
+            self.table.give_up(place, lease_id)
+
+
+class Helper:
+    """Renews for one parent until that ends."""
+
+    def __init__(self, memory: int, parent: int) -> None:
+        self._parent = parent
+        size = int.from_bytes(_exactly(4), "big")
+        settings, password, self._limit = pickle.loads(_exactly(size))  # noqa: S301 - our parent's
+        settings.__dict__["password"] = password
+        self._client = Client(settings)
+        engine = self._engine = self._client.engine
+        keeper = Borrowed(engine)
+        keeper.table, keeper.places = Table(memory), {}
+        engine.session.keeper = self._keeper = keeper
+        self._table = keeper.table
+
+    def work(self) -> None:
+        """Until the parent ends, or is done."""
+        heard = b""
+        while os.getppid() == self._parent:
+            if select.select([0], [], [], LOOK)[0]:
+                data = os.read(0, 65536)
+                if not data:
+                    return
+                heard += data
+            with self._engine.lock:
+                while len(heard) >= ORDER.size:
+                    self._obey(heard[: ORDER.size])
+                    heard = heard[ORDER.size :]
+                rest = self._is_stopped() or self._table.silent_for() > self._limit
+                for lease in self._keeper.leases.values():
+                    lease.paused = rest
+
+    def _obey(self, order: bytes) -> None:
+        kind, lease_id, place, ttl, refresh, sent, bound = ORDER.unpack(order)
+        self._keeper.drop(lease_id)
+        if kind == b"K" and not self._table.forbidden(place):
+            lease = TtlLease(lease_id, int(ttl), ttl, sent)
+            lease.bind(0.0, bound)
+            lease.refresh = 0.7 * refresh  # sooner than the parent, who then need not
+            self._keeper.places[lease_id] = place
+            self._keeper.adopt(lease)
+
+    def _is_stopped(self) -> bool:
+        """Was the parent stopped by a signal, or a debugger?"""
+        try:
+            with open(f"/proc/{self._parent}/stat", "rb") as file:
+                return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t", b"Z", b"X")
+        except FileNotFoundError:
+            # Without /proc it cannot be told; `limit` bounds that too.
+            return os.path.exists("/proc/self/stat")
+        except OSError:
+            return False
+
+
+def _exactly(size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = os.read(0, size - len(data))
+        if not more:
+            os._exit(0)
+        data += more
+    return data
+
+
+def main() -> NoReturn:
+    """What runs in the helper process: memory, parent and whether its thread lasts are told."""
+    memory, parent, lasting = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "thread"
+    if lasting and sys.platform.startswith("linux"):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    status = 1
+    try:
+        if os.getppid() == parent:
+            os.chdir("/")
+            Helper(memory, parent).work()
+        status = 0
+    except BaseException:
+        if os.environ.get("ETCDSEM_DEBUG"):
+            sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status)

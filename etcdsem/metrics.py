@@ -1,0 +1,374 @@
+"""Metrics of this process: what its clients count, as plain data, for Prometheus, as a text file.
+
+    from etcdsem import metrics
+
+    metrics.snapshot()              # plain data; needs nothing
+    metrics.register()              # with prometheus_client: pip install 'etcdsem[metrics]'
+    metrics.write_textfile(path)    # for node_exporter's textfile collector; needs nothing
+
+1. Counting costs an addition in the core, under the lock that is held anyway; nothing is asked of
+   etcd for it.
+2. It covers all clients of the process, blocking and asyncio, also those that were closed. A
+   forked child starts at zero.
+3. The names are those of Dask's scheduler where it has one. ``namespace="dask"`` makes them the
+   same to the letter.
+4. What all users of a semaphore together hold is not known to one process: ask
+   ``etcdsem exporter`` for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from etcdsem.core.tally import OTHERS, Tally
+from etcdsem.core.tally import Histogram as Counts
+from etcdsem.counting import all_tallies
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+    from prometheus_client.registry import CollectorRegistry
+
+INSTALL = "pip install 'etcdsem[metrics]'"
+
+
+# ---------------------------------------------------------------- plain data
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Observations in seconds."""
+
+    buckets: tuple[tuple[float, int], ...]
+    """Upper bound, and how many observations were at most that; the last bound is infinite."""
+    count: int
+    sum: float
+
+
+@dataclass(frozen=True)
+class SemaphoreMetrics:
+    """One semaphore, as this process uses it."""
+
+    prefix: str
+    name: str
+    max_leases: int | None
+    """The limit as it is known here; None if it is not (or was not asked for yet)."""
+    limit_drift: int
+    """The limit that this program was told, less the one in force; 0 if it was told none."""
+    active_leases: int
+    """Leases that this process holds now."""
+    pending_leases: int
+    """Calls of `acquire` under way."""
+    overbooked_leases: int
+    """Leases that were lost and that the program has not let go of (by `release`, or the end of
+    its ``with`` block): the limit may be exceeded by as many."""
+    acquire_total: int
+    release_total: int
+    """Leases given back in time; with those lost and those active it makes `acquire_total`."""
+    losses_total: int
+    timeouts_total: int
+    """Calls of `acquire` that gave up, since there was no room."""
+    average_pending_lease_time_s: float
+    """A moving average over grants, in their order, as Dask's: half of it is the last wait."""
+    wait_seconds: Histogram
+    """From the call of `acquire` to the grant."""
+    held_seconds: Histogram
+    """From the grant to the release, or the loss."""
+
+
+@dataclass(frozen=True)
+class EtcdMetrics:
+    """The transactions of this process, and what became of them."""
+
+    requests_total: Mapping[str, int]
+    """By outcome: ``done``, ``not applied``, ``unknown`` (nobody can say whether etcd applied it;
+    settled by revoking its lease), ``refused``."""
+    request_seconds: Histogram
+    """How long those took that were done."""
+    renewals_late_total: int
+    """Times that a lease's refresh was not answered in time, so another connection was taken."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All metrics of this process at one moment."""
+
+    semaphores: tuple[SemaphoreMetrics, ...]
+    etcd: EtcdMetrics
+
+
+def snapshot() -> Snapshot:
+    """What the clients of this process have counted so far. May be called from any thread."""
+    tallies = all_tallies()
+    return Snapshot(
+        semaphores=tuple(
+            _semaphore(*key, tally) for key, tally in sorted(tallies.semaphores.items())
+        ),
+        etcd=EtcdMetrics(
+            requests_total=dict(tallies.requests),
+            request_seconds=_histogram(tallies.latency),
+            renewals_late_total=tallies.renewals_late,
+        ),
+    )
+
+
+def _semaphore(prefix: str, name: str, tally: Tally) -> SemaphoreMetrics:
+    drift = 0
+    if tally.carried is not None and tally.max_leases is not None:
+        drift = tally.carried - tally.max_leases
+    return SemaphoreMetrics(
+        prefix=prefix,
+        name=name,
+        max_leases=tally.max_leases,
+        limit_drift=drift,
+        active_leases=tally.active,
+        pending_leases=tally.pending,
+        overbooked_leases=tally.overbooked,
+        acquire_total=tally.acquired,
+        release_total=tally.released,
+        losses_total=tally.losses,
+        timeouts_total=tally.timeouts,
+        average_pending_lease_time_s=tally.average_wait,
+        wait_seconds=_histogram(tally.waited),
+        held_seconds=_histogram(tally.held),
+    )
+
+
+def _histogram(counts: Counts) -> Histogram:
+    below = 0
+    buckets = []
+    for bound, number in zip((*counts.bounds, float("inf")), list(counts.counts), strict=True):
+        below += number
+        buckets.append((bound, below))
+    return Histogram(tuple(buckets), below, counts.total)
+
+
+# ---------------------------------------------------------------- families
+
+
+@dataclass(frozen=True)
+class Family:
+    """One metric with all its series, as Prometheus sees it."""
+
+    name: str
+    kind: Literal["gauge", "counter", "histogram"]
+    help: str
+    samples: Sequence[tuple[Mapping[str, str], float | Histogram]]
+
+
+_DESCRIBED: tuple[tuple[str, Literal["gauge", "counter", "histogram"], str], ...] = (
+    ("max_leases", "gauge", "Limit of the semaphore, as this process knows it."),
+    ("limit_drift", "gauge", "Limit that this program was told, less the one in force."),
+    ("active_leases", "gauge", "Leases that this process holds now."),
+    ("pending_leases", "gauge", "Calls of acquire under way in this process."),
+    ("overbooked_leases", "gauge", "Leases lost that this program has not let go of."),
+    ("acquire_total", "counter", "Leases granted to this process."),
+    ("release_total", "counter", "Leases that this process gave back in time."),
+    ("losses_total", "counter", "Leases that were lost: expired, revoked, evicted, closed."),
+    ("timeouts_total", "counter", "Calls of acquire that gave up, since there was no room."),
+    (
+        "average_pending_lease_time_s",
+        "gauge",
+        "Moving average of the time from acquire to the grant, by order of grants.",
+    ),
+    ("wait_seconds", "histogram", "Time from the call of acquire to the grant."),
+    ("held_seconds", "histogram", "Time from the grant to the release, or the loss."),
+)
+
+
+def families(seen: Snapshot, *, namespace: str = "") -> list[Family]:
+    """A snapshot as metrics for Prometheus; `namespace` goes before each name."""
+    start = f"{namespace}_" if namespace else ""
+    result = [
+        Family(
+            f"{start}semaphore_{field}",
+            kind,
+            text,
+            [
+                ({"prefix": one.prefix, "name": one.name}, getattr(one, field))
+                for one in seen.semaphores
+                if getattr(one, field) is not None and not _only_counts(one, kind)
+            ],
+        )
+        for field, kind, text in _DESCRIBED
+    ]
+    etcd = seen.etcd
+    result += [
+        Family(
+            f"{start}semaphore_etcd_requests_total",
+            "counter",
+            "Transactions, by what is known of their outcome.",
+            [({"outcome": key}, number) for key, number in etcd.requests_total.items()],
+        ),
+        Family(
+            f"{start}semaphore_etcd_request_seconds",
+            "histogram",
+            "Time that the transactions took that were done.",
+            [({}, etcd.request_seconds)],
+        ),
+        Family(
+            f"{start}semaphore_renewals_late_total",
+            "counter",
+            "Times that a refresh was not answered in time and another connection was taken.",
+            [({}, etcd.renewals_late_total)],
+        ),
+    ]
+    return result
+
+
+def _only_counts(one: SemaphoreMetrics, kind: str) -> bool:
+    """What is listed no more has no present."""
+    return kind == "gauge" and (one.prefix, one.name) == OTHERS
+
+
+# ---------------------------------------------------------------- Prometheus
+
+
+class Collector:
+    """A collector for prometheus_client: each scrape takes a snapshot."""
+
+    def __init__(self, namespace: str = "") -> None:
+        self._namespace = namespace
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics now."""
+        return map(to_prometheus, families(snapshot(), namespace=self._namespace))
+
+    def describe(self) -> Iterator[Metric]:
+        """The names, so that a registry refuses them twice."""
+        return self.collect()
+
+
+def register(registry: CollectorRegistry | None = None, *, namespace: str = "") -> Collector:
+    """Have the metrics of this process served with those of your program.
+
+    Args:
+        registry: of prometheus_client; default: its own default registry.
+        namespace: goes before each name, with an underscore.
+
+    Returns:
+        The collector, to ``unregister`` it.
+
+    Raises:
+        ModuleNotFoundError: prometheus_client is not installed; the message says how.
+        ValueError: it was registered there already.
+    """
+    client = prometheus_client()
+    collector = Collector(namespace)
+    (registry or client.REGISTRY).register(collector)
+    return collector
+
+
+def prometheus_client() -> Any:
+    """The module, or ModuleNotFoundError with what to do about it."""
+    try:
+        import prometheus_client as module
+    except ModuleNotFoundError as error:
+        if error.name != "prometheus_client":
+            raise
+        raise ModuleNotFoundError(
+            f"metrics for Prometheus need the package prometheus-client: {INSTALL}",
+            name=error.name,
+        ) from None
+    return module
+
+
+def to_prometheus(family: Family) -> Metric:
+    """A family in the terms of prometheus_client."""
+    from prometheus_client.metrics_core import Metric
+
+    base = family.name.removesuffix("_total") if family.kind == "counter" else family.name
+    metric = Metric(base, family.help, family.kind)
+    for name, labels, value in _samples(family):
+        metric.add_sample(name, labels, value)
+    return metric
+
+
+def _samples(family: Family) -> Iterator[tuple[str, dict[str, str], float]]:
+    """Each line of a family: name, labels, value."""
+    for labels, value in family.samples:
+        if not isinstance(value, Histogram):
+            yield family.name, dict(labels), float(value)
+            continue
+        for bound, number in value.buckets:
+            shown = "+Inf" if bound == float("inf") else repr(bound)
+            yield f"{family.name}_bucket", {**labels, "le": shown}, float(number)
+        yield f"{family.name}_sum", dict(labels), value.sum
+        yield f"{family.name}_count", dict(labels), float(value.count)
+
+
+# ---------------------------------------------------------------- text files
+
+
+def textfile(of: Iterable[Family]) -> str:
+    """Families in Prometheus' text format, which node_exporter's textfile collector reads."""
+    lines = []
+    for family in of:
+        if not family.samples:
+            continue
+        lines.append(f"# HELP {family.name} {_escaped(family.help)}")
+        lines.append(f"# TYPE {family.name} {family.kind}")
+        for name, labels, value in _samples(family):
+            pairs = ",".join(
+                f'{key}="{_escaped(text, quote=True)}"' for key, text in labels.items()
+            )
+            number = repr(int(value)) if value.is_integer() else repr(value)
+            lines.append(f"{name}{{{pairs}}} {number}" if pairs else f"{name} {number}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _escaped(text: str, *, quote: bool = False) -> str:
+    text = text.replace("\\", "\\\\").replace("\n", "\\n")
+    return text.replace('"', '\\"') if quote else text
+
+
+def write_textfile(
+    path: str | os.PathLike[str],
+    of: Iterable[Family] | None = None,
+    *,
+    namespace: str = "",
+) -> None:
+    """Write metrics to a file, for a job that ends before anybody scrapes it.
+
+    The file is replaced in one step, so that node_exporter's textfile collector never reads half
+    of it; anybody may read it. It only reads names that end in ``.prom``.
+
+    Args:
+        path: of the file. Its directory must exist.
+        of: what to write; default: all metrics of this process.
+        namespace: goes before each name of the default.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    import tempfile  # here, since it loads much
+
+    text = textfile(families(snapshot(), namespace=namespace) if of is None else of)
+    path = os.fspath(path)
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=".etcdsem-")
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            os.fchmod(file.fileno(), 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+__all__ = [
+    "Collector",
+    "EtcdMetrics",
+    "Family",
+    "Histogram",
+    "SemaphoreMetrics",
+    "Snapshot",
+    "families",
+    "register",
+    "snapshot",
+    "write_textfile",
+]

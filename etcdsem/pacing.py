@@ -1,0 +1,122 @@
+"""What the blocking and the asyncio rate limit share: settings, and what the methods do."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etcdsem.core import inspection, operating, procedures, rates
+from etcdsem.core.commands import Procedure
+from etcdsem.core.station import Station
+from etcdsem.errors import AcquireTimeout, InvalidSetting
+from etcdsem.model import (
+    Duration,
+    Later,
+    Start,
+    Status,
+    check_name,
+    check_prefix,
+    check_text,
+    environment,
+    make_rate,
+    read_labels,
+)
+from etcdsem.shell import operator, pausing, register_rate
+
+log = logging.getLogger("etcdsem")
+
+
+class BaseRateLimit:
+    """A rate limit's settings."""
+
+    _package = "etcdsem"
+
+    def __init__(
+        self,
+        name: str,
+        limit: int | None,
+        period: Duration | None,
+        *,
+        block: int | None,
+        labels: Mapping[str, str] | None,
+        prefix: str | None,
+        owner: str | None,
+    ) -> None:
+        self.name = check_name(name)
+        if (limit is None) != (period is None):
+            raise InvalidSetting(
+                f"rate limit {name!r}: give both the limit and the period, or neither to take "
+                "what is registered"
+            )
+        self.wanted = None if limit is None or period is None else make_rate(limit, period, block)
+        self._any_block = block is None
+        self.labels = read_labels(labels)
+        self._prefix = None if prefix is None else check_prefix(prefix)
+        self.owner = owner or environment("ETCDSEM_OWNER")
+        if self.owner is not None:
+            check_text(self.owner, what="owner")
+
+    def __repr__(self) -> str:
+        return f"<{self._package}.RateLimit {self.name!r}, {self.wanted or 'as registered'}>"
+
+    def _ask(self, station: Station, on_wait: Callable[[], object] | None = None) -> rates.Ask:
+        return rates.Ask(station.session.identity(self.owner, self.labels), on_wait)
+
+    def _starting(
+        self,
+        station: Station,
+        timeout: float | None,
+        on_wait: Callable[[], object] | None = None,
+    ) -> Procedure[Start | None]:
+        until = math.inf if timeout is None else station.session.env.now() + timeout
+        ask = self._ask(station, on_wait)
+        started = yield from rates.start(station, ask, until, once=timeout == 0)
+        return Start(started.waited) if started is not None else None
+
+    def _trying(self, station: Station) -> Procedure[Start | Later]:
+        start = yield from self._starting(station, 0.0)
+        if start is not None:
+            return start
+        seen = yield from inspection.status(station, ttl=False)
+        return Later(rates.next_free(seen, station.session.env.wall()))
+
+    def _registering(self, station: Station) -> Procedure[None]:
+        if self.wanted is None:
+            rates.rate_of(station, (yield from procedures.learn_limit(station)))
+            return
+        yield from register_rate(station, self.wanted, any_block=self._any_block)
+
+    def _resizing(self, station: Station, limit: int, period: Duration) -> Procedure[None]:
+        wanted = make_rate(limit, period, None)
+        yield from operating.resize(station, wanted)
+        self.wanted = wanted
+
+    def _pausing(self, station: Station, reason: str | None) -> Procedure[bool]:
+        return pausing(station, self.owner or operator(), reason)
+
+    def _status(self, station: Station, *, ttl: bool) -> Procedure[Status]:
+        seen = yield from inspection.status(station, ttl=ttl)
+        if station.limit is not None:
+            rates.rate_of(station, station.limit)
+        return seen
+
+    def _closing(self, station: Station) -> Procedure[None]:
+        closing = yield from procedures.close(station, force=True)
+        if closing.waiters:
+            log.warning("rate limit %s was closed while %d waited", self.name, len(closing.waiters))
+
+    def _in_time(self, start: Start | None, timeout: Duration | None) -> Start:
+        if start is None:
+            raise AcquireTimeout(
+                f"rate limit {self.name!r}: no start was free within {timeout!r}; who used them: "
+                f"etcdsem rate {self.name}"
+            )
+        return start
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+__all__ = ["BaseRateLimit"]

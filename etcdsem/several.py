@@ -1,0 +1,132 @@
+"""Several semaphores at once: what the blocking and the asyncio library share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+from etcdsem.core import several
+from etcdsem.core.commands import Procedure
+from etcdsem.core.station import Grant, Station
+from etcdsem.errors import AcquireTimeout, InvalidSetting, LeaseLost
+from etcdsem.model import Duration
+from etcdsem.shell import BaseLease, BaseSemaphore, scope
+
+L = TypeVar("L", bound=BaseLease)
+
+
+class Part(NamedTuple):
+    """One of several semaphores: the object, its state in the core, and how to make its lease."""
+
+    semaphore: BaseSemaphore[Any]
+    station: Station
+    lease_of: Callable[[Grant], Any]
+
+
+def check(semaphores: Sequence[object], kind: type[BaseSemaphore[Any]]) -> None:
+    """Are these semaphores of that kind, and not too many? Else raise what says so."""
+    for one in semaphores:
+        if not isinstance(one, kind):
+            raise TypeError(
+                f"acquire_all and hold_all take semaphores of {kind._package}, not "
+                f"{type(one).__module__}.{type(one).__qualname__}; a timeout is given by name"
+            )
+    if not 1 <= len(semaphores) <= several.MOST:
+        raise InvalidSetting(
+            f"{len(semaphores)} semaphores at once: give 1 to {several.MOST}, as many as fit into "
+            "one transaction"
+        )
+
+
+def check_parts(parts: Sequence[Part], clients: Sequence[object]) -> None:
+    """Are they of one client, and different?"""
+    if any(client is not clients[0] for client in clients):
+        raise InvalidSetting(
+            "several semaphores at once must use the same client: give all of them the same "
+            "client=, from connect(), or none of them"
+        )
+    seen: set[Station] = set()
+    for part in parts:
+        if part.semaphore.rate is not None:
+            raise InvalidSetting(
+                f"semaphore {part.station.name!r} has a rate: that is no part of several at once; "
+                "take a start of its RateLimit before"
+            )
+        if part.station in seen:
+            raise InvalidSetting(
+                f"semaphore {part.station.name!r} was given twice: several at once must be "
+                "different ones"
+            )
+        seen.add(part.station)
+
+
+def named(semaphores: Sequence[BaseSemaphore[Any]]) -> str:
+    """Their names, for a message."""
+    return ", ".join(repr(one.name) for one in semaphores)
+
+
+def acquiring(
+    parts: Sequence[Part], limit: float | None, on_wait: Callable[[str], object] | None
+) -> Procedure[tuple[Any, ...] | str]:
+    """A lease of each, in the order given; or the name of the one that was full."""
+    env = parts[0].station.session.env
+    until = math.inf if limit is None else env.now() + limit
+    wants = [
+        several.Want(
+            part.station,
+            part.semaphore._order(
+                part.station,
+                None if on_wait is None else partial(on_wait, part.station.name),
+            ),
+        )
+        for part in parts
+    ]
+    taken = yield from several.acquire_all(wants, until, once=limit == 0)
+    if taken.full is not None:
+        return taken.full.want.station.name
+    return tuple(
+        part.semaphore._list(grant, part.lease_of)
+        for part, grant in zip(parts, taken.grants, strict=True)
+    )
+
+
+def scoped(
+    outcome: tuple[L, ...] | str,
+    semaphores: Sequence[BaseSemaphore[Any]],
+    timeout: Duration | None,
+) -> tuple[L, ...]:
+    """The leases of a block that begins."""
+    if isinstance(outcome, str):
+        raise AcquireTimeout(
+            f"semaphores {named(semaphores)}: not all had a free lease within {timeout!r}: "
+            f"{outcome!r} had none; who holds it: etcdsem status {outcome}"
+        )
+    for lease in outcome:
+        scope(lease)
+    return outcome
+
+
+def ending(leases: Sequence[BaseLease], *, quietly: bool) -> Procedure[None]:
+    """Give all of them back, whatever comes between. Raises LeaseLost, which names each that was
+    lost, if the block raised nothing (`quietly`: it did).
+    """
+    losses: list[str] = []
+    interruption: BaseException | None = None
+    for lease in leases:
+        if not lease._here:
+            continue
+        try:
+            if quietly:
+                yield from lease._releasing()
+            else:
+                yield from lease._ending()
+        except LeaseLost as loss:
+            losses.append(str(loss))
+        except BaseException as error:
+            interruption = error
+    if interruption is not None:
+        raise interruption
+    if losses:
+        raise LeaseLost(" ".join(losses))

@@ -1,0 +1,772 @@
+"""What the blocking and the asyncio library share: all that needs neither a thread nor a loop.
+
+1. What a method does is a procedure here (``_registering``, ``_releasing``, ...); a shell's
+   method only runs it. A shell gives an engine, that is, the driver, and its kind of event.
+2. A lease and its semaphore are usable in the process (and event loop) that acquired it, and
+   nowhere else: `BaseEngine.here` says whether that is where we are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import inspect
+import logging
+import math
+import os
+import random
+import secrets
+import socket
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+
+from etcdsem.core import inspection, operating, procedures, rates
+from etcdsem.core.commands import Env, Listener, Procedure, Watch
+from etcdsem.core.keys import ORDINARY, Wants, client_id, lease_hex
+from etcdsem.core.leases import TICK, TtlLease, margin
+from etcdsem.core.station import Grant, Session, Station
+from etcdsem.counting import follow
+from etcdsem.errors import (
+    AcquireTimeout,
+    InconsistentLimit,
+    InvalidSetting,
+    LeaseLost,
+    ReleasedTooOften,
+)
+from etcdsem.model import (
+    DEFAULT_LEASE_TIMEOUT,
+    DEFAULT_PREFIX,
+    Duration,
+    Holder,
+    Junk,
+    Rate,
+    Waiter,
+    check_limit,
+    check_name,
+    check_prefix,
+    check_priority,
+    check_text,
+    check_weight,
+    environment,
+    lease_timeout_seconds,
+    max_hold_seconds,
+    read_labels,
+    read_rate,
+    seconds,
+    timeout_seconds,
+)
+
+if TYPE_CHECKING:
+    from etcdsem.etcd.settings import ConnectionSettings
+
+log = logging.getLogger("etcdsem")
+
+EXIT_GRACE = 2.0
+"""Seconds for giving everything back when the interpreter, or the event loop, ends."""
+
+KEEPER_LIMIT = 600.0
+"""Seconds for which a keeper process refreshes leases of a program that gives no sign of life."""
+
+LONGEST_NAP = 5.0
+"""Who waits looks at the clock at least this often: threads and event loops wait on a clock that
+stands still while the machine is suspended, deadlines do not."""
+
+_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def boot_time() -> float:
+    """Seconds on a clock that also counts suspension, where the system has one."""
+    return time.clock_gettime(_CLOCK)
+
+
+class Watches(Protocol):
+    """The watch stream. Never blocks; tells listeners later, in the engine's turn."""
+
+    def watch(
+        self,
+        listener: Listener,
+        key: bytes,
+        end: bytes = b"",
+        *,
+        start: int = 0,
+        only: Literal["put", "delete"] | None = None,
+    ) -> Watch: ...
+    def close(self) -> None: ...
+
+
+class Renewals(Protocol):
+    """The keepalive stream. Never blocks; answers come later, in the engine's turn."""
+
+    def renew(self, lease_id: int) -> None: ...
+    def restart(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class LeaseKeeper(Protocol):
+    """A process that refreshes leases beside us; see `etcdsem.keeper`."""
+
+    def hand_over(self, lease: TtlLease) -> None: ...
+    def take_back(self, lease: TtlLease) -> None: ...
+    def tend(self, lease: TtlLease) -> None: ...
+    def beat(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class BaseEngine(Env):
+    """A driver of procedures, but for what waits."""
+
+    helper: LeaseKeeper | None = None
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.session = Session(
+            self, client_id(socket.gethostname(), self.pid, secrets.token_hex(4))
+        )
+        follow(self.session)
+        interval = environment("ETCDSEM_VALIDATION_INTERVAL")
+        if interval is not None:
+            every = seconds(interval, what="ETCDSEM_VALIDATION_INTERVAL")
+            self.session.reread = (every / 2, every * 3 / 2)
+
+    @property
+    def here(self) -> bool:
+        """Is this where its leases can be used?"""
+        return self.pid == os.getpid()
+
+    def start_keeper(self, settings: ConnectionSettings, limit: float | None) -> None:
+        """From now on a keeper process refreshes what is held; `limit` None: none does."""
+        if limit is None:
+            return
+        from etcdsem.keeper import KeeperProcess
+
+        self.helper = KeeperProcess(settings, limit)
+        self.session.keeper.chores.append(self._tend)
+
+    def _tend(self, now: float) -> float:
+        if self.helper is None:
+            return math.inf
+        self.helper.beat()
+        grants = self.session.grants()
+        for grant in grants:
+            self.helper.tend(grant.lease)
+        return now + TICK if grants else math.inf
+
+    def stop_keeper(self) -> None:
+        """The client is being closed."""
+        helper, self.helper = self.helper, None
+        if helper is not None:
+            helper.close()
+
+    def random(self) -> float:
+        return random.random()
+
+    def random_id(self) -> int:
+        return secrets.randbits(62) + 1
+
+
+def closed_generator(procedure: Procedure[Any]) -> bool:
+    """Has a procedure ended?"""
+    return inspect.getgeneratorstate(procedure) == inspect.GEN_CLOSED
+
+
+class BaseClient:
+    """A client's settings, and what an operator asks of it."""
+
+    _package = "etcdsem"
+
+    def __init__(
+        self,
+        settings: ConnectionSettings,
+        *,
+        prefix: str | None = None,
+        keeper: bool | Duration | None = False,
+    ) -> None:
+        self.settings = settings
+        self.keeper = read_keeper(keeper)
+        """Seconds for which a keeper process refreshes leases of a program that gives no sign of
+        life; None: there is no keeper."""
+        self.prefix = check_prefix(prefix or environment("ETCDSEM_PREFIX") or DEFAULT_PREFIX)
+
+    def __repr__(self) -> str:
+        where = ", ".join(map(str, self.settings.endpoints))
+        return f"<{self._package}.Client of {where}>"
+
+    @property
+    def _session(self) -> Session:
+        raise NotImplementedError
+
+    def station(self, name: str, prefix: str | None = None) -> Station:
+        """The core's state for a semaphore."""
+        return self._session.station(prefix or self.prefix, check_name(name))
+
+    def _reading_limit(self, name: str) -> Procedure[int | None]:
+        return (yield from procedures.learn_limit(self.station(name))).number
+
+    def _resizing(self, name: str, max_leases: int) -> Procedure[tuple[int | None, int]]:
+        number = check_limit(max_leases, least=0)
+        change = yield from operating.resize(self.station(name), number)
+        return change.before.number, number
+
+    def _pausing(self, name: str, reason: str | None) -> Procedure[bool]:
+        return pausing(self.station(name), operator(), reason)
+
+    def _resuming(self, name: str) -> Procedure[bool]:
+        return resuming(self.station(name))
+
+    def _draining(
+        self,
+        name: str,
+        timeout: Duration | None,
+        reason: str | None,
+        on_wait: Callable[[], object] | None,
+    ) -> Procedure[bool]:
+        return draining(self.station(name), operator(), timeout, reason, on_wait)
+
+    def _evicting(
+        self, name: str, slot: int | None, lease: str | None
+    ) -> Procedure[Holder | Waiter | Junk]:
+        if (slot is None) == (lease is None):
+            raise InvalidSetting("evict: give either the slot or the lease")
+        return (yield from inspection.evict(self.station(name), slot=slot, lease=lease))
+
+
+def pausing(station: Station, by: str, reason: str | None) -> Procedure[bool]:
+    """Pause a semaphore; False if it was paused before."""
+    return (yield from operating.pause(station, by, _reason(reason))).changed
+
+
+def resuming(station: Station) -> Procedure[bool]:
+    """Resume a semaphore; False if it was not paused."""
+    return (yield from operating.resume(station)).changed
+
+
+def draining(
+    station: Station,
+    by: str,
+    timeout: Duration | None,
+    reason: str | None,
+    on_wait: Callable[[], object] | None,
+) -> Procedure[bool]:
+    """Pause a semaphore and wait until nobody holds; False if somebody does when time is up."""
+    limit = timeout_seconds(timeout)
+    why = _reason(reason)
+    until = math.inf if limit is None else station.session.env.now() + limit
+    return (yield from operating.drain(station, by, why, until, on_wait))
+
+
+def _reason(given: str | None) -> str | None:
+    return check_text(given, what="reason").strip() if given is not None else None
+
+
+def operator() -> str:
+    """Who changes something by hand: ``ETCDSEM_OWNER``, else user and host."""
+    owner = environment("ETCDSEM_OWNER")
+    if owner is not None:
+        return check_text(owner, what="ETCDSEM_OWNER")
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # KeyError: Python before 3.13
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def read_keeper(keeper: bool | Duration | None) -> float | None:
+    """For how long a keeper process goes on without a sign of life; None: no keeper.
+
+    None takes ``ETCDSEM_KEEPER``: yes or no in the usual words, or a duration.
+    """
+    if keeper is None:
+        word = environment("ETCDSEM_KEEPER") or "no"
+        keeper = _WORDS.get(word.lower(), word)
+    if isinstance(keeper, bool):
+        return KEEPER_LIMIT if keeper else None
+    limit = seconds(keeper, what="keeper")
+    if not limit > 0:
+        raise InvalidSetting(
+            f"keeper: {keeper!r} must be True, or a duration longer than 0: for how long it "
+            "refreshes the leases of a program that gives no sign of life"
+        )
+    return limit
+
+
+_WORDS = {"1": True, "true": True, "yes": True, "on": True}
+_WORDS |= {"0": False, "false": False, "no": False, "off": False}
+
+
+def connect_settings(
+    endpoints: str | Sequence[str] | None, dial_timeout: Duration | None, **given: str | None
+) -> ConnectionSettings:
+    """The settings for the arguments of `connect`; raises InvalidSetting for what cannot be."""
+    from etcdsem.etcd.settings import read_settings
+
+    options: dict[str, Any] = dict(given)
+    if dial_timeout is not None:
+        options["dial_timeout"] = seconds(dial_timeout, what="dial_timeout")
+    return read_settings(endpoints, **options)
+
+
+# ---------------------------------------------------------------- lease
+
+
+class Event(Protocol):
+    """The event of a thread or of an event loop."""
+
+    def is_set(self) -> bool: ...
+    def set(self) -> None: ...
+
+
+class BaseLease:
+    """What can be said of a lease without asking etcd."""
+
+    lost: Event
+    _package = "etcdsem"
+
+    def __init__(self, semaphore: BaseSemaphore[Any], engine: BaseEngine, grant: Grant) -> None:
+        self._semaphore = semaphore
+        self._base = engine
+        self._grant = grant
+        self._max_hold = grant.lease.max_hold  # the etcd lease forgets it when it is given back
+        grant.on_lost = self._on_lost
+        if engine.helper is not None:
+            engine.helper.hand_over(grant.lease)
+
+    def __repr__(self) -> str:
+        state = self._grant.state if self._here else "of the parent process"
+        return f"<{self._package}.Lease of {self.name!r}, {self._slots_shown()}, {state}>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError(
+            "a lease cannot be copied or sent elsewhere: it belongs to the process that acquired "
+            "it. Send the semaphore instead, and its fencing token to whoever checks it."
+        )
+
+    @property
+    def _here(self) -> bool:
+        return self._base.here
+
+    @property
+    def name(self) -> str:
+        """The semaphore's name."""
+        return self._grant.station.name
+
+    @property
+    def slot(self) -> int:
+        """Which of the N: 0 to limit-1. No two valid leases have the same."""
+        return self._grant.slot
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """All slots that this lease holds, as many as its weight; `slot` is the first."""
+        return self._grant.slots
+
+    @property
+    def weight(self) -> int:
+        """How many slots it holds."""
+        return len(self._grant.slots)
+
+    def _slots_shown(self) -> str:
+        if self.weight == 1:
+            return f"slot {self.slot}"
+        return f"slots {', '.join(map(str, self.slots))}"
+
+    @property
+    def fencing_token(self) -> int:
+        """A number that is larger for every later grant of this semaphore (etcd's revision)."""
+        return self._grant.token
+
+    @property
+    def id(self) -> str:
+        """The etcd lease, in hex as ``etcdctl lease list`` prints it."""
+        return lease_hex(self._grant.lease.id)
+
+    @property
+    def limit(self) -> int:
+        """The limit as it was known when this lease was granted."""
+        return self._grant.limit
+
+    @property
+    def ttl(self) -> float:
+        """Seconds after its last refresh when etcd gives the slot away."""
+        return self._grant.lease.ttl
+
+    @property
+    def acquired_at(self) -> datetime:
+        """When it was granted, by this machine's wall clock."""
+        return datetime.fromtimestamp(self._grant.acquired_wall, UTC)
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until it must be taken for lost if nothing refreshes it; 0 if it is not held."""
+        if not self.valid:
+            return 0.0
+        return max(0.0, self._grant.lease.deadline - self._base.now())
+
+    @property
+    def max_hold(self) -> float | None:
+        """Seconds after which it ends, counted from the grant; None: without a bound."""
+        max_hold = self._max_hold
+        return None if max_hold == math.inf else max_hold
+
+    @property
+    def hold_remaining(self) -> float | None:
+        """Seconds until its `max_hold` ends it, if nothing else does before; None: without."""
+        if self.max_hold is None:
+            return None
+        grant = self._grant
+        return max(0.0, grant.since + self._max_hold - self._base.now()) if self._here else 0.0
+
+    @property
+    def valid(self) -> bool:
+        """Is it held, and surely still ours by the local clock? Needs no network."""
+        return self._here and self._grant.valid(self._base.now())
+
+    @property
+    def lost_reason(self) -> str:
+        """Why it was lost; empty if it was not."""
+        grant = self._grant
+        if grant.state == "held" and self._here:
+            return grant.lease.overrun(self._base.now())
+        return grant.lost_reason
+
+    def check(self) -> None:
+        """Raise LeaseLost unless the lease is valid."""
+        if not self.valid:
+            raise LeaseLost(self._describe_loss())
+
+    def _take_back(self) -> None:
+        if self._base.helper is not None:
+            self._base.helper.take_back(self._grant.lease)
+
+    def _releasing(self) -> Procedure[bool]:
+        self._semaphore._forget(self)
+        grant = self._grant
+        self._take_back()
+        known = grant.state == "lost"
+        done = yield from procedures.release(grant)
+        if grant.state != "lost":
+            return done
+        if not known:  # it is found out only now
+            self._on_lost(grant)
+        log.warning(
+            "semaphore %s: %s not released, since its lease was lost before: %s",
+            self.name,
+            f"{self._slots_shown()} {'was' if self.weight == 1 else 'were'}",
+            grant.lost_reason,
+        )
+        return False
+
+    def _ending(self) -> Procedure[None]:
+        """The end of a block that raised nothing."""
+        lost = self._grant.state != "released" and not self.valid
+        yield from self._releasing()
+        if (lost or self.lost.is_set()) and self._semaphore.raise_on_loss:
+            raise LeaseLost(self._describe_loss())
+
+    def _on_lost(self, grant: Grant) -> None:
+        self._take_back()
+        log.critical(
+            "%s Another may hold the slot now: the limit may be exceeded by this process.",
+            self._describe_loss(),
+        )
+        on_lost = self._semaphore.on_lost
+        if on_lost is not None:
+            self._base.call(lambda: on_lost(self), "on-lost")
+        self.lost.set()
+
+    def _describe_loss(self) -> str:
+        grant = self._grant
+        if not self._here:
+            return f"semaphore {self.name!r}: the lease belongs to the parent process."
+        if grant.state in ("released", "releasing"):
+            return f"semaphore {self.name!r}: the lease of {self._slots_shown()} was released."
+        reason = self.lost_reason or "its deadline has passed by the local clock"
+        return (
+            f"semaphore {self.name!r}: {self._semaphore._owner_shown()} lost the lease of "
+            f"{self._slots_shown()} (fencing token {self.fencing_token}): {reason}."
+        )
+
+
+def read_wants(weight: int, priority: int, eager: bool) -> Wants:
+    """What an acquire wants; raises InvalidSetting for what cannot be."""
+    return Wants(check_weight(weight), check_priority(priority), bool(eager))
+
+
+L = TypeVar("L", bound=BaseLease)
+
+_scoped: weakref.WeakSet[BaseLease] = weakref.WeakSet()
+"""Leases that end with a block; release() takes them only when there is no other."""
+
+
+def scope(lease: BaseLease) -> None:
+    """A block begins, with which this lease ends."""
+    _scoped.add(lease)
+
+
+# ---------------------------------------------------------------- semaphore
+
+
+class BaseSemaphore(Generic[L]):
+    """A semaphore's settings, and the leases that it holds here."""
+
+    _package = "etcdsem"
+    _fleeting: tuple[str, ...] = ("_leases",)
+    """What is not pickled; `_start_empty` makes it."""
+
+    def __init__(
+        self,
+        max_leases: int | None,
+        name: str | None,
+        *,
+        lease_timeout: Duration | None,
+        refresh_interval: Duration | None,
+        on_lost: Callable[[L], object] | None,
+        labels: Mapping[str, str] | None,
+        prefix: str | None,
+        owner: str | None,
+        raise_on_loss: bool,
+        max_hold: Duration | None,
+        rate: str | None,
+    ) -> None:
+        self.max_leases = None if max_leases is None else check_limit(max_leases)
+        self.name = check_name(name if name is not None else f"semaphore-{uuid.uuid4().hex}")
+        self._prefix = None if prefix is None else check_prefix(prefix)
+        self.lease_timeout, self.refresh_interval = read_intervals(lease_timeout, refresh_interval)
+        self.labels = read_labels(labels)
+        self.owner = owner or environment("ETCDSEM_OWNER")
+        if self.owner is not None:
+            check_text(self.owner, what="owner")
+        self.on_lost = on_lost
+        self.raise_on_loss = raise_on_loss
+        self.max_hold = max_hold_seconds(max_hold)
+        self.rate = None if rate is None else read_rate(rate)
+        self._any_block = rate is None or rate.count("/") == 1
+        if self.rate is not None:
+            check_name(self._rate_name)
+        self._refresh_leases = True
+        self._start_empty()
+
+    def _start_empty(self) -> None:
+        self._leases: list[L] = []
+
+    def __repr__(self) -> str:
+        return f"<{self._package}.Semaphore {self.name!r}, {len(self.leases)} held here>"
+
+    @property
+    def _rate_name(self) -> str:
+        return f"{self.name}.rate"
+
+    def _rate_station(self, station: Station) -> Station:
+        """Of the rate limit beside this semaphore."""
+        prefix = station.keys.base.decode().removesuffix(f"/{self.name}/")
+        return station.session.station(prefix, self._rate_name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: it for key, it in self.__dict__.items() if key not in self._fleeting}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start_empty()
+
+    def _owner_shown(self) -> str:
+        return self.owner or f"{socket.gethostname()}:{os.getpid()}"
+
+    # -- what the methods do
+
+    def _acquiring(
+        self,
+        station: Station,
+        limit: float | None,
+        on_wait: Callable[[], object] | None,
+        lease_of: Callable[[Grant], L],
+        *,
+        wants: Wants,
+    ) -> Procedure[L | None]:
+        # Making the lease is part of the procedure, so that no interruption comes between the
+        # grant and its listing.
+        until = math.inf if limit is None else station.session.env.now() + limit
+        order = self._order(station, on_wait, wants)
+        while True:
+            grant = yield from procedures.acquire(station, order, until, once=limit == 0)
+            if grant is None:
+                return None
+            if self.rate is not None:
+                paced = yield from self._paced(station, grant, until, on_wait, once=limit == 0)
+                if not paced:
+                    return None
+                if not grant.valid(station.session.env.now()):
+                    grant.let_go()  # lost while it waited for the start: from the beginning
+                    continue
+            return self._list(grant, lease_of)
+
+    def _paced(
+        self,
+        station: Station,
+        grant: Grant,
+        until: float,
+        on_wait: Callable[[], object] | None,
+        *,
+        once: bool,
+    ) -> Procedure[bool]:
+        """A start of the rate limit for one who holds a slot; without one it is given back."""
+        identity = station.session.identity(self.owner, self.labels)
+        ask = rates.Ask(identity, on_wait)
+        grant.lease.paused = not self._refresh_leases
+        try:
+            started = yield from rates.start(self._rate_station(station), ask, until, once=once)
+        except BaseException:
+            yield from procedures.release(grant)
+            raise
+        if started is None:
+            yield from procedures.release(grant)
+        return started is not None
+
+    def _order(
+        self, station: Station, on_wait: Callable[[], object] | None, wants: Wants = ORDINARY
+    ) -> procedures.Order:
+        return procedures.Order(
+            self.lease_timeout,
+            self.refresh_interval,
+            station.session.identity(self.owner, self.labels, self.max_hold),
+            on_wait,
+            self.max_leases,
+            wants,
+            self.max_hold,
+        )
+
+    def _list(self, grant: Grant, lease_of: Callable[[Grant], L]) -> L:
+        grant.lease.paused = not self._refresh_leases
+        lease = lease_of(grant)
+        self._leases.append(lease)
+        return lease
+
+    def _oldest(self) -> L:
+        """The lease that `release` gives back."""
+        leases = self.leases
+        lease = next((one for one in leases if one not in _scoped), None)
+        if lease is None:
+            lease = next(iter(leases), None)
+        if lease is None:
+            raise ReleasedTooOften("Released too often")
+        return lease
+
+    def _scope(self, lease: L | None, timeout: Duration | None) -> L:
+        """The lease of a block that begins."""
+        if lease is None:
+            raise AcquireTimeout(
+                f"semaphore {self.name!r}: no lease was free within {timeout!r}; who holds it: "
+                f"etcdsem status {self.name}"
+            )
+        scope(lease)
+        return lease
+
+    def _forget(self, lease: BaseLease) -> None:
+        with contextlib.suppress(ValueError):
+            self._leases.remove(lease)  # type: ignore[arg-type]  # it is one of ours
+
+    @property
+    def leases(self) -> tuple[L, ...]:
+        """The leases that this object holds in this process, oldest first."""
+        return tuple(lease for lease in self._leases if lease._here)
+
+    def _registering(self, station: Station) -> Procedure[None]:
+        yield from self._registering_limit(station)
+        if self.rate is not None:
+            there = self._rate_station(station)
+            yield from register_rate(there, self.rate, any_block=self._any_block)
+
+    def _registering_limit(self, station: Station) -> Procedure[None]:
+        if self.max_leases is None:
+            limit = yield from procedures.learn_limit(station)
+        else:
+            limit = yield from procedures.register(station, self.max_leases)
+        wrong = procedures.wrong_kind(station, limit, rate=False)
+        if wrong is not None:
+            raise wrong
+        if self.max_leases is None:
+            return
+        if limit.registered and limit.number is not None and limit.number != self.max_leases:
+            raise InconsistentLimit(
+                f"Inconsistent max leases: {self.max_leases}, expected: {limit.number} "
+                f"(semaphore {self.name!r}: {limit.number} is registered; give that, or change it "
+                f"for everybody: etcdsem limit {self.name} {self.max_leases})",
+                given=self.max_leases,
+                registered=limit.number,
+            )
+
+    def _resizing(self, station: Station, max_leases: int) -> Procedure[None]:
+        number = check_limit(max_leases, least=0)
+        yield from operating.resize(station, number)
+        if number:
+            self.max_leases = number
+
+    def _pausing(self, station: Station, reason: str | None) -> Procedure[bool]:
+        return pausing(station, self.owner or operator(), reason)
+
+    def _draining(
+        self, station: Station, timeout: Duration | None, reason: str | None
+    ) -> Procedure[bool]:
+        return draining(station, self.owner or operator(), timeout, reason, None)
+
+    def _closing(self, station: Station) -> Procedure[None]:
+        closing = yield from procedures.close(station, force=True)
+        if closing.holders or closing.waiters:
+            log.warning(
+                "semaphore %s was closed while in use: %d held (%s), %d waiting",
+                self.name,
+                len(closing.holders),
+                ", ".join(closing.holders) or "-",
+                len(closing.waiters),
+            )
+
+    @property
+    def refresh_leases(self) -> bool:
+        """False pauses the refresh of this object's leases, for tests."""
+        return self._refresh_leases
+
+    @refresh_leases.setter
+    def refresh_leases(self, on: bool) -> None:
+        self._refresh_leases = bool(on)
+        for lease in self.leases:
+            lease._grant.lease.paused = not on
+
+
+def register_rate(station: Station, wanted: Rate, *, any_block: bool) -> Procedure[None]:
+    """Write the rate if it is new, else check that it is the same."""
+    limit = yield from procedures.register(station, wanted)
+    rate = rates.rate_of(station, limit)
+    same = rate == wanted or (any_block and rate[:2] == wanted[:2])
+    if limit.registered and not same:
+        raise InconsistentLimit(
+            f"Inconsistent rate: {wanted}, expected: {rate} (rate limit {station.name!r}: {rate} "
+            f"is registered; give that, or change it for everybody: etcdsem rate {station.name} "
+            f"{wanted})",
+            given=wanted.starts,
+            registered=rate.starts,
+        )
+
+
+def read_intervals(
+    lease_timeout: Duration | None, refresh_interval: Duration | None
+) -> tuple[int, float]:
+    """The lease timeout (whole seconds) and the refresh interval (seconds), with the defaults."""
+    timeout = lease_timeout_seconds(
+        lease_timeout
+        if lease_timeout is not None
+        else environment("ETCDSEM_LEASE_TIMEOUT") or DEFAULT_LEASE_TIMEOUT
+    )
+    given = refresh_interval
+    if given is None and lease_timeout is None:
+        given = environment("ETCDSEM_REFRESH_INTERVAL")
+    if given is None:
+        return timeout, timeout / 3
+    interval = seconds(given, what="refresh_interval")
+    if not 0 < interval < timeout - margin(timeout):
+        raise InvalidSetting(
+            f"refresh_interval {given!r} does not fit into a lease timeout of {timeout}s: refresh "
+            f"at least once before it ends, better three times ({timeout / 3:.3g}s)"
+        )
+    return timeout, interval

@@ -1,0 +1,453 @@
+"""The etcd in memory for coroutines: `etcdsem.aio` itself, on the model of etcd.
+
+1. It is to `etcdsem.testing.memory()` what `etcdsem.aio` is to the blocking library: the same
+   names, awaited where time may pass. It belongs to one event loop.
+2. Nothing sleeps. After each step of time the loop gets so many turns that every task which was
+   woken has come to rest again (`TURNS` turns in which no task has called etcd or begun to wait).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from etcdsem import aio
+from etcdsem.core.commands import Mailbox, NotApplied, Procedure, Txn, TxnReply
+from etcdsem.errors import EtcdSemError, InvalidSetting
+from etcdsem.model import Duration, seconds
+from etcdsem.testing.inmemory import SETTINGS, BaseMemory, Wire
+from etcdsem.testing.model import EtcdModel
+from etcdsem.testing.virtual import STILLNESS, Place
+
+log = logging.getLogger("etcdsem")
+
+TURNS = 30
+"""Turns of the loop without anything of ours happening, after which all is at rest. A task that
+was woken goes on in the next turn; what it started or ended is some turns more."""
+
+T = TypeVar("T")
+
+
+class _Sleeper:
+    """One task's wait."""
+
+    __slots__ = ("box", "caller", "over", "until")
+
+    def __init__(self, box: _Box, until: float, caller: bool) -> None:
+        self.box = box
+        self.until = until
+        self.caller = caller  # a task of the user's, not one of the library's own
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class _Box:
+    """A mailbox; one task at a time waits at it."""
+
+    __slots__ = ("notes", "place", "sleeper", "time")
+
+    def __init__(self, time: _Time, place: Place) -> None:
+        self.time = time
+        self.place = place
+        self.notes: deque[Any] = deque()
+        self.sleeper: _Sleeper | None = None
+
+    def put(self, note: Any, /) -> None:
+        self.notes.append(note)
+        if self.sleeper is not None and not self.place.paused:
+            self.time.wake(self.sleeper)
+
+
+class _Time:
+    """A clock that only moves when it is told to, and the tasks that wait for it."""
+
+    def __init__(self, model: EtcdModel, *, by_itself: float) -> None:
+        self.lock: AbstractContextManager[Any] = contextlib.nullcontext()
+        self.now = 0.0
+        self.ended = False
+        self.deliver: Callable[[], bool] = lambda: False
+        self.doings = 0  # rises whenever something of ours happens
+        self._model = model
+        self._by_itself = by_itself
+        self._sleepers: set[_Sleeper] = set()
+        self._flier: asyncio.Task[None] | None = None
+        self._moving = asyncio.Lock()
+        self._calls = 0  # of the user's, from outside
+        self._flown = 0.0  # what has passed by itself since the last of them
+
+    def stir(self) -> None:
+        """The user does something."""
+        self._calls += 1
+        self._flown = 0.0
+
+    async def wait(self, box: _Box, until: float) -> object:
+        """The next note in a box; None when `until` comes first."""
+        self.deliver()
+        self.doings += 1
+        while True:
+            if not box.place.paused or self.ended:
+                if box.notes:
+                    return box.notes.popleft()
+                if until <= self.now:
+                    return None
+            if self.ended:
+                if until == math.inf:
+                    raise NotApplied("the etcd in memory was closed")
+                self.now = until
+                return None
+            task = asyncio.current_task()
+            caller = task is not None and not task.get_name().startswith("etcdsem-")
+            sleeper = box.sleeper = _Sleeper(box, until, caller)
+            self._sleepers.add(sleeper)
+            if caller and self._by_itself > 0 and self._flier is None:
+                self._flier = asyncio.create_task(self._fly(), name="etcdsem-time")
+            try:
+                await sleeper.over
+            finally:
+                box.sleeper = None
+                self._sleepers.discard(sleeper)
+                self.doings += 1
+
+    def wake(self, sleeper: _Sleeper) -> None:
+        """A task goes on."""
+        self.doings += 1
+        self._sleepers.discard(sleeper)
+        if not sleeper.over.done():
+            sleeper.over.set_result(None)
+
+    def wake_due(self) -> None:
+        """Wake whose time has come, or who has a note."""
+        for sleeper in list(self._sleepers):
+            if self.ended or (
+                not sleeper.box.place.paused and (sleeper.until <= self.now or sleeper.box.notes)
+            ):
+                self.wake(sleeper)
+
+    # -- moving
+
+    async def settle(self) -> None:
+        """Let everything that is to happen now happen."""
+        still = 0
+        while still < TURNS:
+            before = self.doings
+            delivered = self.deliver()
+            await asyncio.sleep(0)
+            still = 0 if delivered or self.doings != before else still + 1
+
+    async def step(self, limit: float) -> None:
+        """When all is at rest: move to the next event, not beyond `limit`, and let it happen."""
+        waits = [s.until for s in self._sleepers if not s.box.place.paused]
+        moment = max(self.now, min([limit, self._model.next_time(), *waits]))
+        self._model.advance(moment)
+        self.now = moment
+        self.wake_due()
+        await self.settle()
+
+    async def move(self, seconds: float) -> None:
+        """Move by some seconds, event by event."""
+        async with self._moving:
+            await self.settle()
+            target = self.now + seconds
+            while self.now < target:
+                await self.step(target)
+
+    async def jump(self, seconds: float) -> None:
+        """Move by some seconds in which no task of a client gets to run."""
+        async with self._moving:
+            await self.settle()
+            target = self.now + seconds
+            self._model.advance(target)
+            self.now = target
+            self.wake_due()
+            await self.settle()
+
+    async def _fly(self) -> None:
+        """When all is still and a caller waits, let time pass until a caller is woken."""
+        try:
+            while callers := {sleeper for sleeper in self._sleepers if sleeper.caller}:
+                calls = self._calls
+                await asyncio.sleep(STILLNESS)
+                if self._moving.locked() or calls != self._calls:
+                    continue
+                async with self._moving:
+                    await self.settle()
+                    while callers <= self._sleepers and self._flown < self._by_itself:
+                        before = self.now
+                        await self.step(before + self._by_itself - self._flown)
+                        self._flown += self.now - before
+                if self._flown >= self._by_itself:
+                    log.warning(
+                        "etcdsem: %g s have passed by themselves and this wait goes on; another "
+                        "task must end it, or advance()",
+                        self._flown,
+                    )
+                    while callers <= self._sleepers and calls == self._calls:
+                        await asyncio.sleep(STILLNESS)
+        finally:
+            self._flier = None
+
+    async def end(self) -> None:
+        """No more waiting."""
+        self.ended = True
+        self.wake_due()
+        await self.settle()
+        if self._flier is not None:
+            self._flier.cancel()
+            await asyncio.wait([self._flier])
+
+
+class _Calls:
+    """Requests to the etcd in memory."""
+
+    def __init__(self, wire: Wire, model: EtcdModel) -> None:
+        self._wire = wire
+        self._model = model
+
+    async def transact(self, txn: Txn, timeout: float) -> TxnReply:
+        name = "txn" if txn.compare else "read"
+        return self._wire.ask(name, lambda: self._model.transact(txn))
+
+    async def grant(self, lease_id: int, ttl: int, timeout: float) -> float:
+        return self._wire.ask("grant", lambda: float(self._model.grant(lease_id, ttl)))
+
+    async def revoke(self, lease_id: int, timeout: float) -> None:
+        self._wire.ask("revoke", lambda: self._model.revoke(lease_id))
+
+    async def times_to_live(
+        self, lease_ids: Sequence[int], timeout: float
+    ) -> tuple[float | None, ...]:
+        return self._wire.ask(
+            "time_to_live", lambda: tuple(map(self._model.time_to_live, lease_ids))
+        )
+
+    async def close(self) -> None:
+        self._wire.close()
+
+
+class _Clock:
+    """A client's view of the time."""
+
+    def __init__(self, wire: Wire, time: _Time) -> None:
+        self.now = wire.now
+        self.wall = wire.wall
+        self._wire = wire
+        self._time = time
+
+    def mailbox(self) -> Mailbox:
+        return _Box(self._time, self._wire.place)
+
+    async def wait(self, box: Mailbox, until: float) -> object:
+        if not isinstance(box, _Box):
+            raise AssertionError("a mailbox of another driver")
+        return await self._time.wait(box, until)
+
+
+class MemoryClient(aio.Client):
+    """A client of an etcd in memory, for coroutines."""
+
+    def __init__(self, memory: Memory, *, prefix: str | None = None) -> None:
+        super().__init__(SETTINGS, prefix=prefix)
+        self._memory = memory
+        self._wire: Wire | None = None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (self._memory.id, os.getpid(), self.prefix)
+
+    def _dial(self, start: aio.Start, renewed: Callable[[int, float], None]) -> aio.Line:
+        wire = self._wire = self._memory._dial(renewed)
+        time = self._memory._time
+        return aio.Line(_Calls(wire, self._memory._model), wire, wire, _Clock(wire, time))
+
+    async def run(self, procedure: Procedure[T], what: str) -> T:
+        self._memory._time.stir()
+        return await super().run(procedure, what)
+
+    @property
+    def requests(self) -> Counter[str]:
+        """How often it has asked etcd for what: txn, read, grant, revoke, keepalives."""
+        return Counter(self._wire.counters) if self._wire is not None else Counter()
+
+
+def _rebuild(memory_id: str, pid: int, prefix: str) -> MemoryClient:
+    memory = _memories.get(memory_id)
+    if memory is None or pid != os.getpid():
+        raise EtcdSemError(
+            f"this was pickled with an etcd in memory, which was only in process {pid}, "
+            "and while it lasted"
+        )
+    return memory._rebuilt(prefix)
+
+
+_memories: weakref.WeakValueDictionary[str, Memory] = weakref.WeakValueDictionary()
+
+
+class Memory(BaseMemory):
+    """An etcd in memory for one event loop; made by `etcdsem.testing.aio.memory()`.
+
+    ``async with`` closes its clients at the end. Times are seconds, or ``"1m30s"``, or a
+    timedelta.
+    """
+
+    def __init__(self, *, autojump: Duration = "1h") -> None:
+        super().__init__()
+        self._time: _Time = _Time(self._model, by_itself=seconds(autojump, what="autojump"))
+        self._time.deliver = self._deliver
+        self._clients: list[MemoryClient] = []
+        self._unpickled: dict[str, MemoryClient] = {}
+        _memories[self.id] = self
+
+    def __repr__(self) -> str:
+        return f"<etcdsem.testing.aio.Memory, {len(self.keys())} keys, at {self.now:g} s>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all clients; tasks that wait get an error. Closing twice is fine."""
+        for client in self._clients:
+            closing = asyncio.ensure_future(client.close())
+            while not closing.done():  # who waits goes in its own time
+                await self._time.move(0.05)
+            await closing
+        await self._time.end()
+
+    # -- clients
+
+    def client(self, *, prefix: str | None = None) -> MemoryClient:
+        """A new client: as if of another process."""
+        client = MemoryClient(self, prefix=prefix)
+        self._clients.append(client)
+        return client
+
+    @contextlib.contextmanager
+    def default(self, client: aio.Client | None = None) -> Iterator[aio.Client]:
+        """Within the block, semaphores of this loop that were given no client use this etcd."""
+        chosen = client if client is not None else self.client()
+        former = aio.swap_default_client(chosen)
+        try:
+            yield chosen
+        finally:
+            aio.swap_default_client(former)
+
+    def _rebuilt(self, prefix: str) -> MemoryClient:
+        if prefix not in self._unpickled:
+            self._unpickled[prefix] = self.client(prefix=prefix)
+        return self._unpickled[prefix]
+
+    def _dial(self, renewed: Callable[[int, float], None]) -> Wire:
+        self._own()
+        wire = Wire(self, self._time, contextlib.nullcontext(), renewed)
+        self._wires.append(wire)
+        return wire
+
+    # -- time
+
+    async def advance(self, duration: Duration) -> None:
+        """Let time pass, with everything that happens meanwhile: leases are refreshed, or end;
+        tasks that wait until then are woken.
+        """
+        self._time.stir()
+        await self._time.move(seconds(duration, what="advance"))
+
+    async def suspend(self, duration: Duration) -> None:
+        """Let time pass for etcd while all clients stand still, as when the machine slept, or
+        the loop was blocked.
+        """
+        self._time.stir()
+        await self._time.jump(seconds(duration, what="suspend"))
+
+    async def settle(self) -> None:
+        """Let the tasks do all that they can do now; time stands still."""
+        self._time.stir()
+        await self._time.settle()
+
+    # -- troubles
+
+    async def cut(self, *clients: aio.Client) -> None:
+        """Etcd is away: for these clients, or for all."""
+        self._cut_wires(self._of(clients), True)
+        await self.settle()
+
+    async def restore(self, *clients: aio.Client) -> None:
+        """Etcd is there again: for these clients, or for all."""
+        self._cut_wires(self._of(clients), False)
+        await self.settle()
+
+    async def pause(self, *clients: aio.Client) -> None:
+        """These clients (or all) stand still until `resume`."""
+        self._pause_wires(self._of(clients), True)
+        await self.settle()
+
+    async def resume(self, *clients: aio.Client) -> None:
+        """They go on."""
+        self._pause_wires(self._of(clients), False)
+        self._time.wake_due()
+        await self.settle()
+
+    def _of(self, clients: Sequence[aio.Client]) -> list[Wire] | None:
+        if not clients:
+            return None
+        wires: list[Wire] = []
+        for client in clients:
+            if not isinstance(client, MemoryClient) or client._memory is not self:
+                raise InvalidSetting(f"{client!r} is no client of this etcd")
+            _ = client.engine  # its wire is made on first use
+            if client._wire is not None:
+                wires.append(client._wire)
+        return wires
+
+    # -- what an operator does with etcdctl
+
+    async def put(self, key: str, value: str) -> None:
+        """Write a key, with no lease, as ``etcdctl put`` does."""
+        self._put(key, value)
+        await self.settle()
+
+    async def delete(self, key: str, *, prefix: bool = False) -> int:
+        """Delete a key, or all that begin so; gives how many there were."""
+        deleted = self._delete(key, prefix=prefix)
+        await self.settle()
+        return deleted
+
+    async def expire(self, lease: aio.Lease | str) -> None:
+        """End an etcd lease, with its keys: a `Lease`, or its id in hex.
+
+        Half a second passes before: by then a holder watches its key, and so is told at once.
+        Raises InvalidSetting if there is none.
+        """
+        await self.advance(0.5)
+        self._revoke(lease if isinstance(lease, str) else lease.id)
+        await self.settle()
+
+
+def memory(*, autojump: Duration = "1h") -> Memory:
+    """An etcd in memory for coroutines: no server, no network, and its time stands still.
+
+    Args:
+        autojump: when tasks wait and the loop has been still for 50 ms, time jumps from one event
+            to the next, for so long at most. ``0``: never, only `advance` moves time. Turn it off
+            where other tasks work in real time (sleep, talk to a server) meanwhile.
+
+    Returns:
+        A `Memory`; best used in an ``async with`` block.
+    """
+    return Memory(autojump=autojump)
+
+
+__all__ = ["Memory", "MemoryClient", "memory"]

@@ -1,0 +1,185 @@
+"""Cancelled at every single step of acquire, work and release: nothing is left behind.
+
+As `tests/test_every_step.py` does for threads. A task can be cancelled before a command is
+performed, while it is under way, after it was performed (its result is lost), or so that the
+cancellation waits for the next await; and again while it cleans up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import etcdsem
+from etcdsem import aio
+from etcdsem.aio import Semaphore
+from etcdsem.core.commands import Command
+from tests.aio.running import eventually, run, until
+from tests.history import judge, read_history
+
+if TYPE_CHECKING:
+    from etcdsem.server import EtcdServer
+
+MOST_STEPS = 16
+
+
+class Saboteur:
+    """Performs commands as the engine does, but cancels the victim at its n-th."""
+
+    def __init__(self, client: aio.Client, step: int, when: str, *, again: bool) -> None:
+        engine = client.engine
+        self._perform = engine._perform
+        self._left = step
+        self._when = when
+        self._again = again
+        self._loop = asyncio.get_running_loop()
+        self.victim: asyncio.Task[object] | None = None
+        self.hit = False
+        self.made: list[int] = []  # the etcd leases that the client asked for
+        random_id = engine.random_id
+
+        def note() -> int:
+            self.made.append(random_id())
+            return self.made[-1]
+
+        engine.random_id = note  # type: ignore[method-assign]
+        engine._perform = self  # type: ignore[method-assign]
+
+    async def __call__(self, command: Command[Any]) -> object:
+        victim = self.victim
+        if victim is None or asyncio.current_task() is not victim:
+            return await self._perform(command)
+        assert victim is not None
+        cancel = victim.cancel
+        self._left -= 1
+        if self._left != 0:
+            return await self._perform(command)
+        self.hit = True
+        if self._again:
+            for delay in (0.0003, 0.001, 0.004):
+                self._loop.call_later(delay, cancel)
+        if self._when == "during":
+            self._loop.call_soon(lambda: self._loop.call_soon(cancel))
+            return await self._perform(command)
+        if self._when == "before":
+            cancel()
+            await asyncio.sleep(0)
+        result = await self._perform(command)
+        cancel()
+        if self._when == "after":
+            await asyncio.sleep(0)
+        return result
+
+
+async def use(sem: Semaphore, *, full: bool) -> None:
+    """One cycle; with `full` somebody else holds the only slot, so the line is joined and left."""
+    with contextlib.suppress(etcdsem.AcquireTimeout):
+        async with sem.hold(timeout=0.1 if full else 10):
+            await asyncio.sleep(0)
+
+
+async def sabotaged(
+    etcd: EtcdServer, name: str, step: int, when: str, *, full: bool, again: bool
+) -> tuple[bool, list[int]]:
+    """Cancel a task at a step. Was it hit, and which etcd leases had it asked for?"""
+    async with aio.connect(etcd.endpoint) as client:
+        sem = await Semaphore(1, name, client=client, lease_timeout=5)
+        saboteur = Saboteur(client, step, when, again=again)
+        task = saboteur.victim = asyncio.create_task(use(sem, full=full))
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        assert sem.leases == ()
+        await eventually(lambda: client.engine.session.keeper.settling == 0)
+        assert not client.engine.session.grants()
+        return saboteur.hit, saboteur.made
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "again"])
+@pytest.mark.parametrize("when", ["before", "during", "after", "pending"])
+@pytest.mark.parametrize("full", [False, True], ids=["free", "full"])
+def test_nothing_is_left_behind(
+    etcd: EtcdServer, name: str, full: bool, when: str, again: bool
+) -> None:
+    """No key, no etcd lease, no permit stays; the next one is served at once."""
+
+    async def main() -> int:
+        async with aio.connect(etcd.endpoint) as holder:
+            other = await Semaphore(1, name, client=holder)
+            if full:
+                await other.acquire()
+            held = await other.get_value()
+            made: list[int] = []
+            for step in range(1, MOST_STEPS):
+                hit, leases = await sabotaged(etcd, name, step, when, full=full, again=again)
+                made += leases
+
+                async def calm() -> bool:
+                    status = await other.status(ttl=False)
+                    return status.held == held and not status.waiters
+
+                await until(calm)
+                if not full:
+                    assert await other.acquire(timeout=10)
+                    await other.release()
+                if not hit:
+                    break
+            if full:
+                await other.release()
+
+            async def ended() -> bool:
+                # A grant that was cancelled may land after it was revoked: then it has no key,
+                # and nobody renews it.
+                return not await asyncio.to_thread(leases_of, etcd) & set(made)
+
+            await until(ended)
+            return step
+
+    steps = run(main())
+    assert steps > 3, "hardly a step was hit"
+    verdict = judge(read_history(etcd, name), name)
+    assert not verdict.wrong, verdict.wrong[:5]
+    keys = {key.removeprefix(f"/etcdsem/{name}/") for key in verdict.left}
+    assert keys <= {"max_leases", "contended"}
+
+
+def leases_of(etcd: EtcdServer) -> set[int]:
+    """All leases of an etcd."""
+    with etcdsem.connect(etcd.endpoint) as client:
+        return set(client.engine.connection.leases(5))
+
+
+@pytest.mark.parametrize("how", ["wait_for", "timeout", "group"])
+def test_the_usual_ways_to_be_cancelled(etcd: EtcdServer, name: str, how: str) -> None:
+    """wait_for, timeout() and a task group that fails: out of the line, and all is well."""
+
+    async def main() -> None:
+        async with aio.connect(etcd.endpoint) as client:
+            sem = await Semaphore(1, name, client=client)
+            async with sem:
+                match how:
+                    case "wait_for":
+                        with pytest.raises(TimeoutError):
+                            await asyncio.wait_for(sem.acquire(), 0.2)
+                    case "timeout":
+                        with pytest.raises(TimeoutError):
+                            async with asyncio.timeout(0.2), sem:
+                                pytest.fail("the body ran without a lease")
+                    case _:
+                        with pytest.raises(ExceptionGroup):
+                            async with asyncio.TaskGroup() as group:
+                                for _ in range(5):
+                                    group.create_task(sem.acquire())
+                                await until(lambda: _waiting(sem, 5))
+                                raise KeyError("the group fails")
+                assert await sem.waiters() == ()
+            assert await sem.get_value() == 0
+            assert await sem.acquire(timeout=0)
+
+    run(main())
+
+
+async def _waiting(sem: Semaphore, count: int) -> bool:
+    return len(await sem.waiters()) == count

@@ -1,0 +1,45 @@
+"""`etcdsem` under the same loads as the floors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import etcdsem
+from tests.benchmarks.load import Load, run_threads
+
+
+def threads(load: Load) -> None:
+    """Threads of one client that acquire and release, the critical section being empty."""
+    with etcdsem.connect(load.endpoint) as client:
+        sem = etcdsem.Semaphore(load.limit, load.name, client=client, lease_timeout=60)
+
+        def work(_number: int) -> Iterator[None]:
+            while True:
+                sem.acquire()
+                sem.release()
+                yield
+
+        with sem:
+            pass  # the connection is open, and a lease is in the pool
+        run_threads(load, work)
+
+
+async def tasks(load: Load) -> None:
+    """The same with tasks of one loop."""
+    import asyncio
+
+    from etcdsem.aio import Semaphore, connect
+
+    async with connect(load.endpoint) as client:
+        sem = await Semaphore(load.limit, load.name, client=client, lease_timeout=60)
+        async with sem:
+            pass
+
+        async def work(number: int) -> None:
+            while True:
+                await sem.acquire()
+                await sem.release()
+                load.counts[number] += 1
+
+        load.begin()
+        await asyncio.gather(*map(work, load.mine))

@@ -1,0 +1,261 @@
+"""The referee: a server that no semaphore controls. It hears who is at work, and keeps a store.
+
+1. Clients tell it over a TCP connection of their own, which no fault touches: one line of JSON for
+   each message, one line back. Times are CLOCK_BOOTTIME, which all processes of a machine share.
+2. A *belief* is the time for which a client was certain of its grant: from the moment when acquire
+   returned to the last moment at which it found the lease valid. Beliefs in one slot must never
+   overlap, except after an eviction by hand, which is told with `evicted`.
+3. The *store* checks fencing tokens for each slot: a write with a token lower than the highest seen
+   for that slot is refused. Beside it lies a store that does not check; what it would have got
+   wrong is counted, and shows that the faults bite.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import socketserver
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from types import TracebackType
+from typing import Any, Self
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def boottime() -> float:
+    """Seconds on the clock that all processes of this machine share."""
+    return time.clock_gettime(_CLOCK)
+
+
+@dataclass
+class Belief:
+    """One grant, as its client saw it."""
+
+    semaphore: str
+    slot: int
+    token: int
+    lease: str
+    who: str
+    pid: int
+    start: float
+    last: float  # the last time at which it was certain
+    ended: bool = False
+
+
+@dataclass
+class Eviction:
+    """Somebody was evicted by hand, not before the time `start`."""
+
+    semaphore: str
+    slot: int | None  # either the slot
+    lease: str | None  # or the lease
+    start: float
+    revision: float = math.inf  # etcd's, when it was done; infinite if that is not known
+
+    def concerns(self, belief: Belief) -> bool:
+        """May it have ended this grant, perhaps before its client had begun to work?"""
+        if belief.token > self.revision:
+            return False
+        if self.lease is not None:
+            return belief.lease == self.lease
+        return (belief.semaphore, belief.slot) == (self.semaphore, self.slot)
+
+
+STALL_ECHO = 5.0
+"""Seconds after a stalled member goes on in which its old orders may still arrive."""
+
+
+@dataclass
+class Store:
+    """Writes to slots; `checked` refuses stale ones."""
+
+    checked: bool
+    highest: dict[tuple[str, int], int] = field(default_factory=dict)
+    last: dict[tuple[str, int], int] = field(default_factory=dict)
+    accepted: int = 0
+    refused: int = 0
+    stale: int = 0  # accepted, though somebody with a higher token had written before
+
+    def write(self, semaphore: str, slot: int, token: int) -> bool:
+        """Write in the name of a token; False if that is refused."""
+        place = (semaphore, slot)
+        highest = self.highest.get(place, 0)
+        if token < highest and self.checked:
+            self.refused += 1
+            return False
+        self.accepted += 1
+        self.stale += token < highest
+        self.highest[place] = max(highest, token)
+        self.last[place] = token
+        return True
+
+
+class Referee:
+    """The server; `port` is where clients find it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.beliefs: dict[tuple[str, int, int], Belief] = {}
+        self.doubles: list[str] = []  # two clients with one token
+        self.evictions: list[Eviction] = []
+        self.stalls: list[tuple[float, float]] = []  # when members of etcd stood still
+        self.revokes_early = False  # etcd has the bug #15247
+        self.fenced = Store(checked=True)
+        self.unfenced = Store(checked=False)
+        self.counters: Counter[str] = Counter()
+        self.vitals: dict[str, list[dict[str, Any]]] = {}
+        self.most_at_work: Counter[str] = Counter()
+        self._at_work: dict[str, set[int]] = {}
+        referee = self
+
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                for line in self.rfile:
+                    answer = referee.hear(json.loads(line))
+                    self.wfile.write((json.dumps(answer) + "\n").encode())
+
+            def finish(self) -> None:
+                try:
+                    super().finish()
+                except OSError:
+                    pass  # the client was killed
+
+        class Server(socketserver.ThreadingTCPServer):
+            daemon_threads = True
+            allow_reuse_address = True
+            request_queue_size = 128
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                referee.counters["connections cut"] += 1  # clients are killed in mid-sentence
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.port: int = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    # -- what clients say
+
+    def hear(self, said: dict[str, Any]) -> dict[str, Any]:
+        """One message, and the answer to it."""
+        with self.lock:
+            match said["op"]:
+                case "begin":
+                    self._begin(said)
+                    return {}
+                case "step":
+                    return self._step(said)
+                case "end":
+                    self._end(said)
+                    return {}
+                case "count":
+                    self.counters[said["what"]] += 1
+                    return {}
+                case "vitals":
+                    self.vitals.setdefault(said["who"], []).append(said)
+                    return {}
+        raise AssertionError(f"no such message: {said}")
+
+    def _begin(self, said: dict[str, Any]) -> None:
+        key = (said["semaphore"], said["slot"], said["token"])
+        if key in self.beliefs:
+            self.doubles.append(f"{key}: {self.beliefs[key].who} and {said['who']}")
+        self.beliefs[key] = Belief(
+            said["semaphore"],
+            said["slot"],
+            said["token"],
+            said["lease"],
+            said["who"],
+            said["pid"],
+            said["t"],
+            said["t"],
+        )
+        self.counters["begun"] += 1
+        working = self._at_work.setdefault(said["semaphore"], set())
+        working.add(said["token"])
+        self.most_at_work[said["semaphore"]] = max(
+            self.most_at_work[said["semaphore"]], len(working)
+        )
+
+    def _step(self, said: dict[str, Any]) -> dict[str, Any]:
+        self._believe(said)
+        self.unfenced.write(said["semaphore"], said["slot"], said["token"])
+        return {"written": self.fenced.write(said["semaphore"], said["slot"], said["token"])}
+
+    def _believe(self, said: dict[str, Any]) -> Belief:
+        belief = self.beliefs[said["semaphore"], said["slot"], said["token"]]
+        if said["valid"]:
+            belief.last = max(belief.last, said["t"])
+        return belief
+
+    def _end(self, said: dict[str, Any]) -> None:
+        self._believe(said).ended = True
+        self._at_work[said["semaphore"]].discard(said["token"])
+
+    # -- what the conductor asks and tells
+
+    def at_work(self, accept: Callable[[Belief], bool] = lambda belief: True) -> list[Belief]:
+        """Who is at work now, as far as was told."""
+        with self.lock:
+            return [b for b in self.beliefs.values() if not b.ended and accept(b)]
+
+    def gone(self, pid: int) -> None:
+        """A process was killed: it works no more."""
+        with self.lock:
+            for belief in self.beliefs.values():
+                if belief.pid == pid and not belief.ended:
+                    belief.ended = True
+                    self._at_work[belief.semaphore].discard(belief.token)
+
+    def evicted(self, eviction: Eviction) -> None:
+        """Somebody was evicted by hand."""
+        with self.lock:
+            self.evictions.append(eviction)
+
+    def judge(self) -> list[str]:
+        """All that is wrong with what was believed and written."""
+        with self.lock:
+            wrong = [f"granted twice: {double}" for double in self.doubles]
+            if self.fenced.stale:
+                wrong.append(f"{self.fenced.stale} stale writes went past the fence")
+            slots: dict[tuple[str, int], list[Belief]] = {}
+            for belief in self.beliefs.values():
+                slots.setdefault((belief.semaphore, belief.slot), []).append(belief)
+            for place, beliefs in slots.items():
+                beliefs.sort(key=lambda belief: belief.token)
+                for earlier, later in pairwise(beliefs):
+                    if self._certain_until(earlier) > later.start:
+                        if self._etcd_revoked_early(later.start):
+                            self.counters["slots given away early by etcd (#15247)"] += 1
+                            continue
+                        evicted = [one for one in self.evictions if one.slot == place[1]]
+                        wrong.append(
+                            f"two believed in slot {place}: {earlier} and {later}; {evicted}"
+                        )
+            return wrong
+
+    def _etcd_revoked_early(self, moment: float) -> bool:
+        """Before 3.4.31 and 3.5.13 a leader that stood still revokes, when it goes on, leases that
+        were renewed meanwhile. Nothing that a client does can help it.
+        """
+        near = any(start <= moment <= end + STALL_ECHO for start, end in self.stalls)
+        return self.revokes_early and near
+
+    def _certain_until(self, belief: Belief) -> float:
+        cuts = [one.start for one in self.evictions if one.concerns(belief)]
+        return min([belief.last, *cuts])

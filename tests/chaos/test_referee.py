@@ -1,0 +1,37 @@
+"""The referee sees two in one slot; what etcd itself has done wrong it counts apart."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.chaos.referee import STALL_ECHO, Belief, Referee
+
+
+def two_in_one_slot(at: float) -> Referee:
+    """One who still works at that moment, and another who is granted the same slot then."""
+    referee = Referee()
+    for token, start, last in ((7, at - 2.0, at + 1.0), (9, at, at + 0.5)):
+        belief = Belief("sem", 2, token, f"{token:x}", "w", token, start, last, ended=True)
+        referee.beliefs["sem", 2, token] = belief
+    return referee
+
+
+def test_two_believed_in_one_slot() -> None:
+    """That is wrong, whatever etcd's version."""
+    referee = two_in_one_slot(100.0)
+    referee.revokes_early = True
+    assert len(referee.judge()) == 1
+    assert not referee.counters
+
+
+@pytest.mark.parametrize(
+    ("buggy", "end", "wrong"),
+    [(True, 101.0, 0), (True, 96.0, 0), (True, 99.9 - STALL_ECHO, 1), (False, 101.0, 1)],
+)
+def test_a_leader_that_stood_still(buggy: bool, end: float, wrong: int) -> None:
+    """Only an etcd with the bug is excused, and only around a stall."""
+    referee = two_in_one_slot(100.0)
+    referee.revokes_early = buggy
+    referee.stalls.append((end - 3.0, end))
+    assert len(referee.judge()) == wrong
+    assert referee.counters["slots given away early by etcd (#15247)"] == 1 - wrong

@@ -1,0 +1,280 @@
+"""A client process: threads that acquire, work and release, and tell the referee.
+
+Run as a module, with its configuration as JSON in argv. It is told on its stdin to "drain":
+then each thread is served once more by each semaphore, all is closed, and what is left of threads
+and file descriptors is counted. SIGUSR1 makes it hold the GIL, SIGUSR2 makes its wall clock jump.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+import types
+from typing import Any
+
+import etcdsem
+import etcdsem.sync
+from etcdsem import EtcdSemError, Lease, Semaphore
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+LENGTHS = [0.0, 0.0, 0.01, 0.01, 0.03, 0.03, 0.1, 0.1, 1.0, 1.0]
+"""Seconds of work."""
+
+
+def boottime() -> float:
+    return time.clock_gettime(_CLOCK)
+
+
+class Wire:
+    """A thread's connection to the referee."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port))
+        self._file = self._socket.makefile("rwb")
+
+    def say(self, op: str, **more: Any) -> dict[str, Any]:
+        self._file.write((json.dumps({"op": op, **more}) + "\n").encode())
+        self._file.flush()
+        answer: dict[str, Any] = json.loads(self._file.readline())
+        return answer
+
+    def close(self) -> None:
+        self._file.close()
+        self._socket.close()
+
+
+class Worker:
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.who: str = config["who"]
+        self.draining = threading.Event()
+        self.served = 0
+        self.unserved: list[str] = []
+        self.lock = threading.Lock()
+        self.client: etcdsem.Client
+
+    # -- one thread
+
+    def life(self, number: int) -> None:
+        rng = random.Random(f"{self.config['seed']}-{self.who}-{number}")
+        careless = number > 0  # writes without asking whether its lease is valid
+        wire = Wire(self.config["referee"])
+        semaphores = [
+            Semaphore(
+                None,
+                name,
+                client=self.client,
+                lease_timeout=self.config["ttl"],
+                raise_on_loss=False,
+                register=False,
+                on_lost=self.lost,
+            )
+            for name in self.config["semaphores"]
+        ]
+        while not self.draining.is_set():
+            sem = rng.choice(semaphores)
+            timeout = rng.choice([None, None, None, 20, 0.5, 0.05, 0])
+            self.once(sem, timeout, rng, wire, careless)
+            time.sleep(rng.random() * 0.02)
+        for sem in semaphores:
+            self.last(sem, wire, rng)
+        wire.close()
+
+    def once(
+        self, sem: Semaphore, timeout: float | None, rng: random.Random, wire: Wire, careless: bool
+    ) -> None:
+        try:
+            lease = sem.acquire_lease(timeout, **wants(rng))
+        except EtcdSemError as error:
+            wire.say("count", what=f"acquire raised {type(error).__name__}")
+            self.draining.wait(0.1)
+            return
+        if lease is not None:
+            self.work(sem, lease, rng, wire, careless)
+
+    def work(
+        self, sem: Semaphore, lease: Lease, rng: random.Random, wire: Wire, careless: bool
+    ) -> None:
+        about = [
+            {"semaphore": sem.name, "slot": slot, "token": lease.fencing_token}
+            for slot in lease.slots
+        ]
+        who = {"who": self.who, "pid": os.getpid(), "lease": lease.id}
+        for one in about:
+            wire.say("begin", t=boottime(), **one, **who)
+        until = boottime() + rng.choice(LENGTHS)
+        while True:
+            t = boottime()  # before asking: what is valid after t was valid at t
+            valid = lease.valid
+            for one in about if valid or careless else ():
+                wire.say("step", t=t, valid=valid, **one)
+            if not valid or boottime() >= until or self.draining.is_set():
+                break
+            time.sleep(rng.random() * 0.04)
+        t, valid = boottime(), lease.valid
+        for one in about:
+            wire.say("end", t=t, valid=valid, **one)
+        if not lease.release():
+            wire.say("count", what="releases that gave nothing back")
+
+    def lost(self, lease: Lease) -> None:
+        wire = Wire(self.config["referee"])
+        wire.say("count", what="leases lost")
+        wire.close()
+
+    def last(self, sem: Semaphore, wire: Wire, rng: random.Random) -> None:
+        """After the faults: everybody must be served, by every semaphore."""
+        until = boottime() + self.config["patience"]
+        why = "no room"
+        while boottime() < until:
+            try:
+                lease = sem.acquire_lease(until - boottime())
+            except EtcdSemError as error:
+                why = str(error)
+                time.sleep(0.2)
+                continue
+            if lease is not None:
+                self.work(sem, lease, rng, wire, careless=False)
+                with self.lock:
+                    self.served += 1
+                return
+        with self.lock:
+            self.unserved.append(f"{sem.name}: {why}")
+
+    # -- the process
+
+    def tell_vitals(self) -> None:
+        wire = Wire(self.config["referee"])
+        while not self.draining.wait(1.0):
+            wire.say("vitals", who=self.who, t=boottime(), **vitals())
+        wire.close()
+
+    def run(self) -> int:
+        # Once before counting, since gRPC keeps some threads and files of its own for good.
+        with etcdsem.connect(self.config["endpoints"]) as client:
+            warm_up(client, self.config["semaphores"][0])
+        before = settled(None)
+        self.client = etcdsem.connect(self.config["endpoints"])
+        numbers = range(self.config["threads"])
+        threads = [threading.Thread(target=self.life, args=(number,)) for number in numbers]
+        threads.append(threading.Thread(target=self.tell_vitals))
+        for thread in threads:
+            thread.start()
+        print("ready", flush=True)
+        sys.stdin.readline()  # "drain"
+        self.draining.set()
+        for thread in threads:
+            thread.join()
+        self.client.close()
+        after = settled(before)
+        grown = after["fds"] > before["fds"]
+        report = {
+            "files": open_files() if grown else [],
+            "served": self.served,
+            "unserved": self.unserved,
+            "before": before,
+        }
+        print(json.dumps({**report, "after": after}), flush=True)
+        return 0
+
+
+def wants(rng: random.Random) -> dict[str, Any]:
+    """What an acquire asks for: most one slot in its turn, some more, or before others."""
+    weight = rng.choice([1, 1, 1, 1, 2])
+    return {
+        "weight": weight,
+        "priority": rng.choice([0, 0, 0, 0, 0, 5, -5]),
+        "eager": weight == 1 and rng.random() < 0.1,
+    }
+
+
+def warm_up(client: etcdsem.Client, name: str) -> None:
+    for _ in range(100):
+        try:
+            Semaphore(None, name, client=client, register=False).get_value()
+            return
+        except EtcdSemError:
+            time.sleep(0.1)
+
+
+def vitals() -> dict[str, int]:
+    """What this process uses."""
+    with open("/proc/self/statm") as file:
+        pages = int(file.read().split()[1])
+    return {
+        "rss": pages * os.sysconf("SC_PAGE_SIZE"),
+        "threads": threading.active_count(),
+        "fds": len(os.listdir("/proc/self/fd")) - 1,
+    }
+
+
+def open_files() -> list[str]:
+    """What they are, and for sockets, with whom and in which state (as ss prints it)."""
+    files = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            files.append(f"{fd}: {os.readlink(f'/proc/self/fd/{fd}')}")
+        except OSError:
+            continue
+    sockets = {}
+    for table in ("tcp", "tcp6"):
+        with open(f"/proc/self/net/{table}") as file:
+            sockets.update({parts[9]: parts for parts in map(str.split, file)})
+    for at, one in enumerate(files):
+        inode = one.partition("socket:[")[2].rstrip("]")
+        if inode in sockets:
+            local, remote, state = sockets[inode][1:4]
+            files[at] = f"{one} {local} {remote} state {state}"
+    return sorted(files)
+
+
+def settled(least: dict[str, int] | None) -> dict[str, int]:
+    """The same when it has come to rest; for at most 10 s while it is above `least`."""
+    until = boottime() + 10.0
+    time.sleep(0.3)
+    while True:
+        now = vitals()
+        high = least is not None and (
+            now["threads"] > least["threads"] or now["fds"] > least["fds"]
+        )
+        if not high or boottime() > until:
+            return now
+        time.sleep(0.1)
+
+
+def take_signals(config: dict[str, Any], module: Any, clock: types.ModuleType) -> None:
+    """SIGUSR1 holds the GIL for longer than the TTL, SIGUSR2 makes `module`'s wall clock jump."""
+    libc = ctypes.PyDLL(None)  # a PyDLL's functions keep the GIL
+    # For etcdsem alone: gRPC hands absolute times to its C core, whose clock must jump with ours.
+    jumping = types.ModuleType("time")
+    jumping.__dict__.update(clock.__dict__)
+    module.time = jumping
+
+    def hog(number: int, frame: object) -> None:
+        libc.sleep(int(config["ttl"]) + 2)
+
+    def jump(number: int, frame: object) -> None:
+        offset = random.choice([-3600.0, 3600.0])
+        jumping.__dict__["time"] = lambda: clock.time() + offset
+
+    signal.signal(signal.SIGUSR1, hog)
+    signal.signal(signal.SIGUSR2, jump)
+
+
+def main() -> int:
+    config = json.loads(sys.argv[1])
+    take_signals(config, etcdsem.sync, time)
+    return Worker(config).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,354 @@
+"""``etcdsem doctor``: on real etcds that are well, badly run, locked, full, or away."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import etcdsem
+from etcdsem import server
+from etcdsem.cli import versions
+from etcdsem.cli.examine import Facts, Member, examine
+from etcdsem.cli.judge import Finding, judge
+from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, eventually, ran
+
+if TYPE_CHECKING:
+    from etcdsem.server import EtcdServer
+
+Start = Callable[..., Cli]
+
+
+def told(etcd: EtcdServer | None, *arguments: str, env: dict[str, str] | None = None) -> Any:
+    """The JSON of a doctor, whose exit code it tells too."""
+    done = ran(etcd, "doctor", "--json", *arguments, env=env)
+    assert done.stdout.count("\n") == 1, done.stderr
+    found = json.loads(done.stdout)
+    assert found["code"] == done.returncode
+    return found
+
+
+def findings(found: Any, check: str) -> list[dict[str, str]]:
+    """Those of one check, without what is well."""
+    return [one for one in found["findings"] if one["check"] == check and one["level"] != "ok"]
+
+
+# ---------------------------------------------------------------- on a real etcd
+
+
+@pytest.mark.smoke
+def test_a_new_etcd(any_fresh_etcd: EtcdServer) -> None:
+    """Nothing is wrong but what its version brings; nothing is left behind."""
+    found = told(any_fresh_etcd)
+    assert list(found) == [
+        "code", "findings", "members", "seconds", "revision", "compacted_revision",
+    ]  # fmt: skip
+    problems = [one for one in found["findings"] if one["level"] == "problem"]
+    if any_fresh_etcd.version.startswith("3.5."):
+        assert [one["what"][-8:] for one in problems] == ["(#13766)"]
+    else:
+        assert problems == []
+    assert found["code"] == bool(problems)
+    assert all(list(one) == ["check", "level", "what", "do"] for one in found["findings"])
+    assert all(one["do"] for one in found["findings"] if one["level"] in ("warning", "problem"))
+    member = found["members"][0]
+    assert (member["reached"], member["leader"]) == (True, True)
+    assert member["version"] == any_fresh_etcd.version
+    assert all(0 < time < 5 for time in found["seconds"].values())
+    assert etcdctl(any_fresh_etcd, "get", "--prefix", "--keys-only", "/") == ""
+    assert etcdctl(any_fresh_etcd, "lease", "list").strip() == "found 0 leases"
+
+
+def test_for_people(etcd: EtcdServer, console: Callable[..., Console]) -> None:
+    """Lines with a level and what to do; colours on a terminal only, and not with NO_COLOR."""
+    plain = ran(etcd, "doctor").stdout
+    assert re.search(r"^ok       access: reading, writing and leases work", plain, re.MULTILINE)
+    assert re.search(r"^problems: \d+   warnings: \d+$", plain, re.MULTILINE)
+    assert "\x1b" not in plain
+    for env, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
+        shown = console(etcd, *ETCDSEM, "doctor", env=env, size=(100, 40))
+        shown.end()
+        assert ("\x1b[32m" in shown.seen) is coloured
+
+
+def test_what_was_made_by_hand(fresh_etcd: EtcdServer, start: Start) -> None:
+    """Each thing is named, and the command that is told mends it."""
+
+    def put(key: str, value: str, *more: str) -> None:
+        etcdctl(fresh_etcd, "put", f"/etcdsem/{key}", value, *more)
+
+    lease = etcdctl(fresh_etcd, "lease", "grant", "600").split()[1]
+    put("odd/max_leases", "many")
+    put("holes/max_leases", "3")
+    put("holes/leases/00000", "by hand")  # without a lease: for ever
+    put("holes/leases/00001", "by hand", f"--lease={lease}")
+    put("holes/leases/one", "by hand", f"--lease={lease}")
+    put("holes/waiters/nobody", "x", f"--lease={lease}")
+    put("bare/leases/00000", "{}", f"--lease={lease}")
+    for _ in range(2):
+        start(fresh_etcd, "hold", "lowered", "-l", "2").expect("is held", err=True)
+    etcdctl(fresh_etcd, "put", "/etcdsem/lowered/max_leases", "1")
+    found = told(fresh_etcd)
+    assert found["code"] == 1
+    assert [one["do"] for one in findings(found, "limit")] == ["etcdsem limit odd N"]
+    assert "lowered: 2 held, limit 1" in findings(found, "overbooked")[0]["what"]
+    assert "bare: leases without a limit" in findings(found, "semaphore")[0]["what"]
+    owner = findings(found, "owner")
+    assert owner[0]["do"] == "etcdsem evict holes --slot 1"
+    junk = findings(found, "junk")
+    assert len(junk) >= 2
+    mending = [one["do"] for one in [*junk, *owner]] + ["etcdsem limit odd 3"]
+    mending += ["etcdsem limit lowered 2"]
+    assert ran(fresh_etcd, "run", "bare", "--limit", "1", "-n", "--", "true").returncode == 75
+    for command in mending:
+        program, *arguments = shlex.split(command)
+        if program == "etcdctl":
+            etcdctl(fresh_etcd, *arguments)
+        else:
+            assert ran(fresh_etcd, *arguments).returncode == 0
+    again = told(fresh_etcd)
+    for check in ("limit", "overbooked", "semaphore", "junk"):
+        assert findings(again, check) == []
+
+
+def test_somebody_waits_beside_a_free_slot(fresh_etcd: EtcdServer) -> None:
+    """A waiter of whom nobody is left; the command that is told ends it."""
+    etcdctl(fresh_etcd, "put", "/etcdsem/s/max_leases", "2")
+    lease = etcdctl(fresh_etcd, "lease", "grant", "600").split()[1]
+    etcdctl(
+        fresh_etcd, "put", f"/etcdsem/s/waiters/gone.1.00000000/{lease}", "{}", f"--lease={lease}"
+    )
+    stuck = findings(told(fresh_etcd), "stuck")
+    assert stuck[0]["what"].startswith("s: 0 of 2 held, and 1 wait")
+    command = stuck[0]["do"].split("; if not, ")[1]
+    assert ran(fresh_etcd, *command.split()[1:]).returncode == 0
+    assert findings(told(fresh_etcd), "stuck") == []
+
+
+def test_compaction_is_found_to_the_revision(fresh_etcd: EtcdServer) -> None:
+    for number in range(20):
+        etcdctl(fresh_etcd, "put", "k", str(number))
+    found = told(fresh_etcd)
+    assert found["compacted_revision"] == 0
+    assert "--auto-compaction-retention" in findings(found, "compaction")[0]["do"]
+    etcdctl(fresh_etcd, "compact", "9")
+    found = told(fresh_etcd)
+    assert found["compacted_revision"] == 8
+    assert findings(found, "compaction") == []
+
+
+def test_unreachable(etcd: EtcdServer) -> None:
+    """69 if no endpoint answers; one of two is a warning."""
+    found = told(None, "--endpoints", "127.0.0.1:1")
+    assert found["code"] == 69
+    assert findings(found, "endpoint")[0]["level"] == "problem"
+    found = told(None, "--endpoints", f"127.0.0.1:1,{etcd.endpoint}")
+    assert found["code"] in (0, 1)
+    assert [member["reached"] for member in found["members"]] == [False, True]
+    assert [one["level"] for one in findings(found, "endpoint")] == ["warning"]
+
+
+def test_silent_etcd_is_69_in_bounded_time(fresh_etcd: EtcdServer) -> None:
+    fresh_etcd.pause()
+    assert told(fresh_etcd)["code"] == 69
+    fresh_etcd.resume()
+
+
+def test_two_clusters_are_a_problem(etcd: EtcdServer, fresh_etcd: EtcdServer) -> None:
+    found = told(None, "--endpoints", f"{etcd.endpoint},{fresh_etcd.endpoint}")
+    assert any("different clusters" in one["what"] for one in findings(found, "cluster"))
+
+
+def test_a_cluster_that_loses_its_members() -> None:
+    """One of three away is a warning; without a quorum it says that this is so."""
+    with server.start_cluster(3) as members:
+        endpoints = ",".join(member.endpoint for member in members)
+        members[2].kill()
+        found = told(None, "--endpoints", endpoints)
+        assert [one["level"] for one in findings(found, "endpoint")] == ["warning"]
+        assert findings(found, "access") == []
+        assert findings(found, "cluster") == []
+        alone = told(None, "--endpoints", members[0].endpoint)
+        assert "of a cluster of 3" in findings(alone, "cluster")[0]["what"]
+        members[1].kill()
+        eventually(lambda: told(None, "--endpoints", endpoints)["code"] == 69, 60)
+        found = told(None, "--endpoints", endpoints)
+        assert any("no leader" in one["what"] for one in findings(found, "endpoint")), found
+
+
+def test_logins_and_roles(fresh_etcd: EtcdServer) -> None:
+    """77 for no login, a wrong one, and one that may not; NAME asks only for its own."""
+    for command in (
+        "user add root:secret", "user grant-role root root", "role add one",
+        "role grant-permission one --prefix=true readwrite /etcdsem/mine/",
+        "user add reader:pw", "user grant-role reader one",
+        "put /etcdsem/mine/max_leases 1", "auth enable",
+    ):  # fmt: skip
+        etcdctl(fresh_etcd, *command.split())
+    nobody = told(fresh_etcd)
+    assert nobody["code"] == 77
+    wrong = told(fresh_etcd, env={"ETCDSEM_USER": "root", "ETCDSEM_PASSWORD": "no"})
+    assert wrong["code"] == 77
+    assert findings(wrong, "access") or findings(wrong, "login")
+    right = told(fresh_etcd, env={"ETCDSEM_USER": "root", "ETCDSEM_PASSWORD": "secret"})
+    assert findings(right, "access") == []
+    login = {"ETCDSEM_USER": "reader", "ETCDSEM_PASSWORD": "pw"}
+    denied = told(fresh_etcd, env=login)
+    assert denied["code"] == 77
+    assert "doctor NAME" in findings(denied, "access")[0]["do"]
+    allowed = told(fresh_etcd, "mine", env=login)
+    assert findings(allowed, "access") == []
+    assert allowed["code"] != 77
+
+
+def test_out_of_space(etcd_binary: str) -> None:
+    """The alarm, how full it is, and that nothing can be written."""
+    quota = ["--quota-backend-bytes", str(1024 * 1024)]
+    with server.start(binary=etcd_binary, extra_args=quota) as full:
+
+        def fill() -> None:
+            for number in range(30):
+                etcdctl(full, "put", f"junk-{number}", "x" * 100_000)
+
+        with pytest.raises(Exception, match="space"):
+            fill()
+        found = told(full)
+    assert found["code"] == 1
+    assert findings(found, "alarm")[0]["do"].startswith("etcdctl compact")
+    assert "write" in findings(found, "access")[0]["what"]
+
+
+def test_clocks_are_compared(etcd: EtcdServer) -> None:
+    with etcdsem.connect(etcd.endpoint) as client:
+        facts = examine(client, None)
+    assert facts.clock_ahead is not None
+    assert abs(facts.clock_ahead) < 5
+    assert facts.least_ttl == 2
+    assert facts.listed == 1
+
+
+def test_usage_errors() -> None:
+    for arguments in (["a/b"], ["a", "b"], ["--nonsense"]):
+        done = ran(None, "doctor", *arguments)
+        assert (done.returncode, done.stdout) == (64, "")
+        assert done.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------- what it makes of facts
+
+
+def sound(**member: Any) -> Facts:
+    """A cluster in which all is well."""
+    one = Member("10.0.0.1:2379", loopback=False, id=1, cluster=7, version="3.6.14")
+    one.leads = one.has_leader = True
+    facts = Facts("/etcdsem", None, tls=True, user="u", members=[one], listed=3, alarms=[])
+    facts.members += [
+        Member(f"10.0.0.{i}:2379", False, id=i, cluster=7, version="3.6.14", has_leader=True)
+        for i in (2, 3)
+    ]
+    facts.head, facts.compacted, facts.least_ttl, facts.clock_ahead = 5000, 4000, 2.0, 0.3
+    facts.network, facts.read, facts.write = 0.001, 0.002, 0.004
+    for name, value in member.items():
+        setattr(one, name, value)
+    return facts
+
+
+def test_nothing_is_made_up() -> None:
+    assert {one.level for one in judge(sound())} == {"ok"}
+
+
+def changed(**values: Any) -> Facts:
+    facts = sound()
+    for name, value in values.items():
+        setattr(facts, name, value)
+    return facts
+
+
+@pytest.mark.parametrize(
+    ("facts", "check", "level", "what"),
+    [
+        (sound(learner=True), "endpoint", "warning", "learner"),
+        (sound(has_leader=False), "endpoint", "problem", "no leader"),
+        (
+            sound(has_leader=False, error="etcdserver: no leader"),
+            "endpoint",
+            "problem",
+            "most members are away",
+        ),
+        (sound(error="refused"), "endpoint", "warning", "does not answer"),
+        (sound(error="wrong password", denied=True), "login", "problem", "wrong password"),
+        (sound(cluster=8), "cluster", "problem", "different clusters"),
+        (sound(version="3.6.13"), "cluster", "warning", "different versions"),
+        (sound(version="3.3.27"), "version", "problem", "3.4"),
+        (sound(version="odd"), "version", "info", "odd"),
+        (sound(version="3.5.2"), "version", "problem", "#13766"),
+        (sound(lag=5000), "cluster", "warning", "5000 entries"),
+        (sound(errors=("etcdserver: no space",)), "alarm", "problem", "no space"),
+        (sound(db_size=2 * 1024**3), "space", "warning", "2048 MiB of 2048 MiB"),
+        (sound(db_size=4 * 1024**3, quota=8 * 1024**3), "space", "info", "0 MiB of 4096"),
+        (changed(listed=1), "cluster", "info", "one member"),
+        (changed(listed=4), "cluster", "info", "no safer than 3"),
+        (changed(members=sound().members[:1]), "cluster", "warning", "one endpoint is given"),
+        (changed(alarms=["CORRUPT"]), "alarm", "problem", "CORRUPT"),
+        (changed(alarms=None), "alarm", "info", "may not ask"),
+        (changed(denied={"write": "no"}), "access", "problem", "u may not write"),
+        (changed(failed={"write": "slow"}), "access", "problem", "could not write"),
+        (changed(network=0.2, read=0.201, write=0.202), "speed", "warning", "network"),
+        (changed(read=0.2, write=0.21), "speed", "warning", "far from each other"),
+        (changed(write=0.2), "speed", "warning", "disk is slow"),
+        (changed(head=50_000, compacted=0), "compaction", "problem", "never compacted"),
+        (changed(head=5_000_000), "compaction", "warning", "4996000 revisions"),
+        (changed(compacted=0), "compaction", "info", "cannot be asked"),
+        (changed(tls=False), "tls", "problem", "password"),
+        (changed(tls=False, user=None), "tls", "warning", "plain text"),
+        (changed(clock_ahead=-3600.0), "clock", "info", "3600 s behind"),
+        (changed(least_ttl=15.0), "ttl", "info", "15 s"),
+    ],
+)
+def test_each_fact_has_its_finding(facts: Facts, check: str, level: str, what: str) -> None:
+    found = [one for one in judge(facts) if one.check == check and one.level != "ok"]
+    assert any(one.level == level and what in one.what for one in found), found
+    assert all(isinstance(one, Finding) and one.do for one in found if one.level != "info")
+
+
+def test_plain_text_on_loopback_is_fine() -> None:
+    facts = changed(tls=False)
+    for member in facts.members:
+        member.loopback = True
+    assert not [one for one in judge(facts) if one.check == "tls"]
+
+
+# ---------------------------------------------------------------- versions
+
+
+@pytest.mark.parametrize("bug", versions.BUGS, ids=lambda bug: bug.source)
+def test_a_bug_ends_with_the_version_that_mends_it(bug: versions.Bug) -> None:
+    for major, minor, patch in bug.fixed:
+        assert bug not in versions.known_bugs((major, minor, patch), login=True)
+        if patch:
+            assert bug in versions.known_bugs((major, minor, patch - 1), login=True)
+    assert bug not in versions.known_bugs((3, 9, 0), login=True)
+
+
+def test_a_bug_begins_where_it_came() -> None:
+    crash, stale = (
+        next(bug for bug in versions.BUGS if number in bug.source)
+        for number in ("#13766", "#20418")
+    )
+    for version, has in (((3, 4, 19), False), ((3, 5, 0), True), ((3, 5, 2), True)):
+        assert (crash in versions.known_bugs(version, login=False)) is has
+    for version, has in (((3, 4, 19), False), ((3, 4, 20), True), ((3, 6, 8), True)):
+        assert (stale in versions.known_bugs(version, login=False)) is has
+
+
+@pytest.mark.parametrize("login", [False, True])
+def test_what_is_recommended_has_no_known_bug(login: bool) -> None:
+    for line in ((3, 3), (3, 4), (3, 5), (3, 6), (3, 7), (3, 8)):
+        best = versions.recommended((*line, 0), login=login)
+        assert versions.known_bugs(best, login=login) == []
+    assert versions.parse("3.6.0-rc.1") == (3, 6, 0)
+    assert versions.parse("master") is None

@@ -1,0 +1,77 @@
+"""``status --watch``: who holds and who waits, live, at any size of terminal, and in a pipe."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import signal
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cli.driver import ETCDSEM, Cli, Console
+
+if TYPE_CHECKING:
+    from etcdsem.server import EtcdServer
+
+Start = Callable[..., Cli]
+Open = Callable[..., Console]
+
+
+def test_status_followed(etcd: EtcdServer, name: str, console: Open, start: Start) -> None:
+    """It fills the terminal, shows who comes and goes, and q gives the screen back."""
+    holder = start(etcd, "hold", name, "-l", "1")
+    holder.expect("is held", err=True)
+    start(etcd, "hold", name).expect("place 1 of 1", err=True)
+    watch = console(etcd, *ETCDSEM, "status", name, "--watch", "-i", "200ms", size=(110, 20))
+    watch.expect(re.escape("\x1b[?1049h"))
+    watch.expect(rf"{name}: limit 1, 1 held, 1 waiting")
+    holder.send(signal.SIGTERM)
+    watch.expect(rf"{name}: limit 1, 1 held, 0 waiting")
+    watch.type("q")
+    assert watch.end() == 0
+    assert "\x1b[?1049l" in watch.seen
+
+
+def test_status_followed_in_a_pipe(etcd: EtcdServer, name: str, start: Start) -> None:
+    """Again and again, until a signal; JSON stays one object on one line."""
+    start(etcd, "hold", name, "-l", "3").expect("is held", err=True)
+    for arguments in ([], ["--json"]):
+        watch = start(etcd, "status", name, "--watch", "-i", "100ms", *arguments)
+        for _ in range(3):
+            line = watch.expect(r"1 held|\{.*\}")[0]
+            assert not arguments or json.loads(line)["held"] == 1
+        watch.send(signal.SIGTERM)
+        assert watch.end(20) == 143
+
+
+@pytest.mark.parametrize(("width", "height"), [(30, 5), (60, 10), (100, 24), (200, 60)])
+def test_status_fits_into_any_terminal(width: int, height: int) -> None:
+    """Never wider or higher; the first in line are seen, and the rest is counted."""
+    from rich.console import Console as Drawing
+
+    from etcdsem import Holder, Status, Waiter
+    from etcdsem.cli.live import Screen
+    from etcdsem.cli.operate import _picture
+
+    now = datetime.now(UTC)
+    holders = tuple(
+        Holder(i, f"h{i}:{i}", "h", i, "c", "1baa4f56d6f36930", 7, now, 3.0, {"pod": "p" * 40})
+        for i in range(9)
+    )
+    waiters = tuple(
+        Waiter(i, f"w\x1b{i}", "w", i, "c", "1baa4f56d6f36931", now) for i in range(1, 40)
+    )
+    out = io.StringIO()
+    drawing = Drawing(file=out, width=width, height=height, highlight=False)
+    drawing.print(_picture(Status("gpu", 5, holders, waiters), Screen(width, height, True), ""))
+    lines = out.getvalue().splitlines()
+    assert len(lines) <= height
+    assert all(len(line) <= width for line in lines)
+    assert "\x1b" not in out.getvalue()
+    assert any(line.split()[:2] == ["0", "h0:0"] for line in lines[3:])
+    assert any(line.split()[1:2] == ["w\\x1b1"] for line in lines) is (height >= 10)
+    assert "not shown" in lines[-1] or height == 60

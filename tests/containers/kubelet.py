@@ -1,0 +1,230 @@
+"""A kubelet for the manifests: runs their pods with Docker, as they are written.
+
+It does what the manifests ask for, and no more: Downward API, `$(VARIABLE)`, config maps, secrets,
+emptyDir and claims, init containers in order, native sidecars with their startup probe, httpGet
+probes, security contexts and memory limits. It does not restart anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.containers.pods import Pod
+from tests.docker_etcd import docker_client
+
+Object = Mapping[str, Any]
+
+
+class Kubelet:
+    """One node, with a network of its own. `secrets` are folders by name; images are mapped."""
+
+    def __init__(
+        self, objects: Sequence[Object], images: Mapping[str, str], folder: Path,
+        secrets: Mapping[str, Path] | None = None,
+    ) -> None:  # fmt: skip
+        self._objects = objects
+        self._images = images
+        self._folder = folder
+        self._secrets = secrets or {}
+        self._docker = docker_client()
+        self._network = self._docker.networks.create(f"kubelet-{folder.name}-{time.time_ns()}")
+        self._all: list[Any] = []
+        self._pods: dict[str, Pod] = {}
+        self.namespace = next(o["metadata"]["name"] for o in objects if o["kind"] == "Namespace")
+
+    def get(self, kind: str, name: str) -> Any:
+        """An object, by kind and name."""
+        return next(o for o in self._objects if (o["kind"], o["metadata"]["name"]) == (kind, name))
+
+    # -- what makes pods
+
+    def stateful_set(self, name: str) -> list[Pod]:
+        """Start its pods, all at once, and wait until they are ready."""
+        spec = self.get("StatefulSet", name)["spec"]
+        started = []
+        for number in range(spec["replicas"]):
+            pod = f"{name}-{number}"
+            alias = f"{pod}.{spec['serviceName']}.{self.namespace}.svc"
+            started.append(self._start(spec["template"], pod, self._main(spec), alias=alias))
+        for pod_started in started:
+            self._pods[pod_started.name.split("/")[0]] = pod_started
+            self._probe_until(pod_started, self._main(spec), "readinessProbe")
+        return started
+
+    def deployment(self, name: str) -> Pod:
+        """Start one pod of it, and wait until it is ready."""
+        spec = self.get("Deployment", name)["spec"]
+        started = self._start(spec["template"], f"{name}-0", self._main(spec))
+        self._probe_until(started, self._main(spec), "readinessProbe")
+        return started
+
+    def pod(self, name: str) -> Pod:
+        """A pod of a stateful set."""
+        return self._pods[name]
+
+    @staticmethod
+    def _main(spec: Any) -> Any:
+        return spec["template"]["spec"]["containers"][0]
+
+    def job(self, name: str, *, kind: str = "Job", index: int = 0) -> tuple[int, str]:
+        """Run one pod of a job to its end: exit code and log of its main container."""
+        spec = self.get(kind, name)["spec"]
+        if kind == "CronJob":
+            spec = spec["jobTemplate"]["spec"]
+        template = spec["template"]
+        pod = f"{name}-{index}-{time.time_ns() % 10**6}"
+        extra = {"JOB_COMPLETION_INDEX": str(index), "job": name}
+        sidecars = []
+        shared: Pod | None = None
+        for one in template["spec"].get("initContainers", ()):
+            started = self._start(template, pod, one, extra=extra)
+            if one.get("restartPolicy") == "Always":
+                self._probe_until(started, one, "startupProbe")
+                sidecars.append(started)
+                shared = started
+            else:
+                assert started.end(120) == 0, started.log()
+        main = self._start(template, pod, self._main(spec), extra=extra, shared=shared)
+        code = main.end(120)
+        for sidecar in reversed(sidecars):
+            sidecar.container.stop(timeout=template["spec"]["terminationGracePeriodSeconds"])
+            assert sidecar.end() == 0, sidecar.log()
+        return code, main.log()
+
+    # -- containers
+
+    def _start(
+        self, template: Any, pod: str, one: Any, *, alias: str = "", shared: Pod | None = None,
+        extra: Mapping[str, str] | None = None,
+    ) -> Pod:  # fmt: skip
+        context = template["spec"]["securityContext"]
+        own = one["securityContext"]
+        container = self._docker.containers.create(
+            self._images[re.sub(r":[^:/]*$", "", one["image"])],
+            one.get("args", []),
+            entrypoint=one.get("command"),
+            environment=self._environment(one, pod, extra or {}),
+            user=f"{context['runAsUser']}:{context['runAsGroup']}",
+            read_only=own["readOnlyRootFilesystem"],
+            cap_drop=own["capabilities"]["drop"],
+            security_opt=["no-new-privileges"],
+            mem_limit=one["resources"]["limits"]["memory"].removesuffix("i").lower(),
+            volumes=self._mounts(template, pod, one),
+            hostname=None if shared else pod,
+            **(
+                {"network_mode": f"container:{shared.container.id}"}
+                if shared
+                else {"network": self._network.name}
+            ),
+        )
+        self._all.append(container)
+        if alias:
+            self._network.disconnect(container)
+            self._network.connect(container, aliases=[alias])
+        container.start()
+        return Pod(f"{pod}/{one['name']}", container)
+
+    def _environment(self, one: Any, pod: str, extra: Mapping[str, str]) -> dict[str, str]:
+        fields = {
+            "metadata.name": pod,
+            "metadata.namespace": self.namespace,
+            "spec.nodeName": "this-node",
+            "metadata.labels['batch.kubernetes.io/job-name']": extra.get("job", ""),
+        }
+        known: dict[str, str] = {}
+        for source in one.get("envFrom", ()):
+            known |= self.get("ConfigMap", source["configMapRef"]["name"])["data"]
+        for entry in one.get("env", ()):
+            if "valueFrom" in entry:
+                known[entry["name"]] = fields[entry["valueFrom"]["fieldRef"]["fieldPath"]]
+            else:
+                value = re.sub(r"\$\((\w+)\)", lambda m: known.get(m[1], m[0]), entry["value"])
+                known[entry["name"]] = value
+        return {**{key: value for key, value in extra.items() if key != "job"}, **known}
+
+    def _mounts(self, template: Any, pod: str, one: Any) -> dict[str, dict[str, str]]:
+        volumes = {volume["name"]: volume for volume in template["spec"].get("volumes", ())}
+        mounts = {}
+        for mount in one.get("volumeMounts", ()):
+            source = self._source(volumes.get(mount["name"], {}), mount["name"], pod)
+            mode = "ro" if mount.get("readOnly") else "rw"
+            mounts[str(source)] = {"bind": mount["mountPath"], "mode": mode}
+        return mounts
+
+    def _source(self, volume: Any, name: str, pod: str) -> Path:
+        """The folder behind a volume. Anybody may read and write in it, as in an emptyDir."""
+        claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+        folder = self._folder / (f"claim-{claim}" if claim else f"{pod}-{name}")
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o777)
+        if "configMap" in volume:
+            for file, content in self.get("ConfigMap", volume["configMap"]["name"])["data"].items():
+                (folder / file).write_text(content)
+        secret = volume.get("secret", {})
+        if secret:
+            source = self._secrets.get(secret["secretName"])
+            assert source is not None or secret.get("optional"), secret
+            for path in source.iterdir() if source is not None else ():
+                (folder / path.name).write_bytes(path.read_bytes())
+                (folder / path.name).chmod(0o644)
+        return folder
+
+    # -- probes
+
+    def address(self, pod: Pod) -> str:
+        """The pod's."""
+        pod.container.reload()
+        return str(
+            pod.container.attrs["NetworkSettings"]["Networks"][self._network.name]["IPAddress"]
+        )
+
+    def _probe_until(self, pod: Pod, one: Any, which: str, seconds: float = 120.0) -> None:
+        ports = {port["name"]: port["containerPort"] for port in one.get("ports", ())}
+        probe = one[which]["httpGet"]
+        until = time.monotonic() + seconds
+        while not self._ok(
+            self.address(pod), ports.get(probe["port"], probe["port"]), probe["path"]
+        ):
+            assert time.monotonic() < until, f"{pod!r}: {which} never succeeds: {pod.log()[-2000:]}"
+            assert pod.status == "running", f"{pod!r} ended: {pod.log()[-2000:]}"
+            time.sleep(0.2)
+
+    @staticmethod
+    def _ok(address: str, port: int, path: str) -> bool:
+        connection = http.client.HTTPConnection(address, port, timeout=5)
+        try:
+            connection.request("GET", path)
+            return 200 <= connection.getresponse().status < 400
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def remove(self) -> None:
+        """Remove all that was made."""
+        import docker
+
+        for container in self._all:
+            with contextlib.suppress(docker.errors.NotFound):
+                container.remove(force=True, v=True)
+        self._network.remove()
+        self._docker.close()
+
+
+@contextlib.contextmanager
+def node(
+    objects: Sequence[Object], images: Mapping[str, str], folder: Path,
+    secrets: Mapping[str, Path] | None = None,
+) -> Iterator[Kubelet]:  # fmt: skip
+    """A node that is cleaned up at the end."""
+    kubelet = Kubelet(objects, images, folder, secrets)
+    try:
+        yield kubelet
+    finally:
+        kubelet.remove()

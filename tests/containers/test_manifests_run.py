@@ -1,0 +1,141 @@
+"""The manifests do what they say: their pods are run as they are written, see `kubelet.py`."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from etcdsem import Semaphore, connect
+from etcdsem.errors import EtcdSemError
+from tests.containers import images
+from tests.containers.kubelet import Kubelet, node
+from tests.containers.test_jobs import until
+from tests.docker_etcd import etcd_image, etcd_programs
+from tests.history import assert_clean
+from tests.test_manifests import KUBERNETES, rendered
+
+pytestmark = pytest.mark.timeout(300)
+
+
+class Reached(NamedTuple):
+    """An etcd that is reached by etcdctl with these options, as `tests.history` needs it."""
+
+    endpoint: str
+    options: tuple[str, ...] = ()
+
+    @property
+    def etcdctl_binary(self) -> str:
+        return str(etcd_programs()["etcdctl"])
+
+    def etcdctl(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [self.etcdctl_binary, f"--endpoints={self.endpoint}", *self.options, *arguments],
+            env={**os.environ, "ETCDCTL_API": "3"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise EtcdSemError(done.stderr)
+        return done.stdout
+
+
+@pytest.fixture
+def local(image: str) -> dict[str, str]:
+    """The images that stand for those of the manifests."""
+    return {"etcdsem": image, "coreos/etcd": etcd_image(), "busybox": images.bare_image()}
+
+
+def test_dev(local: dict[str, str], tmp_path: Path) -> None:
+    """Every example job, at the same time, on the single member of the dev overlay."""
+    with node(rendered("dev"), local, tmp_path) as kubelet:
+        (member,) = kubelet.stateful_set("etcd")
+        etcd = Reached(f"{kubelet.address(member)}:2379")
+        runs: list[tuple[str, dict[str, Any], str]] = [
+            ("wrapper", {}, "key number"),
+            ("sidecar", {}, "at work"),
+            ("without-python", {}, "slot "),
+            ("library", {}, "part 2 in slot"),
+            ("nightly", {"kind": "CronJob"}, "the report"),
+            *[("parallel", {"index": index}, f"part {index}") for index in range(4)],
+        ]
+        with ThreadPoolExecutor(len(runs)) as pool, connect(etcd.endpoint) as client:
+            running = [pool.submit(kubelet.job, name, **options) for name, options, _ in runs]
+            sem = Semaphore(None, "my-api", client=client, register=False)
+            labels: dict[str, dict[str, str]] = {}
+
+            def all_seen() -> bool:
+                if sem.name in {one.name for one in client.overview()}:
+                    for holder in sem.holders():
+                        labels[holder.labels["job"]] = dict(holder.labels)
+                return set(labels) >= {"wrapper", "sidecar", "without-python"}
+
+            until(all_seen, "the holders of the long jobs were seen", 120)
+            for (name, _, said), future in zip(runs, running, strict=True):
+                code, log = future.result()
+                assert code == 0, (name, log)
+                assert said in log, (name, log)
+        for seen in labels.values():
+            assert seen["namespace"] == "etcdsem"
+            assert seen["node"] == "this-node"
+            assert seen["pod"].startswith(seen["job"])
+        assert assert_clean(etcd, "my-api").most_held <= 5
+        assert_clean(etcd, "nightly-report")
+
+
+def test_production(local: dict[str, str], tmp_path: Path) -> None:
+    """Three members with the certificates that certificates.sh makes; users and the role; a job
+    that comes with a certificate; the exporter, which may only read; a backup.
+    """
+    made = tmp_path / "certificates"
+    subprocess.run([str(KUBERNETES / "certificates.sh"), "etcdsem", str(made)], check=True)
+    secrets = {path.name: path for path in made.iterdir() if path.is_dir()}
+    with node(rendered("production"), local, tmp_path, secrets) as kubelet:
+        kubelet.stateful_set("etcd")
+        for _ in range(2):  # it can be run again
+            code, log = kubelet.job("etcd-access")
+            assert code == 0, log
+        code, log = kubelet.job("wrapper")
+        assert code == 0, log
+        assert "key number" in log
+        exporter = kubelet.deployment("etcdsem-exporter")  # ready: it may read
+        with urllib.request.urlopen(f"http://{kubelet.address(exporter)}:9379/metrics") as answer:
+            served = answer.read().decode()
+        assert "etcdsem_up 1.0" in served
+        assert re.search(r'semaphore_max_leases\{.*"my-api".*\} 5', served), served
+        code, log = kubelet.job("etcd-backup", kind="CronJob")
+        assert code == 0, log
+        (backup,) = (tmp_path / "claim-etcd-backup").glob("etcd-*.db")
+        assert backup.stat().st_size > 10_000
+        _only_below_the_prefix(kubelet, made)
+
+
+def _only_below_the_prefix(kubelet: Kubelet, made: Path) -> None:
+    """What the users may: etcdsem all below /etcdsem/, and nothing else; the viewer only look."""
+    address = f"https://{kubelet.address(kubelet.pod('etcd-0'))}:2379"
+
+    def etcdctl(user: str, *arguments: str) -> str:
+        files = made / f"{user}-tls"
+        options = (
+            f"--cacert={files}/ca.crt", f"--cert={files}/tls.crt", f"--key={files}/tls.key",
+            "--insecure-skip-tls-verify",  # we come by the address, the certificate has names
+        )  # fmt: skip
+        return Reached(address, options).etcdctl(*arguments)
+
+    etcdctl("etcdsem-client", "put", "/etcdsem/x/max_leases", "3")
+    assert "3" in etcdctl("etcdsem-view", "get", "/etcdsem/x/max_leases")
+    for user, arguments in (
+        ("etcdsem-client", ("put", "/other", "x")),
+        ("etcdsem-client", ("get", "/other")),
+        ("etcdsem-client", ("user", "list")),
+        ("etcdsem-view", ("put", "/etcdsem/x/max_leases", "4")),
+    ):
+        with pytest.raises(EtcdSemError, match="permission denied"):
+            etcdctl(user, *arguments)

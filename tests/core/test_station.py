@@ -1,0 +1,28 @@
+"""A station's watches, on the etcd in memory with its own time."""
+
+from __future__ import annotations
+
+import math
+
+import etcdsem.testing
+from etcdsem import Semaphore
+from etcdsem.core import procedures
+from etcdsem.core.station import WATCH_AFTER_LAST_WAITER
+
+
+def test_watches_outlast_the_moment_before_their_first_waiter_is_in_line() -> None:
+    """The heartbeat may tidy up between the watches' confirmation and the waiter's JOIN; later it
+    closes watches that nobody came to use.
+    """
+    with etcdsem.testing.memory(autojump=0) as etcd:
+        client = etcd.client()
+        sem = Semaphore(1, "db", client=client)
+        assert sem.acquire()  # the heartbeat beats while there is a lease
+        station, engine = client.station("db"), client.engine
+        assert engine.run(procedures.watch(station, math.inf))
+        with engine.lock:
+            due = station.tidy(engine.now())
+        assert station.watching
+        assert due <= engine.now() + WATCH_AFTER_LAST_WAITER
+        etcd.advance(WATCH_AFTER_LAST_WAITER + 1)
+        assert not station.watching

@@ -1,0 +1,1 @@
+"""`etcdsem.Semaphore` in the place of `distributed.Semaphore`, on a real Dask cluster."""

@@ -1,0 +1,185 @@
+"""Calls from an event loop: dead endpoints, lost answers, cancellation, the login."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from etcdsem import server
+from etcdsem.core.commands import (
+    AccessDenied,
+    LeaseExists,
+    NotApplied,
+    NotConnected,
+    OutcomeUnknown,
+    Put,
+    Txn,
+)
+from etcdsem.etcd.aio_connection import AioConnection
+from etcdsem.etcd.settings import read_settings
+from tests.aio.running import run
+from tests.etcd.proxy import Proxy
+from tests.etcd.test_connection import connected, leads, secured, there
+
+if TYPE_CHECKING:
+    from etcdsem.server import EtcdServer
+
+
+def dial(*endpoints: str, user: str | None = None, password: str | None = None) -> AioConnection:
+    """A connection; to be made in a loop."""
+    return AioConnection(read_settings(list(endpoints), user=user, password=password))
+
+
+async def put(connection: AioConnection, key: str, timeout: float = 5.0) -> None:
+    """Write something."""
+    await connection.transact(Txn((), (Put(key.encode(), b"x"),)), timeout)
+
+
+def test_a_dead_endpoint_is_passed_by(etcd: EtcdServer, name: str) -> None:
+    """Hundreds of tasks at once: one probe each finds the dead one and the live one."""
+
+    async def main() -> None:
+        connection = dial("127.0.0.1:1", etcd.endpoint)
+        await asyncio.gather(*(put(connection, f"{name}/{n}") for n in range(300)))
+        await connection.close()
+        with pytest.raises(NotApplied, match="closed"):
+            await put(connection, name)
+
+    run(main())
+    with connected(etcd.endpoint) as connection:
+        assert there(connection, f"{name}/299")
+
+
+def test_nobody_listens() -> None:
+    """A clear failure, certain that nothing was sent, within the deadline."""
+
+    async def main() -> None:
+        connection = dial("127.0.0.1:1", "127.0.0.1:2")
+        with pytest.raises(NotConnected, match=r"(?i)connect"):
+            await put(connection, "x", timeout=3)
+        await connection.close()
+
+    began = time.monotonic()
+    run(main())
+    assert time.monotonic() - began < 8
+
+
+def test_an_answer_that_is_lost(etcd: EtcdServer, name: str) -> None:
+    """Applied, but the answer was swallowed, or the caller was cancelled: never "not applied"."""
+
+    async def main() -> None:
+        with Proxy(etcd.endpoint) as proxy:
+            connection = dial(proxy.endpoint)
+            await put(connection, name)
+            proxy.down = "drop"
+            with pytest.raises(OutcomeUnknown):
+                await put(connection, f"{name}/1", timeout=1)
+            proxy.down = "pass"
+            proxy.reset()
+            until = time.monotonic() + 10
+            while True:  # the first new connection may have been reset too
+                try:
+                    await put(connection, f"{name}/2", timeout=10)
+                    break
+                except NotConnected:
+                    assert time.monotonic() < until
+            proxy.down = "drop"
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(put(connection, f"{name}/3"), 0.5)
+            await connection.close()
+
+    run(main())
+    with connected(etcd.endpoint) as connection:
+        assert all(there(connection, f"{name}/{number}") for number in (1, 2, 3))
+
+
+def test_a_call_that_somebody_else_cancels(etcd: EtcdServer, name: str) -> None:
+    """GRPC's own task is cancelled (a loop's end does that): unknown, and no CancelledError."""
+
+    async def main() -> None:
+        with Proxy(etcd.endpoint) as proxy:
+            connection = dial(proxy.endpoint)
+            await put(connection, name)
+            proxy.down = "hold"
+            before = asyncio.all_tasks()
+            mine = asyncio.create_task(put(connection, f"{name}/1"))
+            await asyncio.sleep(0.1)
+            for task in asyncio.all_tasks() - before - {mine}:
+                task.cancel()
+            with pytest.raises(OutcomeUnknown, match="cancelled"):
+                await mine
+            proxy.down = "pass"
+            await connection.close()
+
+    run(main())
+
+
+def test_a_stopped_member_is_left(etcd_binary: str, name: str) -> None:
+    """SIGSTOP: the write's outcome is unknown, and the next call goes elsewhere."""
+
+    async def main(first: EtcdServer, second: EtcdServer) -> None:
+        connection = dial(first.endpoint, second.endpoint)
+        await put(connection, name)
+        first.pause()
+        try:
+            with pytest.raises(OutcomeUnknown):
+                await put(connection, name, timeout=1)
+            await put(connection, f"{name}/2", timeout=5)
+        finally:
+            first.resume()
+        await connection.close()
+
+    with server.start_cluster(3, binary=etcd_binary) as members:
+        run(main(*[member for member in members if not leads(member)]))
+
+
+def test_leases(etcd: EtcdServer) -> None:
+    """Made, asked for in crowds, ended."""
+    first = int.from_bytes(os.urandom(6), "big") + 1
+
+    async def main() -> None:
+        connection = dial(etcd.endpoint)
+        ids = [first + number for number in range(200)]
+        assert await connection.grant(first, 60, 5) == 60
+        with pytest.raises(LeaseExists):
+            await connection.grant(first, 60, 5)
+        left = await connection.times_to_live(ids, 5)
+        assert 50 < (left[0] or 0) <= 60
+        assert left[1:] == (-1.0,) * 199
+        await connection.revoke(first, 5)
+        assert await connection.times_to_live(ids[:1], 5) == (-1.0,)
+        await connection.close()
+
+    run(main())
+
+
+def test_logins(fresh_etcd: EtcdServer) -> None:
+    """A crowd logs in once; so it does after a restart that forgot all tokens."""
+    secured(fresh_etcd)
+
+    async def main() -> None:
+        connection = dial(fresh_etcd.endpoint, user="job", password="secret")
+        requests = connection.counters
+
+        async def crowd() -> None:
+            await asyncio.gather(*(put(connection, f"/etcdsem/{n}") for n in range(200)))
+
+        await crowd()
+        with pytest.raises(AccessDenied, match="permission denied"):
+            await put(connection, "/other/x")
+        asked = requests["login"]
+        await asyncio.to_thread(fresh_etcd.restart)
+        connection.leave(connection._link())
+        await crowd()
+        assert requests["login"] > asked
+        await connection.close()
+        wrong = dial(fresh_etcd.endpoint, user="job", password="wrong")
+        with pytest.raises(AccessDenied, match="job"):
+            await put(wrong, "/etcdsem/x")
+        await wrong.close()
+
+    run(main())

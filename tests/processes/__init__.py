@@ -1,0 +1,1 @@
+"""Processes that fork, spawn, end, are interrupted or killed."""

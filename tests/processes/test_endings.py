@@ -1,0 +1,295 @@
+"""Ends of processes, threads, generators and objects: what is given back, when, and what is not."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import gc
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+import pytest
+
+import etcdsem
+from etcdsem import Client, Semaphore
+from tests.history import assert_clean
+from tests.test_processes import Worker
+from tests.test_semaphore import eventually
+
+if TYPE_CHECKING:
+    from etcdsem.server import EtcdServer
+
+
+HOLD = """
+sem = Semaphore(1, sys.argv[1], lease_timeout=int(sys.argv[2]))
+sem.acquire()
+say('held')
+signal.pause()
+"""
+
+
+def test_a_sub_interpreter_is_refused(
+    etcd: EtcdServer, client: Client, name: str, workers: list[Worker]
+) -> None:
+    """In a sub-interpreter, where gRPC would hang, an error says so at once; the main one goes
+    on, also when the sub-interpreter has ended.
+    """
+    code = """
+import importlib
+for module in ('_interpreters', '_xxsubinterpreters'):
+    try:
+        interpreters = importlib.import_module(module)
+        break
+    except ImportError:
+        pass
+sem = Semaphore(1, sys.argv[1])
+inner = '''
+import etcdsem
+try:
+    etcdsem.Semaphore(1, "x")
+except etcdsem.EtcdSemError as error:
+    print("refused", error, flush=True)
+'''
+new = interpreters.create()
+run = getattr(interpreters, 'exec', None) or interpreters.run_string
+problem = run(new, inner)
+assert problem is None, problem
+interpreters.destroy(new)
+with sem:
+    say('main', sem.get_value())
+"""
+    workers.append(Worker(etcd, code, name))
+    assert "sub-interpreter," in workers[0].expect("refused")
+    assert workers[0].expect("main") == ["main", "1"]
+    assert workers[0].end() == 0
+    assert Semaphore(1, name, client=client).get_value() == 0
+
+
+# -- signals
+
+
+def test_sigterm_without_a_handler(
+    any_etcd: EtcdServer, client: Client, name: str, workers: list[Worker]
+) -> None:
+    """Nothing runs in a process that SIGTERM ends: the TTL gives the slot back."""
+    sem = Semaphore(1, name, client=client)
+    workers.append(Worker(any_etcd, HOLD, name, 2))
+    workers[0].expect("held")
+    workers[0].process.send_signal(signal.SIGTERM)
+    assert workers[0].end() == -signal.SIGTERM
+    ended = time.monotonic()
+    assert sem.get_value() == 1
+    assert sem.acquire(timeout=30)
+    assert time.monotonic() - ended < 2 + 2.5
+    sem.release()
+    assert_clean(any_etcd, name)
+
+
+@pytest.mark.parametrize("state", ["holds", "waits"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_handler_that_raises(
+    etcd: EtcdServer,
+    client: Client,
+    name: str,
+    workers: list[Worker],
+    state: str,
+    number: signal.Signals,
+) -> None:
+    """A handler that raises SystemExit, and Ctrl-C: given back at once, in a block and in line."""
+    sem = Semaphore(1, name, client=client)
+    code = """
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+sem = Semaphore(1, sys.argv[1], lease_timeout=600)
+with sem:
+    say('held')
+    threading.Event().wait()
+"""
+    if state == "waits":
+        sem.acquire()
+    workers.append(Worker(etcd, code, name))
+    eventually(sem.waiters if state == "waits" else sem.get_value, 30)
+    if state == "holds":
+        workers[0].expect("held")
+    workers[0].process.send_signal(number)
+    assert workers[0].end() == (3 if number == signal.SIGTERM else -signal.SIGINT)
+    status = sem.status()
+    assert status.waiters == ()
+    assert status.held == (state == "waits")
+    if state == "waits":
+        sem.release()
+    assert_clean(etcd, name)
+
+
+# -- the interpreter's end
+
+
+def test_order_at_exit(etcd: EtcdServer, client: Client, name: str, workers: list[Worker]) -> None:
+    """What the program has registered after the import runs before leases are given back, and
+    may use them; what it has registered earlier is told that it is too late.
+    """
+    code = """
+import atexit
+def early():
+    try:
+        sem.acquire(timeout=5)
+    except etcdsem.EtcdSemError as error:
+        say('early', sem.leases, error)
+for module in [name for name in sys.modules if name.startswith('etcdsem')]: del sys.modules[module]
+atexit.register(early)
+import etcdsem
+from etcdsem import Semaphore
+sem = Semaphore(2, sys.argv[1], lease_timeout=600)
+sem.acquire()
+@atexit.register
+def late():
+    say('late', sem.leases[0].valid, sem.get_value(), sem.acquire(timeout=10))
+"""
+    workers.append(Worker(etcd, code, name))
+    assert workers[0].expect("late") == ["late", "True", "1", "True"]
+    assert "ending," in workers[0].expect("early")
+    assert workers[0].end() == 0
+    assert Semaphore(2, name, client=client).get_value() == 0
+    assert_clean(etcd, name)
+
+
+def test_threads_are_waited_for(
+    etcd: EtcdServer, client: Client, name: str, workers: list[Worker]
+) -> None:
+    """Threads that are no daemons work on after the main thread's end, under their leases."""
+    sem = Semaphore(1, name, client=client)
+    code = """
+sem = Semaphore(1, sys.argv[1], lease_timeout=600)
+def work():
+    with sem.hold() as lease:
+        say('works')
+        sys.stdin.readline()
+        say('valid', lease.valid, sem.get_value())
+threading.Thread(target=work).start()
+"""
+    workers.append(Worker(etcd, code, name))
+    workers[0].expect("works")
+    assert sem.acquire(timeout=0) is False
+    workers[0].tell()
+    assert workers[0].expect("valid") == ["valid", "True", "1"]
+    assert workers[0].end() == 0
+    assert_clean(etcd, name)
+
+
+def test_os_exit_gives_nothing_back(
+    etcd: EtcdServer, client: Client, name: str, workers: list[Worker]
+) -> None:
+    """os._exit runs nothing: the slot is free when the TTL has passed, and not before."""
+    sem = Semaphore(1, name, client=client)
+    workers.append(Worker(etcd, HOLD.replace("signal.pause()", "os._exit(0)"), name, 3))
+    workers[0].expect("held")
+    assert workers[0].end() == 0
+    assert sem.get_value() == 1
+    assert sem.acquire(timeout=30)
+    sem.release()
+    assert_clean(etcd, name)
+
+
+# -- threads, generators, objects
+
+
+class Stop(Exception):
+    """Thrown into a thread."""
+
+
+def throw_into(thread: threading.Thread) -> None:
+    """Raise Stop in a thread, at its next step of Python."""
+    assert thread.ident is not None
+    set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    assert set_exception(ctypes.c_ulong(thread.ident), ctypes.py_object(Stop)) == 1
+
+
+@pytest.mark.parametrize("state", ["holds", "waits"])
+def test_a_thread_killed_by_an_exception(
+    any_etcd: EtcdServer, client: Client, name: str, state: str
+) -> None:
+    """An exception thrown into a thread ends its block or its wait: nothing is left of it."""
+    sem = Semaphore(1, name, client=client)
+    ended: list[type[BaseException]] = []
+    holding, stop = threading.Event(), threading.Event()
+
+    def work() -> None:
+        try:
+            with sem:
+                holding.set()
+                while not stop.wait(0.01):
+                    pass
+        except Stop:
+            ended.append(Stop)
+
+    if state == "waits":
+        sem.acquire()
+    thread = threading.Thread(target=work)
+    thread.start()
+    eventually(holding.is_set if state == "holds" else sem.waiters)
+    throw_into(thread)
+    thread.join(30)
+    stop.set()
+    assert ended == [Stop]
+    eventually(lambda: not sem.waiters())  # at once, unless etcd did not answer in time
+    if state == "waits":
+        sem.release()
+    assert_clean(any_etcd, name)
+
+
+def test_generators(etcd: EtcdServer, client: Client, name: str) -> None:
+    """A generator that is closed, or dropped, in the middle of a block gives back its lease."""
+    sem = Semaphore(2, name, client=client)
+
+    def rows() -> Generator[int]:
+        with sem:
+            yield from range(10)
+
+    closed, dropped = rows(), rows()
+    assert next(closed) == next(dropped) == 0
+    assert sem.get_value() == 2
+    closed.close()
+    assert sem.get_value() == 1
+    del dropped
+    gc.collect()
+    assert sem.get_value() == 0
+    assert sum(rows()) == 45
+    assert_clean(etcd, name)
+
+
+def test_a_dropped_semaphore_keeps_its_lease(etcd: EtcdServer, name: str) -> None:
+    """`if not Semaphore(1, name).acquire(timeout=0): exit` is a common guard: the object is
+    garbage at once, and the lease must not be. The client's end gives it back.
+    """
+    with etcdsem.connect(etcd.endpoint) as client, etcdsem.connect(etcd.endpoint) as other:
+        assert Semaphore(1, name, client=client, lease_timeout=2).acquire(timeout=0)
+        gc.collect()
+        assert Semaphore(1, name, client=other).acquire(timeout=3) is False
+        client.close()
+        assert Semaphore(1, name, client=other).get_value() == 0
+    assert_clean(etcd, name)
+
+
+def test_copies(etcd: EtcdServer, client: Client, name: str) -> None:
+    """A copy, deep copy or pickle of a semaphore has its settings, but none of its leases; a
+    lease and a block that was entered cannot be copied at all.
+    """
+    sem = Semaphore(3, name, client=client, lease_timeout=7, labels={"a": "b"})
+    with sem.hold() as lease:
+        for twin in (copy.copy(sem), copy.deepcopy(sem), pickle.loads(pickle.dumps(sem))):
+            assert twin.leases == ()
+            assert (twin.name, twin.max_leases, twin.lease_timeout) == (name, 3, 7)
+            assert twin.labels == {"a": "b"}
+            with pytest.raises(RuntimeError, match="Released too often"):
+                twin.release()
+            assert twin.acquire(timeout=5)
+            assert sem.get_value() == 2
+            assert twin.release()
+        for trial in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="semaphore instead"):
+                trial(lease)
+        assert lease.valid
+    assert_clean(etcd, name)

@@ -1,0 +1,1 @@
+"""Rate limits among real processes, judged by a referee."""

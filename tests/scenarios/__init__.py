@@ -1,0 +1,1 @@
+"""The same scenarios on threads, on asyncio and on the simulator."""

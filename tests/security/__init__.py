@@ -1,0 +1,1 @@
+"""Secured clusters: TLS, users and roles."""

@@ -1,0 +1,249 @@
+"""TLS: what works, and what a newcomer reads when it does not, each within its deadline."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import etcdsem
+from etcdsem import Semaphore, server
+from etcdsem.errors import EtcdUnavailable, InvalidSetting
+from etcdsem.etcd.diagnosis import explain
+from tests.security.authority import Authority, Pair
+
+
+class TlsEtcd(server.EtcdServer):
+    """A member that speaks TLS to its clients."""
+
+    def __init__(self, pair: Pair, *options: str, binary: str) -> None:
+        (self.metrics_port,) = server.free_ports(1)
+        super().__init__(
+            binary=binary,
+            extra_args=[
+                *("--cert-file", pair.cert, "--key-file", pair.key),
+                *("--listen-metrics-urls", f"http://127.0.0.1:{self.metrics_port}"),
+                *options,
+            ],
+        )
+
+    @property
+    def client_url(self) -> str:
+        return f"https://{self.endpoint}"
+
+    @property
+    def health_url(self) -> str:
+        return f"http://127.0.0.1:{self.metrics_port}/health"
+
+
+@contextmanager
+def serving(pair: Pair, *options: str, binary: str) -> Iterator[TlsEtcd]:
+    """A member that serves with this certificate."""
+    with TlsEtcd(pair, *options, binary=binary) as one:
+        one.launch()
+        one.wait_healthy()
+        yield one
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """An authority for this module."""
+    return Authority(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Another authority, which etcd and we don't trust."""
+    return Authority(tmp_path_factory.mktemp("stranger"), "stranger")
+
+
+@pytest.fixture(scope="module")
+def one_way(authority: Authority, module_binary: str) -> Iterator[TlsEtcd]:
+    """Etcd shows a certificate and asks for none."""
+    with serving(authority.issue("server"), binary=module_binary) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def mutual(authority: Authority, module_binary: str) -> Iterator[TlsEtcd]:
+    """Etcd also wants a client's certificate of the same authority."""
+    options = ("--client-cert-auth", "--trusted-ca-file", authority.path)
+    with serving(authority.issue("mutual"), *options, binary=module_binary) as one:
+        yield one
+
+
+def refusal(endpoint: str, within: float = 4.0, **options: Any) -> str:
+    """What `acquire` says instead of connecting, within its deadline."""
+    with etcdsem.connect(endpoint, **options) as client:
+        sem = Semaphore(1, "tls", client=client, register=False)
+        began = time.monotonic()
+        with pytest.raises(EtcdUnavailable) as caught:
+            sem.acquire(timeout=2)
+        assert time.monotonic() - began < within
+    message = str(caught.value)
+    assert "acquire 'tls'" in message
+    assert endpoint in message
+    return message
+
+
+@pytest.mark.smoke
+def test_tls_by_address_and_by_name(one_way: TlsEtcd, authority: Authority, name: str) -> None:
+    """With the authority's certificate, https:// may be written or not."""
+    for endpoint in (
+        one_way.endpoint,
+        f"https://{one_way.endpoint}",
+        f"https://localhost:{one_way.port}",
+    ):
+        with etcdsem.connect(endpoint, cacert=authority.path) as client:
+            sem = Semaphore(1, name, client=client)
+            with sem.hold() as lease:
+                assert lease.valid
+                assert sem.acquire(timeout=0.1) is False
+
+
+def test_variables_are_enough(one_way: TlsEtcd, authority: Authority, name: str) -> None:
+    """The command line, by ETCDSEM_* and by etcdctl's own variables."""
+    for kind in ("ETCDSEM", "ETCDCTL"):
+        environment = {
+            **os.environ,
+            f"{kind}_ENDPOINTS": f"https://{one_way.endpoint}",
+            f"{kind}_CACERT": authority.path,
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "etcdsem", "run", name, "-l", "1", "--", "true"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_authority(one_way: TlsEtcd, stranger: Authority) -> None:
+    """The wrong authority, and none at all: the message names what to give."""
+    for options in ({"cacert": stranger.path}, {}):
+        message = refusal(f"https://{one_way.endpoint}", within=1.9, **options)
+        assert "not signed by an authority that we trust" in message
+        assert "ETCDSEM_CACERT" in message
+
+
+def test_expired(authority: Authority, module_binary: str) -> None:
+    """Etcd's certificate has expired."""
+    with serving(authority.issue("old", expired=True), binary=module_binary) as etcd:
+        message = refusal(etcd.endpoint, within=1.9, cacert=authority.path)
+    assert "has expired" in message
+    assert "renewed" in message
+
+
+def test_another_name(authority: Authority, module_binary: str) -> None:
+    """Etcd's certificate is for other hosts than the endpoint's."""
+    pair = authority.issue("elsewhere", hosts=("etcd.example",))
+    with serving(pair, binary=module_binary) as etcd:
+        message = refusal(etcd.endpoint, within=1.9, cacert=authority.path)
+    assert "not for the host of this endpoint" in message
+
+
+def test_plain_text_against_tls(one_way: TlsEtcd) -> None:
+    """We speak plain text, etcd TLS."""
+    message = refusal(one_way.endpoint)
+    assert "https://" in message
+    assert "ETCDSEM_CACERT" in message
+
+
+def test_tls_against_plain_text(authority: Authority, module_binary: str) -> None:
+    """We speak TLS, etcd plain text."""
+    with server.start(binary=module_binary) as etcd:
+        message = refusal(f"https://{etcd.endpoint}", cacert=authority.path)
+    assert "http://" in message
+
+
+def test_mutual_tls(mutual: TlsEtcd, authority: Authority, name: str) -> None:
+    """A client's certificate that etcd trusts opens the door, streams too."""
+    ours = authority.issue("worker")
+    with etcdsem.connect(
+        mutual.endpoint, cacert=authority.path, cert=ours.cert, key=ours.key
+    ) as client:
+        sem = Semaphore(1, name, client=client)
+        assert sem.acquire()
+        assert sem.acquire(timeout=0.2) is False
+        sem.release()
+
+
+def test_mutual_tls_refused(mutual: TlsEtcd, authority: Authority, stranger: Authority) -> None:
+    """No certificate, an expired one, one of another authority, and plain text."""
+    old, foreign = authority.issue("old-worker", expired=True), stranger.issue("foreign")
+    for options in (
+        {},
+        {"cert": old.cert, "key": old.key},
+        {"cert": foreign.cert, "key": foreign.key},
+    ):
+        message = refusal(mutual.endpoint, within=1.9, cacert=authority.path, **options)
+        assert "wants a client certificate" in message
+        assert "ETCDSEM_CERT" in message
+    assert "https://" in refusal(mutual.endpoint)
+
+
+def test_files_that_hold_something_else(
+    one_way: TlsEtcd, authority: Authority, stranger: Authority, tmp_path: Path
+) -> None:
+    """A file that is no certificate, and a key that belongs to another: named before any call."""
+    junk = tmp_path / "junk.pem"
+    junk.write_text("hello")
+    ours, other = authority.issue("ours"), stranger.issue("other")
+    with pytest.raises(InvalidSetting, match=r"cacert.*junk\.pem.*no certificate"):
+        etcdsem.connect(one_way.endpoint, cacert=str(junk))
+    with pytest.raises(InvalidSetting, match=r"cert.*junk\.pem"):
+        etcdsem.connect(one_way.endpoint, cert=str(junk), key=ours.key)
+    with pytest.raises(InvalidSetting, match=r"key.*other-key\.pem"):
+        etcdsem.connect(one_way.endpoint, cert=ours.cert, key=other.key)
+    with pytest.raises(InvalidSetting, match="plain text"):
+        etcdsem.connect(f"http://{one_way.endpoint}", cacert=authority.path)
+
+
+def test_a_certificate_that_is_renewed(
+    authority: Authority, stranger: Authority, module_binary: str, name: str, tmp_path: Path
+) -> None:
+    """Etcd comes back with a certificate of a new authority, whose file was put in the old one's
+    place: a running program finds its way back.
+    """
+    cacert = tmp_path / "ca.pem"
+    cacert.write_bytes(Path(authority.path).read_bytes())
+    first = authority.issue("first")
+    with (
+        serving(first, binary=module_binary) as etcd,
+        etcdsem.connect(etcd.endpoint, cacert=str(cacert)) as client,
+    ):
+        sem = Semaphore(1, name, client=client, lease_timeout=30)
+        sem.acquire()
+        second = stranger.issue("second")
+        Path(first.cert).write_bytes(Path(second.cert).read_bytes())
+        Path(first.key).write_bytes(Path(second.key).read_bytes())
+        etcd.kill()
+        etcd.restart()
+        cacert.write_bytes(Path(stranger.path).read_bytes())
+        assert sem.get_value() == 1
+        assert sem.leases[0].valid
+        assert sem.release()
+
+
+def test_texts_of_other_grpc_releases() -> None:
+    """The same reasons in the words of older releases; what is unknown is shown as it is."""
+    words = {
+        "Ssl handshake failed: CERTIFICATE_VERIFY_FAILED: self signed certificate": "authority",
+        "Peer name 127.0.0.1 is not in peer certificate": "not for the host",
+        "SSL_ERROR_SSL: WRONG_VERSION_NUMBER": "no TLS",
+        "Handshake failed: TLSV1_ALERT_BAD_CERTIFICATE": "client certificate",
+        "handshake: something new": "something new",
+    }
+    for details, word in words.items():
+        assert word in explain("UNAVAILABLE", details, tls=True).text
+    assert explain("UNAVAILABLE", "quite new", tls=False).text == "quite new"
+    assert "http" in explain("UNKNOWN", "Received http2 header with http status 404", tls=True).text

@@ -1,0 +1,82 @@
+"""A test run that lost a worker is finished, not taken for complete (`tests/record.py`)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import record
+
+SUITE = """
+import os, pytest
+
+@pytest.mark.parametrize("number", range(6))
+def test_fine(number):
+    pass
+
+def test_wrong():
+    raise AssertionError
+
+@pytest.mark.parametrize("who", ["a@b", "c"])
+def test_worker_goes_down(who):
+    if os.environ.get("GO_DOWN"):
+        os._exit(3)
+
+def test_skipped():
+    pytest.skip("not here")
+"""
+ALL = 10
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_what_failed_or_never_ran_is_known(workers: str, tmp_path: Path) -> None:
+    (tmp_path / "test_suite.py").write_text(SUITE)
+    (tmp_path / "conftest.py").write_text(
+        "from pathlib import Path\n"
+        "from tests.record import Record\n"
+        "def pytest_configure(config):\n"
+        "    if not hasattr(config, 'workerinput'):\n"
+        "        config.pluginmanager.register(Record(Path('record')))\n"
+    )
+
+    def run(*arguments: str, **variables: str) -> int:
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **variables}
+        environment.pop("PYTEST_ADDOPTS", None)
+        for variable in [v for v in environment if v.startswith("PYTEST_XDIST")]:
+            del environment[variable]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, check=False
+        ).returncode
+
+    restarts = ("--dist", "loadfile", "--max-worker-restart", "1")
+    assert run("-n", workers, *restarts, GO_DOWN="1") != 0
+    written = (tmp_path / "record").read_text().splitlines()
+    failed, never = record.once_more(written)
+    assert "test_suite.py::test_wrong" in failed or workers == "0"
+    down = [name for name in (*failed, *never) if "goes_down" in name]
+    assert down == [f"test_suite.py::test_worker_goes_down[{who}]" for who in ("a@b", "c")]
+
+    (tmp_path / "again").write_text("\n".join((*failed, *never)) + "\n")
+    assert run("-n", "0", "@again") == 1
+    outcomes = record.once_more((tmp_path / "record").read_text().splitlines())
+    assert outcomes == (["test_suite.py::test_wrong"], [])
+
+
+def test_what_gets_a_second_try(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "record"
+
+    def judged(*lines: str) -> int:
+        path.write_text("\n".join(lines) + "\n")
+        return record.main(str(path))
+
+    assert judged("todo tests/a.py::t", "failed tests/a.py::t", "passed tests/a.py::t") == 0
+    assert judged("todo tests/a.py::t", "todo tests/b.py::t", "passed tests/a.py::t") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "tests/b.py::t"
+    assert judged("failed tests/simulation/test_x.py::t") == 1
+    assert judged(*(f"failed tests/a.py::t{n}" for n in range(13))) == 1
+    assert judged("todo tests/a.py::t", "passed tests/a.py::t") == 1  # then what went wrong?
