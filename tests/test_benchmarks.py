@@ -173,6 +173,15 @@ def test_memory_and_start(tmp_path: Path) -> None:
     assert 0 < parts["start"]["python"] < parts["start"]["run"]
 
 
+def test_what_the_parts_of_a_hand_over_cost_etcd(tmp_path: Path) -> None:
+    """Each kind is sent, PASS and JOIN as they are among them; each holds, or it would end."""
+    found = tmp_path / "found.json"
+    printed = run(".parts", "--rounds", 1, "--count", 200, "--json", found)
+    part = Book(found).parts["parts"]
+    assert len(part["rounds"]) == len(part["table"]) - 1 == len(printed.splitlines()) - 1
+    assert part["table"][1][-1] == "1.00"  # the floor, of the floor
+
+
 def test_what_waiting_costs_etcd(tmp_path: Path) -> None:
     """Formulas and measurements agree, where neither is left to the clock."""
     found = tmp_path / "found.json"

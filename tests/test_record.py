@@ -19,7 +19,7 @@ def test_fine(number):
     pass
 
 def test_wrong():
-    raise AssertionError
+    assert 1 == 2
 
 @pytest.mark.parametrize("who", ["a@b", "c"])
 def test_worker_goes_down(who):
@@ -58,6 +58,8 @@ def test_what_failed_or_never_ran_is_known(workers: str, tmp_path: Path) -> None
     written = (tmp_path / "record").read_text().splitlines()
     failed, never = record.once_more(written)
     assert "test_suite.py::test_wrong" in failed or workers == "0"
+    why = "test_suite.py::test_wrong call: assert 1 == 2"
+    assert why in record.reasons(written) or workers == "0"
     down = [name for name in (*failed, *never) if "goes_down" in name]
     assert down == [f"test_suite.py::test_worker_goes_down[{who}]" for who in ("a@b", "c")]
 
@@ -78,5 +80,7 @@ def test_what_gets_a_second_try(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert judged("todo tests/a.py::t", "todo tests/b.py::t", "passed tests/a.py::t") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "tests/b.py::t"
     assert judged("failed tests/simulation/test_x.py::t") == 1
-    assert judged(*(f"failed tests/a.py::t{n}" for n in range(13))) == 1
+    assert judged(*(f"failed tests/a.py::t{n}" for n in range(13))) == 0
+    assert record.main(str(path), 12) == 1
+    assert judged(*(f"failed tests/a.py::t{n}" for n in range(201))) == 1
     assert judged("todo tests/a.py::t", "passed tests/a.py::t") == 1  # then what went wrong?

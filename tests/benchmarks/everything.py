@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-PARTS = ("speed", "start", "memory", "crash", "sizing", "churn")
+PARTS = ("speed", "parts", "start", "memory", "crash", "sizing", "churn")
 
 
 def steps(options: argparse.Namespace) -> list[list[str]]:
@@ -23,6 +23,7 @@ def steps(options: argparse.Namespace) -> list[list[str]]:
     found = str(options.json)
     parts: dict[str, list[str]] = {
         "speed": ["--quick"] if quick else ["--rounds", str(options.rounds)],
+        "parts": ["--rounds", "1", "--count", "200"] if quick else [],
         "start": ["--times", "3"] if quick else [],
         "memory": [],
         "crash": ["--kills", "4"] if quick else [],

@@ -110,7 +110,11 @@ def _cost(book: Book) -> Iterator[str]:
                     book.median(row, name, field)
                     for field in ("jain", "starved", "commits", "events", "etcd_ms", "client_ms")
                 ]
-                cpu = book.ratio((row, name), (row, floor_of(name, row)), "etcd_ms")
+                floor = floor_of(name, row)
+                cpu, own = (
+                    book.ratio((row, name), (row, floor), field)
+                    for field in ("etcd_ms", "client_ms")
+                )
                 jain, starved, commits, events, etcd, client = (figure or 0 for figure in figures)
                 lines.append(
                     [
@@ -120,7 +124,7 @@ def _cost(book: Book) -> Iterator[str]:
                         f"{commits:.2f}",
                         f"{events:.2f}",
                         f"{etcd:.2f}" + ("" if cpu is None else f" ({cpu:.2f})"),
-                        f"{client:.2f}",
+                        f"{client:.2f}" + ("" if own is None else f" ({own:.2f})"),
                     ]
                 )
     if lines:
@@ -140,6 +144,7 @@ def _more(book: Book) -> Iterator[str]:
 
 
 _SCRIPTS = {
+    "parts": "What the two transactions of a hand-over cost etcd",
     "start": "The command line's start",
     "memory": "Memory",
     "crash": "A holder is killed with SIGKILL, another waits",

@@ -30,8 +30,8 @@ _LIMIT_1 = {
     2: ("dask",),
     10: ("dask", "etcd3 Lock", "kazoo"),
     50: ("dask", "etcd3 Lock", "kazoo"),
-    200: ("dask", "etcd3 Lock"),
-    500: ("dask", "etcd3 Lock"),
+    200: ("dask", "etcd3 Lock", "kazoo"),
+    500: ("dask", "etcd3 Lock", "kazoo"),
     1000: (),
 }
 _LIMIT_5 = {10: ("dask", "kazoo"), 50: (), 200: (), 500: ("dask",), 1000: ()}
