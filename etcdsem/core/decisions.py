@@ -137,17 +137,20 @@ def free_slots(keys: Keys, seen: Look, most: int = MAX_DEPTH) -> list[int]:
     return list(islice((slot for slot in range(room) if slot not in taken), most))
 
 
-def free_together(keys: Keys, seen: Look, weight: int) -> tuple[list[int], int] | None:
-    """So many free slots for one who asks now, and the revision at which they were counted if there
-    is surplus (else 0); None if there are not enough.
+def room_seen(keys: Keys, seen: Look, most: int = MAX_DEPTH) -> tuple[list[int], int]:
+    """The first free slots, as far as there is room, and the revision at which the held ones were
+    counted for that if there is surplus; 0: there is none.
     """
-    slots = free_slots(keys, seen, weight)
-    if seen.limit is None or len(slots) < weight:
-        return None
-    if not has_surplus(keys, seen):
-        return slots, 0
-    enough = held_count(keys, seen) + weight <= seen.limit.room
-    return (slots, seen.revision) if enough else None
+    free = free_slots(keys, seen, most)
+    if seen.limit is None or not has_surplus(keys, seen):
+        return free, 0
+    return free[: max(0, seen.limit.room - held_count(keys, seen))], seen.revision
+
+
+def free_together(keys: Keys, seen: Look, weight: int) -> tuple[list[int], int] | None:
+    """So many free slots for one who asks now, as by `room_seen`; None if there are not enough."""
+    slots, counted_at = room_seen(keys, seen, weight)
+    return (slots, counted_at) if len(slots) == weight else None
 
 
 def held_count(keys: Keys, seen: Look) -> int:
@@ -228,11 +231,10 @@ def next_fill(
     """
     if seen.limit is None or seen.limit.room == 0:
         return None
-    surplus = has_surplus(keys, seen)
-    free = free_slots(keys, seen, MAX_FILL)
+    free, counted_at = room_seen(keys, seen, MAX_FILL)
+    surplus = counted_at > 0
     if surplus:
         most = 1
-        free = free[: max(0, seen.limit.room - held_count(keys, seen))]
     if not free:
         return None
     if not seen.complete and (seen.priorities or not seen.queue):

@@ -205,14 +205,14 @@ def wrong_kind(station: Station, limit: Limit, *, rate: bool) -> WrongKind | Non
     )
 
 
-def _is_wrong(station: Station, order: Order) -> bool:
+def _known_wrong(station: Station, order: Order) -> WrongKind | None:
     limit = station.limit
-    return limit is not None and wrong_kind(station, limit, rate=order.rate) is not None
+    return None if limit is None else wrong_kind(station, limit, rate=order.rate)
 
 
 def refuse_wrong_kind(station: Station, order: Order, until: float) -> Procedure[None]:
     """Raise WrongKind if it is a semaphore where a rate limit is wanted, or the other way round."""
-    if not _is_wrong(station, order):
+    if _known_wrong(station, order) is None:
         return
     reply = yield from transact(station.session, _limit_read(station), until)  # is it still?
     wrong = wrong_kind(station, _learned(station, reply), rate=order.rate)
@@ -243,11 +243,10 @@ def acquire(station: Station, order: Order, until: float, *, once: bool) -> Proc
         )
     finally:
         tally.pending -= 1
-    if grant is not None and station.limit is not None and _is_wrong(station, order):
-        wrong = wrong_kind(station, station.limit, rate=order.rate)
+    wrong = None if grant is None else _known_wrong(station, order)
+    if grant is not None and wrong is not None:
         yield from release(grant)  # it was closed, and registered as another kind, meanwhile
-        if wrong is not None:
-            raise wrong
+        raise wrong
     if grant is None:
         tally.timeouts += 1
     else:
@@ -470,12 +469,9 @@ def _try(
             yield from heal(station, seen, until=env.now() + RPC_TIMEOUT)
             yield from known_limit(station)  # raises if it was closed meanwhile
             return None
-        slots = decisions.free_slots(keys, seen)
-        counted_at = 0
-        if decisions.has_surplus(keys, seen):
-            if decisions.held_count(keys, seen) >= limit.room:
-                return None
-            counted_at, slots = seen.revision, slots[:1]
+        slots, counted_at = decisions.room_seen(keys, seen)
+        if counted_at:
+            slots = slots[:1]
         if not slots:
             return None
         if seen.contended:
@@ -490,10 +486,7 @@ def _try_heavy(
     session, keys, env = station.session, station.keys, station.session.env
     who, weight = session.who(lease), order.wants.weight
     for _ in range(8):
-        seen = yield from _look(station, until=until)
-        station.learn(seen.limit, seen.revision)
-        if seen.limit is None:
-            raise closed(station)
+        seen, limit = yield from _looked(station, until)
         _refuse_too_heavy(station, weight)
         station.contended = seen.contended
         if seen.contended and (seen.queue or not seen.complete):
@@ -509,11 +502,11 @@ def _try_heavy(
             yield from transact(session, transactions.uncontend(keys, seen.revision), until)
         txn = transactions.join(
             keys,
-            seen.limit,
+            limit,
             slots,
             lease.id,
             who,
-            order.asking(seen.limit),
+            order.asking(limit),
             env.wall(),
             stand_in_line=False,
             counted_at=counted_at,
@@ -601,15 +594,12 @@ def _choose_together(
     """Free slots for a JOIN that wants several, and the limit they were chosen by; none if it will
     have to stand in line.
     """
-    seen = yield from _look(station, until=until)
-    station.learn(seen.limit, seen.revision)
-    if seen.limit is None:
-        raise closed(station)
+    seen, limit = yield from _looked(station, until)
     _refuse_too_heavy(station, weight)
     free = decisions.free_together(station.keys, seen, weight)
     if free is None or free[1] or seen.contended:
-        return seen.limit, []
-    return seen.limit, free[0]
+        return limit, []
+    return limit, free[0]
 
 
 # ---------------------------------------------------------------- waiting
@@ -819,6 +809,15 @@ def _look(
     seen = transactions.read_look(station.keys, reply, reply.revision)
     station.saw_line(seen)
     return seen
+
+
+def _looked(station: Station, until: float) -> Procedure[tuple[Look, Limit]]:
+    """A look, and the limit that it saw; raises SemaphoreClosed if there is none."""
+    seen = yield from _look(station, until=until)
+    station.learn(seen.limit, seen.revision)
+    if seen.limit is None:
+        raise closed(station)
+    return seen, seen.limit
 
 
 def reread(station: Station, until: float) -> Procedure[None]:

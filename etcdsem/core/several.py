@@ -292,14 +292,11 @@ def _choice(want: Want, seen: Look) -> _Choice | None:
         raise wrong
     if seen.contended and (seen.queue or not seen.complete):
         return None
-    free = decisions.free_slots(station.keys, seen)
+    free, counted_at = decisions.room_seen(station.keys, seen)
     if not free:
         return None
-    if decisions.has_surplus(station.keys, seen):
-        if decisions.held_count(station.keys, seen) >= seen.limit.room:
-            return None
-        return _Choice(seen.limit, free[0], seen.revision)
-    return _Choice(seen.limit, free[int(station.session.env.random() * len(free))])
+    place = 0 if counted_at else int(station.session.env.random() * len(free))
+    return _Choice(seen.limit, free[place], counted_at)
 
 
 def _wishes(
@@ -331,7 +328,6 @@ def _granted(
         raise TryAgain("slots were granted, but a lease had run out meanwhile")
     grants = []
     for want, lease, choice in zip(wants, leases, choices, strict=True):
-        want.station.contended = False
         held = Held(choice.slot, revision)
         grants.append(procedures.granted(want.station, lease, session.who(lease), held))
     return grants

@@ -377,7 +377,7 @@ class Station:
             return
         if self.limit is not None and limit.revision <= self.limit.revision:
             return
-        if limit.number is None and (self.limit is None or self.limit.revision < limit.revision):
+        if limit.number is None:
             log.error(
                 "semaphore %s: its limit in etcd reads %r, which is no number from 0 to 99999; "
                 "nothing is granted until it is mended, e.g. with: etcdctl put %s 5",
@@ -386,12 +386,11 @@ class Station:
                 self.keys.max_leases.decode(),
             )
         raised = self.limit is not None and limit.room > self.limit.room
-        changed = self.limit is None or limit.revision != self.limit.revision
         self.limit = limit
         self.tally.max_leases = limit.number
         if raised:
             self.call_duty(reread=False)
-        for waiting in self.waiting.values() if changed else ():
+        for waiting in self.waiting.values():
             if waiting.wants.weight > limit.room > 0:
                 waiting.box.put(TooHeavy())
 
