@@ -83,7 +83,7 @@ def measure(etcd: EtcdServer, contestant: str, row: Row, seconds: float) -> Resu
     with peers.surroundings(contestant) as (python, extra), contextlib.ExitStack() as stack:
         load = {
             "endpoint": extra.get("endpoint", etcd.endpoint),
-            "name": "bench",
+            "name": extra.get("name", "bench"),
             "clients": row.clients,
             "limit": row.limit,
             "seconds": seconds,

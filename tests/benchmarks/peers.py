@@ -62,7 +62,8 @@ def surroundings(contestant: str) -> Iterator[tuple[str, dict[str, str]]]:
     if contestant == "etcd3 Lock":
         yield _etcd3_python(), {}
     elif contestant == "kazoo":
-        yield sys.executable, {"endpoint": os.environ["ETCDSEM_BENCH_ZOOKEEPER"]}
+        name = f"bench-{os.urandom(4).hex()}"  # what others left there is no business of ours
+        yield sys.executable, {"endpoint": os.environ["ETCDSEM_BENCH_ZOOKEEPER"], "name": name}
     elif contestant == "dask":
         with subprocess.Popen(
             [sys.executable, "-c", _SCHEDULER],
