@@ -56,6 +56,9 @@ FIXED, RESIZED = "chaos-fixed", "chaos-resized"
 """Two semaphores: one keeps its limit, the other one's is changed all the time."""
 
 
+BROKEN = "A PROMISE WAS BROKEN"
+
+
 @dataclass
 class Report:
     """What a run has shown."""
@@ -574,13 +577,13 @@ class Chaos:
         for name, changes in self.history.items():
             verdict = judge(changes, name)
             for wrong in verdict.wrong:
-                self._wrong(f"{name}: {wrong}")
+                self._broken(f"{name}: {wrong}")
             self.counters["revisions judged"] += verdict.revisions
             self.counters["grants in etcd"] += verdict.grants
             self.counters["hand-overs in etcd"] += verdict.handed_over
         self._all_recorded()
         for wrong in self.referee.judge():
-            self._wrong(wrong)
+            self._broken(wrong)
         self._members_agree()
         referee = self.referee
         self.counters.update(referee.counters)
@@ -602,7 +605,7 @@ class Chaos:
         }
         for name, slot, token in self.referee.beliefs:
             if (f"/etcdsem/{name}/leases/{slot:05d}", token) not in recorded:
-                self._wrong(f"{name}: slot {slot}, token {token} was believed, never granted")
+                self._broken(f"{name}: slot {slot}, token {token} was believed, never granted")
 
     def _members_agree(self) -> None:
         """All members have the same data, else it was etcd that broke its promise (#13766)."""
@@ -633,6 +636,11 @@ class Chaos:
             "stalls": self.referee.stalls,
             "said": {worker.who: worker.errors for worker in self.workers},
         }
+
+    def _broken(self, what: str) -> None:
+        """It is the semaphore that has failed, not the machine."""
+        with self.lock:
+            self.report.wrong.insert(0, f"{BROKEN}: {what}")
 
     def _wrong(self, what: str) -> None:
         with self.lock:

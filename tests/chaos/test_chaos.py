@@ -23,7 +23,7 @@ def run(cluster: Cluster, config: pytest.Config) -> Report:
     seconds: float = config.getoption("--chaos-seconds")
     report = Chaos(cluster, seconds=seconds, seed=seed).run()
     print("\n".join(report.lines()))
-    assert not report.wrong, "\n".join(report.lines())
+    assert not report.wrong, "\n".join((*report.wrong, *report.lines()))
     counters = report.counters
     assert counters["served after the last fault"] > 0
     if seconds >= LONG_ENOUGH:
