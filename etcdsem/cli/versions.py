@@ -36,6 +36,11 @@ BUGS: Final[tuple[Bug, ...]] = (
         grave=True,
     ),
     Bug(
+        "#14110, #14891",
+        "a member can crash when a client gives up a transaction that only reads",
+        ((3, 4, 23), (3, 5, 7)),
+    ),
+    Bug(
         "#15247",
         "a leader that was stalled revokes leases that are alive",
         ((3, 4, 31), (3, 5, 13)),

@@ -1,7 +1,8 @@
 """Calls to etcd from an event loop: `Calls` decides, this makes them with grpc.aio.
 
-1. A cancelled task cancels its call. A call that was cancelled by somebody else (the loop's end
-   cancels gRPC's own tasks too) is no cancellation of ours, but an unknown outcome.
+1. A cancelled task cancels its call, except for one that only reads: that is left to its end, for
+   cancelling it can crash etcd (see `Rpc.whole`). A call that was cancelled by somebody else (the
+   loop's end cancels gRPC's own tasks too) is no cancellation of ours, but an unknown outcome.
 2. Thousands of tasks that all find an endpoint untried, or the login run out, make one probe and
    one login between them.
 """
@@ -120,6 +121,10 @@ async def _hang_up(link: Link) -> None:
         await channels.pop().close(0.5)
 
 
+_left_alone: set[Any] = set()
+"""Calls under way whose answer nobody waits for any more."""
+
+
 async def _call(one: Rpc) -> Any:
     try:
         call = one.method(one.request, timeout=one.timeout, metadata=one.metadata)
@@ -130,7 +135,11 @@ async def _call(one: Rpc) -> Any:
     try:
         await over
     except BaseException:
-        call.cancel()
+        if one.whole:
+            _left_alone.add(call)  # dropped, grpc.aio would cancel it
+            call.add_done_callback(_left_alone.discard)
+        else:
+            call.cancel()
         raise
     if call.cancelled():
         raise OutcomeUnknown("the call was cancelled")

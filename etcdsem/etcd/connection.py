@@ -108,6 +108,8 @@ class Rpc(NamedTuple):
     metadata: Metadata | None = None
     same: str = ""
     """Calls under way that share this text ask for the same: one of them will do."""
+    whole: bool = False
+    """It must not be cancelled under way: who wants the answer no more leaves it to its end."""
 
 
 Calling: TypeAlias = Generator[Rpc, Any, R]
@@ -265,7 +267,10 @@ class Calls:
                 token = self._token
                 self.counters[name] += 1
                 left = max(0.001, until - time.monotonic())
-                return (yield Rpc(link.calls[name], request, left, metadata_of(token)))
+                # etcd 3.5 before 3.5.5 crashes when a transaction that only reads is cancelled
+                # (#14110), and before 3.5.7 when it was slow besides (#14891).
+                whole = name == "read"
+                return (yield Rpc(link.calls[name], request, left, metadata_of(token), whole=whole))
             except grpc.RpcError as error:
                 outcome, failure = self._sort(error, link.endpoint)
             except NotConnected as error:

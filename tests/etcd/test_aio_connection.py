@@ -12,11 +12,13 @@ import pytest
 from etcdsem import server
 from etcdsem.core.commands import (
     AccessDenied,
+    Compare,
     LeaseExists,
     NotApplied,
     NotConnected,
     OutcomeUnknown,
     Put,
+    Range,
     Txn,
 )
 from etcdsem.etcd.aio_connection import AioConnection
@@ -95,6 +97,36 @@ def test_an_answer_that_is_lost(etcd: EtcdServer, name: str) -> None:
     run(main())
     with connected(etcd.endpoint) as connection:
         assert all(there(connection, f"{name}/{number}") for number in (1, 2, 3))
+
+
+def test_a_read_that_is_given_up_harms_nobody(any_fresh_etcd: EtcdServer, name: str) -> None:
+    """Cancelled while it reads, it would crash an etcd from 3.5.0 to 3.5.4: the caller is gone at
+    once, and the call is left to its end.
+    """
+    look = Txn((), (Range(name.encode(), name.encode() + b"~"),) * 4)
+
+    async def main() -> None:
+        connection = dial(any_fresh_etcd.endpoint)
+        for number in range(20):
+            keys = (f"{name}/{number}/{n}".encode() for n in range(100))
+            fresh = (Compare(name.encode(), "create", "=", 0),)
+            await connection.transact(Txn(fresh, tuple(Put(key, b"x" * 100) for key in keys)), 5)
+        began = time.monotonic()
+        await connection.transact(look, 5)
+        took = time.monotonic() - began
+        given_up = 0
+        for number in range(30):
+            read = asyncio.create_task(connection.transact(look, 5))
+            await asyncio.sleep(took * number / 30)
+            read.cancel()
+            await asyncio.wait([read])
+            given_up += read.cancelled()
+            assert any_fresh_etcd.running
+        assert given_up >= 10
+        await connection.close()
+
+    run(main())
+    assert any_fresh_etcd.running
 
 
 def test_a_call_that_somebody_else_cancels(etcd: EtcdServer, name: str) -> None:
