@@ -17,7 +17,7 @@ import etcdsem
 import etcdsem.testing
 from etcdsem import aio
 from etcdsem.core import several
-from etcdsem.core.commands import OutcomeUnknown
+from etcdsem.core.commands import Command, OutcomeUnknown, Transact
 from etcdsem.errors import (
     AcquireTimeout,
     EtcdSemError,
@@ -473,3 +473,47 @@ def test_in_memory() -> None:
             assert etcdsem.acquire_all(a, b, timeout="30s") is None
             assert etcd.now >= 30
             assert a.acquire(timeout=0)
+
+
+class StandsStill:
+    """At the n-th reading of the clock after ALL was answered, 100 s have passed."""
+
+    def __init__(self, client: etcdsem.Client, readings: int) -> None:
+        engine = client.engine
+        self._now, self._perform = engine.now, engine._perform
+        self._left = readings
+        self._thread = threading.get_ident()
+        self._answered = False
+        engine.now = self.now  # type: ignore[method-assign]
+        engine._perform = self.perform  # type: ignore[method-assign]
+
+    @property
+    def passed(self) -> bool:
+        return self._left <= 0
+
+    def now(self) -> float:
+        if self._answered and threading.get_ident() == self._thread:
+            self._left -= 1
+        return self._now() + (100.0 if self.passed else 0.0)
+
+    def perform(self, command: Command[Any]) -> object:
+        result = self._perform(command)
+        if isinstance(command, Transact) and len(command.txn.success) == 2:
+            self._answered = True
+        return result
+
+
+@pytest.mark.parametrize("readings", range(1, 6))
+def test_a_process_that_stands_still_while_they_are_granted(readings: int) -> None:
+    """It has all of them or none, and knows of no grant that it does not have."""
+    with etcdsem.testing.memory() as etcd:
+        mine = etcd.client()
+        a, b = (etcdsem.Semaphore(1, one, client=mine) for one in "ab")
+        still = StandsStill(mine, readings)
+        leases = etcdsem.acquire_all(a, b)
+        assert still.passed
+        assert leases is not None
+        assert set(mine.engine.session.grants()) == {one._grant for one in leases}
+        for lease in leases:
+            lease.release()
+        assert not mine.engine.session.grants()

@@ -417,6 +417,11 @@ def granted(station: Station, lease: TtlLease, who: bytes, held: Held) -> Grant:
     """Publish a grant, if its lease is still good at this moment."""
     if not lease.valid(station.session.env.now()):
         raise TryAgain("a slot was granted, but its lease had run out meanwhile")
+    return publish(station, lease, who, held)
+
+
+def publish(station: Station, lease: TtlLease, who: bytes, held: Held) -> Grant:
+    """The grant of a slot that was taken; its lease was found valid a moment ago."""
     station.contended = False
     station.forget_line()
     return Grant(station, lease, who, held.slot, held.token, letter=False, more=held.more)

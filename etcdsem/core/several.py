@@ -322,12 +322,11 @@ def _granted(
     choices: Sequence[_Choice],
     revision: int,
 ) -> list[Grant]:
-    """Publish the grants, if all leases are still good at this moment."""
+    """Publish the grants, if all leases are still good at this moment: all of them or none."""
     now = session.env.now()
     if not all(lease.valid(now) for lease in leases):
         raise TryAgain("slots were granted, but a lease had run out meanwhile")
-    grants = []
-    for want, lease, choice in zip(wants, leases, choices, strict=True):
-        held = Held(choice.slot, revision)
-        grants.append(procedures.granted(want.station, lease, session.who(lease), held))
-    return grants
+    return [
+        procedures.publish(want.station, lease, session.who(lease), Held(choice.slot, revision))
+        for want, lease, choice in zip(wants, leases, choices, strict=True)
+    ]
