@@ -67,6 +67,7 @@ from etcdsem.shell import (
     BaseEngine,
     BaseLease,
     BaseSemaphore,
+    Named,
     Renewals,
     Watches,
     boot_time,
@@ -745,7 +746,44 @@ class _Held(AbstractAsyncContextManager[Lease, None]):
 # ---------------------------------------------------------------- semaphore
 
 
-class Semaphore(BaseSemaphore[Lease]):
+class _Bound(Named):
+    """The way of a semaphore, or a rate limit, to its client."""
+
+    def _bind(self, client: Client | None, *, register: bool) -> None:
+        if client is not None and not isinstance(client, Client):
+            raise TypeError(
+                "client must come from etcdsem.aio.connect(): blocking clients, also those of "
+                "python-etcd3, cannot be used in an event loop"
+            )
+        self._client = client
+        self._to_register = register
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self._ready().__await__()
+
+    async def _ready(self) -> Self:
+        if self._to_register:
+            await self.register()
+        return self
+
+    @property
+    def client(self) -> Client:
+        """The client in use."""
+        return default_client() if self._client is None else self._client
+
+    def _station(self) -> Station:
+        return self.client.station(self.name, self._prefix)
+
+    async def _run(self, procedure: Procedure[T], what: str) -> T:
+        return await self.client.run(procedure, f"{what} {self.name!r}")
+
+    async def register(self) -> None:
+        """Write the limit, or the rate, to etcd if it is new, else check that it is the same."""
+        await self._run(self._registering(self._station()), "register")
+        self._to_register = False
+
+
+class Semaphore(_Bound, BaseSemaphore[Lease]):
     """A counting semaphore that lives in etcd, for coroutines; arguments as `etcdsem.Semaphore`.
 
     ``await Semaphore(...)`` registers it, and gives it. One that was not awaited is registered
@@ -775,13 +813,7 @@ class Semaphore(BaseSemaphore[Lease]):
         max_hold: Duration | None = None,
         rate: str | None = None,
     ) -> None:
-        if client is not None and not isinstance(client, Client):
-            raise TypeError(
-                "client must come from etcdsem.aio.connect(): blocking clients, also those of "
-                "python-etcd3, cannot be used in an event loop"
-            )
-        self._client = client
-        self._to_register = register
+        self._bind(client, register=register)
         super().__init__(
             max_leases,
             name,
@@ -799,25 +831,6 @@ class Semaphore(BaseSemaphore[Lease]):
     def _start_empty(self) -> None:
         super()._start_empty()
         self._entered: dict[object, list[_Held]] = {}  # blocks, by the task that entered them
-
-    def __await__(self) -> Generator[Any, None, Self]:
-        return self._ready().__await__()
-
-    async def _ready(self) -> Self:
-        if self._to_register:
-            await self.register()
-        return self
-
-    @property
-    def client(self) -> Client:
-        """The client in use."""
-        return default_client() if self._client is None else self._client
-
-    def _station(self) -> Station:
-        return self.client.station(self.name, self._prefix)
-
-    async def _run(self, procedure: Procedure[T], what: str) -> T:
-        return await self.client.run(procedure, f"{what} {self.name!r}")
 
     # -- acquire and release
 
@@ -924,11 +937,6 @@ class Semaphore(BaseSemaphore[Lease]):
         return held
 
     # -- the semaphore as a whole
-
-    async def register(self) -> None:
-        """Write the limit to etcd if the semaphore is new, else check that it is the same."""
-        await self._run(self._registering(self._station()), "register")
-        self._to_register = False
 
     async def get_value(self) -> int:
         """The number of slots held now, by anyone."""
@@ -1043,7 +1051,7 @@ async def _acquire_all(
     return await clients[0].run(acquiring, f"acquire {several.named(semaphores)}")
 
 
-class RateLimit(BaseRateLimit):
+class RateLimit(_Bound, BaseRateLimit):
     """At most `limit` starts in any window of `period`; arguments as `etcdsem.RateLimit`.
 
     ``await RateLimit(...)`` registers it, and gives it. One that was not awaited is registered by
@@ -1065,35 +1073,10 @@ class RateLimit(BaseRateLimit):
         owner: str | None = None,
         register: bool = True,
     ) -> None:
-        if client is not None and not isinstance(client, Client):
-            raise TypeError(
-                "client must come from etcdsem.aio.connect(): blocking clients, also those of "
-                "python-etcd3, cannot be used in an event loop"
-            )
-        self._client = client
-        self._to_register = register
+        self._bind(client, register=register)
         super().__init__(
             name, limit, period, block=block, labels=labels, prefix=prefix, owner=owner
         )
-
-    def __await__(self) -> Generator[Any, None, Self]:
-        return self._ready().__await__()
-
-    async def _ready(self) -> Self:
-        if self._to_register:
-            await self.register()
-        return self
-
-    @property
-    def client(self) -> Client:
-        """The client in use."""
-        return default_client() if self._client is None else self._client
-
-    def _station(self) -> Station:
-        return self.client.station(self.name, self._prefix)
-
-    async def _run(self, procedure: Procedure[T], what: str) -> T:
-        return await self.client.run(procedure, f"{what} {self.name!r}")
 
     async def acquire(
         self, timeout: Duration | None = None, *, on_wait: Callable[[], object] | None = None
@@ -1131,11 +1114,6 @@ class RateLimit(BaseRateLimit):
             return result
 
         return started
-
-    async def register(self) -> None:
-        """Write the rate to etcd if it is new, else check that it is the same."""
-        await self._run(self._registering(self._station()), "register")
-        self._to_register = False
 
     async def resize(self, limit: int, period: Duration) -> None:
         """Change the rate for everybody, live. Starts already made still count as they did."""

@@ -5,33 +5,19 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from etcdsem.core import inspection, operating, procedures, rates
 from etcdsem.core.commands import Procedure
 from etcdsem.core.station import Station
 from etcdsem.errors import AcquireTimeout, InvalidSetting
-from etcdsem.model import (
-    Duration,
-    Later,
-    Start,
-    Status,
-    check_name,
-    check_prefix,
-    check_text,
-    environment,
-    make_rate,
-    read_labels,
-)
-from etcdsem.shell import operator, pausing, register_rate
+from etcdsem.model import Duration, Later, Start, Status, make_rate
+from etcdsem.shell import Named, register_rate
 
 log = logging.getLogger("etcdsem")
 
 
-class BaseRateLimit:
+class BaseRateLimit(Named):
     """A rate limit's settings."""
-
-    _package = "etcdsem"
 
     def __init__(
         self,
@@ -44,7 +30,7 @@ class BaseRateLimit:
         prefix: str | None,
         owner: str | None,
     ) -> None:
-        self.name = check_name(name)
+        super().__init__(name, labels=labels, prefix=prefix, owner=owner)
         if (limit is None) != (period is None):
             raise InvalidSetting(
                 f"rate limit {name!r}: give both the limit and the period, or neither to take "
@@ -52,11 +38,6 @@ class BaseRateLimit:
             )
         self.wanted = None if limit is None or period is None else make_rate(limit, period, block)
         self._any_block = block is None
-        self.labels = read_labels(labels)
-        self._prefix = None if prefix is None else check_prefix(prefix)
-        self.owner = owner or environment("ETCDSEM_OWNER")
-        if self.owner is not None:
-            check_text(self.owner, what="owner")
 
     def __repr__(self) -> str:
         return f"<{self._package}.RateLimit {self.name!r}, {self.wanted or 'as registered'}>"
@@ -93,9 +74,6 @@ class BaseRateLimit:
         yield from operating.resize(station, wanted)
         self.wanted = wanted
 
-    def _pausing(self, station: Station, reason: str | None) -> Procedure[bool]:
-        return pausing(station, self.owner or operator(), reason)
-
     def _status(self, station: Station, *, ttl: bool) -> Procedure[Status]:
         seen = yield from inspection.status(station, ttl=ttl)
         if station.limit is not None:
@@ -114,9 +92,6 @@ class BaseRateLimit:
                 f"etcdsem rate {self.name}"
             )
         return start
-
-    def __getstate__(self) -> dict[str, Any]:
-        return dict(self.__dict__)
 
 
 __all__ = ["BaseRateLimit"]

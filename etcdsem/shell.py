@@ -509,12 +509,50 @@ def scope(lease: BaseLease) -> None:
 # ---------------------------------------------------------------- semaphore
 
 
-class BaseSemaphore(Generic[L]):
-    """A semaphore's settings, and the leases that it holds here."""
+class Named:
+    """What a semaphore and a rate limit have in common: how they are called, and whose they are."""
 
     _package = "etcdsem"
-    _fleeting: tuple[str, ...] = ("_leases",)
+    _fleeting: tuple[str, ...] = ()
     """What is not pickled; `_start_empty` makes it."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        labels: Mapping[str, str] | None,
+        prefix: str | None,
+        owner: str | None,
+    ) -> None:
+        self.name = check_name(name)
+        self._prefix = None if prefix is None else check_prefix(prefix)
+        self.labels = read_labels(labels)
+        self.owner = owner or environment("ETCDSEM_OWNER")
+        if self.owner is not None:
+            check_text(self.owner, what="owner")
+        self._start_empty()
+
+    def _start_empty(self) -> None:
+        pass
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: it for key, it in self.__dict__.items() if key not in self._fleeting}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start_empty()
+
+    def _registering(self, station: Station) -> Procedure[None]:
+        raise NotImplementedError
+
+    def _pausing(self, station: Station, reason: str | None) -> Procedure[bool]:
+        return pausing(station, self.owner or operator(), reason)
+
+
+class BaseSemaphore(Named, Generic[L]):
+    """A semaphore's settings, and the leases that it holds here."""
+
+    _fleeting: tuple[str, ...] = ("_leases",)
 
     def __init__(
         self,
@@ -532,13 +570,13 @@ class BaseSemaphore(Generic[L]):
         rate: str | None,
     ) -> None:
         self.max_leases = None if max_leases is None else check_limit(max_leases)
-        self.name = check_name(name if name is not None else f"semaphore-{uuid.uuid4().hex}")
-        self._prefix = None if prefix is None else check_prefix(prefix)
+        super().__init__(
+            name if name is not None else f"semaphore-{uuid.uuid4().hex}",
+            labels=labels,
+            prefix=prefix,
+            owner=owner,
+        )
         self.lease_timeout, self.refresh_interval = read_intervals(lease_timeout, refresh_interval)
-        self.labels = read_labels(labels)
-        self.owner = owner or environment("ETCDSEM_OWNER")
-        if self.owner is not None:
-            check_text(self.owner, what="owner")
         self.on_lost = on_lost
         self.raise_on_loss = raise_on_loss
         self.max_hold = max_hold_seconds(max_hold)
@@ -547,7 +585,6 @@ class BaseSemaphore(Generic[L]):
         if self.rate is not None:
             check_name(self._rate_name)
         self._refresh_leases = True
-        self._start_empty()
 
     def _start_empty(self) -> None:
         self._leases: list[L] = []
@@ -563,13 +600,6 @@ class BaseSemaphore(Generic[L]):
         """Of the rate limit beside this semaphore."""
         prefix = station.keys.base.decode().removesuffix(f"/{self.name}/")
         return station.session.station(prefix, self._rate_name)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: it for key, it in self.__dict__.items() if key not in self._fleeting}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._start_empty()
 
     def _owner_shown(self) -> str:
         return self.owner or f"{socket.gethostname()}:{os.getpid()}"
@@ -702,9 +732,6 @@ class BaseSemaphore(Generic[L]):
         yield from operating.resize(station, number)
         if number:
             self.max_leases = number
-
-    def _pausing(self, station: Station, reason: str | None) -> Procedure[bool]:
-        return pausing(station, self.owner or operator(), reason)
 
     def _draining(
         self, station: Station, timeout: Duration | None, reason: str | None

@@ -75,6 +75,7 @@ from etcdsem.shell import (
     BaseEngine,
     BaseLease,
     BaseSemaphore,
+    Named,
     Renewals,
     Watches,
     boot_time,
@@ -672,7 +673,44 @@ class Lease(BaseLease):
 # ---------------------------------------------------------------- semaphore
 
 
-class Semaphore(BaseSemaphore[Lease]):
+class _Bound(Named):
+    """The way of a semaphore, or a rate limit, to its client."""
+
+    def _bind(self, client: object) -> None:
+        self._client = _as_client(client)
+        self._follows_default = client is None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # One that uses a default client takes its etcd along.
+        return {**super().__getstate__(), "_follows_default": self._client is None}
+
+    @property
+    def client(self) -> Client:
+        """The client in use: the one given, else the process's default, which may change."""
+        if self._follows_default or self._client is None:
+            self._client = default_client()
+        return self._client
+
+    def _station(self) -> Station:
+        return self.client.station(self.name, self._prefix)
+
+    def _run(self, procedure: Procedure[T], what: str) -> T:
+        return self.client.run(procedure, f"{what} {self.name!r}")
+
+    def register(self) -> None:
+        """Write the limit, or the rate, to etcd if it is new, else check that it is the same.
+
+        One that was resized since it was registered is taken as it is.
+
+        Raises:
+            InconsistentLimit: another limit, or rate, is registered.
+            WrongKind: there is a rate limit of that name, and this is a semaphore; or the other
+                way round.
+        """
+        self._run(self._registering(self._station()), "register")
+
+
+class Semaphore(_Bound, BaseSemaphore[Lease]):
     """A counting semaphore that lives in etcd, shared by any processes anywhere.
 
     Args:
@@ -722,8 +760,7 @@ class Semaphore(BaseSemaphore[Lease]):
         max_hold: Duration | None = None,
         rate: str | None = None,
     ) -> None:
-        self._client = _as_client(client)
-        self._follows_default = client is None
+        self._bind(client)
         super().__init__(
             max_leases,
             name,
@@ -745,23 +782,6 @@ class Semaphore(BaseSemaphore[Lease]):
     def _start_empty(self) -> None:
         super()._start_empty()
         self._entered = threading.local()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # One that uses a default client takes its etcd along.
-        return {**super().__getstate__(), "_follows_default": self._client is None}
-
-    @property
-    def client(self) -> Client:
-        """The client in use: the one given, else the process's default, which may change."""
-        if self._follows_default or self._client is None:
-            self._client = default_client()
-        return self._client
-
-    def _station(self) -> Station:
-        return self.client.station(self.name, self._prefix)
-
-    def _run(self, procedure: Procedure[T], what: str) -> T:
-        return self.client.run(procedure, f"{what} {self.name!r}")
 
     # -- acquire and release
 
@@ -890,16 +910,6 @@ class Semaphore(BaseSemaphore[Lease]):
         return held
 
     # -- the semaphore as a whole
-
-    def register(self) -> None:
-        """Write the limit to etcd if the semaphore is new, else check that it is the same.
-
-        A limit that was resized since it was registered is taken as it is.
-
-        Raises:
-            InconsistentLimit: another limit is registered.
-        """
-        self._run(self._registering(self._station()), "register")
 
     def get_value(self) -> int:
         """The number of slots held now, by anyone."""
@@ -1044,7 +1054,7 @@ def _acquire_all(
 # ---------------------------------------------------------------- rate limit
 
 
-class RateLimit(BaseRateLimit):
+class RateLimit(_Bound, BaseRateLimit):
     """At most `limit` starts in any window of `period`, by any processes anywhere.
 
     A start is a moment, not a span: there is nothing to release. ``with limit:`` waits for a start
@@ -1083,29 +1093,12 @@ class RateLimit(BaseRateLimit):
         owner: str | None = None,
         register: bool = True,
     ) -> None:
-        self._client = _as_client(client)
-        self._follows_default = client is None
+        self._bind(client)
         super().__init__(
             name, limit, period, block=block, labels=labels, prefix=prefix, owner=owner
         )
         if register:
             self.register()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_follows_default": self._client is None}
-
-    @property
-    def client(self) -> Client:
-        """The client in use: the one given, else the process's default, which may change."""
-        if self._follows_default or self._client is None:
-            self._client = default_client()
-        return self._client
-
-    def _station(self) -> Station:
-        return self.client.station(self.name, self._prefix)
-
-    def _run(self, procedure: Procedure[T], what: str) -> T:
-        return self.client.run(procedure, f"{what} {self.name!r}")
 
     def acquire(
         self, timeout: Duration | None = None, *, on_wait: Callable[[], object] | None = None
@@ -1152,15 +1145,6 @@ class RateLimit(BaseRateLimit):
             return function(*args, **kwargs)
 
         return started
-
-    def register(self) -> None:
-        """Write the rate to etcd if it is new, else check that it is the same.
-
-        Raises:
-            InconsistentLimit: another rate is registered.
-            WrongKind: there is a semaphore of that name.
-        """
-        self._run(self._registering(self._station()), "register")
 
     def resize(self, limit: int, period: Duration) -> None:
         """Change the rate for everybody, live. Starts already made still count as they did."""
