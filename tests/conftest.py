@@ -14,8 +14,10 @@ import signal
 import sysconfig
 import threading
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,9 +39,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """With pytest-xdist (`-n 4`): files stay together, and the long ones begin first."""
+    """With pytest-xdist (`-n 4`) the long files begin first."""
     if getattr(config.option, "numprocesses", None):
-        config.option.dist = "loadgroup"
         config.option.loadscopereorder = False
     if config.option.record and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Record(config.option.record))
@@ -56,16 +57,30 @@ LONG = ("tests/containers", "tests/chaos", "tests/simulation/test_simulator", "t
 """What takes longest, in the order in which it should begin."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     """Say which tests run on one worker: those of a file, and all that use containers or a
     cluster of processes, since two such at a time are too much for a small machine.
+
+    (`--dist loadgroup` would do, but does nothing with pytest 9.2 and pytest-xdist 3.8.)
     """
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            file = item.nodeid.split("::")[0]
-            heavy = file.startswith(("tests/containers", "tests/chaos", "tests/test_docker"))
-            item.add_marker(pytest.mark.xdist_group("heavy" if heavy else file))
+    from xdist.scheduler import LoadScopeScheduling
+
+    made = LoadScopeScheduling(config, log)
+    made._split_scope = _together
+    return made
+
+
+HEAVY = ("tests/containers", "tests/chaos", "tests/test_docker")
+
+
+def _together(nodeid: str) -> str:
+    return "heavy" if nodeid.startswith(HEAVY) else nodeid.split("::")[0]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first."""
     items.sort(key=_rank)
 
 
@@ -125,6 +140,12 @@ def _servers() -> Iterator[dict[str, EtcdServer]]:
 
 
 def _shared(servers: dict[str, EtcdServer], kind: str, binary: str) -> EtcdServer:
+    """One that serves. Should it have crashed, the test that did it has failed, and tells why; the
+    others, which share it, have another.
+    """
+    if kind in servers and not servers[kind].running:
+        warnings.warn(f"{servers[kind]} is gone:\n{servers[kind].log_end(40)}", stacklevel=2)
+        servers.pop(kind).stop()
     if kind not in servers:
         servers[kind] = server.start(binary=binary)
     return servers[kind]

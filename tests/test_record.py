@@ -11,6 +11,7 @@ import pytest
 
 from tests import record
 from tests.chaos import conductor
+from tests.conftest import _together
 
 SUITE = """
 import os, pytest
@@ -33,6 +34,19 @@ def test_skipped():
 ALL = 10
 
 
+def run_pytest(folder: Path, *arguments: str, **variables: str) -> int:
+    """Run tests as if nobody else ran any; gives the exit code."""
+    inherited = {v: it for v, it in os.environ.items() if not v.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env={**inherited, "PYTHONPATH": str(Path(__file__).parent.parent), **variables},
+        capture_output=True,
+        check=False,
+    ).returncode
+
+
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_what_failed_or_never_ran_is_known(workers: str, tmp_path: Path) -> None:
     (tmp_path / "test_suite.py").write_text(SUITE)
@@ -44,18 +58,8 @@ def test_what_failed_or_never_ran_is_known(workers: str, tmp_path: Path) -> None
         "        config.pluginmanager.register(Record(Path('record')))\n"
     )
 
-    def run(*arguments: str, **variables: str) -> int:
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **variables}
-        environment.pop("PYTEST_ADDOPTS", None)
-        for variable in [v for v in environment if v.startswith("PYTEST_XDIST")]:
-            del environment[variable]
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, check=False
-        ).returncode
-
     restarts = ("--dist", "loadfile", "--max-worker-restart", "1")
-    assert run("-n", workers, *restarts, GO_DOWN="1") != 0
+    assert run_pytest(tmp_path, "-n", workers, *restarts, GO_DOWN="1") != 0
     written = (tmp_path / "record").read_text().splitlines()
     failed, never = record.once_more(written)
     assert "test_suite.py::test_wrong" in failed or workers == "0"
@@ -65,7 +69,7 @@ def test_what_failed_or_never_ran_is_known(workers: str, tmp_path: Path) -> None
     assert down == [f"test_suite.py::test_worker_goes_down[{who}]" for who in ("a@b", "c")]
 
     (tmp_path / "again").write_text("\n".join((*failed, *never)) + "\n")
-    assert run("-n", "0", "@again") == 1
+    assert run_pytest(tmp_path, "-n", "0", "@again") == 1
     outcomes = record.once_more((tmp_path / "record").read_text().splitlines())
     assert outcomes == (["test_suite.py::test_wrong"], [])
 
@@ -88,3 +92,27 @@ def test_what_gets_a_second_try(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert record.main(str(path), 12) == 1
     assert judged(*(f"failed tests/a.py::t{n}" for n in range(201))) == 1
     assert judged("todo tests/a.py::t", "passed tests/a.py::t") == 1  # then what went wrong?
+
+
+def test_files_stay_together(tmp_path: Path) -> None:
+    """Each file on one worker, and all heavy ones on the same: it once stopped working silently."""
+    heavy = tmp_path / "tests" / "chaos"
+    heavy.mkdir(parents=True)
+    (tmp_path / "conftest.py").write_text(
+        "from tests.conftest import pytest_xdist_make_scheduler\n"
+    )
+    for path in (*(tmp_path / f"test_{n}.py" for n in range(3)), heavy / "test_x.py"):
+        path.write_text(
+            "import os, pathlib, pytest\n"
+            "@pytest.mark.parametrize('number', range(8))\n"
+            "def test_one(number):\n"
+            "    worker = os.environ['PYTEST_XDIST_WORKER']\n"
+            "    with open('ran', 'a') as file:\n"
+            "        print(pathlib.Path(__file__).stem, worker, file=file)\n"
+        )
+    assert run_pytest(tmp_path, "-n", "3") == 0
+    ran = (tmp_path / "ran").read_text().splitlines()
+    assert len(ran) == 32
+    assert len(set(ran)) == 4  # pairs of a file and its worker
+    assert _together("tests/chaos/test_x.py::a") == _together("tests/containers/test_y.py::b[c::d]")
+    assert _together("tests/test_x.py::a[b::c]") == _together("tests/test_x.py::d")
