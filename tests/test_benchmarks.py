@@ -182,6 +182,16 @@ def test_what_the_parts_of_a_hand_over_cost_etcd(tmp_path: Path) -> None:
     assert part["table"][1][-1] == "1.00"  # the floor, of the floor
 
 
+def test_who_gets_it(tmp_path: Path) -> None:
+    """Nobody starves, and the page's verdict is by this run."""
+    found = tmp_path / "found.json"
+    run(".fairness", "--turns", 2, "--clients", 10, "--json", found)
+    book = Book(found)
+    assert [one["starved"] for one in book.parts["fairness"]["rows"]] == [0] * 4
+    judged = {str(one.target): one.met for one in verdicts.verdicts(book)}
+    assert judged["threads, limit 5: starved clients"] is True
+
+
 def test_what_waiting_costs_etcd(tmp_path: Path) -> None:
     """Formulas and measurements agree, where neither is left to the clock."""
     found = tmp_path / "found.json"

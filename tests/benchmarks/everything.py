@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-PARTS = ("speed", "parts", "start", "memory", "crash", "sizing", "churn")
+PARTS = ("speed", "fairness", "parts", "start", "memory", "crash", "sizing", "churn")
 
 
 def steps(options: argparse.Namespace) -> list[list[str]]:
@@ -23,6 +23,7 @@ def steps(options: argparse.Namespace) -> list[list[str]]:
     found = str(options.json)
     parts: dict[str, list[str]] = {
         "speed": ["--quick"] if quick else ["--rounds", str(options.rounds)],
+        "fairness": ["--turns", "2", "--clients", "2", "10"] if quick else [],
         "parts": ["--rounds", "1", "--count", "200"] if quick else [],
         "start": ["--times", "3"] if quick else [],
         "memory": [],

@@ -144,6 +144,7 @@ def _more(book: Book) -> Iterator[str]:
 
 
 _SCRIPTS = {
+    "fairness": "Who gets it, with more turns for each",
     "parts": "What the two transactions of a hand-over cost etcd",
     "start": "The command line's start",
     "memory": "Memory",
