@@ -15,7 +15,11 @@
    - deleted while somebody waits, and the mark `contended` stays as it was: no program of ours
      gives a slot back so (it hands over, or takes the mark away, or puts it again, or there is
      surplus). So it was lost.
-4. After a gap the counts are least numbers: of what happened in it, only the difference is seen.
+4. Leases are counted, and slots: a lease of weight 3 is one lease in three slots. It has ended when
+   the first of its slots has, and however many follow.
+5. The slots of a rate limit stand for starts, or blocks of them. They are counted as starts; how a
+   slot ended says nothing of interest.
+6. After a gap the counts are least numbers: of what happened in it, only the difference is seen.
 """
 
 from __future__ import annotations
@@ -23,15 +27,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from etcdsem.core.commands import Event, KeyValue
-from etcdsem.core.keys import Keys, Limit, Stated, read_limit, slot_number, stated, waits
-from etcdsem.model import check_name
+from etcdsem.core.keys import (
+    ORDINARY,
+    Keys,
+    Limit,
+    Stated,
+    Wants,
+    read_limit,
+    slot_number,
+    stated,
+    waits,
+)
+from etcdsem.model import Rate, check_name
 
 LATE = 5.0
 """Seconds after which an event that has not come is taken for lost. A busy etcd, or a busy reader,
 is late by more than the time between two scrapes."""
+
+
+Grant: TypeAlias = tuple[int, int]
+"""An etcd lease, and the revision of the grant: leases are used again."""
 
 
 class Present(NamedTuple):
@@ -42,20 +60,31 @@ class Present(NamedTuple):
     """On the census's clock."""
     carried: int | None
     """The limit that the program was told, where it is not the one in force."""
+    lease: int
+    wants: Wants = ORDINARY
+    """What a waiter waits for."""
+
+    @property
+    def grant(self) -> Grant:
+        """Which grant a holder's slot belongs to."""
+        return self.lease, self.token
 
 
 class Line:
-    """One semaphore."""
+    """One semaphore, or one rate limit."""
 
     __slots__ = (
         "acquired",
         "contended",
+        "ended",
+        "grants",
         "held",
         "junk",
         "keys",
         "limit",
         "lost",
         "overbooked",
+        "rate",
         "released",
         "waiting",
     )
@@ -63,14 +92,17 @@ class Line:
     def __init__(self, keys: Keys) -> None:
         self.keys = keys
         self.limit: Limit | None = None
+        self.rate: Rate | None = None  # of a rate limit, as it was when it could be read last
         self.contended = False
         self.held: dict[int, Present] = {}
+        self.grants: dict[Grant, int] = {}  # those that hold, and in how many slots
+        self.ended: set[Grant] = set()  # those of them that have lost a slot: counted already
         self.waiting: dict[bytes, Present] = {}
         self.junk: set[bytes] = set()
-        self.acquired = 0
+        self.acquired = 0  # leases; of a rate limit starts
         self.released = 0
         self.lost = 0
-        self.overbooked = 0  # grants beyond the limit: there must be none, ever
+        self.overbooked = 0  # slots granted beyond the limit: there must be none, ever
 
     @property
     def name(self) -> str:
@@ -86,6 +118,14 @@ class Line:
     def empty(self) -> bool:
         """Is nothing left of it?"""
         return not (self.limit or self.held or self.waiting or self.junk)
+
+    @property
+    def next_wants(self) -> int:
+        """How many slots the first in line wants; 0 if nobody waits."""
+        waiting = list(self.waiting.values())
+        if not waiting:
+            return 0
+        return min(waiting, key=lambda one: (-one.wants.priority, one.token)).wants.weight
 
     def drifting(self) -> int:
         """How many hold or wait whose program was told another limit than is in force."""
@@ -122,13 +162,20 @@ class Line:
             self.junk.discard(kv.key)
             self.waiting.pop(kv.key, None)
             if not gone and waits(keys, kv):
-                self.waiting[kv.key] = Present(kv.mod_revision, now, stated(kv).carried)
+                self.waiting[kv.key] = _present(kv, now)
             elif not gone:
                 self.junk.add(kv.key)
         elif kv.key == keys.max_leases:
-            self.limit = None if gone else read_limit(kv)
+            self._learn(None if gone else read_limit(kv))
         elif kv.key == keys.contended:
             self.contended = not gone
+
+    def _learn(self, limit: Limit | None) -> None:
+        self.limit = limit
+        if limit is not None and limit.number is not None:
+            if (limit.rate is None) is not (self.rate is None):
+                self.acquired = self.released = self.lost = self.overbooked = 0  # another kind
+            self.rate = limit.rate
 
     def _apply_slot(self, kv: KeyValue, now: float, *, gone: bool, orderly: bool) -> None:
         self.junk.discard(kv.key)
@@ -140,29 +187,45 @@ class Line:
         before = self.held.pop(slot, None)
         ours = not gone and kv.lease != 0
         if before is not None:
-            if ours or (gone and orderly):
-                self.released += 1
-            else:
-                self.lost += 1
+            self._end(before.grant, lost=not (ours or (gone and orderly)))
         if ours:
-            self.acquired += 1
-            self.held[slot] = Present(kv.mod_revision, now, stated(kv).carried)
+            self.held[slot] = one = _present(kv, now)
+            if one.grant not in self.grants:
+                self.acquired += self.rate.block if self.rate else 1
+            self.grants[one.grant] = self.grants.get(one.grant, 0) + 1
         elif not gone:
             self.junk.add(kv.key)
 
+    def _end(self, grant: Grant, *, lost: bool) -> None:
+        """A slot of a grant is another's, or free."""
+        if grant not in self.ended:
+            self.lost += lost
+            self.released += not lost
+        self.grants[grant] -= 1
+        if self.grants[grant]:
+            self.ended.add(grant)
+        else:
+            del self.grants[grant]
+            self.ended.discard(grant)
+
     def differ(self, before: Line) -> None:
         """Take over the counts of `before`, and count what must have happened since."""
-        self.acquired, self.released = before.acquired, before.released
-        self.lost, self.overbooked = before.lost, before.overbooked
+        if self.limit is not None and self.limit.number is None:
+            self.rate = before.rate
+        if (self.rate is None) is (before.rate is None):
+            self.acquired, self.released = before.acquired, before.released
+            self.lost, self.overbooked = before.lost, before.overbooked
         for slot, one in list(self.held.items()):
             then = before.held.get(slot)
             if then is not None and then.token == one.token:
                 self.held[slot] = one._replace(since=then.since)
-            else:
-                self.acquired += 1
-        for slot, then in before.held.items():
-            one_now = self.held.get(slot)
-            self.released += one_now is None or one_now.token != then.token
+        block = self.rate.block if self.rate else 1
+        self.acquired += block * len(self.grants.keys() - before.grants.keys())
+        for grant, slots in before.grants.items():
+            now = self.grants.get(grant, 0)
+            self.released += now < slots and grant not in before.ended
+            if now and (now < slots or grant in before.ended):
+                self.ended.add(grant)
         for key, then in before.waiting.items():
             one_now = self.waiting.get(key)
             if one_now is not None and one_now.token == then.token:
@@ -298,6 +361,11 @@ class Census:
             line = self.lines.get(name)
             if line is not None and line.empty:
                 del self.lines[name]
+
+
+def _present(kv: KeyValue, now: float) -> Present:
+    said = stated(kv)
+    return Present(kv.mod_revision, now, said.carried, kv.lease, said.wants)
 
 
 def _age(said: Stated, wall: float) -> float:

@@ -179,6 +179,144 @@ def test_times_are_by_the_watchers_clock_and_by_records_at_first() -> None:
     assert line(one).waiting[who(9)].since == 123.0
 
 
+# ---------------------------------------------------------------- leases of several slots
+
+
+def hold_all(slots: Iterable[int], revision: int, lease: int = 0) -> list[Event]:
+    """A grant of several slots: one lease, one revision."""
+    value = b'{"weight":3}'
+    return [put(KEYS.slot(slot), revision, value, lease or revision) for slot in slots]
+
+
+def give_back(slots: Iterable[int], revision: int) -> list[Event]:
+    """All at once, while nobody waits; or by the end of the etcd lease."""
+    return [delete(KEYS.slot(slot), revision) for slot in slots]
+
+
+def test_a_lease_of_three_slots_is_one_lease_and_three_slots() -> None:
+    """Held and given back: each counted as what it is."""
+    one = census(*hold_all((0, 2, 3), 2), hold(1, 3), limit=b"5")
+    assert (len(line(one).grants), len(line(one).held)) == (2, 4)
+    assert counts(one) == (2, 0, 0)
+    one.apply(give_back((0, 2, 3), 4), 123.0)
+    assert (len(line(one).grants), list(line(one).held)) == (1, [1])
+    assert counts(one) == (2, 1, 0)
+    assert not line(one).ended
+
+
+def test_the_same_etcd_lease_twice_is_two_leases() -> None:
+    """Etcd leases are used again; two grants of one revision are two as well."""
+    one = census(*hold_all((0, 1), 2, lease=7), *give_back((0, 1), 3), *hold_all((0, 1), 4, 7))
+    assert counts(one) == (2, 1, 0)
+    batch = census(put(KEYS.slot(0), 2, b"{}", 7), put(KEYS.slot(1), 2, b"{}", 8))
+    assert (counts(batch), len(line(batch).grants)) == ((2, 0, 0), 2)
+
+
+def test_a_lease_that_is_lost_is_one_loss() -> None:
+    """All of its slots go with the etcd lease, while somebody waits."""
+    one = census(*hold_all((0, 1, 2), 2), *wait(7, 3), *give_back((0, 1, 2), 4), limit=b"3")
+    assert counts(one) == (1, 0, 1)
+
+
+def test_a_lease_ends_with_the_first_of_its_slots() -> None:
+    """One is deleted by hand: a loss; what its holder gives back then is nothing more."""
+    one = census(*hold_all((0, 1, 2), 2), *wait(7, 3), delete(KEYS.slot(1), 4), limit=b"3")
+    assert counts(one) == (1, 0, 1)
+    assert (len(line(one).grants), sorted(line(one).held)) == (1, [0, 2])
+    one.apply([*give_back((0, 2), 5), put(KEYS.contended, 5, b"1")], 123.0)
+    assert counts(one) == (1, 0, 1)
+    assert not line(one).grants
+
+
+def test_slots_handed_over_to_several() -> None:
+    """A lease of two goes to two of one slot each: one release, two grants."""
+    one = census(*hold_all((0, 1), 2), *wait(7, 3), *wait(8, 4))
+    one.apply([put(KEYS.slot(0), 5, b"{}", 7), delete(who(7), 5)], 100.0)
+    one.apply([put(KEYS.slot(1), 6, b"{}", 8), delete(who(8), 6)], 100.0)
+    assert counts(one) == (3, 1, 0)
+    assert len(line(one).grants) == 2
+
+
+def test_slots_given_back_to_nobody_are_no_loss() -> None:
+    """VACATE: somebody wants more; the mark is put again at the same revision."""
+    one = census(hold(0, 2), hold(1, 3), *wait(7, 4, b'{"weight":2}'))
+    one.apply([delete(KEYS.slot(0), 5), put(KEYS.contended, 5, b"1")], 100.0)
+    assert counts(one) == (2, 1, 0)
+
+
+def test_what_the_first_in_line_wants() -> None:
+    """By priority, then in the order in which they came."""
+    assert line(census()).next_wants == 0
+    one = census(*wait(7, 2, b'{"weight":3}'), *wait(8, 3, b'{"weight":2}'), *wait(9, 4))
+    assert line(one).next_wants == 3
+    one.apply(wait(10, 5, b'{"weight":4,"priority":1}'), 100.0)
+    assert line(one).next_wants == 4
+    one.apply([delete(who(10), 6), delete(who(7), 6)], 100.0)
+    assert line(one).next_wants == 2
+
+
+def test_a_big_grant_beyond_the_limit_is_told_in_slots() -> None:
+    """It must never happen."""
+    assert line(census(hold(0, 2), *hold_all((1, 2), 3))).overbooked == 1
+    assert line(census(*hold_all((0, 1, 2), 3))).overbooked == 1
+
+
+def test_how_long_a_lease_of_several_slots_is_held() -> None:
+    """As long as each of its slots; after a gap still since the grant."""
+    one = census(limit=b"5")
+    one.apply(hold_all((0, 1, 2), 2), 150.0)
+    one.apply([hold(3, 3)], 160.0)
+    assert [line(one).held[slot].since for slot in range(4)] == [150.0, 150.0, 150.0, 160.0]
+    one.lost()
+    one.begin()
+    one.load(snapshot(hold_all((0, 1, 2), 2)), 9, 300.0, 1000.0)
+    assert {held.since for held in line(one).held.values()} == {150.0}
+    assert counts(one) == (2, 1, 0)
+
+
+def test_after_a_gap_leases_are_compared() -> None:
+    """One of a lease's slots has gone meanwhile: it has ended, and is counted once."""
+    one = census(*hold_all((0, 1), 2), *hold_all((2, 3), 3), limit=b"5")
+    one.lost()
+    one.begin()
+    one.load(snapshot([hold_all((0, 1), 2)[0], *hold_all((2, 3, 4), 6)]), 7, 300.0, 1000.0)
+    assert counts(one) == (3, 2, 0)
+    one.apply(give_back((0,), 8), 300.0)
+    assert counts(one) == (3, 2, 0)
+    one.apply(give_back((2, 3, 4), 9), 300.0)
+    assert counts(one) == (3, 3, 0)
+
+
+# ---------------------------------------------------------------- rate limits
+
+
+def test_a_rate_limits_slots_are_starts() -> None:
+    """Counted when they are granted; a block as a whole."""
+    one = census(hold(0, 2), hold(1, 3), delete(KEYS.slot(0), 4), hold(0, 5), limit=b"2/1m")
+    assert line(one).rate is not None
+    assert (line(one).acquired, len(line(one).held)) == (3, 2)
+    blocks = census(hold(0, 2), hold(1, 3), limit=b"1000/1m/50")
+    assert (line(blocks).acquired, line(blocks).room) == (100, 20)
+
+
+def test_a_rate_that_cannot_be_read_is_one_still() -> None:
+    """Until something else can be read, also after a gap: then it is that, and counts anew."""
+    one = census(hold(0, 2), put(KEYS.max_leases, 3, b"soon"), limit=b"2/1m")
+    assert line(one).rate is not None
+    one.lost()
+    one.begin()
+    one.load([kv(KEYS.max_leases, 3, b"soon"), kv(KEYS.slot(0), 2, b"{}", 2)], 4, 100.0, 1000.0)
+    assert line(one).rate is not None
+    assert line(one).acquired == 1
+    one.apply([put(KEYS.max_leases, 5, b"7")], 100.0)
+    assert (line(one).rate, line(one).acquired) == (None, 0)
+    one.lost()
+    one.begin()
+    one.load([kv(KEYS.max_leases, 6, b"2/1m")], 7, 100.0, 1000.0)
+    assert line(one).rate is not None
+    assert line(one).acquired == 0
+
+
 # ---------------------------------------------------------------- the picture is complete
 
 

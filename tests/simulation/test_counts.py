@@ -28,7 +28,10 @@ class Watcher:
         self.census.load(world.etcd.keys(), world.etcd.revision, 0.0, 0.0)
         self.given_back = False  # a client's transaction is under way
         self.really = Counter[tuple[str, str]]()
-        """By semaphore: slots put, given back by a client's transaction, ended otherwise."""
+        """By semaphore: leases granted; slots given back by a client's transaction, ended
+        otherwise.
+        """
+        self._grants: set[tuple[str, int, int]] = set()
         self.told_lost_when_given_back: list[str] = []
         world.etcd.observers.append(self.revision)
         transact = world.etcd.transact
@@ -58,6 +61,10 @@ class Watcher:
         if line is None or not event.kv.key.startswith(line.keys.leases):
             return
         if slot_number(line.keys, event.kv.key) is not None:
+            grant = (line.name, event.kv.lease, event.kv.mod_revision)
+            if event.kind == "put" and grant in self._grants:
+                return  # another slot of the same lease
+            self._grants.add(grant)
             kind = "put" if event.kind == "put" else "back" if self.given_back else "ended"
             self.really[line.name, kind] += 1
 
