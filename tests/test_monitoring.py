@@ -17,7 +17,7 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from etcdsem import Client, Semaphore, metrics
+from etcdsem import Client, RateLimit, Semaphore, metrics
 from tests.cli.driver import Cli, ran
 from tests.cli.test_exporter import Exporter
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 MONITORING = ROOT / "deploy" / "monitoring"
-OURS = r"(?:etcdsem|semaphore)_[a-z0-9_]*[a-z0-9]"
+OURS = r"(?:etcdsem|semaphore|rate_limit)_[a-z0-9_]*[a-z0-9]"
 WORDS = {
     *("and", "or", "unless", "by", "le", "name", "outcome"),
     *("absent", "histogram_quantile", "increase", "max", "min", "rate", "sum", "time"),
@@ -58,7 +58,7 @@ def panel_queries() -> list[str]:
         target["expr"] for panel in dashboard()["panels"] for target in panel.get("targets", ())
     ]
     return [
-        re.sub(r"\$(prefix|semaphore)\b", ".*", one).replace("$__rate_interval", "5m")
+        re.sub(r"\$(prefix|semaphore|rate_limit)\b", ".*", one).replace("$__rate_interval", "5m")
         for one in found
     ]
 
@@ -78,6 +78,7 @@ def served(etcd: EtcdServer, client: Client, name: str, tmp_path: Path, start: A
         return _served
     registry = CollectorRegistry()
     metrics.register(registry)
+    RateLimit(f"{name}.rate", 2, "1m", client=client).acquire()
     with Semaphore(2, name, client=client):
         exporter = Exporter(start(etcd, "exporter", "--listen", "127.0.0.1:0"))
         exported = exporter.get("/metrics")[1]
@@ -155,7 +156,11 @@ def test_the_dashboard_can_be_imported() -> None:
     """A uid, panels that don't overlap, every query through the chosen data source."""
     board = dashboard()
     assert board["uid"] == "etcdsem-semaphores"
-    assert {one["name"] for one in board["templating"]["list"]} >= {"datasource", "semaphore"}
+    assert {one["name"] for one in board["templating"]["list"]} >= {
+        "datasource",
+        "semaphore",
+        "rate_limit",
+    }
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
     taken: set[tuple[int, int]] = set()
     for panel in board["panels"]:
@@ -239,20 +244,29 @@ FIRES = {
     "EtcdsemHeldBeyondLimit": {"etcdsem_semaphore_overbooked_leases": "2x60"},
     "EtcdsemLimitUnreadable": {"etcdsem_semaphore_limit_unreadable": "1x60"},
     "EtcdsemSaturated": {
-        "etcdsem_semaphore_active_leases": "5x60",
+        "etcdsem_semaphore_active_slots": "4x60",
         "etcdsem_semaphore_max_leases": "5x60",
         "etcdsem_semaphore_pending_leases": "1x60",
+        "etcdsem_semaphore_next_wants_slots": "2x60",
+    },
+    "EtcdsemRateUsedUp": {
+        "etcdsem_rate_limit_used_starts": "960x60",
+        "etcdsem_rate_limit_block_starts": "50x60",
+        "etcdsem_rate_limit_max_starts": "1000x60",
+        "etcdsem_rate_limit_pending_starts": "1x60",
     },
     "EtcdsemPaused": {
-        "etcdsem_semaphore_active_leases": "0x60",
+        "etcdsem_semaphore_active_slots": "0x60",
         "etcdsem_semaphore_max_leases": "5x60",
         "etcdsem_semaphore_pending_leases": "1x60",
+        "etcdsem_semaphore_next_wants_slots": "1x60",
         "etcdsem_semaphore_paused": "1x60",
     },
     "EtcdsemIdleSlot": {
-        "etcdsem_semaphore_active_leases": "4x60",
+        "etcdsem_semaphore_active_slots": "4x60",
         "etcdsem_semaphore_max_leases": "5x60",
         "etcdsem_semaphore_pending_leases": "1x60",
+        "etcdsem_semaphore_next_wants_slots": "1x60",
     },
     "EtcdsemWaitsLong": {"etcdsem_semaphore_oldest_wait_seconds": "3601x60"},
     "EtcdsemLeasesLost": {"etcdsem_semaphore_losses_total": "0x50 1x10"},
@@ -265,10 +279,33 @@ FIRES = {
 }
 """Metrics of an hour, one number for each minute."""
 
+RATES_FIRE = {
+    "EtcdsemOvergranted": {"etcdsem_rate_limit_overbooked_total": "0x10 1x50"},
+    "EtcdsemLimitUnreadable": {"etcdsem_rate_limit_unreadable": "1x60"},
+    "EtcdsemPaused": {
+        "etcdsem_rate_limit_used_starts": "0x60",
+        "etcdsem_rate_limit_block_starts": "1x60",
+        "etcdsem_rate_limit_max_starts": "100x60",
+        "etcdsem_rate_limit_pending_starts": "1x60",
+        "etcdsem_rate_limit_paused": "1x60",
+    },
+    "EtcdsemIdleSlot": {
+        "etcdsem_rate_limit_used_starts": "99x60",
+        "etcdsem_rate_limit_block_starts": "1x60",
+        "etcdsem_rate_limit_max_starts": "100x60",
+        "etcdsem_rate_limit_pending_starts": "1x60",
+    },
+    "EtcdsemWaitsLong": {"etcdsem_rate_limit_oldest_wait_seconds": "3601x60"},
+    "EtcdsemJunkKeys": {"etcdsem_rate_limit_junk_keys": "1x60"},
+}
+"""The same for alerts that speak of rate limits too."""
+
 
 @needs_promtool
-@pytest.mark.parametrize("alert", FIRES)
-def test_an_alert_fires_when_it_should(alert: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("alert", "shown"), [*FIRES.items(), *RATES_FIRE.items()])
+def test_an_alert_fires_when_it_should(
+    alert: str, shown: Mapping[str, str], tmp_path: Path
+) -> None:
     """After an hour of such metrics it fires, and no other does."""
     groups = yaml.safe_load((MONITORING / "rules.yaml").read_text())["spec"]["groups"]
     bare = [
@@ -276,7 +313,7 @@ def test_an_alert_fires_when_it_should(alert: str, tmp_path: Path) -> None:
         for group in groups
     ]
     (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": bare}))
-    series = {"etcdsem_up": "1x60", **FIRES[alert]} if FIRES[alert] else {}
+    series = {"etcdsem_up": "1x60", **shown} if shown else {}
     labels = "" if alert in ("EtcdsemExporterDown", "EtcdsemEtcdDown") else 'name="x"'
     severity = next(rule["labels"]["severity"] for rule in rules() if rule["alert"] == alert)
     expected = {"severity": severity, **({"name": "x"} if labels else {})}

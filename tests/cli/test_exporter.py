@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import etcdsem
-from etcdsem import Client, Semaphore
+from etcdsem import Client, RateLimit, Semaphore
 from etcdsem.cli.exporter import _address
 from tests.cli.driver import Cli, eventually, ran
 from tests.security.secured import secured
@@ -49,7 +49,10 @@ class Exporter:
         code, text = self.get("/metrics")
         assert code == 200
         return {
-            (one.name.removeprefix("etcdsem_semaphore_"), one.labels.get("name", "")): one.value
+            (
+                one.name.removeprefix("etcdsem_semaphore_").removeprefix("etcdsem_"),
+                one.labels.get("name", ""),
+            ): one.value
             for family in text_string_to_metric_families(text)
             for one in family.samples
         }
@@ -80,7 +83,7 @@ def test_a_semaphores_life(
     first = {"max_leases": 2, "active_leases": 1, "pending_leases": 0, "oldest_wait_seconds": 0}
     assert one.shows(name, **first, acquire_total=0, junk_keys=0, limit_unreadable=0)
     assert one.scrape()["oldest_hold_seconds", name] > 0
-    assert one.scrape()["etcdsem_up", ""] == 1
+    assert one.scrape()["up", ""] == 1
 
     sem.acquire()
     waiting = threading.Thread(target=sem.acquire)
@@ -132,6 +135,74 @@ def test_paused(
     sem.release()
 
 
+def test_leases_of_several_slots(
+    any_etcd: EtcdServer, client: Client, name: str, exporter: Callable[..., Exporter]
+) -> None:
+    """A lease of weight 3 is one lease and three slots; what the first in line wants is told."""
+    one = exporter(any_etcd)
+    sem = Semaphore(4, name, client=client)
+    three = sem.acquire_lease(weight=3)
+    assert three is not None
+    eventually(lambda: one.shows(name, active_leases=1, active_slots=3, acquire_total=1))
+    first = one.scrape()["oldest_hold_seconds", name]
+    small = sem.acquire_lease()
+    assert small is not None
+    eventually(lambda: one.shows(name, active_leases=2, active_slots=4, acquire_total=2))
+    assert one.scrape()["oldest_hold_seconds", name] > first > 0
+    assert one.shows(name, next_wants_slots=0)
+    big = threading.Thread(target=sem.acquire, kwargs={"weight": 2})
+    big.start()
+    eventually(lambda: one.shows(name, pending_leases=1, next_wants_slots=2))
+    small.release()
+    eventually(lambda: one.shows(name, active_slots=3, release_total=1, pending_leases=1))
+    client.evict(name, slot=three.slots[1])
+    big.join(30)
+    eventually(lambda: one.shows(name, losses_total=1, active_leases=1, active_slots=2))
+    assert one.shows(name, acquire_total=3, release_total=1, overbooked_total=0, next_wants_slots=0)
+    client.resize(name, 1)
+    eventually(lambda: one.shows(name, overbooked_leases=1))
+    while sem.leases:
+        sem.release()
+    eventually(lambda: one.shows(name, active_leases=0, active_slots=0, release_total=2))
+
+
+def test_a_rate_limit(
+    any_etcd: EtcdServer, client: Client, name: str, exporter: Callable[..., Exporter]
+) -> None:
+    """It shows as a rate, and not as a semaphore: limit, period, used, waiting, grants, paused."""
+    one = exporter(any_etcd)
+    limit = RateLimit(name, 2, "1h", client=client)
+
+    def shows(**expected: float) -> bool:
+        return one.shows(name, **{f"rate_limit_{key}": value for key, value in expected.items()})
+
+    eventually(lambda: shows(max_starts=2, period_seconds=3600, block_starts=1, used_starts=0))
+    assert limit.acquire()
+    assert limit.acquire()
+    waiting = threading.Thread(target=limit.acquire, args=(120,))
+    waiting.start()
+    eventually(lambda: shows(used_starts=2, starts_total=2, pending_starts=1))
+    eventually(lambda: one.scrape()["rate_limit_oldest_wait_seconds", name] > 0)
+    client.pause(name)
+    eventually(lambda: shows(paused=1, max_starts=2, overbooked_starts=0))
+    limit.resize(1, "1h")
+    eventually(lambda: shows(overbooked_starts=1, max_starts=1))
+    client.resume(name)
+    limit.resize(3, "1h")
+    waiting.join(30)
+    eventually(lambda: shows(used_starts=3, starts_total=3, pending_starts=0, paused=0))
+    assert shows(overbooked_starts=0, overbooked_total=0, junk_keys=0, unreadable=0)
+    limit.resize(1000, "1h")  # in blocks of 4; those before count as such
+    assert limit.acquire(30)
+    eventually(lambda: shows(max_starts=1000, block_starts=4, starts_total=7, used_starts=16))
+    any_etcd.etcdctl("put", f"/etcdsem/{name}/max_leases", "soon")
+    eventually(lambda: shows(unreadable=1, starts_total=7))
+    seen = one.scrape()
+    assert ("rate_limit_max_starts", name) not in seen
+    assert not [key for key, of in seen if of == name and not key.startswith("rate_limit_")]
+    assert seen["rate_limits", ""] >= 1
+
+
 def test_a_holder_that_dies_while_others_wait_is_a_loss(
     etcd: EtcdServer, client: Client, name: str, exporter: Callable[..., Exporter], start: Starter
 ) -> None:
@@ -171,7 +242,7 @@ def test_hand_overs_are_counted_exactly(
         thread.join()
     eventually(lambda: one.shows(name, acquire_total=150, release_total=150, active_leases=0))
     assert one.shows(name, losses_total=0, overbooked_total=0)
-    assert one.scrape()["etcdsem_full_reads_total", ""] == 1
+    assert one.scrape()["full_reads_total", ""] == 1
 
 
 def test_without_etcd_it_stays_and_says_so(
@@ -185,7 +256,7 @@ def test_without_etcd_it_stays_and_says_so(
     assert one.get("/readyz")[0] == 200
     fresh_etcd.pause()
     began = time.monotonic()
-    eventually(lambda: one.scrape()["etcdsem_up", ""] == 0, 9)
+    eventually(lambda: one.scrape()["up", ""] == 0, 9)
     seen = one.scrape()
     assert time.monotonic() - began < 20
     assert ("max_leases", name) not in seen
@@ -193,7 +264,7 @@ def test_without_etcd_it_stays_and_says_so(
     assert one.get("/readyz")[0] == 503
     assert one.get("/livez")[0] == 200
     fresh_etcd.resume()
-    eventually(lambda: one.scrape()["etcdsem_up", ""] == 1, 60)
+    eventually(lambda: one.scrape()["up", ""] == 1, 60)
     assert one.shows(name, max_leases=3, acquire_total=1)
     one.cli.expect("cannot be reached", err=True)
     one.cli.expect("etcd answers again", err=True)
@@ -206,7 +277,7 @@ def test_it_starts_without_etcd(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         one = exporter(etcd, "--endpoints", f"127.0.0.1:{free.getsockname()[1]}")
-        assert one.scrape()["etcdsem_up", ""] == 0
+        assert one.scrape()["up", ""] == 0
     one.cli.send(signal.SIGTERM)
     assert one.cli.end(10) == 128 + signal.SIGTERM
 
@@ -221,11 +292,11 @@ def test_a_user_who_may_not_read_and_then_may(
             Semaphore(3, name, client=root)
         login = {"ETCDSEM_USER": "viewer", "ETCDSEM_PASSWORD": "secret"}
         one = exporter(etcd, env=login)
-        assert one.scrape()["etcdsem_up", ""] == 0
+        assert one.scrape()["up", ""] == 0
         one.cli.expect("refuses", err=True)
         etcd.root("role grant-permission viewers --prefix=true read /etcdsem/")
         eventually(lambda: one.shows(name, max_leases=3))
-        assert one.scrape()["etcdsem_up", ""] == 1
+        assert one.scrape()["up", ""] == 1
 
 
 def test_a_compaction_costs_one_more_read(
