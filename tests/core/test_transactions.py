@@ -13,7 +13,16 @@ import pytest
 
 from etcdsem.core import transactions as tx
 from etcdsem.core.commands import Delete, LeaseNotFound, Put, Range, RangeReply, Txn, TxnReply
-from etcdsem.core.keys import Identity, Keys, Limit, Queued, lease_hex, read_letter
+from etcdsem.core.keys import (
+    ORDINARY,
+    Identity,
+    Keys,
+    Limit,
+    Queued,
+    Wants,
+    lease_hex,
+    read_letter,
+)
 from etcdsem.etcd.connection import Connection
 from etcdsem.etcd.settings import read_settings
 
@@ -47,31 +56,45 @@ class Table:
         """How a client with this lease is named."""
         return f"{CLIENT}/{lease_hex(lease)}".encode()
 
-    def joining(self, lease: int, *, line: bool = True) -> Txn:
+    def slots(self, wants: Wants) -> list[int]:
+        """Those that a JOIN tries: all there are, or as many as it wants."""
+        return list(range(self.limit.room if wants.weight == 1 else wants.weight))
+
+    def joining(self, lease: int, *, line: bool = True, wants: Wants = ORDINARY) -> Txn:
         """JOIN or TRY."""
-        slots = list(range(self.limit.room))
         return tx.join(
-            self.keys, self.limit, slots, lease, self.who(lease), ME, 0.0, stand_in_line=line
+            self.keys,
+            self.limit,
+            self.slots(wants),
+            lease,
+            self.who(lease),
+            ME.wanting(wants),
+            0.0,
+            stand_in_line=line,
+            wants=wants,
         )
 
-    def join(self, *, line: bool = True) -> tuple[int, tx.Held | tx.Waiting | tx.Full]:
+    def join(
+        self, *, line: bool = True, wants: Wants = ORDINARY
+    ) -> tuple[int, tx.Held | tx.Waiting | tx.Full]:
         """JOIN or TRY with a new lease."""
         lease = self.lease()
-        slots = list(range(self.limit.room))
-        reply = self.do(self.joining(lease, line=line))
-        return lease, tx.read_join(self.keys, reply, slots, stand_in_line=line)
+        reply = self.do(self.joining(lease, line=line, wants=wants))
+        return lease, tx.read_join(
+            self.keys, reply, self.slots(wants), stand_in_line=line, weight=wants.weight
+        )
 
-    def hold(self) -> tx.Mine:
+    def hold(self, wants: Wants = ORDINARY) -> tx.Mine:
         """JOIN that must be held."""
-        lease, held = self.join()
+        lease, held = self.join(wants=wants)
         assert isinstance(held, tx.Held)
-        return tx.Mine(held.slot, held.token, self.who(lease), letter=False)
+        return tx.Mine(held.slot, held.token, self.who(lease), letter=False, more=held.more)
 
-    def wait(self) -> Queued:
+    def wait(self, wants: Wants = ORDINARY) -> Queued:
         """JOIN that must wait."""
-        lease, waiting = self.join()
+        lease, waiting = self.join(wants=wants)
         assert isinstance(waiting, tx.Waiting)
-        return Queued(self.who(lease), lease, waiting.created, b"")
+        return Queued(self.who(lease), lease, waiting.created, ME.wanting(wants).extras)
 
     def look(self) -> tx.Look:
         """What there is."""
@@ -87,6 +110,12 @@ class Table:
         reply = self.do(Txn((), (Range(self.keys.letter(waiter.who)),))).replies[0]
         assert isinstance(reply, RangeReply)
         return read_letter(reply.kvs[0].value) if reply.kvs else None
+
+    def mark(self) -> int:
+        """The mod revision of the mark; 0 if it is not there."""
+        reply = self.do(Txn((), (Range(self.keys.contended),))).replies[0]
+        assert isinstance(reply, RangeReply)
+        return reply.kvs[0].mod_revision if reply.kvs else 0
 
     def resize(self, number: int) -> None:
         """RESIZE, which this client learns of."""
@@ -322,6 +351,168 @@ def test_fill_by_count_only_if_none_was_created_since(table: Table) -> None:
     table.do(Txn((), (Delete(table.keys.slot(2)),)))
     again = tx.fill(table.keys, table.look(), [((0,), waiter)], (), 0.0, surplus=True, last=False)
     assert table.do(again).succeeded
+
+
+TWO = Wants(weight=2)
+EAGER = Wants(eager=True)
+
+
+@pytest.fixture
+def blocked(table: Table) -> tuple[tx.Mine, Queued, Queued]:
+    """Both slots are held; a big one waits, and an eager one behind it. One slot becomes free:
+    which one that was, the big one, the eager one.
+    """
+    mine, _ = table.hold(), table.hold()
+    big, eager = table.wait(TWO), table.wait(EAGER)
+    assert table.do(tx.vacate(table.keys, mine)).succeeded
+    return mine, big, eager
+
+
+def passing(table: Table, seen: tx.Look, blocked: tuple[tx.Mine, Queued, Queued]) -> Txn:
+    """FILL for the eager one, that passes the big one."""
+    mine, big, eager = blocked
+    pairs = [((mine.slot,), eager)]
+    return tx.fill(table.keys, seen, pairs, (), 0.0, surplus=False, last=False, passed=big)
+
+
+def test_vacate_frees_the_slot_and_brings_the_line(table: Table) -> None:
+    """Nobody gets it; the mark is put again, and whoever waits is in what it brings."""
+    mine, other = table.hold(), table.hold()
+    big, eager = table.wait(TWO), table.wait(EAGER)
+    mark = table.mark()
+    reply = table.do(tx.vacate(table.keys, mine))
+    seen = tx.read_vacate(table.keys, reply)
+    assert seen is not None
+    assert seen.queue == (big, eager)
+    assert [one.wants for one in seen.queue] == [TWO, EAGER]
+    assert (seen.revision, seen.contended, seen.complete) == (reply.revision, True, True)
+    assert len(seen.slots) == 1
+    assert list(table.holders()) == [other.slot]
+    assert mark < table.mark() == reply.revision, "put by this very transaction"
+    assert table.letter(big) is table.letter(eager) is None
+
+
+def test_vacate_all_slots_of_a_lease_or_none(table: Table) -> None:
+    """One of them was taken away: the other stays for whoever sees to that."""
+    two = table.hold(TWO)
+    assert len(two.slots) == 2
+    table.wait()
+    table.do(Txn((), (Delete(table.keys.slot(two.more[0])),)))
+    mark = table.mark()
+    assert tx.read_vacate(table.keys, table.do(tx.vacate(table.keys, two))) is None
+    assert list(table.holders()) == [two.slot]
+    assert table.mark() == mark
+    table.do(tx.retire(table.keys, two._replace(more=())))
+    assert table.holders() == {}
+
+
+def test_vacate_once(table: Table) -> None:
+    """Landing again it is not ours any more: whoever has the slot since is left alone."""
+    mine, _ = table.hold(), table.hold()
+    waiter = table.wait()
+    vacating = tx.vacate(table.keys, mine)
+    seen = tx.read_vacate(table.keys, table.do(vacating))
+    assert seen is not None
+    pairs = [((mine.slot,), waiter)]
+    filling = tx.fill(table.keys, seen, pairs, (), 0.0, surplus=False, last=True)
+    assert table.do(filling).succeeded
+    holders = table.holders()
+    assert holders[mine.slot] == waiter.lease
+    assert tx.read_vacate(table.keys, table.do(vacating)) is None
+    assert table.holders() == holders
+
+
+def test_vacate_takes_the_letter_along(table: Table) -> None:
+    """Of a slot that came with one."""
+    mine, _ = table.hold(), table.hold()
+    waiter = table.wait()
+    reply = table.do(tx.pass_on(table.keys, mine, table.limit, (waiter,), 1, 0.0))
+    assert tx.read_pass(table.keys, reply, (waiter,)) == waiter
+    assert table.letter(waiter) == ((mine.slot,), ())
+    handed = tx.Mine(mine.slot, reply.revision, waiter.who, letter=True)
+    assert table.do(tx.vacate(table.keys, handed)).succeeded
+    assert table.letter(waiter) is None
+    assert mine.slot not in table.holders()
+
+
+def test_an_eager_one_passes_a_big_one(
+    table: Table, blocked: tuple[tx.Mine, Queued, Queued]
+) -> None:
+    """It gets the slot, the big one keeps its place; once."""
+    mine, big, eager = blocked
+    filling = passing(table, table.look(), blocked)
+    assert table.do(filling).succeeded
+    assert table.holders()[mine.slot] == eager.lease
+    assert table.letter(eager) == ((mine.slot,), ())
+    assert table.look().queue == (big,)
+    assert not table.do(filling).succeeded
+    assert table.look().queue == (big,)
+
+
+def test_who_is_passed_must_be_there(table: Table, blocked: tuple[tx.Mine, Queued, Queued]) -> None:
+    """It has left: what was decided about it does not hold, and the line is brought."""
+    _, big, eager = blocked
+    seen = table.look()
+    table.connection.revoke(big.lease, 5)
+    held = table.holders()
+    reply = table.do(passing(table, seen, blocked))
+    assert not reply.succeeded
+    assert tx.read_look(table.keys, reply, reply.revision).queue == (eager,)
+    assert table.holders() == held
+    assert table.letter(eager) is None
+
+
+def test_who_is_passed_must_stand_where_it_stood(
+    table: Table, blocked: tuple[tx.Mine, Queued, Queued]
+) -> None:
+    """It has left and come back: that is another place in line, behind the eager one."""
+    _, big, eager = blocked
+    seen = table.look()
+    table.do(tx.leave(table.keys, big.who, big.created))
+    table.do(table.joining(big.lease, wants=TWO))
+    assert not table.do(passing(table, seen, blocked)).succeeded
+    assert [one.who for one in table.look().queue] == [eager.who, big.who]
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_nobody_is_passed_by_an_old_limit(
+    table: Table, blocked: tuple[tx.Mine, Queued, Queued], number: int
+) -> None:
+    """Lowered there may be no room, raised the big one may have it."""
+    seen = table.look()
+    table.resize(number)
+    held = table.holders()
+    assert not table.do(passing(table, seen, blocked)).succeeded
+    assert table.holders() == held
+    assert len(table.look().queue) == 2
+
+
+def test_a_pause_keeps_the_eager_out(table: Table, blocked: tuple[tx.Mine, Queued, Queued]) -> None:
+    """It changes the limit's key, so what was under way grants nothing."""
+    seen = table.look()
+    paused = tx.change_limit(table.keys, table.limit.revision, b"2 paused")
+    assert table.do(paused).succeeded
+    assert not table.do(passing(table, seen, blocked)).succeeded
+    assert len(table.holders()) == 1
+
+
+def test_a_big_one_gets_all_or_nothing(
+    table: Table, blocked: tuple[tx.Mine, Queued, Queued]
+) -> None:
+    """FILL for two slots of which one is held: neither; when both are free: both."""
+    mine, big, _eager = blocked
+    (other,) = table.holders()
+    slots = (mine.slot, other)
+
+    def filling(seen: tx.Look) -> Txn:
+        return tx.fill(table.keys, seen, [(slots, big)], (), 0.0, surplus=False, last=False)
+
+    assert not table.do(filling(table.look())).succeeded
+    assert list(table.holders()) == [other]
+    table.do(Txn((), (Delete(table.keys.slot(other)),)))
+    assert table.do(filling(table.look())).succeeded
+    assert table.holders() == dict.fromkeys(slots, big.lease)
+    assert table.letter(big) == (slots, ())
 
 
 def test_leave_both_ways(table: Table) -> None:
