@@ -11,7 +11,8 @@
 5. What was granted and not handed out (interrupted, the limit changed, no renewal in time) is given
    back at once, as any slot.
 6. Starts of a block are used here without asking etcd, for a small part of the period (`spending`);
-   what is left then is forfeited.
+   what is left then is forfeited. While a block is open for longer than an instant, the limit and
+   its slot are watched, so that a pause, another limit or an eviction is heard of.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ import heapq
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from etcdsem.core import procedures
-from etcdsem.core.commands import Mailbox, NotApplied, Procedure, Wait, perform
-from etcdsem.core.keys import Identity, Limit
+from etcdsem.core.commands import Event, Failure, Mailbox, NotApplied, Procedure, Wait, perform
+from etcdsem.core.keys import Identity, Limit, read_limit
 from etcdsem.core.leases import freshen, margin
 from etcdsem.core.outward import public_error
-from etcdsem.core.station import Grant, Station
+from etcdsem.core.station import Ear, Grant, Several, Station
 from etcdsem.errors import EtcdSemError
 from etcdsem.model import Rate, Status
 
@@ -48,6 +49,10 @@ SLACK = 1.0
 
 MIN_TTL = 3
 """Seconds of TTL at least, so that a lease in line survives a short stall."""
+
+LISTEN_AFTER = 0.3
+"""Seconds for which a block must be open before its limit and its slot are watched. With demand it
+is used up sooner, and would cost two watches."""
 
 GIVERS = 8
 """How many slots a client gives back at a time."""
@@ -94,10 +99,11 @@ class Started(NamedTuple):
 class Block:
     """A slot that was granted, and the starts that it stands for."""
 
-    __slots__ = ("closes", "grant", "last", "left", "need", "revision")
+    __slots__ = ("closes", "grant", "last", "left", "listens_at", "need", "revision")
 
     def __init__(self, grant: Grant, limit: Limit, rate: Rate, now: float) -> None:
         self.grant = grant
+        self.listens_at = now + LISTEN_AFTER
         self.revision = limit.revision
         self.left = rate.block
         self.need = need(rate.period)
@@ -121,6 +127,49 @@ class Block:
         """When the slot is to be given back: no start of it comes after that."""
         return self.last + self.need
 
+    # -- while starts are left
+
+    def listen(self, now: float) -> float:
+        """Watch what may end it, if it has been open for long; gives when to ask again."""
+        if self.grant.watch is not None or not self.left or self.closes < now:
+            return math.inf
+        if now < self.listens_at:
+            return self.listens_at
+        station, keys = self.grant.station, self.grant.station.keys
+        env = station.session.env
+        limits = Ear(self._limit_news, gap=self._shut, refused=self._refused)
+        slots = Ear(self._slot_news, gap=self._shut, refused=self._refused)
+        self.grant.watch = Several(
+            [
+                env.watch(limits, keys.max_leases, start=self.revision + 1),
+                env.watch(slots, keys.slot(self.grant.slot), start=self.grant.token + 1),
+            ]
+        )
+        return math.inf
+
+    def hush(self) -> None:
+        """It is used up: nobody need tell us anything."""
+        if self.grant.watch is not None:
+            self.grant.watch.cancel()
+            self.grant.watch = None
+
+    def _limit_news(self, events: Sequence[Event]) -> None:
+        station, kv = self.grant.station, events[-1].kv
+        limit = read_limit(kv) if events[-1].kind == "put" else None
+        station.learn(limit, kv.mod_revision)
+        self._shut()
+
+    def _slot_news(self, events: Sequence[Event]) -> None:
+        kind = events[-1].kind
+        self.grant.taken("deleted" if kind == "delete" else "overwritten")
+
+    def _shut(self) -> None:
+        """What is left is forfeited: another limit holds, or news may have been missed."""
+        self.left = 0
+
+    def _refused(self, _error: Failure) -> None:
+        self._shut()
+
 
 class Purse:
     """The starts of one rate limit that one client has in use."""
@@ -143,20 +192,27 @@ class Purse:
         block.grant.spent = True
         block.grant.lease.paused = True
         self.open = block if block.left else None
+        if not block.left:
+            block.hush()
         if first:
             block.grant.on_lost = self._lost(block)
             self._count += 1
             heapq.heappush(self.used, (block.due, self._count, block))
             if self.givers == 0:
                 self.add_giver()
-            elif self.used[0][2] is block:
+            elif self.used[0][2] is block or (
+                block.left and self.used[0][0] > block.listens_at < block.closes
+            ):
                 self.bell.put(None)
         return Started(now, now - began, block.left)
 
     def take(self, began: float) -> Started | None:
         """A start of the block that is open here, if there is one."""
         block = self.open
-        if block is None or not block.usable(self.station, self.station.session.env.now()):
+        if block is None:
+            return None
+        if not block.usable(self.station, self.station.session.env.now()):
+            block.hush()
             self.open = None
             return None
         return self.hand_out(block, began)
@@ -208,6 +264,8 @@ def _give_back_in_time(purse: Purse) -> Procedure[None]:
             if now < due:
                 if purse.givers > 1:
                     return
+                if purse.open is not None:
+                    due = min(due, purse.open.listen(now))
                 yield from perform(Wait(purse.bell, due))
                 continue
             heapq.heappop(purse.used)
@@ -351,6 +409,8 @@ def _usable(station: Station, grant: Grant) -> Procedure[Block | Literal["change
         return "changed"
     rate = limit.rate
     wanted = need(rate.period) + spending(rate)
+    if wanted > grant.lease.ttl - margin(grant.lease.ttl):
+        return "changed"  # it was made for another period
     within = session.env.now() + RENEWAL
     if not (yield from freshen(session.keeper, grant.lease, wanted, within)):
         return "stale"
