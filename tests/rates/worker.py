@@ -1,6 +1,6 @@
-"""A process that starts as often as it may: ``python -m tests.rates.worker NAME RATE PORT``.
+"""A process that starts as often as it may: ``python -m tests.rates.worker NAME RATE PORT EARLY``.
 
-At each start it sends one datagram to the referee, at once.
+At each start it sends one datagram to the referee, at once: between which moments it was.
 """
 
 from __future__ import annotations
@@ -9,18 +9,26 @@ import socket
 import sys
 
 from etcdsem import RateLimit
+from etcdsem.core import rates
 from etcdsem.model import read_rate
+from etcdsem.shell import boot_time
+from tests.rates.use import STAMP
 
 
-def main(name: str, text: str, port: str) -> None:
+def main(name: str, text: str, port: str, early: str) -> None:
     """Until it is killed."""
+    if float(early):  # a bug that the referee must see
+        rates.need = lambda period: period - float(early)
     rate = read_rate(text)
     limit = RateLimit(name, rate.starts, rate.period, block=rate.block)
     wire = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     wire.connect(("127.0.0.1", int(port)))
     while True:
-        limit.acquire()
-        wire.send(b"s")
+        before = boot_time()
+        start = limit.acquire()
+        after = boot_time()
+        if start is not None:
+            wire.send(STAMP.pack(before + start.waited, after))
 
 
 if __name__ == "__main__":
