@@ -360,7 +360,7 @@ def _take_together(
     if limit is None or not station.may_share or order.wants.weight > 1:
         return None
     take = transactions.Take(lease.id, order.asking(limit))
-    part = Part[transactions.Take | transactions.Mine](take, station.session.env.mailbox())
+    part: Part[transactions.Take | transactions.Mine] = Part(take, station.session.env.mailbox())
     held = yield from together(station.group, part, until, _sender(station))
     if not isinstance(held, Held):
         return None
@@ -911,13 +911,13 @@ def _give_together(station: Station, mine: transactions.Mine) -> Procedure[bool]
     """Give a slot back by a batch. False says nothing."""
     if not station.may_share or mine.more:
         return False
-    part = Part[transactions.Take | transactions.Mine](mine, station.session.env.mailbox())
+    part: Part[transactions.Take | transactions.Mine] = Part(mine, station.session.env.mailbox())
     return (yield from together(station.group, part, math.inf, _sender(station))) is not None
 
 
 def _pass_together(station: Station, mine: transactions.Mine) -> Procedure[bool | Look | None]:
     """Hand a slot over by a batch. None says nothing, a Look that nothing was handed over."""
-    part = Part[transactions.Mine](mine, station.session.env.mailbox())
+    part: Part[transactions.Mine] = Part(mine, station.session.env.mailbox())
     return (yield from together(station.passing, part, math.inf, _sender(station)))
 
 
