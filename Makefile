@@ -6,7 +6,7 @@ help:
 	@echo "test    all tests"
 	@echo "soak    the long run: SOAK='--seeds 0:2000 --seconds 600' are its options"
 	@echo "pictures docs/*.svg again, from what the commands really draw"
-	@echo "bench   all benchmarks and what they say (half an hour): BENCH='--quick' are options"
+	@echo "bench   all benchmarks and what they say (three quarters of an hour): BENCH='--quick' are options"
 	@echo "bench-etcd3 python-etcd3 into .venv-etcd3, to take part in them"
 	@echo "wheel   build the wheel into dist/"
 	@echo "image   build the image etcdsem; IMAGE='--build-arg BASE=...' are options of docker build"

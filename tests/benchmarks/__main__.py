@@ -8,7 +8,7 @@
    targets are met (`verdicts.py`).
 4. etcd's own counters tell what a cycle cost it: commits, watch events, CPU time.
 
-The default is made for about a quarter of an hour on a quiet machine of two cores.
+The default is made for about twenty minutes on a quiet machine of two cores.
 """
 
 from __future__ import annotations

@@ -208,6 +208,10 @@ def churn(seconds: float) -> tuple[list[dict[str, float]], dict[str, int]]:
                     time.sleep(min(5.0, seconds / 20))
                     if process.poll() is not None:
                         raise SystemExit("the process ended early; what it said is above")
+                    if not etcd.running:
+                        raise SystemExit(
+                            f"etcd has crashed; the end of its log:\n{etcd.log_end(30)}"
+                        )
                     sample = look(process.pid)
                     status = json.loads(etcd.etcdctl("endpoint", "status", "-w", "json"))[0]
                     revision = str(status["Status"]["header"]["revision"])

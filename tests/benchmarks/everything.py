@@ -1,7 +1,7 @@
 """All benchmarks, one after the other, and the page: ``python -m tests.benchmarks.everything
 found.json``; docs/performance.md and docs/speed.svg are written at the end.
 
-Half an hour by default: the rounds a quarter of an hour, churn ten minutes, the rest eight.
+Three quarters of an hour by default: the rounds twenty minutes, churn and the rest ten each.
 ``--quick`` is a look at whether it all works, in three minutes; ``--churn SECONDS`` makes the churn
 longer (an hour is what the target asks for). What fails is told, and the rest goes on.
 """
