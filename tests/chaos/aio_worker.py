@@ -1,7 +1,8 @@
 """A client process like worker.py, with asyncio: tasks that acquire, work and release.
 
-Some acquires are cancelled. What is said to the referee blocks the loop for a moment, as a program
-with little discipline would. Signals, stdin and the report at the end are as in worker.py.
+Some acquires, also of starts, are cancelled. What is said to the referee blocks the loop for a
+moment, as a program with little discipline would. Signals, stdin and the report at the end are as
+in worker.py.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
 import random
 import sys
 import time
@@ -17,9 +17,10 @@ from typing import Any
 
 import etcdsem.aio
 from etcdsem import EtcdSemError
-from etcdsem.aio import Lease, Semaphore
+from etcdsem.aio import Lease, RateLimit, Semaphore
+from etcdsem.model import Start
 from tests.chaos import worker
-from tests.chaos.worker import Wire, boottime, open_files, vitals
+from tests.chaos.worker import Wire, Work, boottime, chosen, open_files, started, vitals
 
 
 class AioWorker:
@@ -49,20 +50,30 @@ class AioWorker:
             for name in self.config["semaphores"]
         ]
         while not self.draining.is_set():
-            await self.once(rng.choice(semaphores), rng, wire, careless)
+            await self.once(chosen(semaphores, rng), rng, wire, careless)
             await asyncio.sleep(rng.random() * 0.02)
-        for sem in semaphores:
-            await self.last(sem, wire, rng)
+        for wanted in ([semaphores[0]], [semaphores[1]], semaphores):
+            await self.last(wanted, wire, rng)
         wire.close()
 
-    async def once(self, sem: Semaphore, rng: random.Random, wire: Wire, careless: bool) -> None:
-        timeout = rng.choice([None, None, None, 20, 0.5, 0.05, 0, "cancel"])
-        wanted = worker.wants(rng)
+    async def acquire(
+        self, wanted: list[Semaphore], timeout: float | None, rng: random.Random | None
+    ) -> tuple[Lease, ...] | None:
+        if len(wanted) > 1:
+            return await etcdsem.aio.acquire_all(*wanted, timeout=timeout)
+        lease = await wanted[0].acquire_lease(timeout, **(worker.wants(rng) if rng else {}))
+        return None if lease is None else (lease,)
+
+    async def once(
+        self, wanted: list[Semaphore], rng: random.Random, wire: Wire, careless: bool
+    ) -> None:
+        timeout: float | str | None = rng.choice([None, None, None, 20, 0.5, 0.05, 0, "cancel"])
         try:
-            if timeout == "cancel":
-                lease = await asyncio.wait_for(sem.acquire_lease(**wanted), rng.random() * 0.3)
+            if isinstance(timeout, str):
+                acquiring = self.acquire(wanted, None, rng)
+                leases = await asyncio.wait_for(acquiring, rng.random() * 0.3)
             else:
-                lease = await sem.acquire_lease(timeout, **wanted)
+                leases = await self.acquire(wanted, timeout, rng)
         except TimeoutError:
             wire.say("count", what="acquires cancelled")
             return
@@ -70,55 +81,80 @@ class AioWorker:
             wire.say("count", what=f"acquire raised {type(error).__name__}")
             await asyncio.sleep(0.1)
             return
-        if lease is not None:
-            await self.work(sem, lease, rng, wire, careless)
+        if leases is not None:
+            await self.work(leases, rng, wire, careless)
 
     async def work(
-        self, sem: Semaphore, lease: Lease, rng: random.Random, wire: Wire, careless: bool
+        self, leases: tuple[Lease, ...], rng: random.Random, wire: Wire, careless: bool
     ) -> None:
-        about = [
-            {"semaphore": sem.name, "slot": slot, "token": lease.fencing_token}
-            for slot in lease.slots
-        ]
-        who = {"who": self.who, "pid": os.getpid(), "lease": lease.id}
-        for one in about:
-            wire.say("begin", t=boottime(), **one, **who)
+        work = Work(self.who, leases, wire, careless=careless)
         until = boottime() + rng.choice(worker.LENGTHS)
-        while True:
-            t = boottime()  # before asking: what is valid after t was valid at t
-            valid = lease.valid
-            for one in about if valid or careless else ():
-                wire.say("step", t=t, valid=valid, **one)
-            if not valid or boottime() >= until or self.draining.is_set():
-                break
+        while work.step() and boottime() < until and not self.draining.is_set():
             await asyncio.sleep(rng.random() * 0.04)
-        t, valid = boottime(), lease.valid
-        for one in about:
-            wire.say("end", t=t, valid=valid, **one)
-        if not await lease.release():
-            wire.say("count", what="releases that gave nothing back")
+        work.end()
+        for lease in leases:
+            if not await lease.release():
+                wire.say("count", what="releases that gave nothing back")
 
     def lost(self, lease: Lease) -> None:
         wire = Wire(self.config["referee"])
         wire.say("count", what="leases lost")
         wire.close()
 
-    async def last(self, sem: Semaphore, wire: Wire, rng: random.Random) -> None:
-        """After the faults: everybody must be served, by every semaphore."""
+    async def last(self, wanted: list[Semaphore], wire: Wire, rng: random.Random) -> None:
+        """After the faults: everybody must be served, by every semaphore, and by both at once."""
         until = boottime() + self.config["patience"]
         why = "no room"
         while boottime() < until:
             try:
-                lease = await sem.acquire_lease(until - boottime())
+                leases = await self.acquire(wanted, until - boottime(), None)
             except EtcdSemError as error:
                 why = str(error)
                 await asyncio.sleep(0.2)
                 continue
-            if lease is not None:
-                await self.work(sem, lease, rng, wire, careless=False)
+            if leases is not None:
+                await self.work(leases, rng, wire, careless=False)
                 self.served += 1
                 return
-        self.unserved.append(f"{sem.name}: {why}")
+        self.unserved.append(f"{', '.join(sem.name for sem in wanted)}: {why}")
+
+    async def pace(self, name: str, client: etcdsem.aio.Client) -> None:
+        """Take starts, as often as there are some; at the end one more."""
+        rng = random.Random(f"{self.config['seed']}-{self.who}-{name}")
+        wire = Wire(self.config["referee"])
+        limit = RateLimit(name, client=client, register=False)
+        while not self.draining.is_set():
+            await asyncio.sleep(0.05 if self.config["control"] == worker.LAWLESS else 0)
+            patience = rng.choice([None, None, None, 5, 0.5, 0])
+            cancelled = rng.random() if rng.random() < 0.15 else None
+            try:
+                async with asyncio.timeout(cancelled):
+                    served = await self.start(limit, patience, wire)
+            except TimeoutError:
+                wire.say("count", what="starts cancelled")
+                continue
+            if not served:
+                await asyncio.sleep(0.1)
+        until = boottime() + self.config["patience"]
+        while not (served := await self.start(limit, until - boottime(), wire)):
+            if boottime() > until:
+                break
+            await asyncio.sleep(0.2)
+        self.served += served
+        self.unserved += [] if served else [f"{name}: no start"]
+        wire.close()
+
+    async def start(self, limit: RateLimit, timeout: float | None, wire: Wire) -> bool:
+        asked = boottime()
+        try:
+            lawless = self.config["control"] == worker.LAWLESS
+            start = Start(0.0) if lawless else await limit.acquire(timeout)
+        except EtcdSemError as error:
+            wire.say("count", what=f"a start raised {type(error).__name__}")
+            return False
+        if start is not None:
+            wire.say("start", **started(self.who, limit.name, limit.client.id, asked, start))
+        return start is not None
 
     async def tell_vitals(self) -> None:
         wire = Wire(self.config["referee"])
@@ -136,6 +172,7 @@ class AioWorker:
             print("ready", flush=True)
             loop.add_reader(sys.stdin, self.draining.set)
             lives = [self.life(number, client) for number in range(self.config["threads"])]
+            lives += [self.pace(name, client) for name in self.config["rates"]]
             await asyncio.gather(*lives, self.tell_vitals())
             loop.remove_reader(sys.stdin)
         after = await settled(before)
@@ -175,6 +212,7 @@ async def settled(least: dict[str, int] | None) -> dict[str, int]:
 def main() -> int:
     config = json.loads(sys.argv[1])
     worker.take_signals(config, etcdsem.aio, time)
+    worker.break_rules(config["control"])
     print(json.dumps(asyncio.run(AioWorker(config).run())), flush=True)
     return 0
 

@@ -28,6 +28,8 @@ from typing import Any
 
 from etcdsem.cli.versions import known_bugs, parse
 from etcdsem.errors import EtcdSemError
+from etcdsem.model import Rate
+from tests.chaos import starts
 from tests.chaos.clusters import Cluster, Member
 from tests.chaos.referee import Belief, Eviction, Referee, boottime
 from tests.history import Change, judge, read_history_since
@@ -56,6 +58,11 @@ FIXED, RESIZED = "chaos-fixed", "chaos-resized"
 """Two semaphores: one keeps its limit, the other one's is changed all the time."""
 
 
+RATE, BLOCKS = "chaos-rate", "chaos-blocks"
+RATES = {RATE: Rate(8, 2.0, 1), BLOCKS: Rate(30, 2.0, 5)}
+"""Two rate limits, one of them in blocks. Nobody changes them by hand, but they are paused: what
+is deleted or changed by hand says nothing of the rate."""
+
 BROKEN = "A PROMISE WAS BROKEN"
 
 
@@ -75,7 +82,7 @@ class Report:
     def lines(self) -> list[str]:
         """For people."""
         head = f"chaos on {self.kind}, seed {self.seed}, {self.seconds:.0f} s of faults"
-        counted = [f"  {name:.<44} {number}" for name, number in sorted(self.counters.items())]
+        counted = [f"  {name:.<48} {number}" for name, number in sorted(self.counters.items())]
         return [head, *counted, *(f"  WRONG: {one}" for one in self.wrong[:20])]
 
 
@@ -150,7 +157,9 @@ class Chaos:
         workers: int = 4,
         threads: int = 3,
         spared: int = 0,
+        control: str | None = None,
     ) -> None:
+        self.control = control  # the only fault: one that is in the workers, see worker.py
         self.spared = spared
         self.cluster = cluster
         self.seconds = seconds
@@ -166,7 +175,7 @@ class Chaos:
         self.made = 0
         self.worker_count, self.thread_count = workers, threads
         self.over = threading.Event()
-        self.history: dict[str, list[Change]] = {FIXED: [], RESIZED: []}
+        self.history: dict[str, list[Change]] = {name: [] for name in (FIXED, RESIZED, *RATES)}
         self.read_up_to = 0
         self.lock = threading.Lock()
         self.highest_term = 0
@@ -179,6 +188,8 @@ class Chaos:
         cluster = self.cluster
         cluster.ask("put", f"/etcdsem/{FIXED}/max_leases", "2")
         cluster.ask("put", f"/etcdsem/{RESIZED}/max_leases", "3")
+        for name, rate in RATES.items():
+            cluster.ask("put", f"/etcdsem/{name}/max_leases", str(rate))
         with self.referee, contextlib.ExitStack() as stack:
             stack.callback(self._kill_all)
             self.workers = [self._new_worker() for _ in range(self.worker_count)]
@@ -187,14 +198,17 @@ class Chaos:
             self.report.spared = {worker.who for worker in self.workers[: self.spared]}
             began = boottime()
             runners = [threading.Thread(target=self._run_jobs, args=(n,)) for n in range(2)]
+            decks = (self._client_faults(), self._etcd_faults())
             harm = [
                 threading.Thread(target=self._do_harm, args=(began, deck, seed))
-                for seed, deck in enumerate((self._client_faults(), self._etcd_faults()))
+                for seed, deck in enumerate(() if self.control else decks)
             ]
             for thread in (*runners, *harm):
                 thread.start()
             for thread in harm:
                 thread.join()
+            if self.control:
+                self._rest(self.seconds)
             self._note_term()
             self.over.set()
             healed = boottime()
@@ -225,6 +239,8 @@ class Chaos:
                 "module": MODULES[self.made % len(MODULES)],
                 "endpoints": [*endpoints[first:], *endpoints[:first]],
                 "semaphores": [FIXED, RESIZED],
+                "rates": list(RATES),
+                "control": self.control,
                 "threads": self.thread_count,
                 "ttl": TTL,
                 "referee": self.referee.port,
@@ -242,7 +258,8 @@ class Chaos:
             self.counters["served after the last fault"] += said["served"]
             for unserved in said["unserved"]:
                 self._wrong(f"{worker.who} was not served after the faults: {unserved}")
-            if said["served"] != 2 * self.thread_count:
+            # Each thread by either semaphore and by both at once; and a start of each rate limit.
+            if said["served"] != 3 * self.thread_count + len(RATES):
                 self._wrong(f"{worker.who}: {said['served']} served")
             before, after = said["before"], said["after"]
             for what in ("threads", "fds"):
@@ -259,10 +276,10 @@ class Chaos:
         options = ["-q", "-t", f"{TTL}s", "--kill-after", "1s", "-w", "20s"]
         while not self.over.is_set():
             job = [sys.executable, "-I", "-S", str(HERE / "job.py"), str(self.referee.port)]
-            command = [sys.executable, "-m", "etcdsem", "run", rng.choice([FIXED, RESIZED])]
-            command += rng.choice([[], [], ["--priority", "5"], ["--eager"]])
+            command = [sys.executable, "-m", "etcdsem", "run", *self._what_to_run(rng)]
+            job += [rng.choice(["0.1", "0.5", "2"]), str(boottime())]
             process = subprocess.Popen(
-                [*command, *options, "--", *job, rng.choice(["0.1", "0.5", "2"])],
+                [*command, *options, "--", *job],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -285,6 +302,13 @@ class Chaos:
             self.counters[f"etcdsem run ended with {process.returncode}"] += 1
             if process.returncode not in JOB_CODES:
                 self._wrong(f"etcdsem run ended with {process.returncode}: {said.decode()}")
+
+    @staticmethod
+    def _what_to_run(rng: random.Random) -> list[str]:
+        if rng.random() < 0.2:
+            return [RATE, "--rate", str(RATES[RATE])]
+        wishes = rng.choice([[], [], ["--priority", "5"], ["--eager"]])
+        return [rng.choice([FIXED, RESIZED]), *wishes]
 
     # -- harm
 
@@ -431,8 +455,9 @@ class Chaos:
             self._tell("put", f"/etcdsem/{RESIZED}/max_leases", str(rng.choice([1, 2, 3, 5])))
 
     def _pause_grants(self, rng: random.Random) -> None:
-        """An operator pauses a semaphore with plain puts, and resumes it, whatever that takes."""
-        key, limit = f"/etcdsem/{RESIZED}/max_leases", str(rng.choice([2, 3]))
+        """An operator pauses one with plain puts, and resumes it, whatever that takes."""
+        name = rng.choice([RESIZED, *RATES])
+        key, limit = f"/etcdsem/{name}/max_leases", str(RATES.get(name, rng.choice([2, 3])))
         with contextlib.suppress(AssertionError):
             self._tell("put", key, f"{limit} paused")
         self._rest(2 * rng.random())
@@ -559,11 +584,15 @@ class Chaos:
         self.read_up_to = until
 
     def _nothing_left(self) -> None:
-        """No key but the limits, no lease: at the latest when those of the killed have ended."""
+        """No key but the limits, no lease: at the latest when those of the killed have ended.
+
+        Starts end by their leases after their clients have, so the mark of their line may stay.
+        """
         until = boottime() + 30.0
+        marks = {f"/etcdsem/{name}/contended" for name in RATES}
         while True:
             keys = self.cluster.ask("get", "--prefix", "--keys-only", "/etcdsem/").split()
-            left = [key for key in keys if not key.endswith("/max_leases")]
+            left = [key for key in keys if not key.endswith("/max_leases") and key not in marks]
             leases = self.cluster.ask("lease", "list").splitlines()[1:]
             if not left and not leases:
                 return
@@ -584,6 +613,7 @@ class Chaos:
         self._all_recorded()
         for wrong in self.referee.judge():
             self._broken(wrong)
+        self._judge_starts()
         self._members_agree()
         referee = self.referee
         self.counters.update(referee.counters)
@@ -594,6 +624,16 @@ class Chaos:
         self.counters["evictions by hand"] = len(referee.evictions)
         self.counters["worker processes"] = self.made
         self.report.vitals = referee.vitals
+
+    def _judge_starts(self) -> None:
+        for name, rate in RATES.items():
+            told = self.referee.starts.get(name, [])
+            wrong = self.referee.judge_starts(name, rate)
+            for one in (*wrong, *starts.unrecorded(told, rate, self.history[name])):
+                self._broken(one)
+            self.counters[f"starts of {rate}"] = len(told)
+            self.counters[f"starts of {rate}, told at once"] = len(starts.prompt(told))
+            self.counters[f"starts of {rate}, most in a window"] = starts.most(told, rate)
 
     def _all_recorded(self) -> None:
         """Every grant that a client told of is in etcd's history, with that slot and token."""
@@ -632,6 +672,7 @@ class Chaos:
                 for name, changes in self.history.items()
             },
             "beliefs": [asdict(belief) for belief in self.referee.beliefs.values()],
+            "starts": self.referee.starts,
             "evictions": [asdict(eviction) for eviction in self.referee.evictions],
             "stalls": self.referee.stalls,
             "said": {worker.who: worker.errors for worker in self.workers},

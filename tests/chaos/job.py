@@ -1,6 +1,7 @@
 """A job under `etcdsem run`: it works, tells the referee, and checks nothing: it is ended in time.
 
-A script of its own, made to start fast: argv is the referee's port and seconds to work.
+A script of its own, made to start fast: argv is the referee's port, seconds to work, and when
+`etcdsem run` was started. With --rate it holds nothing: it tells of its start, and ends.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import time
 def main() -> None:
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     port, seconds = int(sys.argv[1]), float(sys.argv[2])
+    if "ETCDSEM_RATE" in os.environ:
+        tell_of_start(port, float(sys.argv[3]))
+        return
     about = {
         "semaphore": os.environ["ETCDSEM_NAME"],
         "slot": int(os.environ["ETCDSEM_SLOT"]),
@@ -35,6 +39,16 @@ def main() -> None:
             say("step", valid=True)
             time.sleep(0.02)
         say("end", valid=True)
+
+
+def tell_of_start(port: int, asked: float) -> None:
+    """It was handed out after that, and what `etcdsem run` says it has waited (in milliseconds)."""
+    low = asked + float(os.environ["ETCDSEM_WAITED"]) - 0.001
+    start = {"op": "start", "name": os.environ["ETCDSEM_NAME"], "who": "run", "client": ""}
+    with socket.create_connection(("127.0.0.1", port)) as wire, wire.makefile("rwb") as file:
+        file.write((json.dumps({**start, "low": low}) + "\n").encode())
+        file.flush()
+        file.readline()
 
 
 if __name__ == "__main__":

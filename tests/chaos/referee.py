@@ -8,6 +8,7 @@
 3. The *store* checks fencing tokens for each slot: a write with a token lower than the highest seen
    for that slot is refused. Beside it lies a store that does not check; what it would have got
    wrong is counted, and shows that the faults bite.
+4. *Starts* of rate limits are judged in starts.py.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from types import TracebackType
 from typing import Any, Self
+
+from etcdsem.model import Rate
+from tests.chaos import starts
+from tests.chaos.starts import Start
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -110,6 +115,7 @@ class Referee:
         self.counters: Counter[str] = Counter()
         self.vitals: dict[str, list[dict[str, Any]]] = {}
         self.most_at_work: Counter[str] = Counter()
+        self.starts: dict[str, list[Start]] = {}  # by the name of their rate limit
         self._at_work: dict[str, set[int]] = {}
         referee = self
 
@@ -162,6 +168,12 @@ class Referee:
                     return self._step(said)
                 case "end":
                     self._end(said)
+                    return {}
+                case "start":
+                    told = boottime()
+                    who, client = said["who"], said["client"]
+                    start = Start(said["name"], who, client, said["low"], told)
+                    self.starts.setdefault(start.name, []).append(start)
                     return {}
                 case "count":
                     self.counters[said["what"]] += 1
@@ -247,6 +259,28 @@ class Referee:
                         wrong.append(
                             f"two believed in slot {place}: {earlier} and {later}; {evicted}"
                         )
+            return wrong
+
+    def judge_starts(self, name: str, rate: Rate) -> list[str]:
+        """All that is wrong with the starts of a rate limit."""
+        with self.lock:
+            told = self.starts.get(name, [])
+            wrong, excused = [], 0
+            for within in starts.too_many(told, rate):
+                if any(self._etcd_revoked_early(one.told) for one in within):
+                    excused += 1
+                else:
+                    some = within[: rate.starts + 1]
+                    wrong.append(f"{name}: {len(within)} starts within {rate}: {some}")
+            if excused:
+                self.counters["starts too many, by etcd (#15247)"] += excused
+            elif starts.most(told, rate) > rate.starts:
+                wrong.append(f"{name}: too many starts by the referee's clock alone")
+            wrong += [
+                f"{name}: {one} was told of before it was handed out"
+                for one in told
+                if one.low > one.told
+            ]
             return wrong
 
     def _etcd_revoked_early(self, moment: float) -> bool:

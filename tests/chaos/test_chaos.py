@@ -7,7 +7,7 @@ import random
 import pytest
 
 from tests.chaos.clusters import Cluster, in_containers, on_this_machine
-from tests.chaos.conductor import Chaos, Report
+from tests.chaos.conductor import RATES, Chaos, Report
 from tests.conftest import chosen
 from tests.docker_etcd import engine_or_skip
 
@@ -36,6 +36,9 @@ def run(cluster: Cluster, config: pytest.Config) -> Report:
         assert counters["etcdsem run ended with 0"] >= 1
         assert counters["stale writes without a fence"] >= 1, "the faults did not bite"
         assert counters["stale writes refused by the fence"] >= 1
+        assert counters["leases of both at once"] >= 5
+        for rate in RATES.values():
+            assert counters[f"starts of {rate}"] >= 2 * rate.starts
     return report
 
 

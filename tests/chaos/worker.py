@@ -1,4 +1,5 @@
-"""A client process: threads that acquire, work and release, and tell the referee.
+"""A client process: threads that acquire, work and release, and tell the referee. A turn takes one
+semaphore, or both at once. Beside them a thread for each rate limit takes its starts.
 
 Run as a module, with its configuration as JSON in argv. It is told on its stdin to "drain":
 then each thread is served once more by each semaphore, all is closed, and what is left of threads
@@ -17,17 +18,28 @@ import sys
 import threading
 import time
 import types
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
 
 import etcdsem
 import etcdsem.sync
-from etcdsem import EtcdSemError, Lease, Semaphore
+from etcdsem import EtcdSemError, Lease, RateLimit, Semaphore
+from etcdsem.core import rates
+from etcdsem.model import Start
+
+S = TypeVar("S")
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 LENGTHS = [0.0, 0.0, 0.01, 0.01, 0.03, 0.03, 0.1, 0.1, 1.0, 1.0]
 """Seconds of work."""
+
+BOTH = 0.2
+"""The share of turns that take both semaphores at once."""
+
+TOO_EARLY, LAWLESS = "slots of starts are given back too early", "starts are not asked for"
+"""Faults that are put in, for a negative control."""
 
 
 def boottime() -> float:
@@ -81,74 +93,106 @@ class Worker:
             for name in self.config["semaphores"]
         ]
         while not self.draining.is_set():
-            sem = rng.choice(semaphores)
+            wanted = chosen(semaphores, rng)
             timeout = rng.choice([None, None, None, 20, 0.5, 0.05, 0])
-            self.once(sem, timeout, rng, wire, careless)
+            self.once(wanted, timeout, rng, wire, careless)
             time.sleep(rng.random() * 0.02)
-        for sem in semaphores:
-            self.last(sem, wire, rng)
+        for wanted in ([semaphores[0]], [semaphores[1]], semaphores):
+            self.last(wanted, wire, rng)
         wire.close()
 
+    def acquire(
+        self, wanted: list[Semaphore], timeout: float | None, rng: random.Random | None
+    ) -> tuple[Lease, ...] | None:
+        if len(wanted) > 1:
+            return etcdsem.acquire_all(*wanted, timeout=timeout)
+        lease = wanted[0].acquire_lease(timeout, **(wants(rng) if rng else {}))
+        return None if lease is None else (lease,)
+
     def once(
-        self, sem: Semaphore, timeout: float | None, rng: random.Random, wire: Wire, careless: bool
+        self,
+        wanted: list[Semaphore],
+        timeout: float | None,
+        rng: random.Random,
+        wire: Wire,
+        careless: bool,
     ) -> None:
         try:
-            lease = sem.acquire_lease(timeout, **wants(rng))
+            leases = self.acquire(wanted, timeout, rng)
         except EtcdSemError as error:
             wire.say("count", what=f"acquire raised {type(error).__name__}")
             self.draining.wait(0.1)
             return
-        if lease is not None:
-            self.work(sem, lease, rng, wire, careless)
+        if leases is not None:
+            self.work(leases, rng, wire, careless)
 
     def work(
-        self, sem: Semaphore, lease: Lease, rng: random.Random, wire: Wire, careless: bool
+        self, leases: tuple[Lease, ...], rng: random.Random, wire: Wire, careless: bool
     ) -> None:
-        about = [
-            {"semaphore": sem.name, "slot": slot, "token": lease.fencing_token}
-            for slot in lease.slots
-        ]
-        who = {"who": self.who, "pid": os.getpid(), "lease": lease.id}
-        for one in about:
-            wire.say("begin", t=boottime(), **one, **who)
+        work = Work(self.who, leases, wire, careless=careless)
         until = boottime() + rng.choice(LENGTHS)
-        while True:
-            t = boottime()  # before asking: what is valid after t was valid at t
-            valid = lease.valid
-            for one in about if valid or careless else ():
-                wire.say("step", t=t, valid=valid, **one)
-            if not valid or boottime() >= until or self.draining.is_set():
-                break
+        while work.step() and boottime() < until and not self.draining.is_set():
             time.sleep(rng.random() * 0.04)
-        t, valid = boottime(), lease.valid
-        for one in about:
-            wire.say("end", t=t, valid=valid, **one)
-        if not lease.release():
-            wire.say("count", what="releases that gave nothing back")
+        work.end()
+        for lease in leases:
+            if not lease.release():
+                wire.say("count", what="releases that gave nothing back")
 
     def lost(self, lease: Lease) -> None:
         wire = Wire(self.config["referee"])
         wire.say("count", what="leases lost")
         wire.close()
 
-    def last(self, sem: Semaphore, wire: Wire, rng: random.Random) -> None:
-        """After the faults: everybody must be served, by every semaphore."""
+    def last(self, wanted: list[Semaphore], wire: Wire, rng: random.Random) -> None:
+        """After the faults: everybody must be served, by every semaphore, and by both at once."""
         until = boottime() + self.config["patience"]
         why = "no room"
         while boottime() < until:
             try:
-                lease = sem.acquire_lease(until - boottime())
+                leases = self.acquire(wanted, until - boottime(), None)
             except EtcdSemError as error:
                 why = str(error)
                 time.sleep(0.2)
                 continue
-            if lease is not None:
-                self.work(sem, lease, rng, wire, careless=False)
+            if leases is not None:
+                self.work(leases, rng, wire, careless=False)
                 with self.lock:
                     self.served += 1
                 return
         with self.lock:
-            self.unserved.append(f"{sem.name}: {why}")
+            self.unserved.append(f"{', '.join(sem.name for sem in wanted)}: {why}")
+
+    # -- starts of a rate limit
+
+    def pace(self, name: str) -> None:
+        """Take starts, as often as there are some; at the end one more."""
+        rng = random.Random(f"{self.config['seed']}-{self.who}-{name}")
+        wire = Wire(self.config["referee"])
+        limit = RateLimit(name, client=self.client, register=False)
+        while not self.draining.is_set():
+            if self.config["control"] == LAWLESS:
+                self.draining.wait(0.05)
+            if not self.start(limit, rng.choice([None, None, None, 5, 0.5, 0]), wire):
+                self.draining.wait(0.1)
+        until = boottime() + self.config["patience"]
+        while not (served := self.start(limit, until - boottime(), wire)) and boottime() < until:
+            time.sleep(0.2)
+        with self.lock:
+            self.served += served
+            self.unserved += [] if served else [f"{name}: no start"]
+        wire.close()
+
+    def start(self, limit: RateLimit, timeout: float | None, wire: Wire) -> bool:
+        asked = boottime()
+        try:
+            lawless = self.config["control"] == LAWLESS
+            start = Start(0.0) if lawless else limit.acquire(timeout)
+        except EtcdSemError as error:
+            wire.say("count", what=f"a start raised {type(error).__name__}")
+            return False
+        if start is not None:
+            wire.say("start", **started(self.who, limit.name, self.client.id, asked, start))
+        return start is not None
 
     # -- the process
 
@@ -166,6 +210,8 @@ class Worker:
         self.client = etcdsem.connect(self.config["endpoints"])
         numbers = range(self.config["threads"])
         threads = [threading.Thread(target=self.life, args=(number,)) for number in numbers]
+        for name in self.config["rates"]:
+            threads.append(threading.Thread(target=self.pace, args=(name,)))
         threads.append(threading.Thread(target=self.tell_vitals))
         for thread in threads:
             thread.start()
@@ -185,6 +231,73 @@ class Worker:
         }
         print(json.dumps({**report, "after": after}), flush=True)
         return 0
+
+
+class Work:
+    """What is told to the referee of leases that are held together."""
+
+    def __init__(self, who: str, leases: Sequence[Held], wire: Wire, *, careless: bool) -> None:
+        self._wire = wire
+        self._careless = careless
+        self._slots: list[tuple[Held, dict[str, Any]]] = []
+        for lease in leases:
+            for slot in lease.slots:
+                one = {"semaphore": lease.name, "slot": slot, "token": lease.fencing_token}
+                self._slots.append((lease, one))
+                begun = {"who": who, "pid": os.getpid(), "lease": lease.id}
+                wire.say("begin", t=boottime(), **one, **begun)
+        if len(leases) > 1:
+            wire.say("count", what="leases of both at once")
+
+    def step(self) -> bool:
+        """A write for each slot; False if any lease is valid no more."""
+        going = True
+        for lease, one in self._slots:
+            t = boottime()  # before asking: what is valid after t was valid at t
+            valid = lease.valid
+            going = going and valid
+            if valid or self._careless:
+                self._wire.say("step", t=t, valid=valid, **one)
+        return going
+
+    def end(self) -> None:
+        """It has ended."""
+        for lease, one in self._slots:
+            t, valid = boottime(), lease.valid
+            self._wire.say("end", t=t, valid=valid, **one)
+
+
+class Held(Protocol):
+    """A lease, of either library."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def slots(self) -> tuple[int, ...]: ...
+    @property
+    def fencing_token(self) -> int: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def valid(self) -> bool: ...
+
+
+def chosen(semaphores: list[S], rng: random.Random) -> list[S]:
+    """Which of them a turn takes."""
+    if rng.random() < BOTH:
+        return rng.sample(semaphores, 2)
+    return [rng.choice(semaphores)]
+
+
+def started(who: str, name: str, client: str, asked: float, start: Start) -> dict[str, Any]:
+    """What is told to the referee of a start that was asked for then."""
+    return {"who": who, "name": name, "client": client, "low": asked + start.waited}
+
+
+def break_rules(control: str | None) -> None:
+    """Put a fault in."""
+    if control == TOO_EARLY:
+        rates.need = lambda period: 0.6 * period
 
 
 def wants(rng: random.Random) -> dict[str, Any]:
@@ -273,6 +386,7 @@ def take_signals(config: dict[str, Any], module: Any, clock: types.ModuleType) -
 def main() -> int:
     config = json.loads(sys.argv[1])
     take_signals(config, etcdsem.sync, time)
+    break_rules(config["control"])
     return Worker(config).run()
 
 

@@ -1,0 +1,81 @@
+"""Starts of rate limits, as the referee hears of them, and their judgement.
+
+1. Whoever was handed out a start says so at once. The referee stamps it by its own clock, `told`:
+   it was handed out before that. And not before `low`: that is when its caller asked, plus the
+   seconds that `acquire` says it has waited. All are CLOCK_BOOTTIME, which all processes of a
+   machine share.
+2. So more than `limit` starts for which the last `told` comes less than a period after the first
+   `low` were handed out within one period, for certain. There is no margin, and no false alarm:
+   who was stopped between its start and its telling is late, which excuses itself.
+3. By the referee's clock alone, a window is shorter by `JITTER`; those who told later than that
+   are left out there. It is printed, and judged too.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from etcdsem.model import Rate
+from tests.history import Change
+from tests.rates.use import JITTER, most_in_a_window
+
+
+class Start(NamedTuple):
+    """A start was handed out."""
+
+    name: str
+    who: str
+    client: str
+    """As etcd's keys name it; empty if that is not known."""
+    low: float
+    told: float
+
+
+def too_many(starts: Sequence[Start], rate: Rate) -> list[list[Start]]:
+    """Each set of starts, more than the limit, that were handed out within one period."""
+    ordered = sorted(starts, key=lambda one: one.low)
+    lows = [one.low for one in ordered]
+    found: list[list[Start]] = []
+    for place, first in enumerate(ordered):
+        until = first.low + rate.period
+        end = bisect.bisect_left(lows, until)
+        within = [one for one in ordered[place:end] if one.told < until]
+        if len(within) > rate.starts:
+            found.append(within)
+    return found
+
+
+def prompt(starts: Sequence[Start]) -> list[Start]:
+    """Those that were told at once."""
+    return [one for one in starts if one.told - one.low <= JITTER]
+
+
+def most(starts: Sequence[Start], rate: Rate) -> int:
+    """The most in any window of the period, by the referee's clock alone."""
+    return most_in_a_window([one.told for one in prompt(starts)], rate.period - JITTER)
+
+
+def unrecorded(starts: Sequence[Start], rate: Rate, changes: Sequence[Change]) -> list[str]:
+    """Who has told of more starts than etcd's history of the keys has granted to it."""
+    granted: Counter[str] = Counter()
+    for change in changes:
+        if change.kind == "put" and "/leases/" in change.key:
+            granted[_client(change)] += rate.block
+    told = Counter(one.client for one in starts if one.client)
+    wrong = [
+        f"client {client} told of {number} starts, and was granted {granted[client]}"
+        for client, number in told.items()
+        if number > granted[client]
+    ]
+    if len(starts) > granted.total():
+        wrong.append(f"{len(starts)} starts were told of, and {granted.total()} granted")
+    return wrong
+
+
+def _client(change: Change) -> str:
+    client: str = json.loads(change.value)["client"]
+    return client
