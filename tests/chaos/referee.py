@@ -265,17 +265,13 @@ class Referee:
         """All that is wrong with the starts of a rate limit."""
         with self.lock:
             told = self.starts.get(name, [])
-            wrong, excused = [], 0
+            wrong = []
             for within in starts.too_many(told, rate):
                 if any(self._etcd_revoked_early(one.told) for one in within):
-                    excused += 1
-                else:
-                    some = within[: rate.starts + 1]
-                    wrong.append(f"{name}: {len(within)} starts within {rate}: {some}")
-            if excused:
-                self.counters["starts too many, by etcd (#15247)"] += excused
-            elif starts.most(told, rate) > rate.starts:
-                wrong.append(f"{name}: too many starts by the referee's clock alone")
+                    self.counters["starts too many, by etcd (#15247)"] += 1
+                    continue
+                some = within[: rate.starts + 1]
+                wrong.append(f"{name}: {len(within)} starts within {rate}: {some}")
             wrong += [
                 f"{name}: {one} was told of before it was handed out"
                 for one in told

@@ -2,7 +2,7 @@
 
     python -m tests.chaos.soak --seeds 0:2000 --seconds 600        (make soak)
 
-Chaos runs on each of `--on`: containers (where a Docker engine answers) and machine (network
+Ten processes use a rate limit for `--rate-seconds` (tests/rates). Chaos runs on each of `--on`: containers (where a Docker engine answers) and machine (network
 namespaces, or plain processes). Two of its workers are never killed; their memory, threads and
 file descriptors are printed over time and judged: none may grow. Ends with 1 if anything is wrong.
 """
@@ -87,6 +87,14 @@ def simulate(seeds: str) -> int:
     return subprocess.run(command, check=False).returncode
 
 
+def pace(seconds: float) -> int:
+    """Ten processes at one rate limit; gives pytest's exit code."""
+    print(f"ten processes at a rate limit, {seconds:.0f} s", flush=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/rates"]
+    command += ["--rate-seconds", str(seconds)]
+    return subprocess.run(command, cwd=Path(__file__).parents[2], check=False).returncode
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it all; the exit code is 1 if anything is wrong."""
     parser = argparse.ArgumentParser(
@@ -94,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", default="0:2000", help="of the simulator, A:B; empty: none")
     parser.add_argument("--seconds", type=float, default=600.0, help="of chaos on each cluster")
+    parser.add_argument("--rate-seconds", type=float, default=120.0, help="of the rate; 0: none")
     parser.add_argument("--on", default="containers,machine", help="empty: no chaos")
     parser.add_argument("--seed", type=int, default=None, help="of the chaos; else random")
     parser.add_argument("--etcd", default=None, help="the etcd program for `machine`")
@@ -109,6 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 else on_this_machine(given.etcd or find_binary("etcd"))
             )
             wrong += chaos(cluster, seconds=given.seconds, seed=seed).wrong
+    if given.rate_seconds and pace(given.rate_seconds) != 0:
+        wrong.append("a rate limit was exceeded, or not used")
     if given.seeds and simulate(given.seeds) != 0:
         wrong.append("the simulator has found something")
     print("\n".join(f"WRONG: {one}" for one in wrong) if wrong else "nothing is wrong", flush=True)

@@ -9,12 +9,13 @@ import pytest
 
 from tests.chaos import soak
 from tests.chaos.clusters import on_this_machine
-from tests.chaos.conductor import Chaos
+from tests.chaos.conductor import RATES, Chaos
 
 
 def test_a_short_soak(capfd: pytest.CaptureFixture[str], etcd_binary: str) -> None:
     """Some seeds, some seconds of chaos, a table for each worker that was spared."""
     options = ["--seeds", "0:3", "--seconds", "6", "--on", "machine", "--etcd", etcd_binary]
+    options += ["--rate-seconds", "0"]
     assert soak.main(options) == 0
     said = capfd.readouterr().out
     assert "3 seeds" in said
@@ -36,6 +37,7 @@ def test_an_alarm_leaves_evidence(
     assert sum(len(changes) for changes in kept["history"].values()) > 0
     assert {belief["semaphore"] for belief in kept["beliefs"]} <= set(kept["history"])
     assert len(kept["beliefs"]) > 0
+    assert {name for name, starts in kept["starts"].items() if starts} == set(RATES)
     assert len(kept["faults"]) > 0
 
 
