@@ -2,9 +2,10 @@
 
     python -m tests.chaos.soak --seeds 0:2000 --seconds 600        (make soak)
 
-Ten processes use a rate limit for `--rate-seconds` (tests/rates). Chaos runs on each of `--on`: containers (where a Docker engine answers) and machine (network
+Chaos runs on each of `--on`: containers (where a Docker engine answers) and machine (network
 namespaces, or plain processes). Two of its workers are never killed; their memory, threads and
-file descriptors are printed over time and judged: none may grow. Ends with 1 if anything is wrong.
+file descriptors are printed over time and judged: none may grow. Ten processes use a rate limit for
+`--rate-seconds` (tests/rates). Ends with 1 if anything is wrong.
 """
 
 from __future__ import annotations
