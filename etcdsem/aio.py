@@ -986,24 +986,33 @@ async def acquire_all(
     *semaphores: Semaphore,
     timeout: Duration | None = None,
     on_wait: Callable[[str], object] | None = None,
+    weight: int = 1,
+    priority: int = 0,
+    eager: bool = False,
 ) -> tuple[Lease, ...] | None:
     """Wait for a lease of each of several semaphores, all of them or none; see
     `etcdsem.acquire_all`. None when there was no room until the timeout.
 
     Cancelled, it leaves every line, and gives back what may have been granted.
     """
+    several.refuse_wants(weight, priority, eager)
     taken = await _acquire_all(semaphores, timeout, on_wait)
     return None if isinstance(taken, str) else taken
 
 
 def hold_all(
-    *semaphores: Semaphore, timeout: Duration | None = None
+    *semaphores: Semaphore,
+    timeout: Duration | None = None,
+    weight: int = 1,
+    priority: int = 0,
+    eager: bool = False,
 ) -> AbstractAsyncContextManager[tuple[Lease, ...], None]:
     """Hold a lease of each of several semaphores for the length of an ``async with`` block; gives
     the leases, in the order of the semaphores.
 
     Raises AcquireTimeout if there was no room, and LeaseLost at its end, if any was lost.
     """
+    several.refuse_wants(weight, priority, eager)
     return _HeldAll(semaphores, timeout)
 
 
@@ -1036,19 +1045,12 @@ async def _acquire_all(
     timeout: Duration | None,
     on_wait: Callable[[str], object] | None,
 ) -> tuple[Lease, ...] | str:
-    several.check(semaphores, Semaphore)
+    parts = several.parts_of(semaphores, Semaphore, Lease)
     limit = timeout_seconds(timeout)
-    clients = [one.client for one in semaphores]
-    engine = clients[0].engine
-    parts = [
-        several.Part(one, one._station(), functools.partial(Lease, one, engine))
-        for one in semaphores
-    ]
-    several.check_parts(parts, clients)
     for one in semaphores:
         await one._ready()
     acquiring = several.acquiring(parts, limit, on_wait)
-    return await clients[0].run(acquiring, f"acquire {several.named(semaphores)}")
+    return await semaphores[0].client.run(acquiring, f"acquire {several.named(semaphores)}")
 
 
 class RateLimit(_Bound, BaseRateLimit):

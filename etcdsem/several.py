@@ -25,8 +25,40 @@ class Part(NamedTuple):
     lease_of: Callable[[Grant], Any]
 
 
-def check(semaphores: Sequence[object], kind: type[BaseSemaphore[Any]]) -> None:
-    """Are these semaphores of that kind, and not too many? Else raise what says so."""
+def parts_of(
+    semaphores: Sequence[Any],
+    kind: type[BaseSemaphore[Any]],
+    lease_of: Callable[[Any, Any, Grant], BaseLease],
+) -> list[Part]:
+    """The parts, if these are semaphores of that kind, not too many, all different and of one
+    client; else raise what says so. `lease_of` makes a lease of semaphore, engine and grant.
+    """
+    _check(semaphores, kind)
+    clients = [one.client for one in semaphores]
+    engine = clients[0].engine
+    parts = [Part(one, one._station(), partial(lease_of, one, engine)) for one in semaphores]
+    if any(client is not clients[0] for client in clients):
+        raise InvalidSetting(
+            "several semaphores at once must use the same client: give all of them the same "
+            "client=, from connect(), or none of them"
+        )
+    _check_parts(parts)
+    return parts
+
+
+def refuse_wants(weight: int, priority: int, eager: bool) -> None:
+    """Only the ordinary ones are taken together. Raises InvalidSetting, which says what to do."""
+    given = {"weight": weight != 1, "priority": priority != 0, "eager": bool(eager)}
+    for what, is_so in given.items():
+        if is_so:
+            raise InvalidSetting(
+                f"several semaphores at once are taken one slot each, in turn, so there is no "
+                f"{what}=; for that take them one within the other, all programs in the order of "
+                f"the names: with a.hold({what}=...), b.hold():"
+            )
+
+
+def _check(semaphores: Sequence[object], kind: type[BaseSemaphore[Any]]) -> None:
     for one in semaphores:
         if not isinstance(one, kind):
             raise TypeError(
@@ -40,13 +72,7 @@ def check(semaphores: Sequence[object], kind: type[BaseSemaphore[Any]]) -> None:
         )
 
 
-def check_parts(parts: Sequence[Part], clients: Sequence[object]) -> None:
-    """Are they of one client, and different?"""
-    if any(client is not clients[0] for client in clients):
-        raise InvalidSetting(
-            "several semaphores at once must use the same client: give all of them the same "
-            "client=, from connect(), or none of them"
-        )
+def _check_parts(parts: Sequence[Part]) -> None:
     seen: set[Station] = set()
     for part in parts:
         if part.semaphore.rate is not None:

@@ -980,6 +980,9 @@ def acquire_all(
     *semaphores: Semaphore,
     timeout: Duration | None = None,
     on_wait: Callable[[str], object] | None = None,
+    weight: int = 1,
+    priority: int = 0,
+    eager: bool = False,
 ) -> tuple[Lease, ...] | None:
     """Wait for a lease of each of several semaphores: all of them or none.
 
@@ -995,22 +998,31 @@ def acquire_all(
             tries once.
         on_wait: called, in a thread of its own, with the name of each semaphore in whose line
             one has to wait.
+        weight: 1; else it is refused (docs/guarantees.md says why).
+        priority: 0; else it is refused.
+        eager: False; else it is refused.
 
     Returns:
         The leases, in the order of the semaphores; None when there was no room until the timeout.
 
     Raises:
-        InvalidSetting: too many, one given twice, or of different clients.
+        InvalidSetting: too many, one given twice, or of different clients; a weight, a priority
+            or `eager` was given.
         SemaphoreClosed: one of them is not known (any more); the message names it.
         EtcdUnavailable: etcd could not be reached, as for `Semaphore.acquire`.
     """
+    several.refuse_wants(weight, priority, eager)
     taken = _acquire_all(semaphores, timeout, on_wait)
     return None if isinstance(taken, str) else taken
 
 
 @contextlib.contextmanager
 def hold_all(
-    *semaphores: Semaphore, timeout: Duration | None = None
+    *semaphores: Semaphore,
+    timeout: Duration | None = None,
+    weight: int = 1,
+    priority: int = 0,
+    eager: bool = False,
 ) -> Iterator[tuple[Lease, ...]]:
     """Hold a lease of each of several semaphores for the length of a ``with`` block; gives the
     leases, in the order of the semaphores. See `acquire_all`.
@@ -1019,6 +1031,7 @@ def hold_all(
         AcquireTimeout: no room until the timeout; the body did not run.
         LeaseLost: at the end, if any of them was lost meanwhile (see `raise_on_loss`).
     """
+    several.refuse_wants(weight, priority, eager)
     leases = several.scoped(_acquire_all(semaphores, timeout, None), semaphores, timeout)
     try:
         yield leases
@@ -1038,17 +1051,10 @@ def _acquire_all(
     timeout: Duration | None,
     on_wait: Callable[[str], object] | None,
 ) -> tuple[Lease, ...] | str:
-    several.check(semaphores, Semaphore)
+    parts = several.parts_of(semaphores, Semaphore, Lease)
     limit = timeout_seconds(timeout)
-    clients = [one.client for one in semaphores]
-    engine = clients[0].engine
-    parts = [
-        several.Part(one, one._station(), functools.partial(Lease, one, engine))
-        for one in semaphores
-    ]
-    several.check_parts(parts, clients)
     acquiring = several.acquiring(parts, limit, on_wait)
-    return clients[0].run(acquiring, f"acquire {several.named(semaphores)}")
+    return semaphores[0].client.run(acquiring, f"acquire {several.named(semaphores)}")
 
 
 # ---------------------------------------------------------------- rate limit

@@ -174,6 +174,21 @@ def test_bad_input(pair: Pair, other: Pair) -> None:
     assert held(a, b) == [0, 0]
 
 
+@pytest.mark.parametrize("what", [{"weight": 2}, {"priority": 5}, {"eager": True}])
+def test_what_is_not_taken_together(pair: Pair, what: dict[str, Any]) -> None:
+    """Weights, priorities, eager ones: refused at once, with what to do instead."""
+    message = rf"no {next(iter(what))}=; for that take them one within the other"
+    with pytest.raises(InvalidSetting, match=message):
+        etcdsem.acquire_all(*pair, **what)
+    with pytest.raises(InvalidSetting, match=message), etcdsem.hold_all(*pair, **what):
+        pytest.fail("it was held")
+    with pytest.raises(InvalidSetting, match=message):
+        aio.hold_all(**what)
+    with pytest.raises(InvalidSetting, match=message):
+        run(aio.acquire_all(**what))
+    assert held(*pair) == [0, 0]
+
+
 def test_a_rate_limit_is_no_semaphore(client: etcdsem.Client, pair: Pair, name: str) -> None:
     """WrongKind names it, and nothing is held of the others."""
     etcdsem.RateLimit(f"{name}-r", 5, "1m", client=client)

@@ -210,7 +210,10 @@ def _plan(
     (first, limit), *more = read_names(words, given.pop("limit"))
     for option, ordinary in (("weight", 1), ("priority", 0), ("eager", False)):
         if more and given[option] != ordinary:
-            raise click.UsageError(f"--{option} is for one NAME only")
+            raise click.UsageError(
+                f"--{option} is for one NAME only. For it take them one within the other, always "
+                f"in the order of the names: etcdsem run A --{option} ... -- etcdsem run B -- ..."
+            )
     if more and given["rate"] is not None:
         raise click.UsageError("--rate is for one NAME only")
     wish = read_wish(name=first, limit=limit, more=more, **given)
