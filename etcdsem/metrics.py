@@ -14,6 +14,7 @@
    same to the letter.
 4. What all users of a semaphore together hold is not known to one process: ask
    ``etcdsem exporter`` for that.
+5. A rate limit has metrics of its own, which count starts, and none of a semaphore.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from etcdsem.core.tally import OTHERS, Tally
+from etcdsem.core.tally import OTHER_RATES, OTHERS, Tally
 from etcdsem.core.tally import Histogram as Counts
 from etcdsem.counting import all_tallies
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
     from prometheus_client.registry import CollectorRegistry
+
+    from etcdsem.model import Rate
 
 INSTALL = "pip install 'etcdsem[metrics]'"
 
@@ -58,8 +61,13 @@ class SemaphoreMetrics:
     """The limit as it is known here; None if it is not (or was not asked for yet)."""
     limit_drift: int
     """The limit that this program was told, less the one in force; 0 if it was told none."""
+    paused: bool | None
+    """Has an operator paused it, as far as is known here (this process asks for nothing, so it
+    hears of it when it acquires or waits)? None if the limit is not known."""
     active_leases: int
     """Leases that this process holds now."""
+    active_slots: int
+    """The slots of those leases: a lease of weight 3 holds 3."""
     pending_leases: int
     """Calls of `acquire` under way."""
     overbooked_leases: int
@@ -80,6 +88,35 @@ class SemaphoreMetrics:
 
 
 @dataclass(frozen=True)
+class RateLimitMetrics:
+    """One rate limit, as this process uses it."""
+
+    prefix: str
+    name: str
+    max_starts: int | None
+    """Starts that are allowed in any window of the period, as it is known here; else None."""
+    period_seconds: float | None
+    """The period; None if it is not known."""
+    paused: bool | None
+    """As for a semaphore."""
+    used_starts: int
+    """Starts of this process that count now, in the running period. A block counts as a whole."""
+    pending_starts: int
+    """Calls of `acquire` under way."""
+    starts_total: int
+    """Starts that this process got."""
+    timeouts_total: int
+    """Calls of `acquire` that gave up, since there was none in time."""
+    forfeited_total: int
+    """Starts of blocks that were not used in time: if they are many, the block is too large."""
+    losses_total: int
+    """Slots that ended in etcd before their period was over (evicted, closed): for one period
+    there may be more starts than the limit."""
+    wait_seconds: Histogram
+    """From the call of `acquire` to the start."""
+
+
+@dataclass(frozen=True)
 class EtcdMetrics:
     """The transactions of this process, and what became of them."""
 
@@ -97,15 +134,18 @@ class Snapshot:
     """All metrics of this process at one moment."""
 
     semaphores: tuple[SemaphoreMetrics, ...]
+    rate_limits: tuple[RateLimitMetrics, ...]
     etcd: EtcdMetrics
 
 
 def snapshot() -> Snapshot:
     """What the clients of this process have counted so far. May be called from any thread."""
     tallies = all_tallies()
+    counted = sorted(tallies.semaphores.items(), key=lambda pair: pair[0])
     return Snapshot(
-        semaphores=tuple(
-            _semaphore(*key, tally) for key, tally in sorted(tallies.semaphores.items())
+        semaphores=tuple(_semaphore(*key, tally) for key, tally in counted if tally.rate is None),
+        rate_limits=tuple(
+            _rate_limit(*key, tally, tally.rate) for key, tally in counted if tally.rate
         ),
         etcd=EtcdMetrics(
             requests_total=dict(tallies.requests),
@@ -124,7 +164,9 @@ def _semaphore(prefix: str, name: str, tally: Tally) -> SemaphoreMetrics:
         name=name,
         max_leases=tally.max_leases,
         limit_drift=drift,
+        paused=None if tally.max_leases is None else tally.paused,
         active_leases=tally.active,
+        active_slots=tally.slots,
         pending_leases=tally.pending,
         overbooked_leases=tally.overbooked,
         acquire_total=tally.acquired,
@@ -134,6 +176,24 @@ def _semaphore(prefix: str, name: str, tally: Tally) -> SemaphoreMetrics:
         average_pending_lease_time_s=tally.average_wait,
         wait_seconds=_histogram(tally.waited),
         held_seconds=_histogram(tally.held),
+    )
+
+
+def _rate_limit(prefix: str, name: str, tally: Tally, rate: Rate) -> RateLimitMetrics:
+    known = tally.max_leases is not None
+    return RateLimitMetrics(
+        prefix=prefix,
+        name=name,
+        max_starts=rate.starts if known else None,
+        period_seconds=rate.period if known else None,
+        paused=tally.paused if known else None,
+        used_starts=rate.block * tally.active,
+        pending_starts=tally.pending,
+        starts_total=tally.acquired,
+        timeouts_total=tally.timeouts,
+        forfeited_total=tally.forfeited,
+        losses_total=tally.losses,
+        wait_seconds=_histogram(tally.waited),
     )
 
 
@@ -159,10 +219,14 @@ class Family:
     samples: Sequence[tuple[Mapping[str, str], float | Histogram]]
 
 
-_DESCRIBED: tuple[tuple[str, Literal["gauge", "counter", "histogram"], str], ...] = (
+_Described: TypeAlias = tuple[tuple[str, Literal["gauge", "counter", "histogram"], str], ...]
+
+_SEMAPHORES: _Described = (
     ("max_leases", "gauge", "Limit of the semaphore, as this process knows it."),
     ("limit_drift", "gauge", "Limit that this program was told, less the one in force."),
+    ("paused", "gauge", "1 if an operator has paused it, as far as this process knows; else 0."),
     ("active_leases", "gauge", "Leases that this process holds now."),
+    ("active_slots", "gauge", "Slots of those leases: a lease of weight 3 holds 3."),
     ("pending_leases", "gauge", "Calls of acquire under way in this process."),
     ("overbooked_leases", "gauge", "Leases lost that this program has not let go of."),
     ("acquire_total", "counter", "Leases granted to this process."),
@@ -178,22 +242,26 @@ _DESCRIBED: tuple[tuple[str, Literal["gauge", "counter", "histogram"], str], ...
     ("held_seconds", "histogram", "Time from the grant to the release, or the loss."),
 )
 
+_RATE_LIMITS: _Described = (
+    ("max_starts", "gauge", "Starts allowed in any window of the period, as this process knows."),
+    ("period_seconds", "gauge", "The period."),
+    ("paused", "gauge", "1 if an operator has paused it, as far as this process knows; else 0."),
+    ("used_starts", "gauge", "Starts of this process that count in the running period."),
+    ("pending_starts", "gauge", "Calls of acquire under way in this process."),
+    ("starts_total", "counter", "Starts that this process got."),
+    ("timeouts_total", "counter", "Calls of acquire that gave up, since there was no start."),
+    ("forfeited_total", "counter", "Starts of blocks that were not used in time."),
+    ("losses_total", "counter", "Slots that ended in etcd before their period was over."),
+    ("wait_seconds", "histogram", "Time from the call of acquire to the start."),
+)
+
 
 def families(seen: Snapshot, *, namespace: str = "") -> list[Family]:
     """A snapshot as metrics for Prometheus; `namespace` goes before each name."""
     start = f"{namespace}_" if namespace else ""
     result = [
-        Family(
-            f"{start}semaphore_{field}",
-            kind,
-            text,
-            [
-                ({"prefix": one.prefix, "name": one.name}, getattr(one, field))
-                for one in seen.semaphores
-                if getattr(one, field) is not None and not _only_counts(one, kind)
-            ],
-        )
-        for field, kind, text in _DESCRIBED
+        *_described(f"{start}semaphore", _SEMAPHORES, seen.semaphores),
+        *_described(f"{start}rate_limit", _RATE_LIMITS, seen.rate_limits),
     ]
     etcd = seen.etcd
     result += [
@@ -219,9 +287,21 @@ def families(seen: Snapshot, *, namespace: str = "") -> list[Family]:
     return result
 
 
-def _only_counts(one: SemaphoreMetrics, kind: str) -> bool:
+def _described(
+    what: str, described: _Described, of: Sequence[SemaphoreMetrics | RateLimitMetrics]
+) -> Iterator[Family]:
+    for field, kind, text in described:
+        samples = [
+            ({"prefix": one.prefix, "name": one.name}, getattr(one, field))
+            for one in of
+            if getattr(one, field) is not None and not _only_counts(one, kind)
+        ]
+        yield Family(f"{what}_{field}", kind, text, samples)
+
+
+def _only_counts(one: SemaphoreMetrics | RateLimitMetrics, kind: str) -> bool:
     """What is listed no more has no present."""
-    return kind == "gauge" and (one.prefix, one.name) == OTHERS
+    return kind == "gauge" and (one.prefix, one.name) in (OTHERS, OTHER_RATES)
 
 
 # ---------------------------------------------------------------- Prometheus
@@ -365,6 +445,7 @@ __all__ = [
     "EtcdMetrics",
     "Family",
     "Histogram",
+    "RateLimitMetrics",
     "SemaphoreMetrics",
     "Snapshot",
     "families",

@@ -21,9 +21,10 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 import etcdsem
-from etcdsem import Client, Semaphore, aio, metrics
-from etcdsem.core.tally import OTHERS, Histogram, Tallies
-from etcdsem.metrics import SemaphoreMetrics
+from etcdsem import Client, RateLimit, Semaphore, aio, metrics
+from etcdsem.core.tally import OTHER_RATES, OTHERS, Histogram, Tallies
+from etcdsem.metrics import RateLimitMetrics, SemaphoreMetrics
+from etcdsem.model import Rate
 from tests.test_semaphore import eventually
 
 if TYPE_CHECKING:
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
 def of(name: str) -> SemaphoreMetrics:
     """A semaphore's metrics now."""
     return next(one for one in metrics.snapshot().semaphores if one.name == name)
+
+
+def rate_of(name: str) -> RateLimitMetrics:
+    """A rate limit's metrics now; it has none of a semaphore."""
+    seen = metrics.snapshot()
+    assert name not in {one.name for one in seen.semaphores}
+    return next(one for one in seen.rate_limits if one.name == name)
 
 
 def test_a_cycle_is_counted(client: Client, name: str) -> None:
@@ -147,6 +155,193 @@ def test_threads_lose_no_count(client: Client, name: str) -> None:
     assert read > 1
     now = of(name)
     assert now.acquire_total == now.release_total == now.wait_seconds.count == 320
+
+
+def test_a_lease_of_several_slots_is_one_lease(client: Client, name: str) -> None:
+    """Its slots are told apart from it, also when it is lost."""
+    sem = Semaphore(5, name, client=client)
+    three = sem.acquire_lease(weight=3)
+    assert three is not None
+    sem.acquire()
+    now = of(name)
+    assert (now.active_leases, now.active_slots, now.acquire_total) == (2, 4, 2)
+    client.evict(name, slot=three.slots[1])
+    assert not three.release()
+    now = of(name)
+    assert (now.active_leases, now.active_slots, now.losses_total) == (1, 1, 1)
+    sem.release()
+    now = of(name)
+    assert (now.active_slots, now.release_total, now.held_seconds.count) == (0, 1, 2)
+
+
+def test_paused_is_known_where_it_is_met(etcd: EtcdServer, client: Client, name: str) -> None:
+    """By a try, and by who waits; nothing is asked of etcd for it."""
+    sem = Semaphore(1, name, client=client)
+    assert of(name).paused is False
+    with etcdsem.connect(etcd.endpoint) as operator:
+        operator.pause(name)
+        assert not sem.acquire(timeout=0)
+        assert (of(name).paused, of(name).max_leases) == (True, 1)
+        thread = threading.Thread(target=sem.acquire)
+        thread.start()
+        eventually(sem.waiters)
+        operator.resume(name)
+        thread.join(20)
+        assert of(name).paused is False
+        operator.close_semaphore(name, force=True)
+    with pytest.raises(etcdsem.SemaphoreClosed):
+        sem.acquire(timeout=0)
+    assert of(name).paused is None
+    sem.release()
+
+
+# ---------------------------------------------------------------- several at once
+
+
+def one_call(names: list[str]) -> list[tuple[int, ...]]:
+    """What was counted at each: calls under way, grants, releases, give-ups, waits, holds."""
+    return [
+        (
+            *(now.pending_leases, now.acquire_total, now.release_total, now.timeouts_total),
+            *(now.wait_seconds.count, now.held_seconds.count),
+        )
+        for now in map(of, names)
+    ]
+
+
+def test_several_at_once_are_counted_once_each(client: Client, name: str) -> None:
+    """Where all are free, and where one has to be waited for."""
+    names = [f"{name}-{letter}" for letter in "ab"]
+    a, b = (Semaphore(1, one, client=client) for one in names)
+    for lease in etcdsem.acquire_all(a, b) or ():
+        lease.release()
+    assert one_call(names) == [(0, 1, 1, 0, 1, 1)] * 2
+    holder = b.acquire_lease()
+    assert holder is not None
+    taken: list[object] = []
+    thread = threading.Thread(target=lambda: taken.append(etcdsem.acquire_all(a, b)))
+    thread.start()
+    eventually(b.waiters)
+    assert [one[0] for one in one_call(names)] == [1, 1]
+    holder.release()
+    thread.join(20)
+    assert taken
+    waited = [of(one).wait_seconds.sum for one in names]
+    assert one_call(names) == [(0, 2, 1, 0, 2, 1), (0, 3, 2, 0, 3, 2)]
+    assert waited[0] == pytest.approx(waited[1], abs=5), "each has waited for both"
+
+
+def test_several_that_give_up_are_counted_once_each(client: Client, name: str) -> None:
+    """At each of them, though only one was full; a try as well."""
+    names = [f"{name}-{letter}" for letter in "ab"]
+    a, b = (Semaphore(1, one, client=client) for one in names)
+    b.acquire()
+    before = one_call(names)
+    assert before == [(0, 0, 0, 0, 0, 0), (0, 1, 0, 0, 1, 0)]
+    assert etcdsem.acquire_all(a, b, timeout=0) is None
+    assert etcdsem.acquire_all(a, b, timeout=0.3) is None
+    assert one_call(names) == [(0, 0, 0, 2, 0, 0), (0, 1, 0, 2, 1, 0)]
+
+
+def test_what_is_had_on_the_way_is_not_counted(client: Client, name: str) -> None:
+    """One that is granted a slot in line and passes it on, as another is full by then."""
+    names = [f"{name}-{letter}" for letter in "ab"]
+    a, b = (Semaphore(1, one, client=client) for one in names)
+    first = a.acquire_lease()
+    assert first is not None
+    got: list[object] = []
+    thread = threading.Thread(target=lambda: got.append(etcdsem.acquire_all(a, b, timeout=60)))
+    thread.start()
+    eventually(a.waiters)
+    second = b.acquire_lease()
+    assert second is not None
+    first.release()  # it gets a, finds b full, and stands in b's line
+    eventually(b.waiters)
+    assert a.acquire(timeout=20), "a was passed on"
+    a.release()
+    second.release()
+    thread.join(30)
+    assert got
+    # Of each: the one lease that this test had (of a two), and the one of the set.
+    assert one_call(names) == [(0, 3, 2, 0, 3, 2), (0, 2, 1, 0, 2, 1)]
+
+
+# ---------------------------------------------------------------- rate limits
+
+
+def test_starts_are_counted(client: Client, name: str) -> None:
+    """As starts: limit, period, used, waits, give-ups; and not as leases."""
+    limit = RateLimit(name, 2, "1h", client=client)
+    assert limit.acquire()
+    assert limit.acquire()
+    now = rate_of(name)
+    assert (now.max_starts, now.period_seconds, now.paused) == (2, 3600.0, False)
+    assert (now.used_starts, now.starts_total, now.pending_starts) == (2, 2, 0)
+    assert now.wait_seconds.count == 2
+    assert not limit.try_acquire()
+    assert limit.acquire(0.2) is None
+    thread = threading.Thread(target=limit.acquire)
+    thread.start()
+    eventually(lambda: rate_of(name).pending_starts == 1)
+    eventually(lambda: limit.status(ttl=False).waiters)
+    limit.resize(3, "1h")
+    thread.join(20)
+    now = rate_of(name)
+    assert (now.timeouts_total, now.starts_total, now.pending_starts) == (2, 3, 0)
+    assert (now.max_starts, now.used_starts) == (3, 3)
+    client.pause(name)
+    assert not limit.try_acquire()
+    assert rate_of(name).paused is True
+    assert rate_of(name).losses_total == 0
+
+
+def test_a_start_that_was_evicted_is_told(client: Client, name: str) -> None:
+    """Its slot is free before its time."""
+    limit = RateLimit(name, 1, "1h", client=client)
+    assert limit.acquire()
+    grants = client.engine.session.station("/etcdsem", name).grants
+    (grant,) = grants.values()
+    client.evict(name, slot=0)
+    with client.engine.lock:
+        grant.taken("deleted")  # a start has no watch of its own: when its lease ends, or as here
+    now = rate_of(name)
+    assert (now.losses_total, now.used_starts, now.starts_total) == (1, 0, 1)
+
+
+def test_starts_of_blocks(client: Client, name: str) -> None:
+    """Each start is counted, a block counts as used whole; what is left of it is forfeited."""
+    limit = RateLimit(name, 8, "1s", block=4, client=client)
+    for _ in range(3):
+        assert limit.acquire(20)
+    now = rate_of(name)
+    assert now.starts_total == now.wait_seconds.count == 3
+    assert now.used_starts in (4, 8)  # 8: the first block was closed meanwhile
+    eventually(lambda: rate_of(name).used_starts == 0)
+    now = rate_of(name)
+    assert now.forfeited_total in (1, 5, 9)
+    assert now.starts_total + now.forfeited_total in (4, 8, 12)
+
+
+def test_rates_that_are_used_no_more_are_counted_apart() -> None:
+    """Starts are not added to leases."""
+    one, total = Tallies(), Tallies()
+    for number in range(20):
+        tally = one.of(("/etcdsem", f"made-up-{number}"))
+        tally.rate = Rate(5, 60.0, 1) if number % 2 else None
+        tally.granted(0.01)
+    one.forget(("/etcdsem", "made-up-1"))
+    one.forget(("/etcdsem", "made-up-2"))
+    total.add(one, past=False, most=10)
+    assert total.of(OTHERS).acquired + total.of(OTHER_RATES).acquired >= 10
+    by_kind = [0, 0]
+    for tally in total.semaphores.values():
+        by_kind[tally.rate is None] += tally.acquired
+    assert by_kind == [10, 10]
+    assert total.of(OTHER_RATES).rate is not None
+    assert total.of(OTHERS).rate is None
+
+
+# ---------------------------------------------------------------- the process
 
 
 def test_a_closed_client_leaves_its_counts(etcd: EtcdServer, name: str) -> None:

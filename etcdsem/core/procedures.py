@@ -231,7 +231,8 @@ def acquire(station: Station, order: Order, until: float, *, once: bool) -> Proc
     """
     tally, env = station.tally, station.session.env
     began = env.now()
-    tally.pending += 1
+    counted = not order.rate  # of a rate limit starts are counted, see `rates`
+    tally.pending += counted
     tally.carried = order.carried
     try:
         grant = yield from persist(
@@ -242,15 +243,16 @@ def acquire(station: Station, order: Order, until: float, *, once: bool) -> Proc
             once=once,
         )
     finally:
-        tally.pending -= 1
+        tally.pending -= counted
     wrong = None if grant is None else _known_wrong(station, order)
     if grant is not None and wrong is not None:
         yield from release(grant)  # it was closed, and registered as another kind, meanwhile
         raise wrong
     if grant is None:
-        tally.timeouts += 1
+        tally.timeouts += counted
     else:
-        tally.granted(env.now() - began)
+        if counted:
+            grant.count(env.now() - began)
         if order.max_hold is not None:
             grant.bind(order.max_hold)
     return grant
@@ -871,20 +873,17 @@ def release(grant: Grant) -> Procedure[bool]:
     except Failure as failure:
         level = logging.WARNING if isinstance(failure, AccessDenied) else logging.INFO
         log.log(level, "semaphore %s: releasing by ending the lease: %s", station.name, failure)
-        grant.state = "released"
-        station.tally.released += 1
+        grant.given_back()
         return (yield from _release_by_revoking(grant))
     except BaseException:
-        grant.state = "released"
-        station.tally.released += 1
+        grant.given_back()
         keeper.settle_later(grant.lease)
         raise
     if not there:
         grant.count_lost("its key in etcd was gone when it was released")
         keeper.settle_later(grant.lease)
         return False
-    grant.state = "released"
-    station.tally.released += 1
+    grant.given_back()
     for slot in grant.slots:
         station.freed(slot)
     keeper.give_back(grant.lease)

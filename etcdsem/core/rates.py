@@ -221,6 +221,7 @@ class Purse:
         def lost(grant: Grant) -> None:
             grant.let_go()
             if self.station.session.env.now() < block.due:
+                self.station.tally.losses += 1
                 _warn(grant)
 
         return lost
@@ -269,6 +270,7 @@ def _give_back_in_time(purse: Purse) -> Procedure[None]:
                 yield from perform(Wait(purse.bell, due))
                 continue
             heapq.heappop(purse.used)
+            purse.station.tally.forfeited += block.left
             if purse.used and purse.used[0][0] <= now and purse.givers < GIVERS:
                 purse.add_giver()
             grant = block.grant
@@ -329,6 +331,20 @@ def start(station: Station, ask: Ask, until: float, *, once: bool) -> Procedure[
 
     Raises what `procedures.acquire` does, and WrongKind.
     """
+    tally = station.tally
+    tally.pending += 1
+    try:
+        started = yield from _start(station, ask, until, once=once)
+    finally:
+        tally.pending -= 1
+    if started is None:
+        tally.timeouts += 1
+    else:
+        tally.granted(started.waited)
+    return started
+
+
+def _start(station: Station, ask: Ask, until: float, *, once: bool) -> Procedure[Started | None]:
     session, purse = station.session, purse_of(station)
     began = session.env.now()
     limit = station.limit

@@ -12,6 +12,8 @@
 5. A set is complete when all its leases are valid at one moment. What is lost before that is no
    part of it: the rest is given back, and it begins again.
 6. Whatever interrupts gives back what is held: `hand` lists it from the moment of its grant.
+7. It is counted once at each semaphore: one wait, and one grant of each, or one that gave up. What
+   was in hand on the way is not counted.
 """
 
 from __future__ import annotations
@@ -73,24 +75,25 @@ def acquire_all(wants: Sequence[Want], until: float, *, once: bool) -> Procedure
         station.tally.pending += 1
         station.tally.carried = order.carried
     try:
-        full = yield from _take_all(wants, began, until, hand, once=once)
+        full = yield from _take_all(wants, until, hand, once=once)
     except BaseException:
-        yield from _put_back(hand, began)
+        yield from _put_back(hand)
         raise
     finally:
         for want in wants:
             want.station.tally.pending -= 1
     if full is not None:
-        full.want.station.tally.timeouts += 1
+        for want in wants:
+            want.station.tally.timeouts += 1
         return Taken([], full)
     for grant in hand:
-        grant.station.tally.granted(env.now() - began)
+        grant.count(env.now() - began)
     order_given = {want.station: place for place, want in enumerate(wants)}
     return Taken(sorted(hand, key=lambda grant: order_given[grant.station]))
 
 
 def _take_all(
-    wants: Sequence[Want], began: float, until: float, hand: list[Grant], *, once: bool
+    wants: Sequence[Want], until: float, hand: list[Grant], *, once: bool
 ) -> Procedure[Full | None]:
     """All of them into `hand`; else which one was full, and `hand` is empty."""
     full = yield from _free_ones(wants, until, hand, once=once)
@@ -103,18 +106,18 @@ def _take_all(
         blocked = yield from _free_ones(others, until, hand, once=False, seen=full)
         if blocked is None and _all_valid(hand):
             return None
-        yield from _put_back(hand, began)
+        yield from _put_back(hand)
         full = blocked or full
     while True:
         for want in sorted(wants, key=_in_order):
             if not (yield from _stand(want, until, hand)):
-                yield from _put_back(hand, began)
+                yield from _put_back(hand)
                 return Full(want)
             if not _all_valid(hand):
                 break
         else:
             return None
-        yield from _put_back(hand, began)
+        yield from _put_back(hand)
 
 
 def _in_order(want: Want) -> bytes:
@@ -125,14 +128,10 @@ def _all_valid(hand: list[Grant]) -> bool:
     return all(grant.valid(grant.station.session.env.now()) for grant in hand)
 
 
-def _put_back(hand: list[Grant], began: float) -> Procedure[None]:
-    """Give back what is held, to the next in each line. An interruption comes out at the end.
-
-    It is counted as granted all the same: so what was acquired is released, lost, or held.
-    """
+def _put_back(hand: list[Grant]) -> Procedure[None]:
+    """Give back what is held, to the next in each line. An interruption comes out at the end."""
     interruption: BaseException | None = None
     while hand:
-        hand[-1].station.tally.granted(hand[-1].since - began)
         try:
             yield from procedures.release(hand[-1])
         except BaseException as error:

@@ -152,6 +152,7 @@ class Grant:
 
     __slots__ = (
         "acquired_wall",
+        "counted",
         "lease",
         "letter",
         "limit",
@@ -193,6 +194,7 @@ class Grant:
         self.acquired_wall = station.session.env.wall()
         self.state: GrantState = "held"
         self.lost_reason = ""
+        self.counted = False  # the program has got it, so what becomes of it is counted
         self.overbooked = False  # lost, and the program has not let go of it
         self.on_lost: Callable[[Grant], None] | None = None
         self.watch: Watch | None = None
@@ -204,6 +206,7 @@ class Grant:
             station.recent.pop(one, None)
             station.held[one] = self
         station.tally.active += 1
+        station.tally.slots += len(self.slots)
 
     @property
     def mine(self) -> Mine:
@@ -213,6 +216,15 @@ class Grant:
     def valid(self, now: float) -> bool:
         """Is it held, and its lease not past its deadline?"""
         return self.state == "held" and self.lease.valid(now)
+
+    def count(self, waited: float) -> None:
+        """The program gets it, after `waited` seconds."""
+        self.counted = True
+        tally = self.station.tally
+        tally.granted(waited)
+        if self.state == "lost":  # on the way
+            tally.losses += 1
+            tally.held.observe(self.station.session.env.now() - self.since)
 
     def bind(self, max_hold: float) -> None:
         """Hold it no longer than that, counted from the grant."""
@@ -258,7 +270,12 @@ class Grant:
         self.state = "lost"
         self.lost_reason = reason
         self.station.session.losses += 1
-        self.station.tally.losses += 1
+        self.station.tally.losses += self.counted
+
+    def given_back(self) -> None:
+        """From now on it is free, or somebody else's."""
+        self.state = "released"
+        self.station.tally.released += self.counted
 
     def leave(self) -> None:
         """Rely on it no more, and leave it in etcd until its TTL is over."""
@@ -277,7 +294,9 @@ class Grant:
         station = self.station
         if station.grants.pop(self.lease.id, None) is not None:
             station.tally.active -= 1
-            station.tally.held.observe(station.session.env.now() - self.since)
+            station.tally.slots -= len(self.slots)
+            if self.counted:
+                station.tally.held.observe(station.session.env.now() - self.since)
             for slot in self.slots:
                 if station.held.get(slot) is self:  # else it was taken by hand, and granted again
                     del station.held[slot]
@@ -387,7 +406,9 @@ class Station:
             )
         raised = self.limit is not None and limit.room > self.limit.room
         self.limit = limit
-        self.tally.max_leases = limit.number
+        self.tally.max_leases, self.tally.paused = limit.number, limit.paused
+        if limit.number is not None:
+            self.tally.rate = limit.rate
         if raised:
             self.call_duty(reread=False)
         for waiting in self.waiting.values():

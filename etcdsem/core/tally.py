@@ -2,13 +2,18 @@
 
 1. Written under the client's lock, like all state of the core; a number costs an addition.
 2. Read without it, from any thread: each number is right by itself, two may be a step apart.
-3. Nothing here is ever taken down but what says "now" (active, pending, overbooked).
+3. Nothing here is ever taken down but what says "now" (active, slots, pending, overbooked).
+4. What becomes of a lease is counted from the moment at which the program gets it. A slot that was
+   had on the way (by one who wants several semaphores) is nothing that it was granted.
+5. A rate limit is counted in starts: each that a program gets, and how long it waited for it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+
+from etcdsem.model import Rate
 
 WAIT_BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
 """Upper bounds in seconds, from an uncontended grant (a millisecond) to half a working day."""
@@ -18,6 +23,9 @@ REQUEST_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0,
 
 OTHERS = ("", "(others)")
 """Where the counts of semaphores go that are not listed any more; no semaphore has that name."""
+
+OTHER_RATES = ("", "(other rates)")
+"""The same for rate limits."""
 
 Key = tuple[str, str]
 """A semaphore: prefix and name."""
@@ -46,19 +54,23 @@ class Histogram:
 
 
 class Tally:
-    """One semaphore, as one client uses it."""
+    """One semaphore, or one rate limit, as one client uses it."""
 
     __slots__ = (
         "acquired",
         "active",
         "average_wait",
         "carried",
+        "forfeited",
         "held",
         "losses",
         "max_leases",
         "overbooked",
+        "paused",
         "pending",
+        "rate",
         "released",
+        "slots",
         "timeouts",
         "waited",
     )
@@ -66,13 +78,17 @@ class Tally:
     def __init__(self) -> None:
         self.max_leases: int | None = None  # as it is known here; None: not known, or no number
         self.carried: int | None = None  # the limit that the program itself was told
-        self.active = 0  # leases held by this client
+        self.paused = False  # as it is known here
+        self.rate: Rate | None = None  # of a rate limit, as it was known last
+        self.active = 0  # leases held by this client; of a rate limit, blocks of starts
+        self.slots = 0  # of those leases
         self.pending = 0  # calls of acquire under way
         self.overbooked = 0  # leases lost, and not let go of by the program
-        self.acquired = 0
+        self.acquired = 0  # leases; of a rate limit, starts
         self.released = 0  # by the program, in time
         self.timeouts = 0  # acquire gave up: full
         self.losses = 0
+        self.forfeited = 0  # starts of blocks that were not used in time
         self.average_wait = 0.0  # moving, over grants; as in Dask: (average + wait) / 2
         self.waited = Histogram(WAIT_BUCKETS)
         self.held = Histogram(WAIT_BUCKETS)
@@ -87,10 +103,11 @@ class Tally:
         """Count what another client counted."""
         self.add_past(other)
         self.active += other.active
+        self.slots += other.slots
         self.pending += other.pending
         self.overbooked += other.overbooked
         if other.max_leases is not None:
-            self.max_leases = other.max_leases
+            self.max_leases, self.paused = other.max_leases, other.paused
         if other.carried is not None:
             self.carried = other.carried
 
@@ -104,6 +121,8 @@ class Tally:
         self.released += other.released
         self.timeouts += other.timeouts
         self.losses += other.losses
+        self.forfeited += other.forfeited
+        self.rate = other.rate or self.rate
         self.waited.add(other.waited)
         self.held.add(other.held)
 
@@ -130,13 +149,13 @@ class Tallies:
         """A semaphore that is in use no more is listed no more; what it counted goes to others."""
         tally = self.semaphores.pop(key, None)
         if tally is not None:
-            self.of(OTHERS).add_past(tally)
+            self.of(_others(tally)).add_past(tally)
 
     def add(self, other: Tallies, *, past: bool, most: int) -> None:
         """Count what another client counted, and list `most` semaphores."""
         for key, tally in list(other.semaphores.items()):
             listed = key in self.semaphores or len(self.semaphores) < most
-            mine = self.of(key if listed else OTHERS)
+            mine = self.of(key if listed else _others(tally))
             if past or not listed:
                 mine.add_past(tally)
             else:
@@ -145,3 +164,7 @@ class Tallies:
             self.requests[outcome] += number
         self.latency.add(other.latency)
         self.renewals_late += other.renewals_late
+
+
+def _others(tally: Tally) -> Key:
+    return OTHERS if tally.rate is None else OTHER_RATES
