@@ -1,7 +1,8 @@
 """What `top` draws: one screen of semaphores, from what was read to lines of a given size.
 
 1. Nothing is wider or higher than the terminal. What does not fit is left out from the right: the
-   bar first, then the notes, then the columns; rows that do not fit are counted.
+   bar first, then the notes, then the columns; rows that do not fit are counted. That something is
+   paused is said at any size, else in the place of its limit.
 2. Without colour everything can still be told: colour repeats what numbers and notes say.
 3. Where the terminal's encoding has no blocks, the bar is drawn with ``#`` and ``.``.
 """
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from etcdsem.cli.live import Screen, cut
-from etcdsem.cli.text import age
+from etcdsem.cli.text import age, limit_text, used
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -39,9 +40,14 @@ _WITH_NOTE: Final = 56
 _WITH_LIMIT: Final = 44
 _WITH_OLDEST: Final = 36
 _WITH_FOOTER: Final = 7
+_LIMIT: Final = 5
+_SHORT_LIMIT: Final = 8
+_MOST_LIMIT: Final = 13
 _NOTE: Final = 24
 _LEAST_NOTE: Final = 6
 _SHORT_NAME: Final = 12
+_LEAST_NAME: Final = 8
+_PAUSED: Final = "paused"
 
 
 def _wrong(one: Overview) -> bool:
@@ -73,12 +79,12 @@ def ordered(semaphores: Sequence[Overview], sort: str) -> list[Overview]:
 def note(one: Overview) -> str:
     """What an operator should know about it; mostly nothing."""
     notes = []
-    if one.overbooked:
-        notes.append(f"{one.overbooked} over limit")
-    if one.max_leases is None:
-        notes.append("no limit readable")
     if one.pause is not None:
         notes.append(f"paused {age(one.pause.since)}" if one.pause.since else "paused")
+    if one.overbooked:
+        notes.append(f"{used(one.overbooked, one.rate)} over limit")
+    if one.max_leases is None:
+        notes.append("no limit readable")
     if one.max_leases == 0:
         notes.append("lets nobody in")
     if one.junk:
@@ -116,9 +122,13 @@ def draw(view: View, screen: Screen) -> RenderableType:
 
 
 def _header(view: View, screen: Screen) -> Text:
-    held = sum(one.held for one in view.semaphores)
+    rates = sum(one.rate is not None for one in view.semaphores)
+    held = sum(one.held for one in view.semaphores if one.rate is None)
     waiting = sum(one.waiting for one in view.semaphores)
-    sums = f"{len(view.semaphores)} semaphores, {held} held, {waiting} waiting"
+    count = f"{len(view.semaphores) - rates} semaphores"
+    if rates:
+        count += f", {rates} rate limit{'s' if rates > 1 else ''}"
+    sums = f"{count}, {held} held, {waiting} waiting"
     full = f"{sums}   {view.where}   {view.clock}"
     for text in (full, f"{sums}   {view.clock}", sums):
         if len(text) <= screen.width:
@@ -147,19 +157,21 @@ def _table(rows: Sequence[Overview], screen: Screen) -> RenderableType:
     bar = _bar_length(screen.width)
     notes = [note(one) for one in rows] if screen.width >= _WITH_NOTE else []
     limited = screen.width >= _WITH_LIMIT
-    numbers = {"HELD": 5, "LIMIT": 5, "": bar, "WAITING": 7, "OLDEST": 7}
+    longest = max((len(one.name) for one in rows), default=4)
+    numbers = {"HELD": 5, "LIMIT": _LIMIT, "": bar, "WAITING": 7, "OLDEST": 7}
     if not limited:  # 3/8 tells both
         numbers = {"HELD": 11, "WAITING": 7, "OLDEST": 7}
     if screen.width < _WITH_OLDEST:
         numbers = {"HELD": 7}
     if not bar:
         numbers.pop("", None)
-    longest = max((len(one.name) for one in rows), default=4)
+    _widen(numbers, rows, screen.width - min(longest, _SHORT_NAME if limited else _LEAST_NAME))
     taken = sum(numbers.values()) + 2 * len(numbers)
     spare = screen.width - taken - min(longest, _SHORT_NAME) - 2
     noted = min(_NOTE, spare, max((len(text) for text in notes), default=0))
     if noted < _LEAST_NOTE:
         noted = 0
+    told = bool(noted)
     taken += noted + 2 if noted else 0
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     overflow: Literal["ellipsis", "crop"] = "ellipsis" if screen.blocks else "crop"
@@ -172,19 +184,57 @@ def _table(rows: Sequence[Overview], screen: Screen) -> RenderableType:
         table.add_column("", no_wrap=True, width=noted, overflow=overflow)
     for one in rows:
         style = _style(one)
-        limit = str(one.rate or ("?" if one.max_leases is None else one.max_leases))
+        paused = one.pause is not None and not told
         cells: list[Text] = [Text(one.name)]
-        cells.append(Text(str(one.held) if limited else f"{one.held}/{limit}", style=style))
         if limited:
-            cells.append(Text(limit))
+            cells.append(Text(str(used(one.held, one.rate)), style=style))
+            room = numbers["LIMIT"]
+            cells.append(Text(_PAUSED, style="bold red") if paused else Text(_limit(one, room)))
+        else:
+            room = numbers["HELD"]
+            text = _held_of(one, room)
+            if paused:
+                text = f"{text} {_PAUSED}" if len(text) + 1 + len(_PAUSED) <= room else _PAUSED
+            cells.append(Text(text, style="bold red" if paused else style))
         if bar:
             cells.append(Text(_bar(one, bar, blocks=screen.blocks), style=style))
-        cells.append(Text(str(one.waiting), style="bold" if one.waiting else "dim"))
-        cells.append(Text(oldest(one), style="" if one.waiting else "dim"))
+        if "WAITING" in numbers:
+            cells.append(Text(str(one.waiting), style="bold" if one.waiting else "dim"))
+            cells.append(Text(oldest(one), style="" if one.waiting else "dim"))
         if noted:
             cells.append(Text(note(one), style="bold red"))
         table.add_row(*cells)
     return table
+
+
+def _widen(numbers: dict[str, int], rows: Sequence[Overview], width: int) -> None:
+    """Make room for rates, and for the word that something is paused, where names leave it."""
+    spare = width - sum(numbers.values()) - 2 * len(numbers)
+    if "LIMIT" in numbers:
+        longest = max((len(limit_text(one.max_leases, one.rate)) for one in rows), default=0)
+        wanted = min(longest, _MOST_LIMIT if width >= _WITH_BAR - _SHORT_NAME else _SHORT_LIMIT)
+        if any(one.pause for one in rows):
+            wanted = max(wanted, len(_PAUSED))
+        numbers["LIMIT"] = max(_LIMIT, min(wanted, _LIMIT + max(1, spare)))
+    else:
+        longest = max((len(_held_of(one, width)) for one in rows), default=0)
+        numbers["HELD"] += max(0, min(longest - numbers["HELD"], spare))
+
+
+def _limit(one: Overview, room: int) -> str:
+    """The limit; a rate that does not fit goes without its block."""
+    text = limit_text(one.max_leases, one.rate)
+    if one.rate is not None and len(text) > room:
+        return limit_text(None, one.rate._replace(block=1))
+    return text
+
+
+def _held_of(one: Overview, room: int) -> str:
+    """What is held of the limit, in one column; of a rate that does not fit without its period."""
+    if one.rate is None:
+        return f"{one.held}/{limit_text(one.max_leases, None)}"
+    text = f"{used(one.held, one.rate)} of {one.rate._replace(block=1)}"
+    return text if len(text) <= room else f"{used(one.held, one.rate)}/{one.rate.starts}"
 
 
 def _bar_length(width: int) -> int:

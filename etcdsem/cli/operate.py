@@ -33,13 +33,17 @@ from etcdsem.cli.text import (
     echo,
     echo_json,
     flush,
+    limit_text,
     pause_data,
     pause_text,
+    rate_data,
     rich_table,
     say,
     span,
     stamp,
     table,
+    until_text,
+    used,
 )
 from etcdsem.errors import EtcdSemError
 
@@ -51,7 +55,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _NUMBERS: Final = frozenset(
-    {"SLOT", "PLACE", "PID", "TOKEN", "FOR", "ENDS", "TTL", "LIMIT", "HELD"} | {"WAITING"}
+    {"SLOT", "PLACE", "PID", "TOKEN", "FOR", "AGO", "ENDS", "TTL", "LIMIT", "HELD"}
+    | {"WEIGHT", "WAITING"}
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object instead.")
@@ -65,7 +70,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON obj
 @connection_options
 @click.pass_context
 def ls(ctx: click.Context, /, as_json: bool) -> None:
-    """List all semaphores below the prefix: limit, leases held, and how many wait.
+    """List all semaphores below the prefix: limit, slots held, and how many wait. Of a rate limit
+    HELD is how many starts count in the running period.
 
     \b
     Examples:
@@ -84,9 +90,8 @@ def ls(ctx: click.Context, /, as_json: bool) -> None:
     rows: list[tuple[str, ...]] = [
         (
             one.name,
-            (str(one.rate) if one.rate else _limit(one.max_leases))
-            + (" paused" if one.pause else ""),
-            str(one.held),
+            limit_text(one.max_leases, one.rate) + (" paused" if one.pause else ""),
+            str(used(one.held, one.rate)),
             str(one.waiting),
         )
         for one in found
@@ -110,10 +115,6 @@ def overview_data(one: Overview) -> dict[str, Any]:
         "paused": pause_data(one.pause),
         "rate": str(one.rate) if one.rate else None,
     }
-
-
-def _limit(number: int | None) -> str:
-    return "?" if number is None else str(number)
 
 
 # ---------------------------------------------------------------- status
@@ -164,9 +165,13 @@ _BOTH: Final = 9
 _DROPPED: Final = ((90, "LABELS"), (64, "LEASE"), (64, "TOKEN"), (40, "TTL"))
 """Columns that narrower terminals have no room for."""
 
+_WITH_WANTS: Final = 52
+
 
 def _fitting(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> RenderableType:
     gone = {title for least, title in _DROPPED if width < least}
+    if "WANTS" in header and width < _WITH_WANTS:
+        gone |= {"TTL", "FOR"}  # what one wants says more of why it waits
     kept = [place for place, title in enumerate(header) if title not in gone]
     return rich_table(
         [header[place] for place in kept],
@@ -195,15 +200,19 @@ def _picture(seen: Status, screen: Screen, trouble: str) -> RenderableType:
         return Text(cut(text, screen.width), style=style, no_wrap=True)
 
     header, *holders = _holder_rows(seen)
-    waiters = _waiter_rows(seen)
+    titles, *waiters = _waiter_rows(seen)
     both = bool(waiters) and screen.height >= _BOTH
-    space = max(1, screen.height - (6 if both else 4))  # the rest: titles, blanks, the foot
+    head = [clean(_headline(seen))]
+    if len(head[0]) > screen.width and screen.height >= _BOTH:
+        head = [clean(part) for part in _headline_parts(seen)]
+    used_up = len(head) - 1 + (6 if both else 4)  # the rest: titles, blanks, the foot
+    space = max(1, screen.height - used_up)
     some = holders[: max(space // 2, space - len(waiters)) if both else space]
     rest = waiters[: space - len(some)] if both else []
-    parts: list[RenderableType] = [line(clean(_headline(seen)), "bold"), Text("")]
+    parts: list[RenderableType] = [*(line(text, "bold") for text in head), Text("")]
     parts.append(_fitting(header, some, screen.width))
     if rest:
-        parts += [Text(""), _fitting(_WAITERS, rest, screen.width)]
+        parts += [Text(""), _fitting(titles, rest, screen.width)]
     more = len(holders) - len(some) + len(waiters) - len(rest) + len(seen.junk)
     hidden = f"{len(holders) - len(some)} holders, {len(waiters) - len(rest)} in line"
     foot = f"q quit   not shown: {hidden}, {len(seen.junk)} strange keys" if more else "q quit"
@@ -263,15 +272,36 @@ def _waiter_data(one: Waiter) -> dict[str, Any]:
     }
 
 
-_HOLDERS: Final = ("SLOT", "HOLDER", "FOR", "ENDS", "TTL", "TOKEN", "LEASE", "LABELS")
-_WAITERS: Final = ("PLACE", "WAITER", "FOR", "TTL", "LEASE", "LABELS")
+_HOLDERS: Final = ("SLOT", "HOLDER", "WEIGHT", "FOR", "ENDS", "TTL", "TOKEN", "LEASE", "LABELS")
+_WAITERS: Final = ("PLACE", "WAITER", "WANTS", "FOR", "TTL", "LEASE", "LABELS")
+_OF_RATES: Final = {"HOLDER": "STARTED BY", "FOR": "AGO"}
 
 
 def _headline(seen: Status) -> str:
-    limit = "limit unreadable, nothing is granted" if seen.max_leases is None else None
-    limit = limit or (f"rate {seen.rate}" if seen.rate else f"limit {seen.max_leases}")
-    head = f"{seen.name}: {limit}, {seen.held} held, {len(seen.waiters)} waiting"
-    return f"{head}; {pause_text(seen.pause)}" if seen.pause else head
+    return "; ".join(_headline_parts(seen))
+
+
+def _headline_parts(seen: Status) -> list[str]:
+    """How much is in use, and, if nothing goes on, why."""
+    waiting = f"{len(seen.waiters)} waiting"
+    if seen.max_leases is None:
+        limit = "limit unreadable, nothing is granted"
+        parts = [f"{seen.name}: {limit}, {seen.held} held, {waiting}"]
+    elif seen.rate is not None:
+        data = rate_data(seen)
+        after = data["next_free"]
+        parts = [f"{seen.name}: rate {seen.rate}, {data['used']} used, {waiting}"]
+        if after:
+            parts.append(f"next free in {until_text(after)}")
+    else:
+        parts = [f"{seen.name}: limit {seen.max_leases}, {seen.held} held, {waiting}"]
+    if seen.pause is not None:
+        parts.append(pause_text(seen.pause))
+    elif seen.waiters and seen.max_leases is not None:
+        free, wanted = seen.max_leases - seen.held, seen.waiters[0].weight
+        if 0 < free < wanted:
+            parts.append(f"{free} free, kept for the first in line, who wants {wanted}")
+    return parts
 
 
 def _show(seen: Status) -> None:
@@ -282,19 +312,23 @@ def _show(seen: Status) -> None:
         table(header, rows, _NUMBERS)
     if seen.waiters:
         echo("")
-        table(_WAITERS, _waiter_rows(seen), _NUMBERS)
+        titles, *rows = _waiter_rows(seen)
+        table(titles, rows, _NUMBERS)
     for one in seen.junk:
         say(f"left out: {one.key}: {one.reason}")
 
 
 def _holder_rows(seen: Status) -> list[tuple[str, ...]]:
-    """The titles, and the rows below. When a lease ends is a column only if one has a bound."""
+    """The titles, and the rows below. When a lease ends, and how many slots it has, are columns
+    only if there is something to say.
+    """
     rows: list[tuple[str, ...]] = [
-        _HOLDERS,
+        tuple(_OF_RATES.get(title, title) for title in _HOLDERS) if seen.rate else _HOLDERS,
         *(
             (
                 f"{one.slot}{' over limit' if one.over_limit else ''}",
                 one.owner,
+                str(one.weight),
                 age(one.acquired_at),
                 _ends(one),
                 _ttl(one.ttl),
@@ -305,10 +339,17 @@ def _holder_rows(seen: Status) -> list[tuple[str, ...]]:
             for one in seen.holders
         ),
     ]
-    if any(one.max_hold is not None for one in seen.holders):
-        return rows
-    place = _HOLDERS.index("ENDS")
-    return [(*row[:place], *row[place + 1 :]) for row in rows]
+    unsaid = []
+    if all(one.max_hold is None for one in seen.holders):
+        unsaid.append("ENDS")
+    if all(one.weight == 1 for one in seen.holders):
+        unsaid.append("WEIGHT")
+    return _without(rows, [_HOLDERS.index(title) for title in unsaid])
+
+
+def _without(rows: Sequence[tuple[str, ...]], gone: Sequence[int]) -> list[tuple[str, ...]]:
+    """The same without some columns."""
+    return [tuple(cell for place, cell in enumerate(row) if place not in gone) for row in rows]
 
 
 def _ends(one: Holder) -> str:
@@ -321,17 +362,26 @@ def _ends(one: Holder) -> str:
 
 
 def _waiter_rows(seen: Status) -> list[tuple[str, ...]]:
-    return [
-        (
-            str(one.position),
-            one.owner,
-            age(one.since),
-            _ttl(one.ttl),
-            one.lease_id,
-            _wants(one) + _pairs(one.labels),
-        )
-        for one in seen.waiters
+    """The titles, and the rows below. What they want is a column only if one wants something
+    special.
+    """
+    rows: list[tuple[str, ...]] = [
+        _WAITERS,
+        *(
+            (
+                str(one.position),
+                one.owner,
+                _wants(one),
+                age(one.since),
+                _ttl(one.ttl),
+                one.lease_id,
+                _pairs(one.labels),
+            )
+            for one in seen.waiters
+        ),
     ]
+    special = any(_wants(one) != "-" for one in seen.waiters)
+    return _without(rows, [] if special else [_WAITERS.index("WANTS")])
 
 
 def _wants(one: Waiter) -> str:
@@ -339,7 +389,7 @@ def _wants(one: Waiter) -> str:
     words = [f"weight {one.weight}"] if one.weight > 1 else []
     words += [f"priority {one.priority}"] if one.priority else []
     words += ["eager"] if one.eager else []
-    return f"({', '.join(words)}) " if words else ""
+    return ", ".join(words) or "-"
 
 
 def _ttl(seconds: float | None) -> str:
@@ -392,7 +442,7 @@ def limit(ctx: click.Context, /, name: str, number: int | None, as_json: bool) -
     if as_json:
         echo_json({"name": name, "old": old, "new": new})
     else:
-        echo(f"{clean(name)}: {_limit(old)} -> {new}")
+        echo(f"{clean(name)}: {limit_text(old, None)} -> {new}")
         if now is not None and now.paused:
             say(f"{name} is paused, and stays so; to go on: etcdsem resume {name}")
 

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import time
-from typing import TYPE_CHECKING, Any
-
 import click
 
 from etcdsem.cli.operate import json_option
 from etcdsem.cli.options import connect, connection_options, name_argument
-from etcdsem.cli.text import clean, echo, echo_json, exact, pause_data, pause_text, say
-
-if TYPE_CHECKING:
-    from etcdsem import Status
+from etcdsem.cli.text import clean, echo, echo_json, pause_text, rate_data, say, until_text
 
 
 @click.command(short_help="Show or change a rate limit.")
@@ -59,32 +52,10 @@ def rate(ctx: click.Context, /, name: str, rate: str | None, as_json: bool) -> N
     parts = [str(seen.rate), f"{data['used']} used", f"{data['free']} free"]
     parts.append(f"{data['waiting']} waiting")
     if data["next_free"]:
-        parts.append(f"next free in {exact(data['next_free'])}")
+        parts.append(f"next free in {until_text(data['next_free'])}")
     if seen.pause is not None:
         parts.append(pause_text(seen.pause))
     echo(clean(f"{name}: {', '.join(parts)}"))
 
 
-def rate_data(seen: Status) -> dict[str, Any]:
-    """A rate limit as it is told in JSON. A block counts as used as soon as somebody has it."""
-    from etcdsem.core.rates import next_free
-
-    rate = seen.rate
-    if rate is None:
-        return {}
-    after = next_free(seen, time.time())
-    used = rate.block * seen.held
-    return {
-        "rate": str(rate),
-        "limit": rate.starts,
-        "period": rate.period,
-        "block": rate.block,
-        "used": used,
-        "free": max(0, rate.block * (seen.max_leases or 0) - used),
-        "waiting": len(seen.waiters),
-        "next_free": round(after, 1) if after < math.inf else None,
-        "paused": pause_data(seen.pause),
-    }
-
-
-__all__ = ["rate", "rate_data"]
+__all__ = ["rate"]

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-    from etcdsem.model import Pause
+    from etcdsem.model import Pause, Rate, Status
 
 
 class OutputError(Exception):
@@ -87,6 +89,16 @@ def age(moment: datetime | None) -> str:
     return span(max(0.0, (datetime.now(UTC) - moment).total_seconds()))
 
 
+def used(held: int, rate: Rate | None) -> int:
+    """What counts against the limit: slots, or the starts that a rate limit's slots stand for."""
+    return held if rate is None else rate.block * held
+
+
+def limit_text(number: int | None, rate: Rate | None) -> str:
+    """A limit, or a rate, as it is written."""
+    return str(rate) if rate is not None else "?" if number is None else str(number)
+
+
 def pause_text(pause: Pause) -> str:
     """Who paused a semaphore, since when and why, for people."""
     when = f" {age(pause.since)} ago" if pause.since is not None else ""
@@ -118,6 +130,33 @@ def exact(seconds: float) -> str:
     return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
 
 
+def until_text(seconds: float) -> str:
+    """How long from now, for people."""
+    return exact(seconds) if seconds < 10 else span(seconds)
+
+
+def rate_data(seen: Status) -> dict[str, Any]:
+    """A rate limit as it is told in JSON. A block counts as used as soon as somebody has it."""
+    from etcdsem.core.rates import next_free
+
+    rate = seen.rate
+    if rate is None:
+        return {}
+    after = next_free(seen, time.time()) if seen.pause is None else math.inf
+    used = rate.block * seen.held
+    return {
+        "rate": str(rate),
+        "limit": rate.starts,
+        "period": rate.period,
+        "block": rate.block,
+        "used": used,
+        "free": max(0, rate.block * (seen.max_leases or 0) - used),
+        "waiting": len(seen.waiters),
+        "next_free": round(after, 1) if after < math.inf else None,
+        "paused": pause_data(seen.pause),
+    }
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[str]) -> None:
     """Print a table; columns named in `right` are numbers, flush right."""
     cells = [[clean(cell) for cell in row] for row in rows]
@@ -139,7 +178,7 @@ def _plain_table(
         echo(line.rstrip())
 
 
-_FOLDED = ("NAME", "HOLDER", "WAITER", "LABELS")
+_FOLDED = ("NAME", "HOLDER", "STARTED BY", "WAITER", "WANTS", "LABELS")
 """What may take several lines on a narrow terminal; a lease is there to be copied."""
 
 

@@ -17,7 +17,7 @@ from etcdsem.cli.line import quiet_library
 from etcdsem.cli.live import Live, Screen, interval_option, is_screen, print_looks, read_interval
 from etcdsem.cli.operate import overview_data
 from etcdsem.cli.options import connect, connection_options
-from etcdsem.cli.text import echo, echo_json, flush, stamp, table
+from etcdsem.cli.text import echo, echo_json, flush, limit_text, stamp, table, used
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -48,8 +48,9 @@ _NUMBERS: Final = frozenset({"HELD", "LIMIT", "WAITING", "OLDEST"})
 @connection_options
 @click.pass_context
 def top(ctx: click.Context, /, interval: str, sort: str, count: int | None, as_json: bool) -> int:
-    """Show all semaphores: leases held, limit, how many wait, and for how long the first in line
-    has waited. OLDEST compares the clock of the waiter's machine with this one's.
+    """Show all semaphores: slots held, limit, how many wait, and for how long the first in line
+    has waited. OLDEST compares the clock of the waiter's machine with this one's. Of a rate limit
+    HELD is how many starts count in the running period.
 
     On a terminal it fills the screen until q or Ctrl-C; w, h, o and n sort. Elsewhere it prints a
     plain table once. NO_COLOR is obeyed.
@@ -114,8 +115,8 @@ def _print(seen: Sequence[Overview], sort: str, *, as_json: bool, again: bool) -
         cells = [
             (
                 one.name,
-                str(one.held),
-                str(one.rate or ("?" if one.max_leases is None else one.max_leases)),
+                str(used(one.held, one.rate)),
+                limit_text(one.max_leases, one.rate),
                 str(one.waiting),
                 oldest(one),
                 note(one),

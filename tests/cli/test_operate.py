@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, keys, ran
+from etcdsem import Client, RateLimit, Semaphore, SemaphoreClosed
+from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, eventually, keys, ran
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
@@ -86,6 +90,63 @@ def test_status_in_columns(etcd: EtcdServer, name: str) -> None:
     assert lines[5].split() == ["PLACE", "WAITER", "FOR", "TTL", "LEASE", "LABELS"]
     assert "\x1b" not in done.stdout
     assert all(line == line.rstrip() for line in lines)
+
+
+def test_status_of_weights_and_priorities(etcd: EtcdServer, client: Client, name: str) -> None:
+    """How many slots a lease has, what who waits wants, and why a slot is free all the same."""
+    sem = Semaphore(4, name, client=client)
+    assert sem.acquire(weight=3)
+    wanted = [{"weight": 2}, {"priority": 5, "weight": 4}, {"eager": True, "weight": 2}, {}]
+    for number, how in enumerate(wanted, start=1):
+        threading.Thread(target=_wait, args=(sem,), kwargs=how, daemon=True).start()
+        eventually(partial(_in_line, sem, number))
+    lines = ran(etcd, "status", name).stdout.splitlines()
+    assert lines[0] == (
+        f"{name}: limit 4, 3 held, 4 waiting; 1 free, kept for the first in line, who wants 4"
+    )
+    assert lines[2].split()[:4] == ["SLOT", "HOLDER", "WEIGHT", "FOR"]
+    assert [line.split()[2] for line in lines[3:6]] == ["3"] * 3
+    assert lines[7].split()[:4] == ["PLACE", "WAITER", "WANTS", "FOR"]
+    wants = [line.split(maxsplit=2)[2] for line in lines[8:]]
+    shown = ("weight 4, priority 5 ", "weight 2 ", "weight 2, eager ", "- ")
+    assert all(map(str.startswith, wants, shown)), wants
+    client.pause(name)
+    headline = ran(etcd, "status", name).stdout.splitlines()[0]
+    assert "paused" in headline
+    assert "kept" not in headline
+    client.close_semaphore(name, force=True)
+
+
+def _in_line(sem: Semaphore, number: int) -> bool:
+    return len(sem.waiters()) == number
+
+
+def _wait(sem: Semaphore, **how: Any) -> None:
+    with contextlib.suppress(SemaphoreClosed):
+        sem.acquire(**how)
+
+
+def test_a_rate_limit_in_tables(etcd: EtcdServer, client: Client, name: str) -> None:
+    """Starts that count, and not slots; when the next is free, but not while it is paused."""
+    limit = RateLimit(name, 3600, "1h", block=20, client=client)
+    assert limit.acquire()
+    (row,) = [one for one in ran(etcd, "ls").stdout.splitlines() if one.startswith(name)]
+    assert row.split() == [name, "3600/1h/20", "20", "0"]
+    (row,) = [one for one in ran(etcd, "top").stdout.splitlines() if one.startswith(name)]
+    assert row.split()[:4] == [name, "20", "3600/1h/20", "0"]
+    lines = ran(etcd, "status", name).stdout.splitlines()
+    assert lines[0] == f"{name}: rate 3600/1h/20, 20 used, 0 waiting"
+    assert lines[2].split()[:4] == ["SLOT", "STARTED", "BY", "AGO"]
+    limit.resize(1, "1h")
+    lines = ran(etcd, "status", name).stdout.splitlines()
+    assert re.fullmatch(rf"{name}: rate 1/1h, 1 used, 0 waiting; next free in \d+m\d\ds", lines[0])
+    assert re.search(r"next free in \d+m\d\ds", ran(etcd, "rate", name).stdout)
+    client.pause(name)
+    assert "next free" not in ran(etcd, "status", name).stdout
+    assert "next free" not in ran(etcd, "rate", name).stdout
+    assert data(etcd, "rate", name)["next_free"] is None
+    (row,) = [one for one in ran(etcd, "ls").stdout.splitlines() if one.startswith(name)]
+    assert row.split() == [name, "1/1h", "paused", "1", "0"]
 
 
 @pytest.mark.usefixtures("used")

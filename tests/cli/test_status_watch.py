@@ -75,3 +75,32 @@ def test_status_fits_into_any_terminal(width: int, height: int) -> None:
     assert any(line.split()[:2] == ["0", "h0:0"] for line in lines[3:])
     assert any(line.split()[1:2] == ["w\\x1b1"] for line in lines) is (height >= 10)
     assert "not shown" in lines[-1] or height == 60
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_what_stops_everything_is_seen_on_a_narrow_terminal(width: int) -> None:
+    """That it is paused has a line of its own; and what those in line want is seen."""
+    from rich.console import Console as Drawing
+
+    from etcdsem import Holder, Pause, Status, Waiter
+    from etcdsem.cli.live import Screen
+    from etcdsem.cli.operate import _picture
+
+    now = datetime.now(UTC)
+    holders = (Holder(0, "h0:0", "h", 0, "c", "1baa4f56d6f36930", 7, now, 3.0, {}),)
+    waiters = (
+        Waiter(1, "w1:1", "w", 1, "c", "1baa4f56d6f36931", now, weight=3, priority=10),
+        Waiter(2, "w2:2", "w", 2, "c", "1baa4f56d6f36932", now),
+    )
+    pause = Pause("the-operations-team", now, "new disks, and the driver too")
+    seen = Status("gpu-of-the-third-floor", 3, holders, waiters, pause=pause)
+    out = io.StringIO()
+    Drawing(file=out, width=width, height=14, highlight=False).print(
+        _picture(seen, Screen(width, 14, True), "")
+    )
+    lines = out.getvalue().splitlines()
+    assert len(lines) <= 14
+    assert all(len(line) <= width for line in lines)
+    assert lines[0].startswith("gpu-of-the-third-floor: limit 3, 1 he")
+    assert lines[1].startswith("paused 0s ago by the-operations-te")
+    assert any("w1:1" in line and "weight 3, priority 10" in line for line in lines)

@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import pytest
 
 from etcdsem.cli.board import SORTS, View, draw, note, ordered
 from etcdsem.cli.live import Screen
-from etcdsem.model import Overview, Pause
+from etcdsem.model import Overview, Pause, Rate
 from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, ran, state
 
 if TYPE_CHECKING:
@@ -41,13 +41,29 @@ BOARD = (
 )
 
 
-def drawn(width: int, height: int, *, blocks: bool = True, **view: object) -> list[str]:
+PAUSED = (
+    Overview("a-name-that-is-long", 5, 4, 3, waiting_since=ago(61)),
+    Overview("db", 2, 1, 1, waiting_since=ago(5), pause=Pause("me", ago(61))),
+    Overview("calls", 250, 3, 1, pause=Pause("me", ago(61)), rate=Rate(10_000, 60.0, 40)),
+    Overview("bulk", 250, 3, 0, rate=Rate(10_000, 60.0, 40)),
+    Overview("api", 100, 100, 2, waiting_since=ago(5), rate=Rate(100, 3600.0, 1)),
+)
+
+
+def drawn(
+    width: int,
+    height: int,
+    *,
+    blocks: bool = True,
+    board: Sequence[Overview] = BOARD,
+    **view: object,
+) -> list[str]:
     """The lines of the board, as a terminal without colours would have them."""
     from rich.console import Console as Drawing
 
     out = io.StringIO()
     drawing = Drawing(file=out, width=width, height=height, no_color=True, highlight=False)
-    seen = View(BOARD, "127.0.0.1:2379 /etcdsem", "12:00:00", **view)  # type: ignore[arg-type]
+    seen = View(board, "127.0.0.1:2379 /etcdsem", "12:00:00", **view)  # type: ignore[arg-type]
     drawing.print(draw(seen, Screen(width, height, blocks)))
     return out.getvalue().splitlines()
 
@@ -80,6 +96,35 @@ def test_what_needs_an_eye_is_on_top_and_said_in_words() -> None:
     gpu = next(line for line in lines if line.startswith("gpu"))
     assert gpu.split()[:5] == ["gpu", "3", "3", "██████████", "2"]
     assert re.fullmatch(r"\d+m\d\ds", gpu.split()[5])
+
+
+@pytest.mark.parametrize("width", [20, 30, 40, 48, 56, 60, 72, 80, 110, 200])
+def test_paused_is_seen_at_any_width(width: int) -> None:
+    """As a note where there is room, else in the place of the limit; whatever else is there."""
+    lines = drawn(width, 24, board=PAUSED)
+    assert all(len(line) <= width for line in lines)
+    paused = {line.split()[0] for line in lines if "paused" in line}
+    assert paused == {"db", "calls"}
+
+
+@pytest.mark.parametrize(
+    ("width", "bulk", "api"),
+    [
+        (20, "120/10000", "100/100"),
+        (30, "120 of 10000/1m", "100 of 100/1h"),
+        (40, "120/10000 0 -", "100/100 2"),
+        (48, "120 10000/1m 0 -", "100 100/1h 2"),
+        (60, "120 10000/1m 0 -", "100 100/1h 2"),
+        (80, "120 10000/1m/40 █░░░░░░░░░ 0 -", "100 100/1h ██████████ 2"),
+    ],
+)
+def test_a_rate_is_seen_at_any_width(width: int, bulk: str, api: str) -> None:
+    """Starts of the running period, of how many, in which period; never half a number."""
+    lines = drawn(width, 24, board=PAUSED)
+    shown = {line.split()[0]: " ".join(line.split()[1:]) for line in lines if line}
+    assert shown["bulk"].startswith(bulk)
+    assert shown["api"].startswith(api)
+    assert lines[0].startswith("2 semaphores, 3 rate limits, 5 held, 7" if width > 40 else "5 held")
 
 
 def test_without_blocks_it_is_ascii() -> None:
@@ -180,6 +225,25 @@ def test_on_a_terminal(etcd: EtcdServer, used: str, console: Open, start: Start)
     assert top.end() == 0
     assert "\x1b[?1049l" in top.seen
     assert top.settings() == before
+
+
+@pytest.mark.parametrize(("width", "seen"), [(40, "2/2 paused"), (60, "paused"), (80, "paused")])
+def test_paused_on_a_narrow_terminal(
+    etcd: EtcdServer, used: str, console: Open, width: int, seen: str
+) -> None:
+    """A real one; and a semaphore that is not paused does not look so."""
+    ran(etcd, "limit", used, "2")
+    ran(etcd, "run", "other", "-l", "1", "--", "true")
+    ran(etcd, "pause", "other")
+    top = console(etcd, *ETCDSEM, "top", "-c", "1", env={"NO_COLOR": "1"}, size=(width, 20))
+    assert top.end() == 0
+    rows = {line.split()[0]: line for line in top.seen.splitlines() if line.split()}
+    assert "paused" in next(row for name, row in rows.items() if name == "other")
+    assert not any("paused" in row for name, row in rows.items() if name != "other")
+    ran(etcd, "pause", used)
+    top = console(etcd, *ETCDSEM, "top", "-c", "1", env={"NO_COLOR": "1"}, size=(width, 20))
+    assert top.end() == 0
+    assert seen in next(line for line in top.seen.splitlines() if line.startswith(used[:5]))
 
 
 def test_without_colour_on_a_terminal(etcd: EtcdServer, used: str, console: Open) -> None:
