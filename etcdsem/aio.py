@@ -74,7 +74,6 @@ from etcdsem.shell import (
     closed_generator,
     connect_settings,
     read_wants,
-    resuming,
 )
 
 if TYPE_CHECKING:
@@ -941,7 +940,7 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
     async def get_value(self) -> int:
         """The number of slots held now, by anyone."""
         await self._ready()
-        return await self._run(inspection.held(self._station()), "count the leases of")
+        return await self._run(self._counting(self._station()), "count the leases of")
 
     async def resize(self, max_leases: int) -> None:
         """Change the limit for everybody, live. Waiters get new room at once."""
@@ -954,7 +953,7 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
 
     async def resume(self) -> bool:
         """Grant leases again. False if it was not paused."""
-        return await self._run(resuming(self._station()), "resume")
+        return await self._run(self._resuming(self._station()), "resume")
 
     async def drain(self, timeout: Duration | None = None, *, reason: str | None = None) -> bool:
         """Pause it, and wait until nobody holds. False when somebody does after the timeout."""
@@ -963,7 +962,7 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
     async def status(self, *, ttl: bool = True) -> Status:
         """Holders and waiters at one revision. `ttl`: also ask how long each lease has left."""
         await self._ready()
-        return await self._run(inspection.status(self._station(), ttl=ttl), "look at")
+        return await self._run(self._status(self._station(), ttl=ttl), "look at")
 
     async def holders(self) -> tuple[Holder, ...]:
         """Who holds a lease now, in the order of their slots."""
@@ -1128,7 +1127,7 @@ class RateLimit(_Bound, BaseRateLimit):
 
     async def resume(self) -> bool:
         """Grant starts again. False if it was not paused."""
-        return await self._run(resuming(self._station()), "resume")
+        return await self._run(self._resuming(self._station()), "resume")
 
     async def status(self, *, ttl: bool = True) -> Status:
         """The starts that are in use (as `holders`), and who waits, at one revision."""

@@ -19,6 +19,8 @@ log = logging.getLogger("etcdsem")
 class BaseRateLimit(Named):
     """A rate limit's settings."""
 
+    _is_rate = True
+
     def __init__(
         self,
         name: str,
@@ -81,7 +83,7 @@ class BaseRateLimit(Named):
         return seen
 
     def _closing(self, station: Station) -> Procedure[None]:
-        closing = yield from procedures.close(station, force=True)
+        closing = yield from procedures.close(station, force=True, rate=self._is_rate)
         if closing.waiters:
             log.warning("rate limit %s was closed while %d waited", self.name, len(closing.waiters))
 

@@ -44,6 +44,7 @@ from etcdsem.model import (
     Holder,
     Junk,
     Rate,
+    Status,
     Waiter,
     check_limit,
     check_name,
@@ -204,7 +205,10 @@ class BaseClient:
         return self._session.station(prefix or self.prefix, check_name(name))
 
     def _reading_limit(self, name: str) -> Procedure[int | None]:
-        return (yield from procedures.learn_limit(self.station(name))).number
+        station = self.station(name)
+        limit = yield from procedures.learn_limit(station)
+        procedures.check_kind(station, rate=False)
+        return limit.number
 
     def _resizing(self, name: str, max_leases: int) -> Procedure[tuple[int | None, int]]:
         number = check_limit(max_leases, least=0)
@@ -234,14 +238,18 @@ class BaseClient:
         return (yield from inspection.evict(self.station(name), slot=slot, lease=lease))
 
 
-def pausing(station: Station, by: str, reason: str | None) -> Procedure[bool]:
-    """Pause a semaphore; False if it was paused before."""
-    return (yield from operating.pause(station, by, _reason(reason))).changed
+def pausing(
+    station: Station, by: str, reason: str | None, *, rate: bool | None = None
+) -> Procedure[bool]:
+    """Pause a semaphore or a rate limit (`rate`: None either, else which); False if it was paused
+    before.
+    """
+    return (yield from operating.pause(station, by, _reason(reason), rate=rate)).changed
 
 
-def resuming(station: Station) -> Procedure[bool]:
-    """Resume a semaphore; False if it was not paused."""
-    return (yield from operating.resume(station)).changed
+def resuming(station: Station, *, rate: bool | None = None) -> Procedure[bool]:
+    """Resume one; False if it was not paused."""
+    return (yield from operating.resume(station, rate=rate)).changed
 
 
 def draining(
@@ -250,12 +258,14 @@ def draining(
     timeout: Duration | None,
     reason: str | None,
     on_wait: Callable[[], object] | None,
+    *,
+    rate: bool | None = None,
 ) -> Procedure[bool]:
     """Pause a semaphore and wait until nobody holds; False if somebody does when time is up."""
     limit = timeout_seconds(timeout)
     why = _reason(reason)
     until = math.inf if limit is None else station.session.env.now() + limit
-    return (yield from operating.drain(station, by, why, until, on_wait))
+    return (yield from operating.drain(station, by, why, until, on_wait, rate=rate))
 
 
 def _reason(given: str | None) -> str | None:
@@ -515,6 +525,7 @@ class Named:
     _package = "etcdsem"
     _fleeting: tuple[str, ...] = ()
     """What is not pickled; `_start_empty` makes it."""
+    _is_rate = False
 
     def __init__(
         self,
@@ -546,7 +557,10 @@ class Named:
         raise NotImplementedError
 
     def _pausing(self, station: Station, reason: str | None) -> Procedure[bool]:
-        return pausing(station, self.owner or operator(), reason)
+        return pausing(station, self.owner or operator(), reason, rate=self._is_rate)
+
+    def _resuming(self, station: Station) -> Procedure[bool]:
+        return resuming(station, rate=self._is_rate)
 
 
 class BaseSemaphore(Named, Generic[L]):
@@ -736,10 +750,21 @@ class BaseSemaphore(Named, Generic[L]):
     def _draining(
         self, station: Station, timeout: Duration | None, reason: str | None
     ) -> Procedure[bool]:
-        return draining(station, self.owner or operator(), timeout, reason, None)
+        by = self.owner or operator()
+        return draining(station, by, timeout, reason, None, rate=self._is_rate)
+
+    def _status(self, station: Station, *, ttl: bool) -> Procedure[Status]:
+        seen = yield from inspection.status(station, ttl=ttl)
+        procedures.check_kind(station, rate=self._is_rate)
+        return seen
+
+    def _counting(self, station: Station) -> Procedure[int]:
+        held = yield from inspection.held(station)
+        procedures.check_kind(station, rate=self._is_rate)
+        return held
 
     def _closing(self, station: Station) -> Procedure[None]:
-        closing = yield from procedures.close(station, force=True)
+        closing = yield from procedures.close(station, force=True, rate=self._is_rate)
         if closing.holders or closing.waiters:
             log.warning(
                 "semaphore %s was closed while in use: %d held (%s), %d waiting",

@@ -82,7 +82,6 @@ from etcdsem.shell import (
     closed_generator,
     connect_settings,
     read_wants,
-    resuming,
 )
 
 if TYPE_CHECKING:
@@ -913,7 +912,7 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
 
     def get_value(self) -> int:
         """The number of slots held now, by anyone."""
-        return self._run(inspection.held(self._station()), "count the leases of")
+        return self._run(self._counting(self._station()), "count the leases of")
 
     def resize(self, max_leases: int) -> None:
         """Change the limit for everybody, live. Waiters get new room at once; leases above a
@@ -935,7 +934,7 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
 
     def resume(self) -> bool:
         """Grant leases again. False if it was not paused: then nothing was changed."""
-        return self._run(resuming(self._station()), "resume")
+        return self._run(self._resuming(self._station()), "resume")
 
     def drain(self, timeout: Duration | None = None, *, reason: str | None = None) -> bool:
         """Pause it, and wait until nobody holds a lease, this object neither. It stays paused.
@@ -954,7 +953,7 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
 
     def status(self, *, ttl: bool = True) -> Status:
         """Holders and waiters at one revision. `ttl`: also ask how long each lease has left."""
-        return self._run(inspection.status(self._station(), ttl=ttl), "look at")
+        return self._run(self._status(self._station(), ttl=ttl), "look at")
 
     def holders(self) -> tuple[Holder, ...]:
         """Who holds a lease now, in the order of their slots."""
@@ -1162,7 +1161,7 @@ class RateLimit(_Bound, BaseRateLimit):
 
     def resume(self) -> bool:
         """Grant starts again. False if it was not paused."""
-        return self._run(resuming(self._station()), "resume")
+        return self._run(self._resuming(self._station()), "resume")
 
     def status(self, *, ttl: bool = True) -> Status:
         """The starts that are in use (as `holders`), and who waits, at one revision."""

@@ -424,9 +424,6 @@ def limit(ctx: click.Context, /, name: str, number: int | None, as_json: bool) -
     with connect(ctx) as client:
         if number is None:
             known = client.limit(name)
-            stored = client.station(name).limit
-            if stored is not None and stored.rate is not None:
-                raise EtcdSemError(f"{name} is a rate limit: etcdsem rate {name} ({stored.rate})")
             if as_json:
                 echo_json({"name": name, "limit": known})
             elif known is None:

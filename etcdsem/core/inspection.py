@@ -99,6 +99,7 @@ def held(station: Station) -> Procedure[int]:
     if not limits.kvs:
         station.learn(None, reply.revision)
         raise SemaphoreClosed(f"semaphore {station.name!r} is not known to etcd")
+    station.learn(read_limit(limits.kvs[0]), reply.revision)
     return len(read_holders(keys, slots.kvs, None)[0])
 
 

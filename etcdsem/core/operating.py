@@ -54,20 +54,23 @@ def resize(station: Station, wanted: int | Rate) -> Procedure[Change]:
     """
 
     def resized(kv: KeyValue) -> bytes:
-        wrong = wrong_kind(station, read_limit(kv), rate=isinstance(wanted, Rate))
-        if wrong is not None:
-            raise wrong
+        _of_kind(station, kv, isinstance(wanted, Rate))
         return write_resized(kv, wanted)
 
     return (yield from _rewrite(station, resized))
 
 
-def pause(station: Station, by: str, reason: str | None) -> Procedure[Change]:
-    """PAUSE: nothing is granted until it is resumed. One that is paused is left as it is."""
+def pause(
+    station: Station, by: str, reason: str | None, *, rate: bool | None = None
+) -> Procedure[Change]:
+    """PAUSE: nothing is granted until it is resumed. One that is paused is left as it is.
+
+    `rate`: which kind it must be, else WrongKind; None: either.
+    """
     since = station.session.env.wall()
 
     def paused(kv: KeyValue) -> bytes | None:
-        limit = read_limit(kv)
+        limit = _of_kind(station, kv, rate)
         if limit.number is None:
             raise EtcdSemError(
                 f"semaphore {station.name!r}: its limit reads {limit.text!r}, so nothing is "
@@ -79,13 +82,21 @@ def pause(station: Station, by: str, reason: str | None) -> Procedure[Change]:
     return (yield from _rewrite(station, paused))
 
 
-def resume(station: Station) -> Procedure[Change]:
-    """RESUME: whoever waits is served, as far as there is room."""
-    return (
-        yield from _rewrite(
-            station, lambda kv: write_resumed(kv) if read_limit(kv).paused else None
-        )
-    )
+def resume(station: Station, *, rate: bool | None = None) -> Procedure[Change]:
+    """RESUME: whoever waits is served, as far as there is room. `rate` as for `pause`."""
+
+    def resumed(kv: KeyValue) -> bytes | None:
+        return write_resumed(kv) if _of_kind(station, kv, rate).paused else None
+
+    return (yield from _rewrite(station, resumed))
+
+
+def _of_kind(station: Station, kv: KeyValue, rate: bool | None) -> Limit:
+    limit = read_limit(kv)
+    wrong = None if rate is None else wrong_kind(station, limit, rate=rate)
+    if wrong is not None:
+        raise wrong
+    return limit
 
 
 def _rewrite(station: Station, text: Callable[[KeyValue], bytes | None]) -> Procedure[Change]:
@@ -121,13 +132,16 @@ def drain(
     reason: str | None,
     until: float,
     on_wait: Callable[[], object] | None = None,
+    *,
+    rate: bool | None = None,
 ) -> Procedure[bool]:
     """PAUSE, and wait until nobody holds. False: somebody still does at `until`; it stays paused.
+    `rate` as for `pause`.
 
     `on_wait` is called once it is paused and has holders. Watches tell of slots that were given
     back; what they may miss is read again from time to time.
     """
-    yield from pause(station, by, reason)
+    yield from pause(station, by, reason, rate=rate)
     env = station.session.env
     box, pause_for = env.mailbox(), 0.1
     began = env.now()

@@ -197,12 +197,21 @@ def wrong_kind(station: Station, limit: Limit, *, rate: bool) -> WrongKind | Non
     if rate:
         return WrongKind(
             f"{station.name!r} is a semaphore (its limit is {limit.text!r}), and a rate limit of "
-            f"that name is wanted: take another name, or use etcdsem.Semaphore"
+            f"that name is wanted: take another name, or use etcdsem.Semaphore (etcdsem run "
+            f"--limit, etcdsem limit {station.name})"
         )
     return WrongKind(
         f"{station.name!r} is a rate limit ({limit.text!r}), and a semaphore of that name is "
-        f"wanted: take another name, or use etcdsem.RateLimit (etcdsem run --rate, etcdsem rate)"
+        f"wanted: take another name, or use etcdsem.RateLimit (etcdsem run --rate, etcdsem rate "
+        f"{station.name})"
     )
+
+
+def check_kind(station: Station, *, rate: bool) -> None:
+    """Raise WrongKind if what was just read is of the other kind."""
+    wrong = None if station.limit is None else wrong_kind(station, station.limit, rate=rate)
+    if wrong is not None:
+        raise wrong
 
 
 def _known_wrong(station: Station, order: Order) -> WrongKind | None:
@@ -1064,8 +1073,17 @@ class Closing(NamedTuple):
     waiters: tuple[str, ...]
 
 
-def close(station: Station, *, force: bool) -> Procedure[Closing]:
-    """CLOSE. Without `force` a semaphore that is in use is left alone."""
+def close(station: Station, *, force: bool, rate: bool | None = None) -> Procedure[Closing]:
+    """CLOSE. Without `force` a semaphore that is in use is left alone.
+
+    `rate`: which kind it must be, else WrongKind; None: either.
+    """
+    if rate is not None:
+        reply = yield from read(station.session, _limit_read(station))
+        kvs = transactions.as_range(reply.replies[0]).kvs
+        wrong = wrong_kind(station, read_limit(kvs[0]), rate=rate) if kvs else None
+        if wrong is not None:
+            raise wrong
     txn = transactions.close(station.keys, force=force)
     reply = yield from read(station.session, txn)
     slots, waiting = map(transactions.as_range, reply.replies[:2])

@@ -48,9 +48,11 @@ def test_looking_and_changing(etcd: EtcdServer, client: Client, name: str) -> No
     assert limit.acquire(10)
     assert "1000/1m/4" in ran(etcd, "ls").stdout
     assert "1000/1m/4" in ran(etcd, "status", name).stdout
-    done = ran(etcd, "limit", name)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert f"etcdsem rate {name}" in done.stderr
+    for arguments in ([name], [name, "5"]):
+        done = ran(etcd, "limit", *arguments)
+        assert (done.returncode, done.stdout) == (78, "")
+        assert "is a rate limit ('1000/1m/4')" in done.stderr
+        assert f"etcdsem rate {name})" in done.stderr
 
 
 @pytest.mark.parametrize(
