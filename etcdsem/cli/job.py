@@ -22,7 +22,7 @@ from etcdsem.cli.groups import ProcessGroup
 from etcdsem.cli.guardian import Guardian, boottime
 from etcdsem.cli.jointly import Together, described
 from etcdsem.cli.launcher import Launcher
-from etcdsem.cli.line import connect_for, give_back, quiet_library, wait_for_lease, wait_for_start
+from etcdsem.cli.line import connect_for, give_back, quiet_library, wait_for_leases, wait_for_start
 from etcdsem.cli.record import Record
 from etcdsem.cli.signals import Signals, Stopped
 from etcdsem.cli.supervisor import HeldLease, Policy, Supervisor
@@ -94,12 +94,12 @@ class _Job:
         self._launcher = launcher
         self._record = record
         self._launched = False
-        self._lease: Lease | None = None
+        self._lease: Lease | Together | None = None
 
     def run(self) -> int:
         if self._plan.wish.only_rate:
             return self._run_at_rate()
-        self._lease = wait_for_lease(self._plan.wish, self._client, self._signals)
+        self._lease = wait_for_leases(self._plan.wish, self._client, self._signals)
         if self._lease is None:
             return self._plan.wish.conflict_code
         self._record.granted()
@@ -130,7 +130,7 @@ class _Job:
             self._guardian.done()
         give_back(self._plan.wish.shown, self._lease, self._client)
 
-    def _hold(self, lease: Lease) -> int:
+    def _hold(self, lease: Lease | Together) -> int:
         """Run the command while the lease is held."""
         plan = self._plan
         deadline = boottime() + lease.remaining if plan.terminate else math.inf

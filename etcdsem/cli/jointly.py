@@ -50,28 +50,14 @@ def read_names(words: Sequence[str], limit: int | None) -> tuple[tuple[str, int 
     return tuple(named.items())
 
 
-class Jointly:
-    """Several semaphores, as the line takes one."""
+def take_together(
+    semaphores: Sequence[Semaphore], timeout: float | None, on_wait: Callable[..., object]
+) -> Together | None:
+    """All of them or None; `on_wait` is called with the name of the one that is waited for."""
+    from etcdsem import acquire_all
 
-    def __init__(self, semaphores: Sequence[Semaphore]) -> None:
-        self._semaphores = semaphores
-
-    def acquire_lease(
-        self,
-        timeout: float | None,
-        *,
-        weight: int,
-        priority: int,
-        eager: bool,
-        on_wait: Callable[..., object],
-    ) -> Together | None:
-        """All of them or None; `on_wait` is called with the name of the one that is waited for."""
-        from etcdsem import acquire_all
-
-        if (weight, priority, eager) != (1, 0, False):
-            raise AssertionError("several semaphores at once are taken one slot each, in turn")
-        leases = acquire_all(*self._semaphores, timeout=timeout, on_wait=on_wait)
-        return None if leases is None else Together(leases)
+    leases = acquire_all(*semaphores, timeout=timeout, on_wait=on_wait)
+    return None if leases is None else Together(leases)
 
 
 class Together:

@@ -13,12 +13,12 @@ import math
 import os
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import click
 
 from etcdsem.cli.guardian import boottime
-from etcdsem.cli.jointly import Jointly
+from etcdsem.cli.jointly import take_together
 from etcdsem.cli.options import DIAL_TIMEOUT, connect
 from etcdsem.cli.signals import Signals
 from etcdsem.cli.text import exact, say
@@ -28,10 +28,11 @@ from etcdsem.errors import EtcdUnavailable, SemaphoreClosed
 
 if TYPE_CHECKING:
     from etcdsem import Client, Lease, Semaphore, Start
+    from etcdsem.cli.jointly import Together
 
 T = TypeVar("T")
 
-_Acquire: TypeAlias = Callable[[float | None, Callable[[], None]], T | None]
+_Acquire: TypeAlias = Callable[[float | None, Callable[..., None]], T | None]
 """Gets the seconds that are left, and whom to tell that one has to wait."""
 
 LAST_WORDS = 2.0
@@ -48,13 +49,20 @@ def wait_for_lease(wish: Wish, client: Client, signals: Signals) -> Lease | None
 
     def ready() -> _Acquire[Lease]:
         semaphore = _semaphore(wish, client, signals)
-        return lambda left, on_wait: semaphore.acquire_lease(
-            left,
-            weight=wish.weight,
-            priority=wish.priority,
-            eager=wish.eager,
-            on_wait=on_wait,
-        )
+        wants = wish.wants._asdict()
+        return lambda left, on_wait: semaphore.acquire_lease(left, **wants, on_wait=on_wait)
+
+    return _wait(ready, wish, client, signals, "no lease was free", "status")
+
+
+def wait_for_leases(wish: Wish, client: Client, signals: Signals) -> Lease | Together | None:
+    """The same for a lease of each of several semaphores, if several are named."""
+    if not wish.more:
+        return wait_for_lease(wish, client, signals)
+
+    def ready() -> _Acquire[Together]:
+        semaphores = [_semaphore(one, client, signals) for one in _each(wish)]
+        return lambda left, on_wait: take_together(semaphores, left, on_wait)
 
     return _wait(ready, wish, client, signals, "no lease was free", "status")
 
@@ -114,7 +122,7 @@ def _wait(
     return result
 
 
-def give_back(name: str, lease: Lease | None, client: Client) -> None:
+def give_back(name: str, lease: Lease | Together | None, client: Client) -> None:
     """Let go of everything that is still held."""
 
     def tell() -> None:
@@ -146,9 +154,6 @@ def _semaphore(wish: Wish, client: Client, signals: Signals) -> Semaphore:
     """First contact with etcd: the limit is registered, or found to be."""
     from etcdsem import Semaphore
 
-    if wish.more:
-        # To the line several are one.
-        return cast("Semaphore", Jointly([_semaphore(one, client, signals) for one in _each(wish)]))
     try:
         return Semaphore(
             wish.limit,
@@ -190,7 +195,7 @@ class _Line(Generic[T]):
         self.over = False
         """There is a result."""
 
-    def start(self, on_wait: Callable[[], None]) -> None:
+    def start(self, on_wait: Callable[..., None]) -> None:
         threading.Thread(target=self._run, args=(on_wait,), name="line", daemon=True).start()
 
     def result(self) -> T | None:
@@ -199,7 +204,7 @@ class _Line(Generic[T]):
             raise self._error
         return self._got
 
-    def _run(self, on_wait: Callable[[], None]) -> None:
+    def _run(self, on_wait: Callable[..., None]) -> None:
         try:
             acquire = self._ready()
             self.in_touch = True

@@ -199,6 +199,8 @@ def _plan(
     **given: Any,
 ) -> Plan:
     """Check all that can be checked without etcd."""
+    from etcdsem.core.keys import ORDINARY
+
     if not command:
         raise click.UsageError(
             f"what is to be run? etcdsem run {name} [options] -- COMMAND...",
@@ -208,7 +210,7 @@ def _plan(
     if "=" in name and len(words) == 1 and could_be_name(command[0]) and "=" in command[0]:
         raise click.UsageError(f"several names need a -- after them: {name} {command[0]} ... --")
     (first, limit), *more = read_names(words, given.pop("limit"))
-    for option, ordinary in (("weight", 1), ("priority", 0), ("eager", False)):
+    for option, ordinary in ORDINARY._asdict().items():
         if more and given[option] != ordinary:
             raise click.UsageError(
                 f"--{option} is for one NAME only. For it take them one within the other, always "

@@ -14,6 +14,7 @@ from etcdsem.cli.text import exact
 from etcdsem.errors import InvalidSetting
 
 if TYPE_CHECKING:
+    from etcdsem.core.keys import Wants
     from etcdsem.model import Rate
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -34,11 +35,9 @@ class Wish(NamedTuple):
     refresh: float
     labels: Mapping[str, str]
     quiet: bool
-    weight: int = 1
+    wants: Wants
     max_hold: float | None = None
     rate: Rate | None = None
-    priority: int = 0
-    eager: bool = False
 
     @property
     def only_rate(self) -> bool:
@@ -55,9 +54,6 @@ class Wish(NamedTuple):
         """Their names, for people."""
         return ", ".join(self.names)
 
-
-ORDINARY = (1, 0, False, None)
-"""The weight, priority, eager and max_hold of who asks for nothing special."""
 
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
@@ -152,6 +148,7 @@ def read_wish(
     eager: bool = False,
 ) -> Wish:
     """Check all that can be checked without etcd."""
+    from etcdsem.core.keys import ORDINARY, Wants
     from etcdsem.model import (
         check_limit,
         check_name,
@@ -165,7 +162,8 @@ def read_wish(
 
     if nonblock and wait is not None:
         raise click.UsageError("--nonblock and --wait exclude each other")
-    if rate is not None and limit is None and (weight, priority, eager, max_hold) != ORDINARY:
+    special = Wants(weight, priority, eager) != ORDINARY or max_hold is not None
+    if rate is not None and limit is None and special:
         raise click.UsageError(
             "--weight, --priority, --eager and --max-hold are for a lease, so give -l N, too"
         )
@@ -181,11 +179,9 @@ def read_wish(
         refresh=refresh,
         labels=_labels(labels),
         quiet=quiet,
-        weight=check_weight(weight),
+        wants=Wants(check_weight(weight), check_priority(priority), eager),
         max_hold=max_hold_seconds(max_hold, what="--max-hold"),
         rate=None if rate is None else read_rate(rate),
-        priority=check_priority(priority),
-        eager=eager,
     )
 
 
