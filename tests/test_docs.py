@@ -71,7 +71,10 @@ def test_every_seeded_bug_is_in_the_table() -> None:
     """docs/simulation.md tells for each seeded bug which seed finds it."""
     page = (ROOT / "docs" / "simulation.md").read_text()
     listed = set(re.findall(r"\(`(\w+)`\) \| \d+ \|", page))
-    source = (ROOT / "tests" / "simulation" / "test_negative_controls.py").read_text()
+    simulation = ROOT / "tests" / "simulation"
+    source = (simulation / "test_negative_controls.py").read_text()
     seeded = re.findall(r"^    \((\w+), \"", source, re.MULTILINE)
     assert len(seeded) >= 11
+    of_rates = (simulation / "test_rates.py").read_text()
+    seeded += re.findall(r"^    \((\w+), SEEDS", of_rates, re.MULTILINE)
     assert listed == set(seeded)

@@ -57,6 +57,10 @@ is used up sooner, and would cost two watches."""
 GIVERS = 8
 """How many slots a client gives back at a time."""
 
+ANSWERED_IN = 1.0
+"""Seconds that a request gets at least. Whose time is up before waits for the answer to the one
+before it in the local line: is there no start, or no etcd?"""
+
 RENEWAL = 2.0
 """Seconds that a renewal may take before a slot is given back unused."""
 
@@ -366,22 +370,33 @@ def _start_of_block(
         return None
     box = env.mailbox()
     purse.line.append(box)
+    patience = until
     try:
         while purse.line[0] is not box:
-            note = yield from perform(Wait(box, until))
-            if purse.line[0] is not box and note is None and env.now() >= until:
-                if not station.waiting and station.session.keeper.last_contact < began:
-                    away = NotApplied("etcd did not answer in time")
-                    raise public_error(away, f"acquire {station.name!r}")
+            note = yield from perform(Wait(box, patience))
+            if purse.line[0] is box or note is not None or env.now() < patience:
+                continue
+            if station.waiting or station.session.keeper.last_contact >= began:
                 return None
+            if patience >= began + ANSWERED_IN:
+                raise _away(station, "etcd did not answer in time")
+            patience = began + ANSWERED_IN
         started = purse.take(began)
         if started is not None:
             return started
+        if patience > until:
+            if station.session.keeper.last_contact < began:
+                raise _away(station, "etcd did not answer in time")
+            return None
         block = yield from _fetch(station, ask, until, once=once)
         return purse.hand_out(block, began) if block is not None else None
     finally:
         purse.line.remove(box)
         purse.wake_first()
+
+
+def _away(station: Station, why: str) -> BaseException:
+    return public_error(NotApplied(why), f"acquire {station.name!r}")
 
 
 def _fetch(station: Station, ask: Ask, until: float, *, once: bool) -> Procedure[Block | None]:
@@ -406,8 +421,7 @@ def _fetch(station: Station, ask: Ask, until: float, *, once: bool) -> Procedure
         yield from procedures.release(grant)
         limit = station.limit
         if block == "stale" and (once or env.now() >= until):
-            away = NotApplied("a lease could not be renewed in time")
-            raise public_error(away, f"acquire {station.name!r}")
+            raise _away(station, "a lease could not be renewed in time")
         yield from procedures.sleep(station.session, 0.02 * env.random())
 
 

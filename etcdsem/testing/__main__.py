@@ -1,4 +1,7 @@
-"""Run the simulator: ``python -m etcdsem.testing --seeds 0:500 -j 2``."""
+"""Run the simulator: ``python -m etcdsem.testing --seeds 0:500 -j 2``.
+
+Of semaphores, or with ``--rates`` of rate limits.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,15 @@ from functools import partial
 
 from etcdsem.testing.rates import run_rate
 from etcdsem.testing.runs import Outcome, report, run_seed
+
+
+EXAMPLES = """examples:
+  python -m etcdsem.testing --seeds 0:500 -j 2            semaphores
+  python -m etcdsem.testing --seed 132 --trace            one of them, with all that happened
+  python -m etcdsem.testing --rates --seeds 0:300 -j 2    rate limits: at most so many starts in
+                                                          any window of the period
+  python -m etcdsem.testing --rates --seed 28 --trace     one of them
+"""
 
 
 def _one(seed: int, *, rates: bool = False) -> tuple[int, str, Counter[str], int]:
@@ -34,14 +46,22 @@ def _all(seeds: range, jobs: int, *, rates: bool) -> Iterator[tuple[int, str, Co
 
 def main() -> int:
     """Run one seed or many; the exit code is 1 if any broke a promise."""
-    parser = argparse.ArgumentParser(prog="python -m etcdsem.testing", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m etcdsem.testing",
+        description="Run the simulator: a run of semaphores for each seed, or with --rates one of "
+        "a rate limit. A run that breaks a promise tells which, and how to repeat it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--seed", type=int, help="run this seed")
     which.add_argument("--seeds", help="run seeds A to B-1, given as A:B")
     parser.add_argument("--trace", action="store_true", help="print all that happened")
     parser.add_argument("-j", "--jobs", type=int, default=1, help="processes")
     parser.add_argument("--keep-going", action="store_true", help="don't stop at a violation")
-    parser.add_argument("--rates", action="store_true", help="runs of a rate limit")
+    parser.add_argument(
+        "--rates", action="store_true", help="runs of a rate limit; its seeds are others"
+    )
     arguments = parser.parse_args()
     if arguments.seed is not None:
         run = run_rate if arguments.rates else run_seed

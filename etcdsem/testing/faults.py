@@ -17,7 +17,7 @@ from etcdsem.core.transactions import close
 from etcdsem.testing.simulator import CALM, Weather
 
 if TYPE_CHECKING:
-    from etcdsem.core.commands import Event
+    from etcdsem.core.commands import Event, KeyValue
     from etcdsem.core.keys import Keys
     from etcdsem.testing.checks import Checker
     from etcdsem.testing.simulator import SimClient, World
@@ -473,8 +473,11 @@ class Nemesis:
         key = self._checker().keys.max_leases
         good = self.world.etcd.get(key)
         self._put(key, self.world.rng.choice((b"", b"abc", b"-1", b"1e3", b"\xd9\xa3", b"9" * 30)))
-        value = good.value if good and good.value.isdigit() else b"2"
-        self.world.after(self.world.rng.random() * 3.0, self._mend, key, value)
+        self.world.after(self.world.rng.random() * 3.0, self._mend, key, self._mended(good))
+
+    def _mended(self, good: KeyValue | None) -> bytes:
+        """What somebody writes who finds garbage."""
+        return good.value if good and good.value.isdigit() else b"2"
 
     def _mend(self, key: bytes, value: bytes) -> None:
         if not self.stopped:
@@ -540,7 +543,11 @@ class Nemesis:
 
     def _register(self, key: bytes) -> None:
         if self.world.etcd.get(key) is None:
-            self._put(key, b"%d" % self.options.limit)
+            self._put(key, self._usual())
+
+    def _usual(self) -> bytes:
+        """The limit with which the run began."""
+        return b"%d" % self.options.limit
 
     # -- what may happen in quiet times too
 
@@ -564,7 +571,7 @@ class Nemesis:
         """A limit that lets nobody in (a resize may have landed late) ends the run's work."""
         for checker in self.checkers:
             if checker.limit == 0 and self.world.now >= self._resumed_soon:
-                self._put(checker.keys.max_leases, b"%d" % self.options.limit)
+                self._put(checker.keys.max_leases, self._usual())
 
     # -- the end
 

@@ -1,20 +1,24 @@
 """Runs of a rate limit in the simulator: ``python -m etcdsem.testing --rates --seeds 0:200``.
 
-Clients ask for starts; faults; then calm; all on virtual time. Judged by the world's own clock,
-which no client can see:
+Clients ask for starts; faults; then calm; all on virtual time. The limit, the period and the block
+are changed meanwhile, and people delete keys, write junk and close it. Judged by the world's own
+clock, which no client can see. A start *counts* for the period that was in force when it was made;
+not any more once a person has taken its slot by hand, and for less by as much as its client's clock
+has jumped ahead since.
 
-1. In every window of the period there are at most as many starts as the limit allowed (where it
-   was changed: the highest of those in force since the window began).
-2. Where demand is there and nothing is faulty, at least 95 % of it is used.
-3. What `checks` has to say about any semaphore: slots, FIFO, nobody waits while there is room.
+1. When a start is made, no more starts under the same limit count than it allows, and with those
+   under others of the same period and block no more than the highest of them that were in force.
+2. Nor do starts of more slots count than the highest number of slots that were in force, however
+   period and block were changed.
+3. The limit under which it is made was in force a moment ago (`_lag`), and not paused.
+4. Where demand is there and nothing is faulty, also after faults, at least 95 % is used.
+5. What `checks` has to say about any semaphore: slots, FIFO, nobody waits while there is room.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING
@@ -26,22 +30,25 @@ from etcdsem.errors import EtcdRefused, EtcdSemError, EtcdUnavailable
 from etcdsem.model import Rate
 from etcdsem.testing.checks import Checker
 from etcdsem.testing.faults import Nemesis, Options
-from etcdsem.testing.runs import SETTLE, Outcome
+from etcdsem.testing.runs import SETTLE, Outcome, play
 from etcdsem.testing.simulator import CALM, PREFIX, Cancelled, SimClient, World
 
 if TYPE_CHECKING:
+    from etcdsem.core.commands import KeyValue
+    from etcdsem.core.station import Station
     from etcdsem.testing.model import Revision
 
 NAME = "rate"
 
-HARMLESS = frozenset(
-    {"operate", "clock jump", "evict", "delete key", "junk", "garbage limit", "resize", "close"}
-)
-"""Kinds of faults that are left out here: what a person does by hand to slots, and clocks that go
-forward by themselves, for which no promise is made. The limit is changed by this module itself."""
+PERIODS = (0.5, 1.0, 1.0, 2.0, 2.0, 5.0, 5.0, 10.0, 10.0, 30.0)
+"""Of a minute and more nothing else is to be seen, but drift; 30 s is long enough for that."""
 
-IN_HAND = 10.0
-"""Seconds from a grant in etcd to its start, at most: a change of the limit may lie between."""
+OPEN = 8
+"""Seeds that end with this digit have blocks that are open for seconds, and no faults; the limit is
+changed under them."""
+
+ODD = frozenset({"garbage limit", "close"})
+"""Kinds of faults after which a caller may be told that the limit is no rate, or not known."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,8 @@ class RateOptions:
     rate: Rate
     changes: bool
     """Is the limit changed, paused and resumed now and then?"""
+    reshapes: bool
+    """Are the period and the block changed then, too?"""
     hungry: bool
     """Does everybody want as many starts as can be had?"""
 
@@ -60,64 +69,170 @@ class RateOptions:
         """Draw them from a seed."""
         faults = Options.of(seed)
         rng = Random(seed * 2 + 7)
-        kinds = faults.kinds - HARMLESS
         quiet = seed % 5 == 0
-        period = rng.choice((0.5, 1.0, 2.0, 5.0, 10.0))
+        kinds = frozenset() if quiet else faults.kinds - {"resize"}  # that is done here
+        period = rng.choice(PERIODS)
         block = rng.choice((1, 1, 1, 4, 10))
         slots = rng.choice((1, 2, 3, 5, 10))
         rate = Rate(slots * block, period, block)
+        hungry = quiet or rng.random() < 0.3
         faults = replace(
             faults,
-            kinds=frozenset() if quiet else kinds,
-            weather=CALM if quiet or "weather" not in kinds else faults.weather,
+            kinds=kinds,
+            weather=faults.weather if "weather" in kinds else CALM,
             semaphores=1,
             ttl=rates.lease_ttl(rate),
-            drift=rng.choice((0.0, 0.0005)),
-            patience=(math.inf,) if quiet else faults.patience,
-            tries=0.0 if quiet else faults.tries,
+            # As far off as the margin for it allows.
+            drift=rng.choice((0.0, 0.5 * rates.DRIFT, rates.DRIFT)),
+            patience=(math.inf,) if hungry else faults.patience,
+            tries=0.0 if hungry else faults.tries,
             break_for_good=False,
             clients=max(2, faults.clients),
             fault_time=max(faults.fault_time, 6 * period),
         )
-        return cls(faults, rate, changes=not quiet and rng.random() < 0.3, hungry=quiet)
+        changes = not quiet and rng.random() < 0.4
+        reshapes = changes and rng.random() < 0.6
+        if seed % 10 != OPEN:
+            return cls(faults, rate, changes, reshapes, hungry)
+        rate = Rate(10 * rng.choice((2, 40)), 60.0, 10)
+        faults = replace(
+            faults,
+            kinds=frozenset(),
+            weather=CALM,
+            ttl=rates.lease_ttl(rate),
+            clients=2,
+            workers=rng.choice((1, 3)),
+            idle=1.0,
+            fault_time=300.0,
+            calm_time=60.0,
+        )
+        return cls(faults, rate, changes=True, reshapes=rng.random() < 0.5, hungry=False)
+
+
+@dataclass
+class Era:
+    """A limit, and when it was in force."""
+
+    revision: int
+    rate: Rate
+    paused: bool
+    until: float = math.inf
+
+    @property
+    def slots(self) -> int:
+        """How many blocks it allows."""
+        return self.rate.starts // self.rate.block
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A start that was made."""
+
+    at: float
+    era: Era
+    slot: tuple[bytes, int]
+    """The key of its slot, and the token with which it was granted."""
+    client: SimClient
+    offset: float
+    """Of the client's clock, then."""
+
+    def until(self) -> float:
+        """How long it counts. A second of a clock that is slow is a little more than one."""
+        jumped = self.client.offset - self.offset
+        return self.at + self.era.rate.period - 1.01 * jumped
 
 
 class Windows:
     """Judges starts by the world's clock."""
 
-    def __init__(self, world: World, rate: Rate) -> None:
+    def __init__(self, world: World, checker: Checker, *, faulty: bool) -> None:
         self.world = world
-        self.period = rate.period
-        self.limits: list[tuple[float, int]] = []  # those that there were, and since when
-        self.key = f"{PREFIX}/{NAME}/max_leases".encode()
+        self.faulty = faulty
+        self.checker = checker  # it has seen each revision before
+        self.eras: list[Era] = []
+        self.counting: list[Counted] = []
+        self.moments: list[float] = []  # of all starts
         world.etcd.observers.append(self._revision)
-        self.recent: deque[float] = deque()
-        self.starts = 0
-        self.fullest = 0
+
+    @property
+    def in_force(self) -> Era | None:
+        """The limit of now, if it is a rate."""
+        return self.eras[-1] if self.eras and self.eras[-1].until == math.inf else None
 
     def _revision(self, revision: Revision) -> None:
         for event in revision.events:
-            if event.kv.key == self.key and event.kind == "put":
-                rate = read_limit(event.kv).rate
-                if rate is not None:
-                    self.limits.append((self.world.now, rate.starts))
+            if event.kv.key != self.checker.keys.max_leases:
+                continue
+            if self.in_force is not None:
+                self.in_force.until = self.world.now
+            limit = read_limit(event.kv) if event.kind == "put" else None
+            if limit is not None and limit.rate is not None:
+                self.eras.append(Era(event.kv.mod_revision, limit.rate, limit.paused))
 
-    def started(self) -> None:
+    def longest(self) -> float:
+        """The longest period that there was."""
+        return max(era.rate.period for era in self.eras)
+
+    def _lag(self) -> float:
+        """Seconds from a grant in etcd to its start, at most: as long as a lease may last. Without
+        faults, until a block that has just been opened has heard of another limit.
+        """
+        if not self.faulty:
+            return rates.LISTEN_AFTER + 0.2
+        return max(rates.lease_ttl(era.rate) for era in self.eras) + 5.0
+
+    def started(self, client: SimClient, block: rates.Block) -> None:
         """A program was given a start."""
-        now = self.world.now
-        self.recent.append(now)
-        self.starts += 1
-        while self.recent[0] <= now - self.period:
-            self.recent.popleft()
-        count = len(self.recent)
-        self.fullest = max(self.fullest, count)
-        since = now - self.period - IN_HAND
-        ends = [moment for moment, _ in self.limits[1:]] + [math.inf]
-        allowed = max(
-            limit for (_, limit), end in zip(self.limits, ends, strict=True) if end >= since
+        world, now = self.world, self.world.now
+        self.moments.append(now)
+        era = next((one for one in self.eras if one.revision == block.revision), None)
+        if era is None:
+            world.fail(f"a start under a limit that there never was, revision {block.revision}")
+            return
+        if era.paused or era.until < now - self._lag():
+            world.fail(f"a start under {era}, at {now}")
+        if era.until < now:
+            world.counters["starts under a former limit"] += 1
+        grant = block.grant
+        slot = self.checker.keys.slot(grant.slot), grant.token
+        self.counting.append(Counted(now, era, slot, client, client.offset))
+        taken = self.checker.by_hand
+        world.counters["starts that were taken by hand"] += sum(
+            one.slot in taken for one in self.counting
         )
-        if count > allowed:
-            self.world.fail(f"{count} starts within {self.period} s, the limit is {allowed}")
+        self.counting = [
+            one for one in self.counting if one.until() > now and one.slot not in taken
+        ]
+        self._judge(era)
+
+    def _judge(self, era: Era) -> None:
+        own = [one for one in self.counting if one.era is era]
+        self._at_most(len(own), era.rate.starts, era.rate.period)
+        kin = [one for one in self.counting if one.era.rate[1:] == era.rate[1:]]
+        alike = [one for one in self._since(kin) if one.rate[1:] == era.rate[1:]]
+        most = max((one.rate.starts for one in alike), default=era.rate.starts)
+        self._at_most(len(kin), most, era.rate.period)
+        slots = len({one.slot for one in self.counting})
+        allowed = max((one.slots for one in self._since(self.counting)), default=era.slots)
+        if slots > allowed:
+            self.world.fail(f"starts within their periods are of {slots} slots, not of {allowed}")
+
+    def _since(self, counting: Iterable[Counted]) -> list[Era]:
+        """The limits in force since the first of these was granted."""
+        since = min((one.at for one in counting), default=self.world.now) - self._lag()
+        return [era for era in self.eras if era.until >= since]
+
+    def _at_most(self, count: int, limit: int, period: float) -> None:
+        if count > limit:
+            self.world.fail(f"{count} starts within {period} s, the limit is {limit}")
+
+    def use(self, rate: Rate, since: float) -> float | None:
+        """The part that was used: a period, beside the time that it took on average from a start
+        to the one that comes as many later as the limit says. None: too few to tell.
+        """
+        moments = [moment for moment in self.moments if moment >= since]
+        took = [b - a for a, b in zip(moments, moments[rate.starts :], strict=False)]
+        return rate.period * len(took) / sum(took) if took else None
 
 
 class _Nemesis(Nemesis):
@@ -134,10 +249,11 @@ class _Nemesis(Nemesis):
         super().__init__(world, options, checkers, add_client)
         self.rate = rate
 
-    def let_in(self) -> None:
-        for checker in self.checkers:
-            if checker.limit == 0:
-                self.world.etcd.put(checker.keys.max_leases, str(self.rate).encode())
+    def _usual(self) -> bytes:
+        return str(self.rate).encode()
+
+    def _mended(self, good: KeyValue | None) -> bytes:
+        return good.value if good and read_limit(good).rate else self._usual()
 
 
 class RateRun:
@@ -149,8 +265,9 @@ class RateRun:
         self.world = world = World(faults.seed, trace=trace)
         self.checker = Checker(world, PREFIX, NAME)
         self.checker.bound += faults.reread[1] if faults.kinds & {"lost deletes"} else 0.0
-        self.windows = Windows(world, options.rate)
+        self.windows = Windows(world, self.checker, faulty=bool(faults.kinds))
         self.stopping = False
+        self.settled = False  # the limit is changed no more
         world.etcd.put(f"{PREFIX}/{NAME}/max_leases".encode(), str(options.rate).encode())
         self.nemesis = _Nemesis(world, faults, [self.checker], self.add_client, options.rate)
         for _ in range(faults.clients):
@@ -206,21 +323,22 @@ class RateRun:
             if not faults.kinds and client.fine:
                 world.fail(f"without faults, client {client.number}'s start raises {error!r}")
             return None
-        except EtcdSemError:
-            if not client.session.closed:
+        except EtcdSemError as error:
+            if not client.session.closed and not faults.kinds & ODD:
                 raise
+            world.counters[f"start raises {type(error).__name__}"] += 1
             return None
         if started is not None:
             client.trace("starts")
-            self.windows.started()
+            self.windows.started(client, _block_of(station, started))
         return started
 
     # -- the limit
 
     def _change(self) -> None:
         """Change the limit, or pause it, or resume it."""
-        world, rate = self.world, self.options.rate
-        if self.stopping:
+        world = self.world
+        if self.stopping or self.settled:
             return
         world.after(world.rng.expovariate(0.2), self._change)
         clients = [client for client in world.clients if client.fine]
@@ -230,37 +348,49 @@ class RateRun:
         station = client.session.station(PREFIX, NAME)
         world.counters["limit changes"] += 1
         what = world.rng.random()
-        if what < 0.3:
+        if what < 0.2:
             client.administer(operating.pause(station, "sim", None), "pause")
-        elif what < 0.6:
+        elif what < 0.5:
             client.administer(operating.resume(station), "resume")
-        else:
-            slots = world.rng.randint(1, 2 * (rate.starts // rate.block))
-            changed = Rate(slots * rate.block, rate.period, rate.block)
+        elif what < 0.9:
+            changed = self._another_rate()
             client.administer(operating.resize(station, changed), f"resize {changed}")
+        else:
+            put = str(self._another_rate()).encode()
+            world.operate("resize", lambda: world.etcd.put(self.checker.keys.max_leases, put))
+
+    def _another_rate(self) -> Rate:
+        rng, rate = self.world.rng, self.options.rate
+        slots = rng.randint(1, 2 * (rate.starts // rate.block))
+        if not self.options.reshapes:
+            return Rate(slots * rate.block, rate.period, rate.block)
+        self.world.counters["changes of period and block"] += 1
+        block = rng.choice((1, 4, 10))
+        return Rate(slots * block, rng.choice(PERIODS[:-1]), block)
 
     # -- the run
 
     def go(self) -> None:
         """Run to the end; raises the first violation."""
-        world, options = self.world, self.options
-        faults, rate = options.faults, options.rate
+        world, faults, windows = self.world, self.options.faults, self.windows
         world.run(faults.fault_time)
+        self.settled = self.options.hungry
         self.nemesis.heal()
-        world.run(world.now + SETTLE + 2 * faults.ttl)
-        self.checker.calm_since = world.now
-        began, before = world.now, self.windows.starts
-        self._look_for(max(faults.calm_time, 4 * rate.period))
-        used = self.windows.starts - before
-        if options.hungry:
-            self._judge_use(used, world.now - began)
-        elif used == 0 and self.checker.limit:
+        world.run(world.now + SETTLE + 2 * rates.lease_ttl(Rate(1, windows.longest(), 10)))
+        self.checker.calm_since = began = world.now
+        before = len(windows.moments)
+        self.nemesis.let_in()
+        self._look_for(max(faults.calm_time, 4 * windows.longest()))
+        if self.options.hungry:
+            self._judge_use(began)
+        elif len(windows.moments) == before and self.checker.limit:
             world.fail("nobody was given a start while there were no faults")
         self.stopping = True
         for client in world.clients:
             if client.fine:
                 client.shut_down(10.0)
-        world.run(world.now + 2 * faults.ttl + 15.0)
+        self.nemesis.clean()
+        world.run(world.now + 2 * rates.lease_ttl(Rate(1, windows.longest(), 10)) + 15.0)
         self.checker.check_nothing_left()
         world.run(world.now)
 
@@ -271,35 +401,33 @@ class RateRun:
             self.nemesis.let_in()
             self.checker.look()
 
-    def _judge_use(self, used: int, seconds: float) -> None:
-        rate = self.options.rate
-        could = rate.starts * (seconds / rate.period)
-        # In whole windows: the last of them may be cut short, or the first.
-        self.world.counters["use, in tenths of a percent"] = round(1000 * used / could)
-        if used < 0.95 * (could - rate.starts):
-            self.world.fail(f"{used} starts in {seconds} s, of {could:.0f} that were allowed")
+    def _judge_use(self, since: float) -> None:
+        world, era = self.world, self.windows.in_force
+        if era is None or era.paused:
+            world.fail(f"the limit was not mended: {era}")
+            return
+        used = self.windows.use(era.rate, since)
+        if used is None or used < 0.95:
+            world.fail(f"of {era.rate} so much was used: {used}")
+            return
+        world.counters["use, in tenths of a percent"] = round(1000 * used)
+        world.counters["uses that were judged"] += 1
+
+    def count(self) -> None:
+        """Add to the counters what is known at the end."""
+        self.world.counters["starts"] = len(self.windows.moments)
+
+
+def _block_of(station: Station, started: rates.Started) -> rates.Block:
+    """The block of the start that has just been handed out."""
+    blocks = [one for _, _, one in rates.purse_of(station).used if one.last == started.at]
+    return max(blocks, key=lambda block: block.grant.token)
 
 
 def run_rate(seed: int, *, trace: bool = False, options: RateOptions | None = None) -> Outcome:
     """Run one seed. Every run of the same seed and options is the same, to the letter."""
-    log = logging.getLogger("etcdsem")
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
     chosen = options or RateOptions.of(seed)
-    try:
-        run = RateRun(chosen, trace=trace)
-        error: BaseException | None = None
-        try:
-            run.go()
-        except Exception as raised:  # a violation, or the core raised what it must not
-            error = raised
-        world = run.world
-        counters: Counter[str] = world.counters
-        counters["starts"] = run.windows.starts
-        world.dispose()
-        return Outcome(chosen.faults, error, counters, list(world.log), world.steps)
-    finally:
-        log.setLevel(level)
+    return play(chosen.faults, lambda: RateRun(chosen, trace=trace), rates=chosen)
 
 
 __all__ = ["RateOptions", "RateRun", "run_rate"]

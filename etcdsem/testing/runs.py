@@ -11,8 +11,8 @@ import logging
 import math
 import traceback
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
 
 from etcdsem.core import procedures, several
 from etcdsem.core.commands import NoSpace, NotApplied, OutcomeUnknown, Procedure, Wait, perform
@@ -54,6 +54,8 @@ class Outcome(NamedTuple):
     counters: Counter[str]
     log: list[tuple[Any, ...]]
     steps: int
+    rates: object = None
+    """Of a run of a rate limit: its own options."""
 
 
 class Run:
@@ -287,6 +289,13 @@ class Run:
                 client.shut_down(10.0)
         self.nemesis.clean()
 
+    def count(self) -> None:
+        """Add to the counters what is known at the end."""
+        world = self.world
+        stations = [one for client in world.clients for one in client.session.stations.values()]
+        world.counters["batches"] = sum(station.group.sent for station in stations)
+        world.counters["batches of hand-overs"] = sum(one.passing.sent for one in stations)
+
 
 def _named_in(closed: SemaphoreClosed, stations: list[Station]) -> str:
     return next(one.name for one in stations if repr(one.name) in str(closed))
@@ -296,30 +305,40 @@ def _show(grant: Grant | None) -> str:
     return f"slots {grant.slots} token {grant.token}" if grant else "nothing"
 
 
-def run_seed(seed: int, *, trace: bool = False, options: Options | None = None) -> Outcome:
-    """Run one seed. Every run of the same seed and options is the same, to the letter."""
+class Playable(Protocol):
+    """A run that can be played to its end."""
+
+    world: World
+
+    def go(self) -> None: ...
+    def count(self) -> None:
+        """Add to the counters what is known at the end."""
+
+
+def play(options: Options, make: Callable[[], Playable], *, rates: object = None) -> Outcome:
+    """Make a run, and play it to its end; the library's log is silent meanwhile."""
     log = logging.getLogger("etcdsem")
     level = log.level
     log.setLevel(logging.CRITICAL + 1)
     try:
-        return _run_seed(options or Options.of(seed), trace=trace)
+        run = make()
+        error: BaseException | None = None
+        try:
+            run.go()
+        except Exception as raised:  # a violation, or the core raised what it must not
+            error = raised
+        run.count()
+        world = run.world
+        world.dispose()
+        return Outcome(options, error, world.counters, list(world.log), world.steps, rates)
     finally:
         log.setLevel(level)
 
 
-def _run_seed(options: Options, *, trace: bool) -> Outcome:
-    run = Run(options, trace=trace)
-    error: BaseException | None = None
-    try:
-        run.go()
-    except Exception as raised:  # a violation, or the core raised what it must not
-        error = raised
-    world = run.world
-    stations = [one for client in world.clients for one in client.session.stations.values()]
-    world.counters["batches"] = sum(station.group.sent for station in stations)
-    world.counters["batches of hand-overs"] = sum(station.passing.sent for station in stations)
-    world.dispose()
-    return Outcome(run.options, error, world.counters, list(world.log), world.steps)
+def run_seed(seed: int, *, trace: bool = False, options: Options | None = None) -> Outcome:
+    """Run one seed. Every run of the same seed and options is the same, to the letter."""
+    chosen = options or Options.of(seed)
+    return play(chosen, lambda: Run(chosen, trace=trace))
 
 
 def report(outcome: Outcome, *, last: int = 80) -> str:
@@ -327,8 +346,10 @@ def report(outcome: Outcome, *, last: int = 80) -> str:
     lines = [f"seed {outcome.options.seed}: {outcome.error or 'no violation'}"]
     if outcome.error is not None and not isinstance(outcome.error, AssertionError):
         lines += traceback.format_exception(outcome.error)
-    lines.append(f"repeat with: python -m etcdsem.testing --seed {outcome.options.seed} --trace")
-    lines.append(str(outcome.options))
+    which = "" if outcome.rates is None else "--rates "
+    seed = f"--seed {outcome.options.seed}"
+    lines.append(f"repeat with: python -m etcdsem.testing {which}{seed} --trace")
+    lines.append(str(outcome.rates or outcome.options))
     lines += map(_line, outcome.log[-last:])
     return "\n".join(lines)
 
