@@ -17,7 +17,6 @@ from functools import partial
 from etcdsem.testing.rates import run_rate
 from etcdsem.testing.runs import Outcome, report, run_seed
 
-
 EXAMPLES = """examples:
   python -m etcdsem.testing --seeds 0:500 -j 2            semaphores
   python -m etcdsem.testing --seed 132 --trace            one of them, with all that happened
