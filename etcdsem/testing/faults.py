@@ -54,6 +54,11 @@ SEVERAL = 7
 """Of the seeds that end with this digit some callers take several semaphores at once."""
 
 
+PASSING = 9
+"""Of the seeds that end with this digit, every second has big ones that leave while eager ones are
+about to pass them."""
+
+
 @dataclass(frozen=True)
 class Options:
     """One run, as its seed wants it."""
@@ -101,7 +106,7 @@ class Options:
 
     @classmethod
     def of(cls, seed: int) -> Options:
-        """Draw them from a seed; three of ten have themes, to which chance comes too seldom."""
+        """Draw them from a seed; some have themes, to which chance comes too seldom."""
         options = cls._drawn(seed)
         wants = Random(f"what they want, {seed}")
         if seed % 10 == 5:
@@ -130,6 +135,26 @@ class Options:
                 limit=wants.choice((1, 1, 2)),
                 hold=min(options.hold, 0.2),
                 several=wants.choice((0.4, 0.7, 1.0)),
+            )
+        if seed % 20 == PASSING:
+            return replace(
+                options,
+                kinds=frozenset({"cancel"}),
+                weather=CALM._replace(latency=wants.choice((0.02, 0.05, 0.05))),
+                clients=3,
+                workers=4,
+                semaphores=1,
+                limit=4,
+                hold=0.3,
+                idle=0.1,
+                tries=0.05,
+                long=0.0,
+                patience=(0.5, 3.0, math.inf),
+                every=0.3,
+                break_for_good=False,
+                max_hold=None,
+                weights=(1, 1, 1, 2, 4),
+                eager=0.4,
             )
         if seed % 10 != 8:
             return options._wanting(wants)

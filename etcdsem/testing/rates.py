@@ -18,6 +18,7 @@ has jumped ahead since.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from random import Random
@@ -76,6 +77,9 @@ class RateOptions:
         slots = rng.choice((1, 2, 3, 5, 10))
         rate = Rate(slots * block, period, block)
         hungry = quiet or rng.random() < 0.3
+        clients = max(2, faults.clients)
+        # Demand: whoever is served is some milliseconds away, and others must be there meanwhile.
+        workers = max(faults.workers, math.ceil(slots / clients) if hungry else 1)
         faults = replace(
             faults,
             kinds=kinds,
@@ -87,7 +91,8 @@ class RateOptions:
             patience=(math.inf,) if hungry else faults.patience,
             tries=0.0 if hungry else faults.tries,
             break_for_good=False,
-            clients=max(2, faults.clients),
+            clients=clients,
+            workers=workers,
             fault_time=max(faults.fault_time, 6 * period),
         )
         changes = not quiet and rng.random() < 0.4
@@ -124,22 +129,22 @@ class Era:
         return self.rate.starts // self.rate.block
 
 
-@dataclass(frozen=True)
 class Counted:
-    """A start that was made."""
+    """The starts of one slot that count still, made while its client's clock was as it is now."""
 
-    at: float
-    era: Era
-    slot: tuple[bytes, int]
-    """The key of its slot, and the token with which it was granted."""
-    client: SimClient
-    offset: float
-    """Of the client's clock, then."""
+    def __init__(self, era: Era, client: SimClient) -> None:
+        self.era = era
+        self.client = client
+        self.offset = client.offset
+        self.moments: deque[float] = deque()
 
-    def until(self) -> float:
-        """How long it counts. A second of a clock that is slow is a little more than one."""
-        jumped = self.client.offset - self.offset
-        return self.at + self.era.rate.period - 1.01 * jumped
+    def forget(self, now: float) -> None:
+        """Leave out those that count no more. A second of a clock that is slow is a little more
+        than one.
+        """
+        past = now - self.era.rate.period + 1.01 * (self.client.offset - self.offset)
+        while self.moments and self.moments[0] <= past:
+            self.moments.popleft()
 
 
 class Windows:
@@ -150,7 +155,8 @@ class Windows:
         self.faulty = faulty
         self.checker = checker  # it has seen each revision before
         self.eras: list[Era] = []
-        self.counting: list[Counted] = []
+        self.counting: dict[tuple[bytes, int, float], Counted] = {}
+        """By the key of the slot, the token with which it was granted, and the client's clock."""
         self.moments: list[float] = []  # of all starts
         world.etcd.observers.append(self._revision)
 
@@ -194,32 +200,35 @@ class Windows:
         if era.until < now:
             world.counters["starts under a former limit"] += 1
         grant = block.grant
-        slot = self.checker.keys.slot(grant.slot), grant.token
-        self.counting.append(Counted(now, era, slot, client, client.offset))
-        taken = self.checker.by_hand
-        world.counters["starts that were taken by hand"] += sum(
-            one.slot in taken for one in self.counting
-        )
-        self.counting = [
-            one for one in self.counting if one.until() > now and one.slot not in taken
-        ]
+        key = self.checker.keys.slot(grant.slot), grant.token, client.offset
+        if key not in self.counting:
+            self.counting[key] = Counted(era, client)
+        self.counting[key].moments.append(now)
+        for key, counted in list(self.counting.items()):
+            counted.forget(now)
+            if key[:2] in self.checker.by_hand:
+                world.counters["starts that were taken by hand"] += len(counted.moments)
+                counted.moments.clear()
+            if not counted.moments:
+                del self.counting[key]
         self._judge(era)
 
     def _judge(self, era: Era) -> None:
-        own = [one for one in self.counting if one.era is era]
-        self._at_most(len(own), era.rate.starts, era.rate.period)
-        kin = [one for one in self.counting if one.era.rate[1:] == era.rate[1:]]
+        counting = self.counting.values()
+        own = sum(len(one.moments) for one in counting if one.era is era)
+        self._at_most(own, era.rate.starts, era.rate.period)
+        kin = [one for one in counting if one.era.rate[1:] == era.rate[1:]]
         alike = [one for one in self._since(kin) if one.rate[1:] == era.rate[1:]]
         most = max((one.rate.starts for one in alike), default=era.rate.starts)
-        self._at_most(len(kin), most, era.rate.period)
-        slots = len({one.slot for one in self.counting})
-        allowed = max((one.slots for one in self._since(self.counting)), default=era.slots)
+        self._at_most(sum(len(one.moments) for one in kin), most, era.rate.period)
+        slots = len({key[:2] for key in self.counting})
+        allowed = max((one.slots for one in self._since(counting)), default=era.slots)
         if slots > allowed:
             self.world.fail(f"starts within their periods are of {slots} slots, not of {allowed}")
 
     def _since(self, counting: Iterable[Counted]) -> list[Era]:
         """The limits in force since the first of these was granted."""
-        since = min((one.at for one in counting), default=self.world.now) - self._lag()
+        since = min((one.moments[0] for one in counting), default=self.world.now) - self._lag()
         return [era for era in self.eras if era.until >= since]
 
     def _at_most(self, count: int, limit: int, period: float) -> None:

@@ -33,7 +33,7 @@ from etcdsem.core.leases import Keeper, TtlLease, margin
 from etcdsem.core.station import Session, Station
 from etcdsem.core.transactions import Mine, Wish
 from etcdsem.testing import checks
-from etcdsem.testing.faults import SEVERAL
+from etcdsem.testing.faults import PASSING, SEVERAL
 from etcdsem.testing.runs import run_seed
 from etcdsem.testing.simulator import SimClient, SimWatch, Violation
 from tests.scenarios.scenarios import a_big_one_that_leaves
@@ -52,6 +52,7 @@ FIRST = {
     "several_pass_to_any": range(5, 200, 10),
     "several_in_any_order": range(SEVERAL, 200, 10),
     "several_take_what_is_free": range(SEVERAL, 200, 10),
+    "eager_ones_pass_who_has_left": range(PASSING, 200, 20),
 }
 """Where to look first for a bug that has a theme of its own among the seeds (`Options.of`)."""
 
@@ -242,6 +243,21 @@ def no_priorities_guard(patch: Patch) -> None:
     patch.setattr(transactions, "_priorities_are", lambda keys, revision: always)
 
 
+def below_zero_is_like_any(patch: Patch) -> None:
+    """Who has a priority below 0 is served as the line was read, whoever has come since."""
+    patch.setattr(transactions, "_may_be_next", lambda keys, waiter, seen: ())
+
+
+def eager_ones_pass_who_has_left(patch: Patch) -> None:
+    """FILL lets eager ones pass a big one without asking whether that one waits still."""
+    right = transactions.fill
+
+    def fill(*args: Any, passed: Queued | None = None, **how: Any) -> Txn:
+        return right(*args, passed=None, **how)
+
+    patch.setattr(transactions, "fill", fill)
+
+
 def pause_is_not_heeded(patch: Patch) -> None:
     """A client that reads `5 paused` takes it for 5."""
     patch.setattr(Limit, "room", property(lambda limit: limit.number or 0))
@@ -315,6 +331,8 @@ BUGS: list[tuple[Callable[[Patch], None], str]] = [
     (passing_a_heavy_head, "not FIFO"),
     (part_of_a_weight, "slots were granted to a lease of weight"),
     (no_priorities_guard, "not FIFO"),
+    (below_zero_is_like_any, "not FIFO"),
+    (eager_ones_pass_who_has_left, "not FIFO"),
     (grant_with_a_dead_lease, "still relied on it|has run out"),
     (pause_is_not_heeded, "the limit is 0"),
     (a_drain_believes_its_watch, "told that it is drained"),
