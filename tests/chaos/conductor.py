@@ -632,7 +632,7 @@ class Chaos:
             for one in (*wrong, *starts.unrecorded(told, rate, self.history[name])):
                 self._broken(one)
             self.counters[f"starts of {rate}"] = len(told)
-            self.counters[f"starts of {rate}, told within ms"] = starts.blur(told)
+            self.counters[f"starts of {rate}, told within µs"] = starts.blur(told)
             self.counters[f"starts of {rate}, most in a window"] = starts.most(told, rate)
 
     def _all_recorded(self) -> None:

@@ -56,8 +56,8 @@ def most(starts: Sequence[Start], rate: Rate) -> int:
 
 
 def blur(starts: Sequence[Start]) -> int:
-    """Half of them were told within so many milliseconds."""
-    return round(1000 * statistics.median(one.told - one.low for one in starts)) if starts else 0
+    """Half of them were told within so many microseconds."""
+    return round(1e6 * statistics.median(one.told - one.low for one in starts)) if starts else 0
 
 
 def unrecorded(starts: Sequence[Start], rate: Rate, changes: Sequence[Change]) -> list[str]:
