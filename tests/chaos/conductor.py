@@ -530,11 +530,14 @@ class Chaos:
         assert self.cluster.rejoin is not None
         leader = self.cluster.leader()
         number = leader if leads else (leader + 1) % 3
+        began = boottime()
         self.cluster.isolate(number)
         try:
             self._rest(TTL * (1.0 + rng.random()))
         finally:
             self.cluster.rejoin(number)
+            if leads:  # it goes on answering renewals, of which its successor does not know
+                self.referee.stalls.append((began, boottime()))
         self._heal()
 
     def _proxies(self, up: str, down: str, seconds: float) -> None:

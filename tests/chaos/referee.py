@@ -108,7 +108,8 @@ class Referee:
         self.beliefs: dict[tuple[str, int, int], Belief] = {}
         self.doubles: list[str] = []  # two clients with one token
         self.evictions: list[Eviction] = []
-        self.stalls: list[tuple[float, float]] = []  # when members of etcd stood still
+        # When members of etcd stood still, or a leader was cut off.
+        self.stalls: list[tuple[float, float]] = []
         self.revokes_early = False  # etcd has the bug #15247
         self.fenced = Store(checked=True)
         self.unfenced = Store(checked=False)
@@ -281,7 +282,8 @@ class Referee:
 
     def _etcd_revoked_early(self, moment: float) -> bool:
         """Before 3.4.31 and 3.5.13 a leader that stood still revokes, when it goes on, leases that
-        were renewed meanwhile. Nothing that a client does can help it.
+        were renewed meanwhile; and one that is cut off answers renewals for a while, of which the
+        next leader does not know. Nothing that a client does can help it.
         """
         near = any(start <= moment <= end + STALL_ECHO for start, end in self.stalls)
         return self.revokes_early and near
