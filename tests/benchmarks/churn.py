@@ -27,6 +27,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from etcdsem.errors import EtcdSemError
+from etcdsem.server import EtcdServer
 from tests.benchmarks.book import Book
 from tests.benchmarks.measure import fresh_etcd, machine, metrics
 
@@ -190,6 +192,19 @@ def grows(samples: list[dict[str, float]], figure: str) -> tuple[float, float, b
     return before, after, after > before + max(least, share * before)
 
 
+def sampled(pid: int, etcd: EtcdServer) -> dict[str, float]:
+    """What the process has, and etcd after a compaction."""
+    sample = look(pid)
+    status = json.loads(etcd.etcdctl("endpoint", "status", "-w", "json"))[0]
+    with contextlib.suppress(EtcdSemError):  # it was compacted up to there
+        etcd.etcdctl("compact", str(status["Status"]["header"]["revision"]))
+    counted = metrics(etcd)
+    sample["keys"] = counted["etcd_debugging_mvcc_keys_total"]
+    sample["leases"] = float(len(etcd.etcdctl("lease", "list").splitlines()) - 1)
+    sample["db_mb"] = counted["etcd_mvcc_db_total_size_in_use_in_bytes"] / 2**20
+    return sample
+
+
 def churn(seconds: float) -> tuple[list[dict[str, float]], dict[str, int]]:
     """The samples, and what was done."""
     samples = []
@@ -212,16 +227,14 @@ def churn(seconds: float) -> tuple[list[dict[str, float]], dict[str, int]]:
                         raise SystemExit(
                             f"etcd has crashed; the end of its log:\n{etcd.log_end(30)}"
                         )
-                    sample = look(process.pid)
-                    status = json.loads(etcd.etcdctl("endpoint", "status", "-w", "json"))[0]
-                    revision = str(status["Status"]["header"]["revision"])
-                    with contextlib.suppress(Exception):  # it was compacted up to there
-                        etcd.etcdctl("compact", revision)
-                    counted = metrics(etcd)
-                    sample["keys"] = counted["etcd_debugging_mvcc_keys_total"]
-                    sample["leases"] = float(len(etcd.etcdctl("lease", "list").splitlines()) - 1)
-                    sample["db_mb"] = counted["etcd_mvcc_db_total_size_in_use_in_bytes"] / 2**20
-                    samples.append(sample)
+                    try:
+                        samples.append(sampled(process.pid, etcd))
+                    except (
+                        EtcdSemError,
+                        OSError,
+                        subprocess.SubprocessError,
+                    ) as error:
+                        print(error, file=sys.stderr)
                 said, _ = process.communicate("", timeout=120)
             finally:
                 process.kill()
