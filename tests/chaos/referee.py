@@ -48,7 +48,7 @@ class Belief:
     who: str
     pid: int
     start: float
-    last: float  # the last time at which it was certain
+    last: float  # the last time at which it was certain; -inf if it never was
     ended: bool = False
 
 
@@ -196,7 +196,7 @@ class Referee:
             said["who"],
             said["pid"],
             said["t"],
-            said["t"],
+            said["t"] if said.get("valid", True) else -math.inf,
         )
         self.counters["begun"] += 1
         working = self._at_work.setdefault(said["semaphore"], set())

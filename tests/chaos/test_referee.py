@@ -35,3 +35,19 @@ def test_a_leader_that_stood_still(buggy: bool, end: float, wrong: int) -> None:
     referee.stalls.append((end - 3.0, end))
     assert len(referee.judge()) == wrong
     assert referee.counters["slots given away early by etcd (#15247)"] == 1 - wrong
+
+
+def test_who_stood_still_since_the_grant() -> None:
+    """A process that is stopped between its grant and telling of it tells late, and that its lease
+    is valid no more: it never believed that it had the slot.
+    """
+
+    def told(*, valid: bool) -> list[str]:
+        referee = Referee()
+        for token, at, sure in ((7, 105.0, valid), (9, 103.0, True)):
+            one = {"semaphore": "sem", "slot": 2, "token": token, "lease": f"{token:x}"}
+            referee.hear({"op": "begin", "who": "w", "pid": token, "t": at, "valid": sure, **one})
+        return referee.judge()
+
+    assert told(valid=False) == []
+    assert len(told(valid=True)) == 1

@@ -245,7 +245,8 @@ class Work:
                 one = {"semaphore": lease.name, "slot": slot, "token": lease.fencing_token}
                 self._slots.append((lease, one))
                 begun = {"who": who, "pid": os.getpid(), "lease": lease.id}
-                wire.say("begin", t=boottime(), **one, **begun)
+                t = boottime()  # as in `step`: the process may have stood still since the grant
+                wire.say("begin", t=t, valid=lease.valid, **one, **begun)
         if len(leases) > 1:
             wire.say("count", what="leases of both at once")
 
