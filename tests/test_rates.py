@@ -26,9 +26,12 @@ from etcdsem import (
     aio,
 )
 from etcdsem.core import rates
+from etcdsem.core.commands import Procedure
+from etcdsem.core.station import Grant, Station
 from etcdsem.model import Rate, make_rate, read_rate
 from etcdsem.server import EtcdServer
 from etcdsem.shell import boot_time
+from etcdsem.testing import memory
 from tests.benchmarks.measure import metrics
 from tests.rates.use import Span, most_in_a_window, use_of
 from tests.test_semaphore import eventually
@@ -417,3 +420,28 @@ def test_a_rate_is_no_part_of_several_at_once(client: Client, name: str) -> None
         etcdsem.acquire_all(paced, Semaphore(1, f"{name}-b", client=client))
     with pytest.raises(InvalidSetting, match="as a rate"):
         Semaphore(2, name, rate="often", client=client)
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_who_stands_still_just_before_a_start_has_another_lease_for_it(
+    monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """The moment of a start is the one by which its lease was judged: it has a period left."""
+    right = rates._usable
+    left: list[float] = []
+
+    with memory() as etcd:
+
+        def stands_still(station: Station, grant: Grant) -> Procedure[object]:
+            found = yield from right(station, grant)
+            if not left:  # now it does, for longer than a fresh lease has to spare
+                grant.lease.sent -= 2.5
+                grant.lease.deadline -= 2.5
+            left.append(grant.lease.deadline - station.session.env.now())
+            return found
+
+        monkeypatch.setattr(rates, "_usable", stands_still)
+        limit = RateLimit("api", 4, "10s", block=block, client=etcd.client())
+        assert limit.acquire()
+        assert left[0] < rates.need(10.0) <= left[1]
+        assert limit.status().held == 1  # the first slot was given back

@@ -187,9 +187,11 @@ class Purse:
         self.bell = station.session.env.mailbox()  # wakes the giver
         self._count = 0
 
-    def hand_out(self, block: Block, began: float) -> Started:
-        """A start of a block that is usable now."""
-        now = self.station.session.env.now()
+    def hand_out(self, block: Block, began: float) -> Started | None:
+        """A start of a block; None if it cannot be used (any more)."""
+        now = self.station.session.env.now()  # read once: who stands still here is judged by it
+        if not block.usable(self.station, now):
+            return None
         first = block.last == -math.inf
         block.left -= 1
         block.last = now
@@ -215,11 +217,11 @@ class Purse:
         block = self.open
         if block is None:
             return None
-        if not block.usable(self.station, self.station.session.env.now()):
+        started = self.hand_out(block, began)
+        if started is None:
             block.hush()
             self.open = None
-            return None
-        return self.hand_out(block, began)
+        return started
 
     def _lost(self, block: Block) -> Callable[[Grant], None]:
         def lost(grant: Grant) -> None:
@@ -356,8 +358,7 @@ def _start(station: Station, ask: Ask, until: float, *, once: bool) -> Procedure
         limit = yield from procedures.learn_limit(station)
     if rate_of(station, limit).block > 1:
         return (yield from _start_of_block(purse, ask, until, began, once=once))
-    block = yield from _fetch(station, ask, until, once=once)
-    return purse.hand_out(block, began) if block is not None else None
+    return (yield from _fetch(purse, ask, until, began, once=once))
 
 
 def _start_of_block(
@@ -388,8 +389,7 @@ def _start_of_block(
             if station.session.keeper.last_contact < began:
                 raise _away(station, "etcd did not answer in time")
             return None
-        block = yield from _fetch(station, ask, until, once=once)
-        return purse.hand_out(block, began) if block is not None else None
+        return (yield from _fetch(purse, ask, until, began, once=once))
     finally:
         purse.line.remove(box)
         purse.wake_first()
@@ -399,8 +399,11 @@ def _away(station: Station, why: str) -> BaseException:
     return public_error(NotApplied(why), f"acquire {station.name!r}")
 
 
-def _fetch(station: Station, ask: Ask, until: float, *, once: bool) -> Procedure[Block | None]:
-    """A slot with a lease that lasts for a period from now, or None if there was none."""
+def _fetch(
+    purse: Purse, ask: Ask, until: float, began: float, *, once: bool
+) -> Procedure[Started | None]:
+    """A start of a slot that is asked for in etcd, or None if there was none."""
+    station = purse.station
     env = station.session.env
     limit = station.limit
     while True:
@@ -417,7 +420,10 @@ def _fetch(station: Station, ask: Ask, until: float, *, once: bool) -> Procedure
             yield from procedures.release(grant)
             raise
         if isinstance(block, Block):
-            return block
+            started = purse.hand_out(block, began)
+            if started is not None:
+                return started
+            block = "stale"  # this process stood still since it was found usable
         yield from procedures.release(grant)
         limit = station.limit
         if block == "stale" and (once or env.now() >= until):

@@ -122,26 +122,8 @@ def given_back_at_once(patch: Patch) -> None:
     patch.setattr(rates.Block, "due", property(lambda block: block.last))
 
 
-def handed_out_on_a_short_lease(patch: Patch) -> None:
-    """Whether the lease of a start has a period left is not asked before it is handed out."""
-
-    def freshen(keeper: Keeper, lease: TtlLease, need: float, until: float) -> Procedure[bool]:
-        return lease.valid(keeper.env.now())
-        yield
-
-    patch.setattr(rates, "freshen", freshen)
-
-
-def kept_alive_while_its_owner_lives(patch: Patch) -> None:
-    """The lease of a start is as short as any, and refreshed until the period is over: that holds
-    for as long as its owner does.
-    """
-    right = rates.Purse.hand_out
-
-    def hand_out(purse: rates.Purse, block: rates.Block, began: float) -> rates.Started:
-        started = right(purse, block, began)
-        block.grant.lease.paused = False
-        return started
+def _never_mind_what_is_left(patch: Patch) -> None:
+    """A lease that is valid will do for a start, however little of it is left."""
 
     def freshen(keeper: Keeper, lease: TtlLease, need: float, until: float) -> Procedure[bool]:
         return lease.valid(keeper.env.now())
@@ -153,8 +135,27 @@ def kept_alive_while_its_owner_lives(patch: Patch) -> None:
         return block.left > 0 and holds and now <= block.closes and not station.session.closed
 
     patch.setattr(rates.Block, "usable", usable)
-    patch.setattr(rates.Purse, "hand_out", hand_out)
     patch.setattr(rates, "freshen", freshen)
+
+
+def handed_out_on_a_short_lease(patch: Patch) -> None:
+    """Whether the lease of a start has a period left is not asked before it is handed out."""
+    _never_mind_what_is_left(patch)
+
+
+def kept_alive_while_its_owner_lives(patch: Patch) -> None:
+    """The lease of a start is as short as any, and refreshed until the period is over: that holds
+    for as long as its owner does.
+    """
+    right = rates.Purse.hand_out
+
+    def hand_out(purse: rates.Purse, block: rates.Block, began: float) -> rates.Started | None:
+        started = right(purse, block, began)
+        block.grant.lease.paused = False
+        return started
+
+    _never_mind_what_is_left(patch)
+    patch.setattr(rates.Purse, "hand_out", hand_out)
     patch.setattr(rates, "margin", lambda ttl: -math.inf)  # any lease will do
     patch.setattr(rates, "lease_ttl", lambda rate: rates.MIN_TTL)
 
