@@ -279,14 +279,18 @@ class EtcdServer:
                 raise EtcdUnavailable(f"etcd did not start; its log:\n{self.log_end()}")
             time.sleep(0.02)
 
+    def log(self) -> str:
+        """Its log, through all restarts; empty if there is none."""
+        with contextlib.suppress(OSError), open(self.log_path, errors="replace") as file:
+            return file.read()
+        return ""
+
     def log_end(self, last: int = 12) -> str:
         """The first three and the last lines of its log: a wrong option is told first."""
-        with contextlib.suppress(OSError), open(self.log_path, errors="replace") as file:
-            lines = file.readlines()
-            if len(lines) > last + 3:
-                lines = [*lines[:3], "...\n", *lines[-last:]]
-            return "".join(lines)
-        return "(no log)"
+        lines = self.log().splitlines(keepends=True)
+        if len(lines) > last + 3:
+            lines = [*lines[:3], "...\n", *lines[-last:]]
+        return "".join(lines) or "(no log)"
 
     def pause(self) -> None:
         """SIGSTOP: it is there, and does not answer."""

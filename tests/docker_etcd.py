@@ -281,10 +281,14 @@ class ContainerMember:
                 raise EtcdSemError(f"{self!r} did not become healthy; its log:\n{self.log_end()}")
             time.sleep(0.05)
 
+    def log(self) -> str:
+        """Its log, through all restarts."""
+        out, err = self._container.get_logs()
+        return bytes(out + err).decode(errors="replace")
+
     def log_end(self, last: int = 15) -> str:
         """The end of its log."""
-        out, err = self._container.get_logs()
-        return "\n".join((out + err).decode(errors="replace").splitlines()[-last:])
+        return "\n".join(self.log().splitlines()[-last:])
 
     def is_leader(self) -> bool:
         """Does it lead, by its own account? False also if it does not answer."""

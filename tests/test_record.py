@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests import record
-from tests.chaos import conductor
 from tests.conftest import _together
 
 SUITE = """
@@ -87,7 +86,7 @@ def test_what_gets_a_second_try(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert judged("failed tests/simulation/test_x.py::t") == 1
     chaos = "failed tests/chaos/test_chaos.py::t"
     assert judged(chaos, "because call: AssertionError: assert 0 >= 1") == 0
-    assert judged(chaos, f"because call: AssertionError: {conductor.BROKEN}: 6 of 5 held") == 1
+    assert judged(chaos, f"because call: AssertionError: {record.BROKEN}: 6 of 5 held") == 1
     assert judged(*(f"failed tests/a.py::t{n}" for n in range(13))) == 0
     assert record.main(str(path), 12) == 1
     assert judged(*(f"failed tests/a.py::t{n}" for n in range(201))) == 1

@@ -42,7 +42,7 @@ BUGS: Final[tuple[Bug, ...]] = (
     ),
     Bug(
         "#15247",
-        "a leader that was stalled revokes leases that are alive",
+        "a leader that was stalled revokes leases that are alive, also some seconds later",
         ((3, 4, 31), (3, 5, 13)),
     ),
     Bug(

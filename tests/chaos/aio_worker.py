@@ -156,6 +156,10 @@ class AioWorker:
             wire.say("start", **started(self.who, limit.name, limit.client.id, asked, start))
         return start is not None
 
+    def drain(self) -> None:
+        self.draining.set()
+        asyncio.get_running_loop().remove_reader(sys.stdin)
+
     async def tell_vitals(self) -> None:
         wire = Wire(self.config["referee"])
         while not self.draining.is_set():
@@ -170,11 +174,10 @@ class AioWorker:
         loop = asyncio.get_running_loop()
         async with etcdsem.aio.connect(self.config["endpoints"]) as client:
             print("ready", flush=True)
-            loop.add_reader(sys.stdin, self.draining.set)
+            loop.add_reader(sys.stdin, self.drain)
             lives = [self.life(number, client) for number in range(self.config["threads"])]
             lives += [self.pace(name, client) for name in self.config["rates"]]
             await asyncio.gather(*lives, self.tell_vitals())
-            loop.remove_reader(sys.stdin)
         after = await settled(before)
         return {
             "served": self.served,

@@ -22,10 +22,14 @@ from etcdsem.server import EtcdServer
 from tests.docker_etcd import start_containers
 from tests.etcd.proxy import Proxy
 
+LOGGED = ("--logger=zap",)
+"""Etcd 3.4 does not write JSON by itself; see elections.py."""
+
 
 class Member(Protocol):
     """One member of etcd, wherever it runs."""
 
+    name: str
     version: str
 
     @property
@@ -48,6 +52,8 @@ class Member(Protocol):
     def resume(self) -> None: ...
 
     def wait_healthy(self) -> None: ...
+
+    def log(self) -> str: ...
 
 
 @dataclass
@@ -131,7 +137,7 @@ def in_containers() -> Iterator[Cluster]:
 def in_processes(binary: str) -> Iterator[Cluster]:
     """Members as plain processes on loopback; none can be cut off from the others."""
     with (
-        server.start_cluster(3, binary=binary) as members,
+        server.start_cluster(3, binary=binary, extra_args=LOGGED) as members,
         _with_proxies(Cluster("processes", members)) as cluster,
     ):
         yield cluster
@@ -158,7 +164,14 @@ class NamespacedServer(EtcdServer):
     def __init__(
         self, *, namespace: str, address: str, cluster: str, name: str, binary: str
     ) -> None:
-        super().__init__(binary=binary, port=2379, peer_port=2380, name=name, cluster=cluster)
+        super().__init__(
+            binary=binary,
+            port=2379,
+            peer_port=2380,
+            name=name,
+            cluster=cluster,
+            extra_args=LOGGED,
+        )
         self.namespace = namespace
         self.address = address
 

@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,10 @@ from etcdsem.errors import EtcdSemError
 from etcdsem.model import Rate
 from tests.chaos import starts
 from tests.chaos.clusters import Cluster, Member
+from tests.chaos.elections import stale_leaders
 from tests.chaos.referee import Belief, Eviction, Referee, boottime
 from tests.history import Change, judge, read_history_since
+from tests.record import BROKEN
 
 HERE = Path(__file__).parent
 
@@ -63,8 +65,6 @@ RATES = {RATE: Rate(8, 2.0, 1), BLOCKS: Rate(30, 2.0, 5)}
 """Two rate limits, one of them in blocks. Nobody changes them by hand, but they are paused: what
 is deleted or changed by hand says nothing of the rate."""
 
-BROKEN = "A PROMISE WAS BROKEN"
-
 
 @dataclass
 class Report:
@@ -78,12 +78,20 @@ class Report:
     vitals: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     spared: set[str] = field(default_factory=set)
     """Workers that were never killed, so that it can be seen what they use over time."""
+    circumstances: list[str] = field(default_factory=list)
+    """What was done when, on the clock of what is wrong."""
 
     def lines(self) -> list[str]:
         """For people."""
         head = f"chaos on {self.kind}, seed {self.seed}, {self.seconds:.0f} s of faults"
         counted = [f"  {name:.<48} {number}" for name, number in sorted(self.counters.items())]
         return [head, *counted, *(f"  WRONG: {one}" for one in self.wrong[:20])]
+
+    def alarm(self) -> str:
+        """What is wrong, the worst first; enough to begin with, where nothing else is kept."""
+        return "\n".join(
+            [*(one[:1500] for one in self.wrong[:5]), *self.circumstances, *self.lines()]
+        )
 
 
 class WorkerProcess:
@@ -214,11 +222,12 @@ class Chaos:
             healed = boottime()
             for member in cluster.members:
                 member.wait_healthy()
-            for worker in self.workers:
-                worker.drain()
-            for thread in runners:
-                thread.join()
-            self._hear_last_words()
+            with self._nothing_paused():
+                for worker in self.workers:
+                    worker.drain()
+                for thread in runners:
+                    thread.join()
+                self._hear_last_words()
             self.counters["seconds until all were served"] = round(boottime() - healed)
             self._nothing_left()
         self._judge()
@@ -470,6 +479,29 @@ class Chaos:
                 if boottime() > until:
                     raise
 
+    @contextlib.contextmanager
+    def _nothing_paused(self) -> Iterator[None]:
+        """A put that a member had not answered may take effect after a later one: so what is
+        paused after all is resumed, again and again.
+        """
+        over = threading.Event()
+
+        def resume() -> None:
+            while not over.wait(0.5):
+                for name in (RESIZED, *RATES):
+                    key = f"/etcdsem/{name}/max_leases"
+                    limit, *paused = self.cluster.ask("get", "--print-value-only", key).split()
+                    if paused:
+                        self.cluster.ask("put", key, limit)
+
+        thread = threading.Thread(target=resume)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
     # -- harm to etcd
 
     def _heal(self) -> None:
@@ -506,8 +538,7 @@ class Chaos:
         self._stall(self.cluster.members[:2], seconds)
 
     def _stall(self, members: Sequence[Member], seconds: float) -> None:
-        """Let some members stand still for a while; the referee knows when."""
-        began = boottime()
+        """Let some members stand still for a while."""
         for member in members:
             member.pause()
         try:
@@ -515,7 +546,6 @@ class Chaos:
         finally:
             for member in members:
                 member.resume()
-            self.referee.stalls.append((began, boottime()))
         self._heal()
 
     def _kill_all_members(self, rng: random.Random) -> None:
@@ -530,14 +560,11 @@ class Chaos:
         assert self.cluster.rejoin is not None
         leader = self.cluster.leader()
         number = leader if leads else (leader + 1) % 3
-        began = boottime()
         self.cluster.isolate(number)
         try:
             self._rest(TTL * (1.0 + rng.random()))
         finally:
             self.cluster.rejoin(number)
-            if leads:  # it goes on answering renewals, of which its successor does not know
-                self.referee.stalls.append((began, boottime()))
         self._heal()
 
     def _proxies(self, up: str, down: str, seconds: float) -> None:
@@ -606,6 +633,16 @@ class Chaos:
 
     def _judge(self) -> None:
         self._read_history()
+        ahead = time.time() - boottime()
+        logs = {member.name: member.log() for member in self.cluster.members}
+        self.referee.stale_leaders = stale_leaders(logs, ahead)
+        self.report.circumstances = [
+            "faults: " + ", ".join(f"{name} {at:.1f}" for at, name in self.done),
+            "leaders that did not know that they led no more: "
+            + ", ".join(
+                f"{who} {on:.1f} to {to:.1f}" for who, on, to in self.referee.stale_leaders
+            ),
+        ]
         for name, changes in self.history.items():
             verdict = judge(changes, name)
             for wrong in verdict.wrong:
@@ -677,8 +714,10 @@ class Chaos:
             "beliefs": [asdict(belief) for belief in self.referee.beliefs.values()],
             "starts": self.referee.starts,
             "evictions": [asdict(eviction) for eviction in self.referee.evictions],
-            "stalls": self.referee.stalls,
+            "stale leaders": self.referee.stale_leaders,
             "said": {worker.who: worker.errors for worker in self.workers},
+            "logs": {member.name: member.log() for member in self.cluster.members},
+            "wall clock less boottime": time.time() - boottime(),
         }
 
     def _broken(self, what: str) -> None:

@@ -27,6 +27,7 @@ from typing import Any, Self
 
 from etcdsem.model import Rate
 from tests.chaos import starts
+from tests.chaos.elections import StaleLeader
 from tests.chaos.starts import Start
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -71,8 +72,9 @@ class Eviction:
         return (belief.semaphore, belief.slot) == (self.semaphore, self.slot)
 
 
-STALL_ECHO = 5.0
-"""Seconds after a stalled member goes on in which its old orders may still arrive."""
+ECHO = 5.0
+"""Seconds after the last order of a stale leader in which that may show: it is on its way, and a
+lease that it has renewed ends at most a TTL later."""
 
 
 @dataclass
@@ -108,8 +110,7 @@ class Referee:
         self.beliefs: dict[tuple[str, int, int], Belief] = {}
         self.doubles: list[str] = []  # two clients with one token
         self.evictions: list[Eviction] = []
-        # When members of etcd stood still, or a leader was cut off.
-        self.stalls: list[tuple[float, float]] = []
+        self.stale_leaders: list[StaleLeader] = []
         self.revokes_early = False  # etcd has the bug #15247
         self.fenced = Store(checked=True)
         self.unfenced = Store(checked=False)
@@ -271,7 +272,7 @@ class Referee:
                 if any(self._etcd_revoked_early(one.told) for one in within):
                     self.counters["starts too many, by etcd (#15247)"] += 1
                     continue
-                some = within[: rate.starts + 1]
+                some = ", ".join(map(str, within))
                 wrong.append(f"{name}: {len(within)} starts within {rate}: {some}")
             wrong += [
                 f"{name}: {one} was told of before it was handed out"
@@ -285,7 +286,7 @@ class Referee:
         were renewed meanwhile; and one that is cut off answers renewals for a while, of which the
         next leader does not know. Nothing that a client does can help it.
         """
-        near = any(start <= moment <= end + STALL_ECHO for start, end in self.stalls)
+        near = any(one.begin <= moment <= one.end + ECHO for one in self.stale_leaders)
         return self.revokes_early and near
 
     def _certain_until(self, belief: Belief) -> float:

@@ -35,9 +35,14 @@ class Start(NamedTuple):
     low: float
     told: float
 
+    def __str__(self) -> str:
+        return f"{self.who} {self.low:.3f}"
+
 
 def too_many(starts: Sequence[Start], rate: Rate) -> list[list[Start]]:
-    """Each set of starts, more than the limit, that were handed out within one period."""
+    """Each set of starts, more than the limit, that were handed out within one period; of sets that
+    overlap, the largest.
+    """
     ordered = sorted(starts, key=lambda one: one.low)
     lows = [one.low for one in ordered]
     found: list[list[Start]] = []
@@ -45,7 +50,11 @@ def too_many(starts: Sequence[Start], rate: Rate) -> list[list[Start]]:
         until = first.low + rate.period
         end = bisect.bisect_left(lows, until)
         within = [one for one in ordered[place:end] if one.told < until]
-        if len(within) > rate.starts:
+        if len(within) <= rate.starts:
+            continue
+        if found and first.low <= found[-1][-1].low:
+            found[-1] = max(found[-1], within, key=len)
+        else:
             found.append(within)
     return found
 

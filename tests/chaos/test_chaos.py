@@ -32,7 +32,7 @@ def run(make: Callable[[], AbstractContextManager[Cluster]], config: pytest.Conf
         with make() as cluster:
             report = Chaos(cluster, seconds=seconds, seed=seed).run()
         print("\n".join(report.lines()))
-        assert not report.wrong, "\n".join((*report.wrong, *report.lines()))
+        assert not report.wrong, report.alarm()
         short = list(missing(report.counters, seconds))
         if not short:
             return

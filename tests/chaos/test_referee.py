@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.chaos.referee import STALL_ECHO, Belief, Referee
+from tests.chaos.elections import StaleLeader
+from tests.chaos.referee import ECHO, Belief, Referee
 
 
 def two_in_one_slot(at: float) -> Referee:
@@ -26,13 +27,13 @@ def test_two_believed_in_one_slot() -> None:
 
 @pytest.mark.parametrize(
     ("buggy", "end", "wrong"),
-    [(True, 101.0, 0), (True, 96.0, 0), (True, 99.9 - STALL_ECHO, 1), (False, 101.0, 1)],
+    [(True, 101.0, 0), (True, 96.0, 0), (True, 99.9 - ECHO, 1), (False, 101.0, 1)],
 )
 def test_a_leader_that_stood_still(buggy: bool, end: float, wrong: int) -> None:
-    """Only an etcd with the bug is excused, and only around a stall."""
+    """Only an etcd with the bug is excused, and only around that."""
     referee = two_in_one_slot(100.0)
     referee.revokes_early = buggy
-    referee.stalls.append((end - 3.0, end))
+    referee.stale_leaders.append(StaleLeader("m1", end - 3.0, end))
     assert len(referee.judge()) == wrong
     assert referee.counters["slots given away early by etcd (#15247)"] == 1 - wrong
 

@@ -9,10 +9,12 @@ import pytest
 from etcdsem.model import Rate
 from tests.chaos import worker
 from tests.chaos.clusters import on_this_machine
-from tests.chaos.conductor import BROKEN, RATES, Chaos
+from tests.chaos.conductor import RATES, Chaos
+from tests.chaos.elections import StaleLeader
 from tests.chaos.referee import Referee
 from tests.chaos.starts import Start, too_many, unrecorded
 from tests.history import Change
+from tests.record import BROKEN
 
 LIMIT = Rate(3, 2.0, 1)
 
@@ -43,15 +45,15 @@ def test_too_many_for_certain(starts: list[Start], found: int) -> None:
         assert len(referee.judge_starts("rate", LIMIT)) == found
 
 
-def test_only_near_a_stall_etcd_is_to_blame() -> None:
+def test_only_near_a_stale_leader_etcd_is_to_blame() -> None:
     """And only an etcd that has the bug."""
     with Referee() as referee:
         referee.starts["rate"] = [start(50.0 + 0.1 * number) for number in range(4)]
-        referee.stalls.append((40.0, 48.0))
+        referee.stale_leaders.append(StaleLeader("m1", 40.0, 48.0))
         assert len(referee.judge_starts("rate", LIMIT)) == 1
         referee.revokes_early = True
         assert not referee.judge_starts("rate", LIMIT)
-        referee.stalls[0] = (30.0, 40.0)
+        referee.stale_leaders[0] = StaleLeader("m1", 30.0, 40.0)
         assert len(referee.judge_starts("rate", LIMIT)) == 1
 
 
