@@ -781,6 +781,22 @@ class _Bound(Named):
         await self._run(self._registering(self._station()), "register")
         self._to_register = False
 
+    async def pause(self, *, reason: str | None = None) -> bool:
+        """Grant no lease of it, no start if it is a rate limit, to anybody until `resume`. Who
+        holds is not disturbed; who waits, waits on, and a try without waiting finds it full.
+
+        Args:
+            reason: at most 253 printable characters, for whoever asks why nothing goes on.
+
+        Returns:
+            False if it was paused before: then nothing was changed.
+        """
+        return await self._run(self._pausing(self._station(), reason), "pause")
+
+    async def resume(self) -> bool:
+        """Grant again. False if it was not paused: then nothing was changed."""
+        return await self._run(self._resuming(self._station()), "resume")
+
 
 class Semaphore(_Bound, BaseSemaphore[Lease]):
     """A counting semaphore that lives in etcd, for coroutines; arguments as `etcdsem.Semaphore`.
@@ -947,14 +963,6 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
         await self._ready()
         await self._run(self._resizing(self._station(), max_leases), "resize")
 
-    async def pause(self, *, reason: str | None = None) -> bool:
-        """Grant no lease of it, to anybody, until `resume`. False if it was paused before."""
-        return await self._run(self._pausing(self._station(), reason), "pause")
-
-    async def resume(self) -> bool:
-        """Grant leases again. False if it was not paused."""
-        return await self._run(self._resuming(self._station()), "resume")
-
     async def drain(self, timeout: Duration | None = None, *, reason: str | None = None) -> bool:
         """Pause it, and wait until nobody holds. False when somebody does after the timeout."""
         return await self._run(self._draining(self._station(), timeout, reason), "drain")
@@ -1120,14 +1128,6 @@ class RateLimit(_Bound, BaseRateLimit):
         """Change the rate for everybody, live. Starts already made still count as they did."""
         await self._ready()
         await self._run(self._resizing(self._station(), limit, period), "resize")
-
-    async def pause(self, *, reason: str | None = None) -> bool:
-        """Grant no start to anybody until `resume`. False if it was paused before."""
-        return await self._run(self._pausing(self._station(), reason), "pause")
-
-    async def resume(self) -> bool:
-        """Grant starts again. False if it was not paused."""
-        return await self._run(self._resuming(self._station()), "resume")
 
     async def status(self, *, ttl: bool = True) -> Status:
         """The starts that are in use (as `holders`), and who waits, at one revision."""

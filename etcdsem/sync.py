@@ -708,6 +708,22 @@ class _Bound(Named):
         """
         self._run(self._registering(self._station()), "register")
 
+    def pause(self, *, reason: str | None = None) -> bool:
+        """Grant no lease of it, no start if it is a rate limit, to anybody until `resume`. Who
+        holds is not disturbed; who waits, waits on, and a try without waiting finds it full.
+
+        Args:
+            reason: at most 253 printable characters, for whoever asks why nothing goes on.
+
+        Returns:
+            False if it was paused before: then nothing was changed.
+        """
+        return self._run(self._pausing(self._station(), reason), "pause")
+
+    def resume(self) -> bool:
+        """Grant again. False if it was not paused: then nothing was changed."""
+        return self._run(self._resuming(self._station()), "resume")
+
 
 class Semaphore(_Bound, BaseSemaphore[Lease]):
     """A counting semaphore that lives in etcd, shared by any processes anywhere.
@@ -919,22 +935,6 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
         lowered limit stay until they are released. 0 lets nobody in. A pause stays.
         """
         self._run(self._resizing(self._station(), max_leases), "resize")
-
-    def pause(self, *, reason: str | None = None) -> bool:
-        """Grant no lease of it, to anybody, until `resume`. Who holds is not disturbed; who waits,
-        waits on, and a try without waiting finds it full.
-
-        Args:
-            reason: at most 253 printable characters, for whoever asks why nothing goes on.
-
-        Returns:
-            False if it was paused before: then nothing was changed.
-        """
-        return self._run(self._pausing(self._station(), reason), "pause")
-
-    def resume(self) -> bool:
-        """Grant leases again. False if it was not paused: then nothing was changed."""
-        return self._run(self._resuming(self._station()), "resume")
 
     def drain(self, timeout: Duration | None = None, *, reason: str | None = None) -> bool:
         """Pause it, and wait until nobody holds a lease, this object neither. It stays paused.
@@ -1154,14 +1154,6 @@ class RateLimit(_Bound, BaseRateLimit):
     def resize(self, limit: int, period: Duration) -> None:
         """Change the rate for everybody, live. Starts already made still count as they did."""
         self._run(self._resizing(self._station(), limit, period), "resize")
-
-    def pause(self, *, reason: str | None = None) -> bool:
-        """Grant no start to anybody until `resume`. False if it was paused before."""
-        return self._run(self._pausing(self._station(), reason), "pause")
-
-    def resume(self) -> bool:
-        """Grant starts again. False if it was not paused."""
-        return self._run(self._resuming(self._station()), "resume")
 
     def status(self, *, ttl: bool = True) -> Status:
         """The starts that are in use (as `holders`), and who waits, at one revision."""
