@@ -12,8 +12,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
-import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -22,7 +20,7 @@ from typing import Any, Self, TypeVar
 
 from etcdsem import aio
 from etcdsem.core.commands import Mailbox, NotApplied, Procedure, Txn, TxnReply
-from etcdsem.errors import EtcdSemError, InvalidSetting
+from etcdsem.errors import InvalidSetting
 from etcdsem.model import Duration, seconds
 from etcdsem.testing.inmemory import SETTINGS, BaseMemory, Wire
 from etcdsem.testing.model import EtcdModel
@@ -259,7 +257,7 @@ class MemoryClient(aio.Client):
         self._wire: Wire | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (self._memory.id, os.getpid(), self.prefix)
+        return self._memory.reduced(self.prefix)
 
     def _dial(self, start: aio.Start, renewed: Callable[[int, float], None]) -> aio.Line:
         wire = self._wire = self._memory._dial(renewed)
@@ -276,19 +274,6 @@ class MemoryClient(aio.Client):
         return Counter(self._wire.counters) if self._wire is not None else Counter()
 
 
-def _rebuild(memory_id: str, pid: int, prefix: str) -> MemoryClient:
-    memory = _memories.get(memory_id)
-    if memory is None or pid != os.getpid():
-        raise EtcdSemError(
-            f"this was pickled with an etcd in memory, which was only in process {pid}, "
-            "and while it lasted"
-        )
-    return memory._rebuilt(prefix)
-
-
-_memories: weakref.WeakValueDictionary[str, Memory] = weakref.WeakValueDictionary()
-
-
 class Memory(BaseMemory):
     """An etcd in memory for one event loop; made by `etcdsem.testing.aio.memory()`.
 
@@ -301,8 +286,6 @@ class Memory(BaseMemory):
         self._time: _Time = _Time(self._model, by_itself=seconds(autojump, what="autojump"))
         self._time.deliver = self._deliver
         self._clients: list[MemoryClient] = []
-        self._unpickled: dict[str, MemoryClient] = {}
-        _memories[self.id] = self
 
     def __repr__(self) -> str:
         return f"<etcdsem.testing.aio.Memory, {len(self.keys())} keys, at {self.now:g} s>"
@@ -344,11 +327,6 @@ class Memory(BaseMemory):
             yield chosen
         finally:
             aio.swap_default_client(former)
-
-    def _rebuilt(self, prefix: str) -> MemoryClient:
-        if prefix not in self._unpickled:
-            self._unpickled[prefix] = self.client(prefix=prefix)
-        return self._unpickled[prefix]
 
     def _dial(self, renewed: Callable[[int, float], None]) -> Wire:
         self._own()

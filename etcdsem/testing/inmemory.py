@@ -313,7 +313,7 @@ class MemoryClient(sync.Client):
         self._line: _Line | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (self._memory.id, os.getpid(), self.prefix)
+        return self._memory.reduced(self.prefix)
 
     def _dial(
         self, guard: AbstractContextManager[Any], renewed: Callable[[int, float], None]
@@ -327,19 +327,6 @@ class MemoryClient(sync.Client):
         return Counter(self._line.counters) if self._line is not None else Counter()
 
 
-def _rebuild(memory_id: str, pid: int, prefix: str) -> MemoryClient:
-    memory = _memories.get(memory_id)
-    if memory is None or pid != os.getpid():
-        raise EtcdSemError(
-            f"this was pickled with an etcd in memory, which was only in process {pid}, "
-            "and while it lasted"
-        )
-    return memory._rebuilt(prefix)
-
-
-_memories: weakref.WeakValueDictionary[str, Memory] = weakref.WeakValueDictionary()
-
-
 class BaseMemory:
     """The keys and leases of an etcd in memory, and the ways to it."""
 
@@ -350,8 +337,18 @@ class BaseMemory:
         self._began = time.time()
         self._cut = False  # also for clients that are still to come
         self._wires: list[Wire] = []
+        self._unpickled: dict[str, object] = {}  # clients that were pickled, by prefix
+        _memories[self.id] = self
 
     _time: Time
+
+    def client(self, *, prefix: str | None = None) -> object:
+        """A client of it."""
+        raise NotImplementedError
+
+    def reduced(self, prefix: str) -> tuple[object, ...]:
+        """How a client of it is pickled."""
+        return _rebuild, (self.id, os.getpid(), prefix)
 
     def _deliver(self) -> bool:
         return max([wire.deliver() for wire in list(self._wires)], default=False)
@@ -417,6 +414,21 @@ class BaseMemory:
                 wire.place.paused = paused
 
 
+def _rebuild(memory_id: str, pid: int, prefix: str) -> object:
+    memory = _memories.get(memory_id)
+    if memory is None or pid != os.getpid():
+        raise EtcdSemError(
+            f"this was pickled with an etcd in memory, which was only in process {pid}, "
+            "and while it lasted"
+        )
+    if prefix not in memory._unpickled:
+        memory._unpickled[prefix] = memory.client(prefix=prefix)
+    return memory._unpickled[prefix]
+
+
+_memories: weakref.WeakValueDictionary[str, BaseMemory] = weakref.WeakValueDictionary()
+
+
 class Memory(BaseMemory):
     """An etcd in memory; made by `etcdsem.testing.memory()`.
 
@@ -431,8 +443,6 @@ class Memory(BaseMemory):
         )
         self._time.deliver = self._deliver
         self._clients: list[MemoryClient] = []
-        self._unpickled: dict[str, MemoryClient] = {}
-        _memories[self.id] = self
 
     def __repr__(self) -> str:
         return f"<etcdsem.testing.Memory, {len(self.keys())} keys, at {self.now:g} s>"
@@ -477,11 +487,6 @@ class Memory(BaseMemory):
             yield chosen
         finally:
             sync.swap_default_client(former)
-
-    def _rebuilt(self, prefix: str) -> MemoryClient:
-        if prefix not in self._unpickled:
-            self._unpickled[prefix] = self.client(prefix=prefix)
-        return self._unpickled[prefix]
 
     def _dial(
         self, guard: AbstractContextManager[Any], renewed: Callable[[int, float], None]
