@@ -168,6 +168,8 @@ def test_a_cluster_that_loses_its_members() -> None:
     with server.start_cluster(3) as members:
         endpoints = ",".join(member.endpoint for member in members)
         members[2].kill()
+        for member in members[:2]:
+            member.wait_healthy()  # so they have a leader
         found = told(None, "--endpoints", endpoints)
         assert [one["level"] for one in findings(found, "endpoint")] == ["warning"]
         assert findings(found, "access") == []
