@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -445,31 +445,15 @@ def _try(
     if order.wants.weight > 1:
         return (yield from _try_heavy(station, order, lease, until, thorough=thorough))
     session, keys, env = station.session, station.keys, station.session.env
-    who = session.who(lease)
     # The slots are chosen by one limit, and the transaction holds only while that one stands.
     limit = yield from known_limit(station)
     slots = station.candidates(limit)
     counted_at = 0
     for _ in range(8):
-        txn = transactions.join(
-            keys,
-            limit,
-            slots,
-            lease.id,
-            who,
-            order.asking(limit),
-            env.wall(),
-            stand_in_line=False,
-            counted_at=counted_at,
-        )
-        reply = yield from _alone(station, txn, until)
-        result = transactions.read_join(keys, reply, slots, stand_in_line=False)
-        if isinstance(result, Held):
-            return granted(station, lease, who, result)
-        if not isinstance(result, transactions.Full):
-            raise AssertionError(f"TRY stood in line: {result}")
+        result = yield from _take_now(station, order, lease, limit, slots, counted_at, until)
+        if isinstance(result, Grant):
+            return result
         station.contended = result.contended
-        station.learn(result.limit, reply.revision)
         if result.limit is None:
             raise closed(station)
         if not thorough or (result.held >= result.limit.room and not result.contended):
@@ -500,7 +484,7 @@ def _try_heavy(
 ) -> Procedure[Grant | None]:
     """TRY for several slots: first a look which are free, then all of them or none."""
     session, keys, env = station.session, station.keys, station.session.env
-    who, weight = session.who(lease), order.wants.weight
+    weight = order.wants.weight
     for _ in range(8):
         seen, limit = yield from _looked(station, until)
         _refuse_too_heavy(station, weight)
@@ -516,23 +500,44 @@ def _try_heavy(
         slots, counted_at = free
         if seen.contended:
             yield from transact(session, transactions.uncontend(keys, seen.revision), until)
-        txn = transactions.join(
-            keys,
-            limit,
-            slots,
-            lease.id,
-            who,
-            order.asking(limit),
-            env.wall(),
-            stand_in_line=False,
-            counted_at=counted_at,
-            wants=order.wants,
-        )
-        reply = yield from _alone(station, txn, until)
-        result = transactions.read_join(keys, reply, slots, stand_in_line=False, weight=weight)
-        if isinstance(result, Held):
-            return granted(station, lease, who, result)
+        result = yield from _take_now(station, order, lease, limit, slots, counted_at, until)
+        if isinstance(result, Grant):
+            return result
     return None
+
+
+def _take_now(
+    station: Station,
+    order: Order,
+    lease: TtlLease,
+    limit: Limit,
+    slots: Sequence[int],
+    counted_at: int,
+    until: float,
+) -> Procedure[Grant | transactions.Full]:
+    """TRY's transaction: the grant, or what stands in its way."""
+    session, keys, wants = station.session, station.keys, order.wants
+    who = session.who(lease)
+    txn = transactions.join(
+        keys,
+        limit,
+        slots,
+        lease.id,
+        who,
+        order.asking(limit),
+        session.env.wall(),
+        stand_in_line=False,
+        counted_at=counted_at,
+        wants=wants,
+    )
+    reply = yield from _alone(station, txn, until)
+    result = transactions.read_join(keys, reply, slots, stand_in_line=False, weight=wants.weight)
+    if isinstance(result, Held):
+        return granted(station, lease, who, result)
+    if not isinstance(result, transactions.Full):
+        raise AssertionError(f"TRY stood in line: {result}")
+    station.learn(result.limit, reply.revision)
+    return result
 
 
 def watch(station: Station, until: float) -> Procedure[bool]:
