@@ -1,9 +1,12 @@
 """Calls to etcd from an event loop: `Calls` decides, this makes them with grpc.aio.
 
-1. A cancelled task cancels its call, except for one that only reads: that is left to its end, for
-   cancelling it can crash etcd (see `Rpc.whole`). A call that was cancelled by somebody else (the
-   loop's end cancels gRPC's own tasks too) is no cancellation of ours, but an unknown outcome.
-2. Thousands of tasks that all find an endpoint untried, or the login run out, make one probe and
+1. A call whose task was cancelled is left to its end, which nobody waits for: grpc.aio leaks some
+   hundred bytes for each call that it cancels (grpc #43360), and to cancel one that only reads can
+   crash etcd (see `Rpc.whole`). Where etcd is silent that would heap up, so of the others only
+   `LEFT_ALONE` are left.
+2. A call that was cancelled by somebody else (the loop's end cancels gRPC's own tasks too) is no
+   cancellation of ours, but an unknown outcome.
+3. Thousands of tasks that all find an endpoint untried, or the login run out, make one probe and
    one login between them.
 """
 
@@ -121,8 +124,10 @@ async def _hang_up(link: Link) -> None:
         await channels.pop().close(0.5)
 
 
+LEFT_ALONE = 1000
+"""How many calls may be under way whose answer nobody waits for. Each has some 25 kB."""
+
 _left_alone: set[Any] = set()
-"""Calls under way whose answer nobody waits for any more."""
 
 
 async def _call(one: Rpc) -> Any:
@@ -135,7 +140,7 @@ async def _call(one: Rpc) -> Any:
     try:
         await over
     except BaseException:
-        if one.whole:
+        if one.whole or len(_left_alone) < LEFT_ALONE:
             _left_alone.add(call)  # dropped, grpc.aio would cancel it
             call.add_done_callback(_left_alone.discard)
         else:

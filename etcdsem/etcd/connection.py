@@ -109,7 +109,7 @@ class Rpc(NamedTuple):
     same: str = ""
     """Calls under way that share this text ask for the same: one of them will do."""
     whole: bool = False
-    """It must not be cancelled under way: who wants the answer no more leaves it to its end."""
+    """It must not be cancelled under way, whatever leaving it to its end may cost."""
 
 
 Calling: TypeAlias = Generator[Rpc, Any, R]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import os
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +24,7 @@ from etcdsem.core.commands import (
     Range,
     Txn,
 )
+from etcdsem.etcd import aio_connection
 from etcdsem.etcd.aio_connection import AioConnection
 from etcdsem.etcd.settings import read_settings
 from tests.aio.running import run
@@ -39,6 +43,12 @@ def dial(*endpoints: str, user: str | None = None, password: str | None = None) 
 async def put(connection: AioConnection, key: str, timeout: float = 5.0) -> None:
     """Write something."""
     await connection.transact(Txn((), (Put(key.encode(), b"x"),)), timeout)
+
+
+async def write(connection: AioConnection, key: str) -> None:
+    """A write as the core makes them: after a comparison."""
+    txn = Txn((Compare(key.encode(), "create", "=", 0),), (Put(key.encode(), b"x"),))
+    await connection.transact(txn, 5.0)
 
 
 def test_a_dead_endpoint_is_passed_by(etcd: EtcdServer, name: str) -> None:
@@ -97,6 +107,83 @@ def test_an_answer_that_is_lost(etcd: EtcdServer, name: str) -> None:
     run(main())
     with connected(etcd.endpoint) as connection:
         assert all(there(connection, f"{name}/{number}") for number in (1, 2, 3))
+
+
+def test_calls_that_are_given_up_leak_nothing(etcd: EtcdServer, name: str) -> None:
+    """grpc.aio leaks 800 bytes for each call that is cancelled (grpc #43360)."""
+    in_use = memory_in_use()
+
+    async def give_up(connection: AioConnection, times: int) -> int:
+        given_up = 0
+        for _ in range(times):
+            task = asyncio.create_task(write(connection, name))
+            await asyncio.sleep(0)  # it has been sent
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            given_up += task.cancelled()
+            while aio_connection._left_alone:
+                await asyncio.sleep(0.0005)
+        return given_up
+
+    async def main() -> tuple[int, int]:
+        connection = dial(etcd.endpoint)
+        await put(connection, name)
+        await give_up(connection, 500)
+        before = in_use()
+        given_up = await give_up(connection, 2000)
+        grown = in_use() - before
+        await connection.close()
+        return given_up, grown
+
+    given_up, grown = run(main())
+    assert given_up > 1000
+    assert grown < 200 * given_up
+
+
+def test_calls_that_are_given_up_do_not_heap_up(
+    etcd: EtcdServer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where etcd is silent, no more than so many are left to their end."""
+    monkeypatch.setattr(aio_connection, "LEFT_ALONE", 20)
+
+    async def main() -> int:
+        with Proxy(etcd.endpoint) as proxy:
+            connection = dial(proxy.endpoint)
+            await put(connection, name)
+            proxy.up = "hold"
+            writes = [asyncio.create_task(write(connection, name)) for _ in range(100)]
+            await asyncio.sleep(0.1)
+            for task in writes:
+                task.cancel()
+            await asyncio.wait(writes)
+            left = len(aio_connection._left_alone)
+            await connection.close()
+            return left
+
+    assert run(main()) == 20
+    assert not aio_connection._left_alone
+
+
+def memory_in_use() -> Callable[[], int]:
+    """Gives how much this process has allocated, by the C library."""
+
+    class Info(ctypes.Structure):
+        """Of mallinfo2(3)."""
+
+        _fields_ = [(f"field{number}", ctypes.c_size_t) for number in range(10)]
+
+    try:
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except AttributeError:
+        pytest.skip("this C library has no mallinfo2")
+    mallinfo2.restype = Info
+
+    def in_use() -> int:
+        gc.collect()
+        return int(mallinfo2().field7)
+
+    return in_use
 
 
 def test_a_read_that_is_given_up_harms_nobody(any_fresh_etcd: EtcdServer, name: str) -> None:
