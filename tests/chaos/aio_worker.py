@@ -20,35 +20,20 @@ from etcdsem import EtcdSemError
 from etcdsem.aio import Lease, RateLimit, Semaphore
 from etcdsem.model import Start
 from tests.chaos import worker
-from tests.chaos.worker import Wire, Work, boottime, chosen, open_files, started, vitals
+from tests.chaos.worker import BaseWorker, Wire, Work, boottime, chosen, started, vitals
 
 
-class AioWorker:
+class AioWorker(BaseWorker):
     """All of it in one event loop."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
-        self.who: str = config["who"]
+        super().__init__(config)
         self.draining = asyncio.Event()
-        self.served = 0
-        self.unserved: list[str] = []
 
     async def life(self, number: int, client: etcdsem.aio.Client) -> None:
-        rng = random.Random(f"{self.config['seed']}-{self.who}-{number}")
+        rng, wire = self.rng(number), self.wire()
         careless = number > 0  # writes without asking whether its lease is valid
-        wire = Wire(self.config["referee"])
-        semaphores = [
-            Semaphore(
-                None,
-                name,
-                client=client,
-                lease_timeout=self.config["ttl"],
-                raise_on_loss=False,
-                register=False,
-                on_lost=self.lost,
-            )
-            for name in self.config["semaphores"]
-        ]
+        semaphores = self.semaphores(Semaphore, client)
         while not self.draining.is_set():
             await self.once(chosen(semaphores, rng), rng, wire, careless)
             await asyncio.sleep(rng.random() * 0.02)
@@ -96,11 +81,6 @@ class AioWorker:
             if not await lease.release():
                 wire.say("count", what="releases that gave nothing back")
 
-    def lost(self, lease: Lease) -> None:
-        wire = Wire(self.config["referee"])
-        wire.say("count", what="leases lost")
-        wire.close()
-
     async def last(self, wanted: list[Semaphore], wire: Wire, rng: random.Random) -> None:
         """After the faults: everybody must be served, by every semaphore, and by both at once."""
         until = boottime() + self.config["patience"]
@@ -120,11 +100,10 @@ class AioWorker:
 
     async def pace(self, name: str, client: etcdsem.aio.Client) -> None:
         """Take starts, as often as there are some; at the end one more."""
-        rng = random.Random(f"{self.config['seed']}-{self.who}-{name}")
-        wire = Wire(self.config["referee"])
+        rng, wire = self.rng(name), self.wire()
         limit = RateLimit(name, client=client, register=False)
         while not self.draining.is_set():
-            await asyncio.sleep(0.05 if self.config["control"] == worker.LAWLESS else 0)
+            await asyncio.sleep(0.05 if self.lawless else 0)
             patience = rng.choice([None, None, None, 5, 0.5, 0])
             cancelled = rng.random() if rng.random() < 0.15 else None
             try:
@@ -147,8 +126,7 @@ class AioWorker:
     async def start(self, limit: RateLimit, timeout: float | None, wire: Wire) -> bool:
         asked = boottime()
         try:
-            lawless = self.config["control"] == worker.LAWLESS
-            start = Start(0.0) if lawless else await limit.acquire(timeout)
+            start = Start(0.0) if self.lawless else await limit.acquire(timeout)
         except EtcdSemError as error:
             wire.say("count", what=f"a start raised {type(error).__name__}")
             return False
@@ -161,13 +139,13 @@ class AioWorker:
         asyncio.get_running_loop().remove_reader(sys.stdin)
 
     async def tell_vitals(self) -> None:
-        wire = Wire(self.config["referee"])
+        wire = self.wire()
         while not self.draining.is_set():
             wire.say("vitals", who=self.who, t=boottime(), **vitals())
             await asyncio.sleep(1.0)
         wire.close()
 
-    async def run(self) -> dict[str, Any]:
+    async def run(self) -> str:
         async with etcdsem.aio.connect(self.config["endpoints"]) as client:
             await warm_up(client, self.config["semaphores"][0])
         before = await settled(None)
@@ -178,14 +156,7 @@ class AioWorker:
             lives = [self.life(number, client) for number in range(self.config["threads"])]
             lives += [self.pace(name, client) for name in self.config["rates"]]
             await asyncio.gather(*lives, self.tell_vitals())
-        after = await settled(before)
-        return {
-            "served": self.served,
-            "unserved": self.unserved,
-            "files": open_files() if after["fds"] > before["fds"] else [],
-            "before": before,
-            "after": after,
-        }
+        return self.report(before, await settled(before))
 
 
 async def warm_up(client: etcdsem.aio.Client, name: str) -> None:
@@ -216,7 +187,7 @@ def main() -> int:
     config = json.loads(sys.argv[1])
     worker.take_signals(config, etcdsem.aio, time)
     worker.break_rules(config["control"])
-    print(json.dumps(asyncio.run(AioWorker(config).run())), flush=True)
+    print(asyncio.run(AioWorker(config).run()), flush=True)
     return 0
 
 

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import etcdsem
@@ -64,34 +64,65 @@ class Wire:
         self._socket.close()
 
 
-class Worker:
+class BaseWorker:
+    """What both kinds have."""
+
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
         self.who: str = config["who"]
-        self.draining = threading.Event()
+        self.lawless: bool = config["control"] == LAWLESS
         self.served = 0
         self.unserved: list[str] = []
+
+    def rng(self, what: object) -> random.Random:
+        """The dice of one of its threads or tasks."""
+        return random.Random(f"{self.config['seed']}-{self.who}-{what}")
+
+    def wire(self) -> Wire:
+        return Wire(self.config["referee"])
+
+    def semaphores(self, kind: Callable[..., S], client: object) -> list[S]:
+        """Those that one of its threads or tasks takes leases of."""
+        settings = {
+            "client": client,
+            "lease_timeout": self.config["ttl"],
+            "raise_on_loss": False,
+            "register": False,
+            "on_lost": self.lost,
+        }
+        return [kind(None, name, **settings) for name in self.config["semaphores"]]
+
+    def lost(self, lease: object) -> None:
+        wire = self.wire()
+        wire.say("count", what="leases lost")
+        wire.close()
+
+    def report(self, before: dict[str, int], after: dict[str, int]) -> str:
+        """Its last words."""
+        return json.dumps(
+            {
+                "served": self.served,
+                "unserved": self.unserved,
+                "files": open_files() if after["fds"] > before["fds"] else [],
+                "before": before,
+                "after": after,
+            }
+        )
+
+
+class Worker(BaseWorker):
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self.draining = threading.Event()
         self.lock = threading.Lock()
         self.client: etcdsem.Client
 
     # -- one thread
 
     def life(self, number: int) -> None:
-        rng = random.Random(f"{self.config['seed']}-{self.who}-{number}")
+        rng, wire = self.rng(number), self.wire()
         careless = number > 0  # writes without asking whether its lease is valid
-        wire = Wire(self.config["referee"])
-        semaphores = [
-            Semaphore(
-                None,
-                name,
-                client=self.client,
-                lease_timeout=self.config["ttl"],
-                raise_on_loss=False,
-                register=False,
-                on_lost=self.lost,
-            )
-            for name in self.config["semaphores"]
-        ]
+        semaphores = self.semaphores(Semaphore, self.client)
         while not self.draining.is_set():
             wanted = chosen(semaphores, rng)
             timeout = rng.choice([None, None, None, 20, 0.5, 0.05, 0])
@@ -138,11 +169,6 @@ class Worker:
             if not lease.release():
                 wire.say("count", what="releases that gave nothing back")
 
-    def lost(self, lease: Lease) -> None:
-        wire = Wire(self.config["referee"])
-        wire.say("count", what="leases lost")
-        wire.close()
-
     def last(self, wanted: list[Semaphore], wire: Wire, rng: random.Random) -> None:
         """After the faults: everybody must be served, by every semaphore, and by both at once."""
         until = boottime() + self.config["patience"]
@@ -166,11 +192,10 @@ class Worker:
 
     def pace(self, name: str) -> None:
         """Take starts, as often as there are some; at the end one more."""
-        rng = random.Random(f"{self.config['seed']}-{self.who}-{name}")
-        wire = Wire(self.config["referee"])
+        rng, wire = self.rng(name), self.wire()
         limit = RateLimit(name, client=self.client, register=False)
         while not self.draining.is_set():
-            if self.config["control"] == LAWLESS:
+            if self.lawless:
                 self.draining.wait(0.05)
             if not self.start(limit, rng.choice([None, None, None, 5, 0.5, 0]), wire):
                 self.draining.wait(0.1)
@@ -185,8 +210,7 @@ class Worker:
     def start(self, limit: RateLimit, timeout: float | None, wire: Wire) -> bool:
         asked = boottime()
         try:
-            lawless = self.config["control"] == LAWLESS
-            start = Start(0.0) if lawless else limit.acquire(timeout)
+            start = Start(0.0) if self.lawless else limit.acquire(timeout)
         except EtcdSemError as error:
             wire.say("count", what=f"a start raised {type(error).__name__}")
             return False
@@ -197,7 +221,7 @@ class Worker:
     # -- the process
 
     def tell_vitals(self) -> None:
-        wire = Wire(self.config["referee"])
+        wire = self.wire()
         while not self.draining.wait(1.0):
             wire.say("vitals", who=self.who, t=boottime(), **vitals())
         wire.close()
@@ -221,15 +245,7 @@ class Worker:
         for thread in threads:
             thread.join()
         self.client.close()
-        after = settled(before)
-        grown = after["fds"] > before["fds"]
-        report = {
-            "files": open_files() if grown else [],
-            "served": self.served,
-            "unserved": self.unserved,
-            "before": before,
-        }
-        print(json.dumps({**report, "after": after}), flush=True)
+        print(self.report(before, settled(before)), flush=True)
         return 0
 
 
