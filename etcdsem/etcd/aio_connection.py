@@ -27,6 +27,9 @@ from etcdsem.etcd.settings import ConnectionSettings
 
 R = TypeVar("R")
 
+LEFT_ALONE = 1000
+"""How many calls of a client may be under way whose answer nobody waits for; each has 25 kB."""
+
 
 class AioConnection(Calls):
     """Calls to etcd; for any number of tasks of one event loop."""
@@ -36,6 +39,7 @@ class AioConnection(Calls):
     def __init__(self, settings: ConnectionSettings) -> None:
         super().__init__(settings)
         self._same: dict[str, asyncio.Task[Any]] = {}  # calls that one of many callers makes
+        self._left_alone: set[Any] = set()  # calls under way whose answer nobody waits for
 
     # -- what the core asks for
 
@@ -84,16 +88,36 @@ class AioConnection(Calls):
                 return result
             answer = error = None
             try:
-                answer = await (self._one_for_all(one) if one.same else _call(one))
+                answer = await (self._one_for_all(one) if one.same else self._call(one))
             except BaseException as raised:  # also an interruption: it comes out of `throw`
                 error = raised
 
     async def _one_for_all(self, one: Rpc) -> Any:
         task = self._same.get(one.same)
         if task is None or task.done():
-            task = self._same[one.same] = asyncio.get_running_loop().create_task(_call(one))
+            task = self._same[one.same] = asyncio.get_running_loop().create_task(self._call(one))
             task.add_done_callback(functools.partial(self._heard, one.same))
         return await asyncio.shield(task)
+
+    async def _call(self, one: Rpc) -> Any:
+        try:
+            call = one.method(one.request, timeout=one.timeout, metadata=one.metadata)
+        except grpc.aio.UsageError as closed:
+            raise ValueError(str(closed)) from closed  # as blocking gRPC calls it
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        call.add_done_callback(_setter(over))
+        try:
+            await over
+        except BaseException:
+            if one.whole or len(self._left_alone) < LEFT_ALONE:
+                self._left_alone.add(call)  # dropped, grpc.aio would cancel it
+                call.add_done_callback(self._left_alone.discard)
+            else:
+                call.cancel()
+            raise
+        if call.cancelled():
+            raise OutcomeUnknown("the call was cancelled")
+        return await call
 
     def _heard(self, same: str, task: asyncio.Task[Any]) -> None:
         """Forget it: an error keeps its call, and that keeps its connection open."""
@@ -122,33 +146,6 @@ async def _hang_up(link: Link) -> None:
     channels = link.let_go()
     while channels:
         await channels.pop().close(0.5)
-
-
-LEFT_ALONE = 1000
-"""How many calls may be under way whose answer nobody waits for. Each has some 25 kB."""
-
-_left_alone: set[Any] = set()
-
-
-async def _call(one: Rpc) -> Any:
-    try:
-        call = one.method(one.request, timeout=one.timeout, metadata=one.metadata)
-    except grpc.aio.UsageError as closed:
-        raise ValueError(str(closed)) from closed  # as blocking gRPC calls it
-    over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    call.add_done_callback(_setter(over))
-    try:
-        await over
-    except BaseException:
-        if one.whole or len(_left_alone) < LEFT_ALONE:
-            _left_alone.add(call)  # dropped, grpc.aio would cancel it
-            call.add_done_callback(_left_alone.discard)
-        else:
-            call.cancel()
-        raise
-    if call.cancelled():
-        raise OutcomeUnknown("the call was cancelled")
-    return await call
 
 
 def _setter(future: asyncio.Future[None]) -> Callable[[object], None]:

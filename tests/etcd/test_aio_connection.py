@@ -122,7 +122,7 @@ def test_calls_that_are_given_up_leak_nothing(etcd: EtcdServer, name: str) -> No
             task.cancel()
             await asyncio.wait([task])
             given_up += task.cancelled()
-            while aio_connection._left_alone:
+            while connection._left_alone:
                 await asyncio.sleep(0.0005)
         return given_up
 
@@ -157,12 +157,12 @@ def test_calls_that_are_given_up_do_not_heap_up(
             for task in writes:
                 task.cancel()
             await asyncio.wait(writes)
-            left = len(aio_connection._left_alone)
+            left = len(connection._left_alone)
             await connection.close()
+            assert not connection._left_alone
             return left
 
     assert run(main()) == 20
-    assert not aio_connection._left_alone
 
 
 def memory_in_use() -> Callable[[], int]:
