@@ -482,10 +482,10 @@ class BaseLease:
             "%s Another may hold the slot now: the limit may be exceeded by this process.",
             self._describe_loss(),
         )
+        self.lost.set()  # before `on_lost`, which may look
         on_lost = self._semaphore.on_lost
         if on_lost is not None:
             self._base.call(lambda: on_lost(self), "on-lost")
-        self.lost.set()
 
     def _describe_loss(self) -> str:
         grant = self._grant

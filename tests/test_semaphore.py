@@ -376,6 +376,25 @@ def test_eviction_is_noticed(
     other.release()
 
 
+def test_lost_is_set_when_on_lost_is_called(
+    client: Client, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its thread is started, so however soon it runs."""
+    sem = Semaphore(1, name, client=client, on_lost=print)
+    assert sem.acquire()
+    event = sem.leases[0].lost
+    seen: list[bool] = []
+
+    def call(engine: object, function: object, name: str) -> None:
+        if name == "on-lost":
+            seen.append(event.is_set())
+
+    monkeypatch.setattr(etcdsem.sync._Engine, "call", call)
+    client.evict(name, slot=0)
+    eventually(lambda: seen)
+    assert seen == [True]
+
+
 def test_with_raises_when_its_lease_was_lost(client: Client, name: str) -> None:
     """A block whose lease was lost ends with LeaseLost, unless told not to."""
     sem = Semaphore(1, name, client=client)
