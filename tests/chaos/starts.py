@@ -40,9 +40,7 @@ class Start(NamedTuple):
 
 
 def too_many(starts: Sequence[Start], rate: Rate) -> list[list[Start]]:
-    """Each set of starts, more than the limit, that were handed out within one period; of sets that
-    overlap, the largest.
-    """
+    """Each set of starts, more than the limit, that were handed out within one period."""
     ordered = sorted(starts, key=lambda one: one.low)
     lows = [one.low for one in ordered]
     found: list[list[Start]] = []
@@ -50,11 +48,7 @@ def too_many(starts: Sequence[Start], rate: Rate) -> list[list[Start]]:
         until = first.low + rate.period
         end = bisect.bisect_left(lows, until)
         within = [one for one in ordered[place:end] if one.told < until]
-        if len(within) <= rate.starts:
-            continue
-        if found and first.low <= found[-1][-1].low:
-            found[-1] = max(found[-1], within, key=len)
-        else:
+        if len(within) > rate.starts:
             found.append(within)
     return found
 

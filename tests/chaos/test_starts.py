@@ -57,6 +57,16 @@ def test_only_near_a_stale_leader_etcd_is_to_blame() -> None:
         assert len(referee.judge_starts("rate", LIMIT)) == 1
 
 
+def test_what_is_excused_hides_nothing_else() -> None:
+    """Though it is more, and overlaps."""
+    with Referee() as referee:
+        referee.revokes_early = True
+        referee.stale_leaders.append(StaleLeader("m1", 40.0, 45.0))
+        referee.starts["rate"] = [start(at) for at in (49.9, 50.5, 50.6, 50.7, 50.8)]
+        assert len(referee.judge_starts("rate", LIMIT)) == 1
+        assert referee.counters["starts too many, by etcd (#15247)"] == 1
+
+
 def test_a_start_that_etcd_has_not_granted() -> None:
     """As many starts as blocks were put for a client, and no more."""
     value = b'{"client":"c"}'
