@@ -83,15 +83,17 @@ class Report:
 
     def lines(self) -> list[str]:
         """For people."""
-        head = f"chaos on {self.kind}, seed {self.seed}, {self.seconds:.0f} s of faults"
-        counted = [f"  {name:.<48} {number}" for name, number in sorted(self.counters.items())]
-        return [head, *counted, *(f"  WRONG: {one}" for one in self.wrong[:20])]
+        return [*self._counted(), *(f"  WRONG: {one}" for one in self.wrong[:20])]
 
     def alarm(self) -> str:
         """What is wrong, the worst first; enough to begin with, where nothing else is kept."""
-        return "\n".join(
-            [*(one[:1500] for one in self.wrong[:5]), *self.circumstances, *self.lines()]
-        )
+        worst = (one[:1500] for one in self.wrong[:5])
+        return "\n".join([*worst, *self.circumstances, *self._counted()])
+
+    def _counted(self) -> list[str]:
+        head = f"chaos on {self.kind}, seed {self.seed}, {self.seconds:.0f} s of faults"
+        counted = sorted(self.counters.items())
+        return [head, *(f"  {name:.<48} {number}" for name, number in counted)]
 
 
 class WorkerProcess:
@@ -188,6 +190,8 @@ class Chaos:
         self.lock = threading.Lock()
         self.highest_term = 0
         self.done: list[tuple[float, str]] = []  # which fault began when
+        self.logs: dict[str, str] = {}  # of the members, at the end
+        self.ahead = 0.0  # seconds that their clock, which is the wall's, is ahead of ours
 
     # -- the whole
 
@@ -633,9 +637,9 @@ class Chaos:
 
     def _judge(self) -> None:
         self._read_history()
-        ahead = time.time() - boottime()
-        logs = {member.name: member.log() for member in self.cluster.members}
-        self.referee.stale_leaders = stale_leaders(logs, ahead)
+        self.logs = {member.name: member.log() for member in self.cluster.members}
+        self.ahead = time.time() - boottime()
+        self.referee.stale_leaders = stale_leaders(self.logs, self.ahead)
         self.report.circumstances = [
             "faults: " + ", ".join(f"{name} {at:.1f}" for at, name in self.done),
             "leaders that did not know that they led no more: "
@@ -716,8 +720,8 @@ class Chaos:
             "evictions": [asdict(eviction) for eviction in self.referee.evictions],
             "stale leaders": self.referee.stale_leaders,
             "said": {worker.who: worker.errors for worker in self.workers},
-            "logs": {member.name: member.log() for member in self.cluster.members},
-            "wall clock less boottime": time.time() - boottime(),
+            "logs": self.logs,
+            "their clock is ahead by": self.ahead,
         }
 
     def _broken(self, what: str) -> None:
