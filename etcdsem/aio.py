@@ -26,7 +26,7 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, Protocol, Self, TypeVar, cast
 
 from etcdsem import model, several
@@ -193,6 +193,8 @@ class _Engine(BaseEngine):
         self._driving = 0  # procedures that are under way
         self._at_rest: asyncio.Future[None] | None = None  # told when there is none any more
         self._over = False  # nothing is performed any more
+        self._noted: list[Callable[[], object]] = []  # log records, for the end of this step
+        self._stepping = False
         self._end = asyncio.Event()  # set, or the minder cancelled: it is time to close
         self._grace = EXIT_GRACE
         line = dial(self.start, self._renewed)
@@ -227,7 +229,7 @@ class _Engine(BaseEngine):
     def mailbox(self) -> Mailbox:
         return self._clock.mailbox()
 
-    def spawn(self, procedure: Procedure[None], name: str) -> None:
+    def spawn(self, procedure: Procedure[Any], name: str) -> None:
         task = self.start(self.run(procedure, beside=True), name)
         if task is not None:
             self._driving += 1
@@ -235,6 +237,18 @@ class _Engine(BaseEngine):
 
     def call(self, function: Callable[[], object], name: str) -> None:
         self.start(_called(function), name)
+
+    def log(
+        self, level: int, message: str, *args: object, error: BaseException | None = None
+    ) -> None:
+        # Not in the midst of a step: a handler may block the loop, or look at what we do.
+        self._noted.append(functools.partial(log.log, level, message, *args, exc_info=error))
+        if not self._stepping:
+            self.loop.call_soon(self._report)
+
+    def _report(self) -> None:
+        while self._noted:
+            self._noted.pop(0)()
 
     def watch(
         self,
@@ -294,6 +308,7 @@ class _Engine(BaseEngine):
         error: BaseException | None = None
         interrupted = False
         while True:
+            self._stepping = True
             try:
                 if error is None:
                     command = procedure.send(result)
@@ -304,6 +319,10 @@ class _Engine(BaseEngine):
             except StopIteration as stop:
                 value: T = stop.value
                 return value
+            finally:
+                self._stepping = False
+                if self._noted:
+                    self._report()
             try:
                 if beside:
                     result = await self._perform_to_the_end(command)
@@ -311,8 +330,8 @@ class _Engine(BaseEngine):
                     result = await self._perform_shielded(command)
                 else:
                     result = await self._perform(command)
-            except GeneratorExit:
-                _dispose(procedure)  # the loop is gone, nothing can be awaited any more
+            except GeneratorExit:  # nothing can be awaited any more
+                self.later(functools.partial(_dispose, procedure))
                 raise
             except BaseException as raised:
                 interrupted = interrupted or not isinstance(raised, Exception)
@@ -352,6 +371,15 @@ class _Engine(BaseEngine):
                 if self._over or not isinstance(command, Wait | RevokeLease):
                     raise
                 self._end.set()
+
+    def later(self, function: Callable[[], object]) -> None:
+        """Call a function in the loop's next turn. A coroutine may be closed by the collector, in
+        any thread, and in the midst of anything: what is to be done then is done there.
+        """
+        try:
+            self.loop.call_soon_threadsafe(function)
+        except RuntimeError:  # the loop is closed
+            function()
 
     # -- its end
 
@@ -413,6 +441,13 @@ async def _guarded(work: Coroutine[Any, Any, object], name: str) -> None:
         pass  # the loop, or the client, is at its end
     except Exception:
         log.exception("etcdsem: error in %s", name)
+
+
+def _current_task() -> object:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None  # no loop here: a coroutine is being closed by the collector
 
 
 async def _called(function: Callable[[], object]) -> None:
@@ -707,39 +742,79 @@ class Lease(BaseLease):
         if self._here:
             await self._run(self._ending())
 
+    def _drop(self) -> None:
+        """Nobody can await its release: a task of the client's does it."""
+        self._engine.later(self._release_beside)
+
+    def _release_beside(self) -> None:
+        if self._held:
+            self._engine.spawn(self._releasing(), "release")
+
     async def _run(self, procedure: Procedure[T]) -> T:
         if self._engine.loop is not asyncio.get_running_loop():
             raise WrongEventLoop(f"{self!r} belongs to another event loop: release it there")
         return await self._engine.run(procedure)
 
 
+def _to_caller(lease: Lease) -> None:
+    lease.owner = "caller"
+
+
 class _Held(AbstractAsyncContextManager[Lease, None]):
-    """The block of ``async with semaphore.hold()``."""
+    """The block of ``async with semaphore.hold()``. One that is dropped without having been left
+    gives its lease back.
+    """
 
     def __init__(self, semaphore: Semaphore, timeout: Duration | None, **wants: Any) -> None:
         self._semaphore = semaphore
         self._timeout = timeout
         self._wants = wants
+        self._entered = False
         self._lease: Lease | None = None
 
     async def __aenter__(self) -> Lease:
-        lease = await self._semaphore.acquire_lease(self._timeout, **self._wants)
-        self._lease = self._semaphore._scope(lease, self._timeout)
-        return self._lease
+        if self._entered:
+            raise RuntimeError("this block was entered already: call hold() for each")
+        self._entered = True
+        lease = await self._semaphore._acquire(self._timeout, None, self._keep, **self._wants)
+        if lease is None:
+            raise self._semaphore._no_lease(self._timeout)
+        return lease
 
-    async def __aexit__(
+    def _keep(self, lease: Lease) -> None:
+        lease.owner = "block"
+        self._lease = lease
+
+    def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
-        lease, self._lease = self._lease, None
+    ) -> Coroutine[Any, Any, None]:
+        return self._exit(kind, awaitable=_may_await(kind, sys._getframe(1)))
+
+    async def _exit(self, kind: type[BaseException] | None, *, awaitable: bool) -> None:
+        lease = self._lease
         if lease is None:
             return
-        if kind is None:
+        if not awaitable:
+            lease._drop()
+        elif kind is None:
             await lease._end()
         else:
             await lease.release()
+
+    def __del__(self) -> None:
+        if self._lease is not None and self._lease._held:
+            self._lease._drop()
+
+
+def _may_await(kind: type[BaseException] | None, frame: FrameType) -> bool:
+    """May one who leaves a block await something? Not in a coroutine that is being closed, by the
+    collector for one. An async generator that is closed may.
+    """
+    in_generator = frame.f_code.co_flags & inspect.CO_ASYNC_GENERATOR
+    return kind is not GeneratorExit or bool(in_generator)
 
 
 # ---------------------------------------------------------------- semaphore
@@ -809,7 +884,6 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
     """
 
     _package = "etcdsem.aio"
-    _fleeting = ("_leases", "_entered")
 
     def __init__(
         self,
@@ -843,10 +917,6 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
             rate=rate,
         )
 
-    def _start_empty(self) -> None:
-        super()._start_empty()
-        self._entered: dict[object, list[_Held]] = {}  # blocks, by the task that entered them
-
     # -- acquire and release
 
     async def acquire(
@@ -865,7 +935,7 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
 
         Cancelled, it leaves the line, and gives back what may have been granted.
         """
-        lease = await self.acquire_lease(timeout, weight=weight, priority=priority, eager=eager)
+        lease = await self._acquire(timeout, None, lambda lease: None, weight, priority, eager)
         return lease is not None
 
     async def acquire_lease(
@@ -881,16 +951,28 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
 
         `on_wait` is called once it is clear that one has to wait; it may be a coroutine function.
         """
+        return await self._acquire(timeout, on_wait, _to_caller, weight, priority, eager)
+
+    async def _acquire(
+        self,
+        timeout: Duration | None,
+        on_wait: Callable[[], object] | None,
+        keep: Callable[[Lease], object],
+        weight: int = 1,
+        priority: int = 0,
+        eager: bool = False,
+    ) -> Lease | None:
+        """`keep` gets the lease in the step in which it is granted."""
         limit, wants = timeout_seconds(timeout), read_wants(weight, priority, eager)
         await self._ready()
         engine = self.client.engine
-        acquiring = self._acquiring(
-            self._station(),
-            limit,
-            on_wait,
-            lambda grant: Lease(self, engine, grant),
-            wants=wants,
-        )
+
+        def lease_of(grant: Grant) -> Lease:
+            lease = Lease(self, engine, grant)
+            keep(lease)
+            return lease
+
+        acquiring = self._acquiring(self._station(), limit, on_wait, lease_of, wants=wants)
         return await self._run(acquiring, "acquire")
 
     async def release(self) -> bool:
@@ -898,7 +980,11 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
 
         Raises ReleasedTooOften if it holds none.
         """
-        return await self._oldest().release()
+        while True:
+            lease = self._oldest()
+            done = await lease._run(self._releasing(lease._engine))
+            if done is not None:
+                return done
 
     def hold(
         self,
@@ -914,27 +1000,24 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
         """
         return _Held(self, timeout, weight=weight, priority=priority, eager=eager)
 
-    async def __aenter__(self) -> Self:
+    def __aenter__(self) -> Coroutine[Any, Any, Self]:
+        return self._enter(sys._getframe(1))
+
+    async def _enter(self, frame: FrameType) -> Self:
         held = _Held(self, None)
         await held.__aenter__()
-        self._entered.setdefault(asyncio.current_task(), []).append(held)
+        self._blocks.enter(held, frame, asyncio.current_task())
         return self
 
-    async def __aexit__(
+    def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
-        # A block may be left by another task than entered it (fixtures): then any block will do.
-        task: object = asyncio.current_task()
-        if task not in self._entered:
-            task = next(iter(self._entered))
-        blocks = self._entered[task]
-        held = blocks.pop()
-        if not blocks:
-            del self._entered[task]
-        await held.__aexit__(kind, error, traceback)
+    ) -> Coroutine[Any, Any, None]:
+        frame = sys._getframe(1)
+        held: _Held = self._blocks.leave(frame, _current_task())
+        return held._exit(kind, awaitable=_may_await(kind, frame))
 
     def __call__(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
         """As a decorator of a coroutine function: each call holds a lease while it runs."""
@@ -1029,34 +1112,53 @@ class _HeldAll(AbstractAsyncContextManager[tuple[Lease, ...], None]):
     def __init__(self, semaphores: tuple[Semaphore, ...], timeout: Duration | None) -> None:
         self._semaphores = semaphores
         self._timeout = timeout
+        self._entered = False
         self._leases: tuple[Lease, ...] = ()
 
     async def __aenter__(self) -> tuple[Lease, ...]:
-        taken = await _acquire_all(self._semaphores, self._timeout, None)
-        self._leases = several.scoped(taken, self._semaphores, self._timeout)
-        return self._leases
+        if self._entered:
+            raise RuntimeError("this block was entered already: call hold_all() for each")
+        self._entered = True
+        taken = await _acquire_all(self._semaphores, self._timeout, None, self._keep)
+        if isinstance(taken, str):
+            raise several.not_all(taken, self._semaphores, self._timeout)
+        return taken
 
-    async def __aexit__(
+    def _keep(self, leases: tuple[Lease, ...]) -> None:
+        self._leases = leases
+
+    def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
-        leases, self._leases = self._leases, ()
-        if leases:
-            await leases[0]._run(several.ending(leases, quietly=kind is not None))
+    ) -> Coroutine[Any, Any, None]:
+        return self._exit(kind, awaitable=_may_await(kind, sys._getframe(1)))
+
+    async def _exit(self, kind: type[BaseException] | None, *, awaitable: bool) -> None:
+        if not awaitable:
+            self.__del__()
+        elif self._leases:
+            ending = several.ending(self._leases, quietly=kind is not None)
+            await self._leases[0]._run(ending)
+
+    def __del__(self) -> None:
+        for lease in self._leases:
+            if lease._held:
+                lease._drop()
 
 
 async def _acquire_all(
     semaphores: tuple[Semaphore, ...],
     timeout: Duration | None,
     on_wait: Callable[[str], object] | None,
+    keep: Callable[[tuple[Lease, ...]], object] | None = None,
 ) -> tuple[Lease, ...] | str:
     parts = several.parts_of(semaphores, Semaphore, Lease)
     limit = timeout_seconds(timeout)
     for one in semaphores:
         await one._ready()
-    acquiring = several.acquiring(parts, limit, on_wait)
+    acquiring = several.acquiring(parts, limit, on_wait, keep)
     return await semaphores[0].client.run(acquiring, f"acquire {several.named(semaphores)}")
 
 

@@ -21,7 +21,7 @@ class _Counted:
     """The tallies of this process's clients. A client that is no more leaves its counts."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may come back
         self._live: list[Tallies] = []
         self._ended: deque[Tallies] = deque()  # still among the live ones
         self._past = Tallies()

@@ -13,8 +13,6 @@ from etcdsem.errors import AcquireTimeout, InvalidSetting
 from etcdsem.model import Duration, Later, Start, Status, make_rate
 from etcdsem.shell import Named, register_rate
 
-log = logging.getLogger("etcdsem")
-
 
 class BaseRateLimit(Named):
     """A rate limit's settings."""
@@ -85,7 +83,12 @@ class BaseRateLimit(Named):
     def _closing(self, station: Station) -> Procedure[None]:
         closing = yield from procedures.close(station, force=True, rate=self._is_rate)
         if closing.waiters:
-            log.warning("rate limit %s was closed while %d waited", self.name, len(closing.waiters))
+            station.session.env.log(
+                logging.WARNING,
+                "rate limit %s was closed while %d waited",
+                self.name,
+                len(closing.waiters),
+            )
 
     def _in_time(self, start: Start | None, timeout: Duration | None) -> Start:
         if start is None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from etcdsem.core import several
 from etcdsem.core.commands import Procedure
 from etcdsem.core.station import Grant, Station
 from etcdsem.errors import AcquireTimeout, InvalidSetting, LeaseLost
 from etcdsem.model import Duration
-from etcdsem.shell import BaseLease, BaseSemaphore, scope
-
-L = TypeVar("L", bound=BaseLease)
+from etcdsem.shell import BaseLease, BaseSemaphore
 
 
 class Part(NamedTuple):
@@ -94,9 +92,14 @@ def named(semaphores: Sequence[BaseSemaphore[Any]]) -> str:
 
 
 def acquiring(
-    parts: Sequence[Part], limit: float | None, on_wait: Callable[[str], object] | None
+    parts: Sequence[Part],
+    limit: float | None,
+    on_wait: Callable[[str], object] | None,
+    keep: Callable[[tuple[Any, ...]], object] | None = None,
 ) -> Procedure[tuple[Any, ...] | str]:
-    """A lease of each, in the order given; or the name of the one that was full."""
+    """A lease of each, in the order given; or the name of the one that was full. `keep` gets those
+    of a block, in the step in which they are granted.
+    """
     env = parts[0].station.session.env
     until = math.inf if limit is None else env.now() + limit
     wants = [
@@ -112,26 +115,25 @@ def acquiring(
     taken = yield from several.acquire_all(wants, until, once=limit == 0)
     if taken.full is not None:
         return taken.full.want.station.name
-    return tuple(
+    leases = tuple(
         part.semaphore._list(grant, part.lease_of)
         for part, grant in zip(parts, taken.grants, strict=True)
     )
+    for lease in leases:
+        lease.owner = "caller" if keep is None else "block"
+    if keep is not None:
+        keep(leases)
+    return leases
 
 
-def scoped(
-    outcome: tuple[L, ...] | str,
-    semaphores: Sequence[BaseSemaphore[Any]],
-    timeout: Duration | None,
-) -> tuple[L, ...]:
-    """The leases of a block that begins."""
-    if isinstance(outcome, str):
-        raise AcquireTimeout(
-            f"semaphores {named(semaphores)}: not all had a free lease within {timeout!r}: "
-            f"{outcome!r} had none; who holds it: etcdsem status {outcome}"
-        )
-    for lease in outcome:
-        scope(lease)
-    return outcome
+def not_all(
+    full: str, semaphores: Sequence[BaseSemaphore[Any]], timeout: Duration | None
+) -> AcquireTimeout:
+    """The error of a block that does not begin, since one of them was full."""
+    return AcquireTimeout(
+        f"semaphores {named(semaphores)}: not all had a free lease within {timeout!r}: "
+        f"{full!r} had none; who holds it: etcdsem status {full}"
+    )
 
 
 def ending(leases: Sequence[BaseLease], *, quietly: bool) -> Procedure[None]:

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import inspect
 import logging
@@ -19,9 +18,9 @@ import secrets
 import socket
 import time
 import uuid
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from etcdsem.core import inspection, operating, procedures, rates
@@ -63,8 +62,6 @@ from etcdsem.model import (
 
 if TYPE_CHECKING:
     from etcdsem.etcd.settings import ConnectionSettings
-
-log = logging.getLogger("etcdsem")
 
 EXIT_GRACE = 2.0
 """Seconds for giving everything back when the interpreter, or the event loop, ends."""
@@ -161,6 +158,10 @@ class BaseEngine(Env):
         helper, self.helper = self.helper, None
         if helper is not None:
             helper.close()
+
+    def after(self, action: Callable[[], object]) -> None:
+        """Do something quick of ours once the client's lock is free."""
+        action()
 
     def random(self) -> float:
         return random.random()
@@ -329,10 +330,18 @@ class Event(Protocol):
     def set(self) -> None: ...
 
 
+Owner = Literal["nobody", "caller", "block"]
+OWNERS: tuple[Owner, ...] = ("nobody", "caller", "block")
+"""`acquire` gives a lease to nobody, `acquire_lease` to its caller, ``with`` to a block."""
+
+
 class BaseLease:
     """What can be said of a lease without asking etcd."""
 
     lost: Event
+    owner: Owner = "nobody"
+    """Who gives it back. `Semaphore.release` takes those of nobody first: the others have somebody
+    who will, and a lease that was taken from them would be missed."""
     _package = "etcdsem"
 
     def __init__(self, semaphore: BaseSemaphore[Any], engine: BaseEngine, grant: Grant) -> None:
@@ -357,6 +366,11 @@ class BaseLease:
     @property
     def _here(self) -> bool:
         return self._base.here
+
+    @property
+    def _held(self) -> bool:
+        """Is it still to be given back here?"""
+        return self._grant.state == "held" and self._here
 
     @property
     def name(self) -> str:
@@ -461,7 +475,8 @@ class BaseLease:
             return done
         if not known:  # it is found out only now
             self._on_lost(grant)
-        log.warning(
+        self._base.log(
+            logging.WARNING,
             "semaphore %s: %s not released, since its lease was lost before: %s",
             self.name,
             f"{self._slots_shown()} {'was' if self.weight == 1 else 'were'}",
@@ -473,19 +488,21 @@ class BaseLease:
         """The end of a block that raised nothing."""
         lost = self._grant.state != "released" and not self.valid
         yield from self._releasing()
-        if (lost or self.lost.is_set()) and self._semaphore.raise_on_loss:
+        lost = lost or self._grant.state == "lost" or self.lost.is_set()
+        if lost and self._semaphore.raise_on_loss:
             raise LeaseLost(self._describe_loss())
 
     def _on_lost(self, grant: Grant) -> None:
         self._take_back()
-        log.critical(
-            "%s Another may hold the slot now: the limit may be exceeded by this process.",
-            self._describe_loss(),
-        )
-        self.lost.set()  # before `on_lost`, which may look
+        self._base.after(self.lost.set)  # before `on_lost`, which may look
         on_lost = self._semaphore.on_lost
         if on_lost is not None:
             self._base.call(lambda: on_lost(self), "on-lost")
+        self._base.log(
+            logging.CRITICAL,
+            "%s Another may hold the slot now: the limit may be exceeded by this process.",
+            self._describe_loss(),
+        )
 
     def _describe_loss(self) -> str:
         grant = self._grant
@@ -506,14 +523,59 @@ def read_wants(weight: int, priority: int, eager: bool) -> Wants:
 
 
 L = TypeVar("L", bound=BaseLease)
-
-_scoped: weakref.WeakSet[BaseLease] = weakref.WeakSet()
-"""Leases that end with a block; release() takes them only when there is no other."""
+B = TypeVar("B")
 
 
-def scope(lease: BaseLease) -> None:
-    """A block begins, with which this lease ends."""
-    _scoped.add(lease)
+class Block(Generic[B]):
+    """A ``with`` block that was entered, and by whom."""
+
+    __slots__ = ("frame", "held", "module", "owner")
+
+    def __init__(self, held: B, frame: FrameType, owner: object) -> None:
+        self.held = held
+        self.frame = id(frame)
+        self.module = id(frame.f_globals)
+        self.owner = id(owner)
+
+    def likeness(self, frame: FrameType, owner: object) -> tuple[bool, bool, bool]:
+        """How likely is it the block that is left there? A ``with`` statement leaves in the frame
+        in which it entered, which lives until then, in whatever thread or task. Others (an
+        `ExitStack`) enter and leave in frames of the same module.
+        """
+        return (
+            self.frame == id(frame),
+            self.module == id(frame.f_globals),
+            self.owner == id(owner),
+        )
+
+
+class Blocks(Generic[B]):
+    """The blocks of one object that were entered and not left. Any thread may do either."""
+
+    __slots__ = ("_entered",)
+
+    def __init__(self) -> None:
+        self._entered: list[Block[B]] = []
+
+    def enter(self, held: B, frame: FrameType, owner: object) -> None:
+        """A block was entered from that frame, by that thread or task."""
+        self._entered.append(Block(held, frame, owner))
+
+    def leave(self, frame: FrameType, owner: object) -> B:
+        """The block that is left there; where that cannot be told apart, the one most like it, and
+        of several the last.
+        """
+        while True:
+            entered = list(self._entered)
+            if not entered:
+                raise RuntimeError("a with block was left that was not entered")
+            entered.reverse()  # max() takes the first of those that are alike
+            block = max(entered, key=lambda one: one.likeness(frame, owner))
+            try:
+                self._entered.remove(block)
+            except ValueError:
+                continue  # another thread was faster
+            return block.held
 
 
 # ---------------------------------------------------------------- semaphore
@@ -566,7 +628,7 @@ class Named:
 class BaseSemaphore(Named, Generic[L]):
     """A semaphore's settings, and the leases that it holds here."""
 
-    _fleeting: tuple[str, ...] = ("_leases",)
+    _fleeting: tuple[str, ...] = ("_blocks", "_leases")
 
     def __init__(
         self,
@@ -602,6 +664,7 @@ class BaseSemaphore(Named, Generic[L]):
 
     def _start_empty(self) -> None:
         self._leases: list[L] = []
+        self._blocks: Blocks[Any] = Blocks()  # of ``with semaphore:``
 
     def __repr__(self) -> str:
         return f"<{self._package}.Semaphore {self.name!r}, {len(self.leases)} held here>"
@@ -682,39 +745,45 @@ class BaseSemaphore(Named, Generic[L]):
         )
 
     def _list(self, grant: Grant, lease_of: Callable[[Grant], L]) -> L:
-        grant.lease.paused = not self._refresh_leases
         lease = lease_of(grant)
         self._leases.append(lease)
+        grant.lease.paused = not self._refresh_leases
         return lease
 
     def _oldest(self) -> L:
         """The lease that `release` gives back."""
-        leases = self.leases
-        lease = next((one for one in leases if one not in _scoped), None)
-        if lease is None:
-            lease = next(iter(leases), None)
+        lease = min(self.leases, key=lambda one: OWNERS.index(one.owner), default=None)
         if lease is None:
             raise ReleasedTooOften("Released too often")
         return lease
 
-    def _scope(self, lease: L | None, timeout: Duration | None) -> L:
-        """The lease of a block that begins."""
-        if lease is None:
-            raise AcquireTimeout(
-                f"semaphore {self.name!r}: no lease was free within {timeout!r}; who holds it: "
-                f"etcdsem status {self.name}"
-            )
-        scope(lease)
-        return lease
+    def _releasing(self, engine: BaseEngine) -> Procedure[bool | None]:
+        """Give back the oldest lease. It is chosen here, in one step with the beginning of its
+        release, so no two calls take the same. None: another engine has it now.
+        """
+        lease = self._oldest()
+        if lease._base is not engine:
+            return None
+        return (yield from lease._releasing())
 
-    def _forget(self, lease: BaseLease) -> None:
-        with contextlib.suppress(ValueError):
+    def _no_lease(self, timeout: Duration | None) -> AcquireTimeout:
+        return AcquireTimeout(
+            f"semaphore {self.name!r}: no lease was free within {timeout!r}; who holds it: "
+            f"etcdsem status {self.name}"
+        )
+
+    def _forget(self, lease: BaseLease) -> bool:
+        """List it no more; False if it was not listed."""
+        try:
             self._leases.remove(lease)  # type: ignore[arg-type]  # it is one of ours
+        except ValueError:
+            return False
+        return True
 
     @property
     def leases(self) -> tuple[L, ...]:
         """The leases that this object holds in this process, oldest first."""
-        return tuple(lease for lease in self._leases if lease._here)
+        return tuple(lease for lease in list(self._leases) if lease._here)
 
     def _registering(self, station: Station) -> Procedure[None]:
         yield from self._registering_limit(station)
@@ -766,7 +835,8 @@ class BaseSemaphore(Named, Generic[L]):
     def _closing(self, station: Station) -> Procedure[None]:
         closing = yield from procedures.close(station, force=True, rate=self._is_rate)
         if closing.holders or closing.waiters:
-            log.warning(
+            station.session.env.log(
+                logging.WARNING,
                 "semaphore %s was closed while in use: %d held (%s), %d waiting",
                 self.name,
                 len(closing.holders),

@@ -2,7 +2,8 @@
 
 1. A call talks to etcd from the caller's own thread. Beside it a client has a few daemon threads,
    started when needed: the heartbeat, the watch stream, the keepalive stream.
-2. Every step of a procedure, and every callback of a watch, runs under the client's one lock.
+2. Every step of a procedure, and every callback of a watch, runs under the client's one lock;
+   nothing else does (`client_lock`).
 3. A client opens no connection before it is used. After a fork the child's client starts clean:
    it has none of the parent's leases, and never touches them.
 4. At the interpreter's exit everything is given back, within 2 seconds; what can't be told to
@@ -17,10 +18,11 @@ import inspect
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import (
@@ -37,6 +39,7 @@ from typing import (
 )
 
 from etcdsem import endings, several
+from etcdsem.client_lock import MARKED, ClientLock, enter, inside, leave
 from etcdsem.core import inspection, procedures
 from etcdsem.core.commands import (
     Command,
@@ -124,7 +127,7 @@ class Clock(Protocol):
         """The next note; None when `until` comes first."""
 
     def start(self, function: Callable[[], None], name: str) -> None:
-        """Run a function in a daemon thread; RuntimeError when the interpreter is ending."""
+        """Run a function in a daemon thread; RuntimeError or MemoryError when none can be had."""
 
     def busy(self) -> AbstractContextManager[object]:
         """Around each procedure that a thread runs."""
@@ -141,7 +144,7 @@ class Line(NamedTuple):
     clock: Clock
 
 
-Dial: TypeAlias = Callable[[AbstractContextManager[Any], Callable[[int, float], None]], Line]
+Dial: TypeAlias = Callable[[ClientLock, Callable[[int, float], None]], Line]
 """Opens a line; gets the engine's lock, and whom to tell (lease id, TTL) of a renewal."""
 
 
@@ -179,8 +182,9 @@ class _Engine(BaseEngine):
     """One line to etcd with the core's state behind it: the driver of its procedures."""
 
     def __init__(self, dial: Dial) -> None:
-        self.lock = threading.RLock()
-        line = dial(self.lock, self._renewed)
+        self.turn = ClientLock(lambda function, name: self._clock.start(function, name))
+        self.lock = self.turn.lock
+        line = dial(self.turn, self._renewed)
         self._calls = line.calls
         self._watches = line.watches
         self._renewals = line.renewals
@@ -207,21 +211,33 @@ class _Engine(BaseEngine):
     def mailbox(self) -> Mailbox:
         return self._clock.mailbox()
 
-    def spawn(self, procedure: Procedure[None], name: str) -> None:
-        self.call(lambda: self.run(procedure), name)
+    def spawn(self, procedure: Procedure[Any], name: str) -> None:
+        self._start(functools.partial(self.run, procedure), name, serves=True)
 
     def call(self, function: Callable[[], object], name: str) -> None:
-        try:
-            self._clock.start(functools.partial(self._guarded, function, name), f"etcdsem-{name}")
-        except RuntimeError as error:  # the interpreter is ending: no new threads
-            log.debug("etcdsem: %s was not started: %s", name, error)
+        self._start(function, name, serves=False)
 
-    @staticmethod
-    def _guarded(function: Callable[[], object], name: str) -> None:
+    def _start(self, function: Callable[[], object], name: str, *, serves: bool) -> None:
+        guarded = functools.partial(self._guarded, function, name)
+        self.turn.start(guarded, f"etcdsem-{name}", serves=serves)
+
+    def _guarded(self, function: Callable[[], object], name: str) -> None:
         try:
             function()
-        except Exception:
-            log.exception("etcdsem: error in %s", name)
+        except Exception as error:
+            self.log(logging.ERROR, "etcdsem: error in %s", name, error=error)
+            self.turn.settle()
+
+    def starved(self) -> str:
+        return self.turn.starved
+
+    def after(self, action: Callable[[], object]) -> None:
+        self.turn.after(action)
+
+    def log(
+        self, level: int, message: str, *args: object, error: BaseException | None = None
+    ) -> None:
+        self.turn.log(functools.partial(log.log, level, message, *args, exc_info=error))
 
     def watch(
         self,
@@ -248,20 +264,40 @@ class _Engine(BaseEngine):
         An exception that interrupts (Ctrl-C) is thrown into the procedure, and what it yields to
         clean up is still performed.
         """
-        with self._clock.busy():
-            return self._drive(procedure)
+        if self.turn.held:  # in the midst of a step: nothing may come between
+            procedure.close()
+            raise EtcdSemError(
+                "etcdsem was called by a finalizer, or a signal handler, that struck while this "
+                "thread was at work in it: only a lease can be given back there"
+            )
+        try:
+            enter(self.turn)
+            with self._clock.busy():
+                return self._drive(procedure)
+        finally:
+            leave()
+
+    def run_later(self, procedure: Procedure[object]) -> None:
+        """Run a procedure that gives something back in another thread, a moment later."""
+        guarded = functools.partial(self._guarded, lambda: self.run(procedure), "release")
+        self.turn.note(guarded, "etcdsem-release")
+        self.session.keeper.box.put(None)  # the heartbeat will start it, if nobody does before
 
     def _drive(self, procedure: Procedure[T]) -> T:
+        turn = self.turn
         result: Any = None
         error: BaseException | None = None
         while True:
             try:
-                with self.lock:
-                    if error is None:
-                        command = procedure.send(result)
-                    else:
-                        thrown, error = error, None
-                        command = procedure.throw(thrown)
+                try:
+                    with self.lock:
+                        if error is None:
+                            command = procedure.send(result)
+                        else:
+                            thrown, error = error, None
+                            command = procedure.throw(thrown)
+                finally:
+                    turn.settle()
                 result = self._perform(command)
             except StopIteration as stop:
                 value: T = stop.value
@@ -300,6 +336,20 @@ class _Engine(BaseEngine):
         self._watches.close()
         self._renewals.close()
         self._calls.close()
+        self.turn.closed = True
+        self.turn.settle()
+
+
+MARKED.add(_Engine._drive.__code__)
+
+
+def _drop(engine: _Engine) -> None:
+    """The end of a client that nobody has any more; perhaps a finalizer's call."""
+    within = inside()
+    if within is None:
+        engine.call(engine.dropped, "close")
+    else:
+        within.note(engine.dropped, "etcdsem-close", serves=False)
 
 
 # ---------------------------------------------------------------- client
@@ -319,7 +369,7 @@ class Client(BaseClient):
         keeper: bool | Duration | None = False,
     ) -> None:
         super().__init__(settings, prefix=prefix, keeper=keeper)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may come back
         self._engine: _Engine | None = None
         self._closed = False
         _clients.add(self)
@@ -333,9 +383,7 @@ class Client(BaseClient):
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild_client, (self.settings, self.prefix, self.keeper or False)
 
-    def _dial(
-        self, guard: AbstractContextManager[Any], renewed: Callable[[int, float], None]
-    ) -> Line:
+    def _dial(self, guard: ClientLock, renewed: Callable[[int, float], None]) -> Line:
         from etcdsem.etcd.connection import Connection  # gRPC is loaded here, not on import
         from etcdsem.etcd.keepalive import KeepaliveStream
         from etcdsem.etcd.watching import WatchStream
@@ -367,8 +415,8 @@ class Client(BaseClient):
                     engine.session.first_contact = self.settings.dial_timeout
                     endings.see_to_child()
                     engine.start_keeper(self.settings, self.keeper)
-                    dropped = weakref.finalize(self, engine.call, engine.dropped, "close")
-                    dropped.atexit = False  # _at_exit sees to those that are still there
+                    # _at_exit sees to those that are still there then.
+                    weakref.finalize(self, _drop, engine).atexit = False
         return engine
 
     @property
@@ -384,11 +432,16 @@ class Client(BaseClient):
         with self._lock:
             engine, self._engine = self._engine, None
             self._closed = True
-        if engine is not None and engine.pid == os.getpid():
+        if engine is None or engine.pid != os.getpid():
+            return
+        within = inside()
+        if within is None:
             engine.close(grace)
+        else:  # a finalizer, or a signal handler
+            within.note(functools.partial(engine.close, grace), "etcdsem-close", serves=False)
 
     def _after_fork_in_child(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         if self._engine is not None:
             _inherited.append(self._engine)  # never collected: its end would touch the wire
             self._engine = None
@@ -623,12 +676,12 @@ _inherited: list[_Engine] = []
 _rebuilt: dict[tuple[ConnectionSettings, str, float | bool], Client] = {}
 _borrowed: weakref.WeakKeyDictionary[object, Client] = weakref.WeakKeyDictionary()
 _default: Client | None = None
-_default_lock = threading.Lock()
+_default_lock = threading.RLock()  # a finalizer may come back
 
 
 def _after_fork_in_child() -> None:
     global _default_lock
-    _default_lock = threading.Lock()
+    _default_lock = threading.RLock()
     for client in list(_clients):
         client._after_fork_in_child()
 
@@ -661,12 +714,88 @@ class Lease(BaseLease):
         super().__init__(semaphore, engine, grant)
 
     def release(self) -> bool:
-        """Give it back. False, and no exception, if it was lost or etcd could not be told."""
-        return self._here and self._engine.run(self._releasing())
+        """Give it back.
+
+        Returns:
+            True when etcd knows. False if it was lost, or etcd could not be told. False too in a
+            finalizer or signal handler that strikes while this thread is inside etcdsem: then
+            another thread gives it back a moment later.
+        """
+        if not self._here:
+            return False
+        if inside() is None:
+            return self._engine.run(self._releasing())
+        self._semaphore._forget(self)
+        self._engine.run_later(self._releasing())
+        return False
 
     def _end(self) -> None:
-        if self._here:
+        if not self._here:
+            return
+        if inside() is None:
             self._engine.run(self._ending())
+        else:
+            self.release()
+
+
+def _to_caller(lease: Lease) -> None:
+    lease.owner = "caller"
+
+
+class _Held(AbstractContextManager[Lease, None]):
+    """The block of ``with semaphore.hold()``. One that is dropped without having been left, since
+    an interruption struck there, gives its lease back.
+    """
+
+    def __init__(self, semaphore: Semaphore, timeout: Duration | None, **wants: Any) -> None:
+        self._semaphore = semaphore
+        self._timeout = timeout
+        self._wants = wants
+        self._entered = False
+        self._lease: Lease | None = None
+
+    def __enter__(self) -> Lease:
+        if self._entered:
+            raise RuntimeError("this block was entered already: call hold() for each")
+        self._entered = True
+        try:
+            lease = self._semaphore._acquire(self._timeout, None, self._keep, **self._wants)
+            if lease is None:
+                raise self._semaphore._no_lease(self._timeout)
+            return lease
+        except BaseException:
+            self.__del__()  # it was granted, and then something struck
+            raise
+
+    def _keep(self, lease: Lease) -> None:
+        lease.owner = "block"
+        self._lease = lease
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._lease is not None:
+            if kind is None:
+                self._lease._end()
+            else:
+                self._lease.release()
+
+    def __del__(self) -> None:
+        if self._lease is not None and self._lease._held:
+            self._lease.release()
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """As a decorator: each call holds a lease while it runs."""
+
+        @functools.wraps(function)
+        def held(*args: P.args, **kwargs: P.kwargs) -> R:
+            with _Held(self._semaphore, self._timeout, **self._wants):
+                return function(*args, **kwargs)
+
+        return held
 
 
 # ---------------------------------------------------------------- semaphore
@@ -792,12 +921,6 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
         if register:
             self.register()
 
-    _fleeting = ("_leases", "_entered")
-
-    def _start_empty(self) -> None:
-        super()._start_empty()
-        self._entered = threading.local()
-
     # -- acquire and release
 
     def acquire(
@@ -830,8 +953,14 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
             EtcdUnavailable: etcd could not be reached during the whole timeout (without one: for
                 the client's `dial_timeout` at first contact, or for 60 s later on).
         """
-        lease = self.acquire_lease(timeout, weight=weight, priority=priority, eager=eager)
-        return lease is not None
+        taken: list[Lease] = []
+        try:
+            self._acquire(timeout, None, taken.append, weight, priority, eager)
+            return bool(taken)
+        except BaseException:
+            for lease in taken:  # it was granted, and then something struck
+                lease.release()
+            raise
 
     def acquire_lease(
         self,
@@ -846,29 +975,57 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
 
         `on_wait` is called, in a thread of its own, once it is clear that one has to wait.
         """
+        return self._acquire(timeout, on_wait, _to_caller, weight, priority, eager)
+
+    def _acquire(
+        self,
+        timeout: Duration | None,
+        on_wait: Callable[[], object] | None,
+        keep: Callable[[Lease], object],
+        weight: int = 1,
+        priority: int = 0,
+        eager: bool = False,
+    ) -> Lease | None:
+        """`keep` gets the lease in the step in which it is granted."""
         engine = self.client.engine
+
+        def lease_of(grant: Grant) -> Lease:
+            lease = Lease(self, engine, grant)
+            keep(lease)
+            return lease
+
         acquiring = self._acquiring(
             self._station(),
             timeout_seconds(timeout),
             on_wait,
-            lambda grant: Lease(self, engine, grant),
+            lease_of,
             wants=read_wants(weight, priority, eager),
         )
         return self._run(acquiring, "acquire")
 
     def release(self) -> bool:
-        """Give back this object's oldest lease.
+        """Give back this object's oldest lease. Any thread may do so; as many releases as acquires
+        leave nothing held.
 
         Returns:
             True when etcd knows. False when etcd could not be told (its TTL will free the slot),
-            or when the lease was lost before; then a warning is logged.
+            or when the lease was lost before; then a warning is logged. False too in a finalizer
+            or signal handler that strikes while this thread is inside etcdsem: then another
+            thread gives it back a moment later.
 
         Raises:
             ReleasedTooOften: this object holds no lease; nothing changes in etcd.
         """
-        return self._oldest().release()
+        while True:
+            lease = self._oldest()
+            if inside() is None:
+                done = lease._engine.run(self._releasing(lease._engine))
+                if done is not None:
+                    return done
+            elif self._forget(lease):
+                lease._engine.run_later(lease._releasing())
+                return False
 
-    @contextlib.contextmanager
     def hold(
         self,
         timeout: Duration | None = None,
@@ -876,28 +1033,21 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
         weight: int = 1,
         priority: int = 0,
         eager: bool = False,
-    ) -> Iterator[Lease]:
+    ) -> _Held:
         """Hold a lease for the length of a ``with`` block; gives the `Lease`. See `acquire`.
+
+        It may also decorate a function: ``@semaphore.hold("5s")``.
 
         Raises:
             AcquireTimeout: no room until the timeout; the body did not run.
             LeaseLost: at the end, if the lease was lost meanwhile (see `raise_on_loss`).
         """
-        found = self.acquire_lease(timeout, weight=weight, priority=priority, eager=eager)
-        lease = self._scope(found, timeout)
-        try:
-            yield lease
-        except BaseException:
-            lease.release()
-            raise
-        lease._end()
+        return _Held(self, timeout, weight=weight, priority=priority, eager=eager)
 
     def __enter__(self) -> Self:
         held = self.hold()
         held.__enter__()
-        if not hasattr(self._entered, "stack"):
-            self._entered.stack = []
-        self._entered.stack.append(held)
+        self._blocks.enter(held, sys._getframe(1), threading.current_thread())
         return self
 
     def __exit__(
@@ -906,7 +1056,7 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        held: AbstractContextManager[Lease] = self._entered.stack.pop()
+        held: _Held = self._blocks.leave(sys._getframe(1), threading.current_thread())
         held.__exit__(kind, error, traceback)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
@@ -1015,14 +1165,13 @@ def acquire_all(
     return None if isinstance(taken, str) else taken
 
 
-@contextlib.contextmanager
 def hold_all(
     *semaphores: Semaphore,
     timeout: Duration | None = None,
     weight: int = 1,
     priority: int = 0,
     eager: bool = False,
-) -> Iterator[tuple[Lease, ...]]:
+) -> AbstractContextManager[tuple[Lease, ...], None]:
     """Hold a lease of each of several semaphores for the length of a ``with`` block; gives the
     leases, in the order of the semaphores. See `acquire_all`.
 
@@ -1031,28 +1180,66 @@ def hold_all(
         LeaseLost: at the end, if any of them was lost meanwhile (see `raise_on_loss`).
     """
     several.refuse_wants(weight, priority, eager)
-    leases = several.scoped(_acquire_all(semaphores, timeout, None), semaphores, timeout)
-    try:
-        yield leases
-    except BaseException:
-        _end_all(leases, quietly=True)
-        raise
-    _end_all(leases, quietly=False)
+    return _HeldAll(semaphores, timeout)
 
 
-def _end_all(leases: tuple[Lease, ...], *, quietly: bool) -> None:
-    if leases[0]._here:
-        leases[0]._engine.run(several.ending(leases, quietly=quietly))
+class _HeldAll(AbstractContextManager[tuple[Lease, ...], None]):
+    """The block of ``with hold_all(...)``; see `_Held`."""
+
+    def __init__(self, semaphores: tuple[Semaphore, ...], timeout: Duration | None) -> None:
+        self._semaphores = semaphores
+        self._timeout = timeout
+        self._entered = False
+        self._leases: tuple[Lease, ...] = ()
+
+    def __enter__(self) -> tuple[Lease, ...]:
+        if self._entered:
+            raise RuntimeError("this block was entered already: call hold_all() for each")
+        self._entered = True
+        try:
+            taken = _acquire_all(self._semaphores, self._timeout, None, self._keep)
+            if isinstance(taken, str):
+                raise several.not_all(taken, self._semaphores, self._timeout)
+            return taken
+        except BaseException:
+            self.__del__()  # they were granted, and then something struck
+            raise
+
+    def _keep(self, leases: tuple[Lease, ...]) -> None:
+        self._leases = leases
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._end(quietly=kind is not None)
+
+    def __del__(self) -> None:
+        if any(lease._held for lease in self._leases):
+            self._end(quietly=True)
+
+    def _end(self, *, quietly: bool) -> None:
+        leases = self._leases
+        if not leases or not leases[0]._here:
+            return
+        if inside() is None:
+            leases[0]._engine.run(several.ending(leases, quietly=quietly))
+        else:
+            for lease in leases:
+                lease.release()
 
 
 def _acquire_all(
     semaphores: tuple[Semaphore, ...],
     timeout: Duration | None,
     on_wait: Callable[[str], object] | None,
+    keep: Callable[[tuple[Lease, ...]], object] | None = None,
 ) -> tuple[Lease, ...] | str:
     parts = several.parts_of(semaphores, Semaphore, Lease)
     limit = timeout_seconds(timeout)
-    acquiring = several.acquiring(parts, limit, on_wait)
+    acquiring = several.acquiring(parts, limit, on_wait, keep)
     return semaphores[0].client.run(acquiring, f"acquire {several.named(semaphores)}")
 
 

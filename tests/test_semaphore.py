@@ -362,10 +362,14 @@ def test_eviction_is_noticed(
     assert lease.lost.wait(15)
     assert not lease.valid
     eventually(lambda: lost == [lease])
-    critical = [entry for entry in caplog.records if entry.levelno == logging.CRITICAL]
-    assert len(critical) == 1
-    assert name in critical[0].getMessage()
-    assert str(lease.fencing_token) in critical[0].getMessage()
+
+    def critical() -> list[logging.LogRecord]:
+        return [entry for entry in caplog.records if entry.levelno == logging.CRITICAL]
+
+    eventually(critical)  # logged by a thread of its own
+    assert len(critical()) == 1
+    assert name in critical()[0].getMessage()
+    assert str(lease.fencing_token) in critical()[0].getMessage()
     if how == "overwrite":
         assert not sem.acquire(timeout=0), "a slot with a strange holder was granted"
         any_etcd.etcdctl("del", slot_key)
@@ -385,11 +389,14 @@ def test_lost_is_set_when_on_lost_is_called(
     event = sem.leases[0].lost
     seen: list[bool] = []
 
-    def call(engine: object, function: object, name: str) -> None:
-        if name == "on-lost":
-            seen.append(event.is_set())
+    start_thread = etcdsem.sync.RealClock.start
 
-    monkeypatch.setattr(etcdsem.sync._Engine, "call", call)
+    def start(clock: etcdsem.sync.RealClock, function: Callable[[], None], name: str) -> None:
+        if name == "etcdsem-on-lost":
+            seen.append(event.is_set())
+        start_thread(clock, function, name)
+
+    monkeypatch.setattr(etcdsem.sync.RealClock, "start", start)
     client.evict(name, slot=0)
     eventually(lambda: seen)
     assert seen == [True]

@@ -26,6 +26,7 @@ from etcdsem.cli.examine import (
     http_get,
     member_of,
 )
+from etcdsem.client_lock import ClientLock
 from etcdsem.core.commands import Compare, Delete, Failure, Put, Range, Txn
 from etcdsem.errors import EtcdSemError
 
@@ -341,7 +342,7 @@ def _watched(connection: Connection, key: bytes) -> Iterator[threading.Event]:
         def refused(self, error: Failure) -> None:
             ready.set()  # then the first event does not come, which is told
 
-    stream = WatchStream(connection, threading.Lock())
+    stream = WatchStream(connection, ClientLock())
     try:
         stream.watch(Ear(), key)
         ready.wait(TIMEOUT)

@@ -3,9 +3,10 @@
 1. A procedure is a generator. It yields a *command*, the driver performs it and sends the result
    in, or throws the failure in. Only `perform()` below holds a bare ``yield``.
 2. Between two yields a procedure is atomic: a driver runs every step of every procedure, and
-   every callback of a listener, under one lock for each client. I/O happens outside of it.
+   every callback of a listener, under one lock for each client. I/O happens outside of it, and so
+   does whatever is foreign: callbacks, log handlers, the start of threads.
 3. What takes no time is no command but a method of `Env`: clocks, randomness, identity, opening a
-   watch, asking for a renewal, starting another procedure.
+   watch, asking for a renewal, starting another procedure, logging.
 4. A failure that comes from etcd or the network is a `Failure`; the driver's transport sorts it
    (`etcd/outcomes.py`). The core alone decides whether to try again.
 5. An interruption (KeyboardInterrupt, asyncio's CancelledError, a thread's exception) is thrown
@@ -17,8 +18,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+
+log = logging.getLogger("etcdsem")
 
 # ---------------------------------------------------------------- what etcd is asked
 
@@ -257,11 +261,23 @@ class Env(Protocol):
     def mailbox(self) -> Mailbox:
         """A new mailbox."""
 
-    def spawn(self, procedure: Procedure[None], name: str) -> None:
+    def spawn(self, procedure: Procedure[Any], name: str) -> None:
         """Run a procedure beside this one. What it raises is logged."""
+
+    def starved(self) -> str:
+        """Why a procedure that was spawned cannot run (no thread can be started); empty if none
+        waits.
+        """
+        return ""
 
     def call(self, function: Callable[[], object], name: str) -> None:
         """Call a user's function where it may block. What it raises is logged."""
+
+    def log(
+        self, level: int, message: str, *args: object, error: BaseException | None = None
+    ) -> None:
+        """Log a record once the client's lock is free: a handler may block, or use the client."""
+        log.log(level, message, *args, exc_info=error)
 
     def watch(
         self,

@@ -18,8 +18,6 @@ from etcdsem.core.leases import RPC_TIMEOUT
 if TYPE_CHECKING:
     from etcdsem.core.station import Grant, Station
 
-log = logging.getLogger("etcdsem")
-
 AT_A_TIME = 64
 """Slots in one read; etcd takes 128 operations in a transaction."""
 
@@ -37,7 +35,12 @@ def verify(station: Station) -> Procedure[None]:
         try:
             yield from _verify(station, some)
         except Failure as failure:
-            log.info("semaphore %s: could not look at what is held: %s", station.name, failure)
+            station.session.env.log(
+                logging.INFO,
+                "semaphore %s: could not look at what is held: %s",
+                station.name,
+                failure,
+            )
             return
 
 

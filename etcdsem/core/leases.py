@@ -20,6 +20,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -48,6 +49,9 @@ another member before a lease of 15 s is lost."""
 
 TICK = 0.5
 """Seconds between two looks at the leases while there are any."""
+
+COMPLAIN_EVERY = 60.0
+"""Seconds between two log records of what goes wrong in the heartbeat."""
 
 State = Literal["spare", "busy", "lost", "settled", "gone"]
 
@@ -151,7 +155,8 @@ class Keeper:
         self.leases: dict[int, TtlLease] = {}  # those that must be kept alive: busy and spare
         self.spares: dict[int, list[TtlLease]] = {}
         self.box = env.mailbox()  # wakes the heartbeat
-        self.beating = False
+        self.beating = False  # a heartbeat runs, or was spawned
+        self._complained = -math.inf  # when an error of the heartbeat was logged
         self.unsettled: dict[int, int] = {}  # lease id: how many revocations of it are under way
         self.closed = False
         self.last_contact = -math.inf  # when etcd answered last
@@ -280,20 +285,13 @@ class Keeper:
         late = False
         next_beat = math.inf
         for lease in list(self.leases.values()):
-            if self._late(lease, now):
-                self.lose(lease, lease.overrun(now) or _LATE)
-                continue
-            due = lease.sent + lease.refresh
-            if lease.asked is not None:
-                due = lease.asked + max(1.0, lease.ttl / 6)
-                late = late or now >= due
-            elif lease.paused or (lease.state == "spare" and self._idle(lease, now)):
-                due = lease.deadline
-            elif now >= due:
-                lease.asked = now
-                self.env.renew(lease.id)
-                due = now + max(1.0, lease.ttl / 6)
-            next_beat = min(next_beat, due, lease.deadline)
+            try:
+                due = self._look_after(lease, now)
+            except Exception as error:  # the others need their renewal all the same
+                self.complain(error)
+                due = now + TICK
+            late = late or (lease.asked is not None and now >= due)
+            next_beat = min(next_beat, due)
         if late:
             for lease in self.leases.values():
                 lease.asked = None
@@ -302,24 +300,63 @@ class Keeper:
             return now
         return next_beat
 
+    def _look_after(self, lease: TtlLease, now: float) -> float:
+        """Renew a lease if it is due, or mark it as lost. Gives the next time to look."""
+        if self._late(lease, now):
+            self.lose(lease, lease.overrun(now) or _LATE)
+            return math.inf
+        due = lease.sent + lease.refresh
+        if lease.asked is None and now >= due and not self._unrefreshed(lease, now):
+            lease.asked = now
+            self.env.renew(lease.id)
+        if lease.asked is not None:
+            due = lease.asked + max(1.0, lease.ttl / 6)
+        elif self._unrefreshed(lease, now):
+            due = lease.deadline
+        return min(due, lease.deadline)
+
+    def complain(self, error: Exception) -> None:
+        """Something went wrong in the heartbeat, which goes on; tell it now and then."""
+        now = self.env.now()
+        if now >= self._complained + COMPLAIN_EVERY:
+            self._complained = now
+            self.env.log(logging.ERROR, "etcdsem: error in the heartbeat", error=error)
+
+    def pulse(self, now: float) -> float:
+        """A beat, and the chores. Gives the time of the next one."""
+        until = self.beat(now)
+        for chore in self.chores:
+            try:
+                until = min(until, chore(now))
+            except Exception as error:
+                self.complain(error)
+                until = min(until, now + TICK)
+        return until
+
     @staticmethod
-    def _idle(lease: TtlLease, now: float) -> bool:
-        return now - lease.idle_since > 2 * lease.ttl
+    def _unrefreshed(lease: TtlLease, now: float) -> bool:
+        """Is it left to its end: paused by the user, or a spare that was idle for long?"""
+        return lease.paused or (lease.state == "spare" and now - lease.idle_since > 2 * lease.ttl)
 
 
 _LATE = "no renewal was answered in time (etcd away, or this program stood still)"
 
 
 def heartbeat(keeper: Keeper) -> Procedure[None]:
-    """Keep the leases alive until there is none left. One runs for each client."""
+    """Keep the leases alive until there is none left. One runs for each client; whatever goes
+    wrong, it goes on, for nobody else would tell that a lease is lost.
+    """
     try:
         while not keeper.closed:
-            now = keeper.env.now()
-            until = min([keeper.beat(now), *(chore(now) for chore in keeper.chores)])
-            if not keeper.leases and until == math.inf:
-                return  # nothing to keep; the next lease starts it again
-            if until > now:
-                yield from perform(Wait(keeper.box, min(until, now + TICK)))
+            try:
+                now = keeper.env.now()
+                until = keeper.pulse(now)
+                if not keeper.leases and until == math.inf:
+                    return  # nothing to keep; the next lease starts it again
+                if until > now:
+                    yield from perform(Wait(keeper.box, min(until, now + TICK)))
+            except Exception as error:
+                keeper.complain(error)
     finally:
         keeper.beating = False
 

@@ -66,8 +66,6 @@ from etcdsem.core.transactions import MAX_DEPTH, Held, Look
 from etcdsem.errors import EtcdSemError, SemaphoreClosed, WeightExceedsLimit, WrongKind
 from etcdsem.model import Rate
 
-log = logging.getLogger("etcdsem")
-
 T = TypeVar("T")
 
 PATIENCE = 60.0
@@ -76,6 +74,10 @@ has never reached it, `Session.first_contact` holds."""
 
 READ_PATIENCE = 10.0
 """Seconds that etcd may be away before a question gives up. At first contact as above."""
+
+
+STARVED = 0.8
+"""Seconds for which an acquire waits for threads that could not be started."""
 
 
 class Order(NamedTuple):
@@ -253,6 +255,12 @@ def acquire(station: Station, order: Order, until: float, *, once: bool) -> Proc
         )
     finally:
         tally.pending -= counted
+    if grant is not None:
+        try:
+            yield from refuse_starved(station.session)
+        except BaseException:
+            yield from release(grant)
+            raise
     wrong = None if grant is None else _known_wrong(station, order)
     if grant is not None and wrong is not None:
         yield from release(grant)  # it was closed, and registered as another kind, meanwhile
@@ -265,6 +273,21 @@ def acquire(station: Station, order: Order, until: float, *, once: bool) -> Proc
         if order.max_hold is not None:
             grant.bind(order.max_hold)
     return grant
+
+
+def refuse_starved(session: Session) -> Procedure[None]:
+    """Raise if a lease that is handed out now would not be refreshed: threads cannot be started,
+    after another try or two.
+    """
+    until = session.env.now() + STARVED
+    while session.env.starved():
+        if session.env.now() >= until:
+            raise EtcdSemError(
+                f"no lease was taken: etcdsem cannot start a thread ({session.env.starved()}), so "
+                "nothing would refresh it. Raise this process's limit on threads (ulimit -u, the "
+                "pod's pids limit) or on memory"
+            )
+        yield from sleep(session, STARVED / 8)
 
 
 def persist(
@@ -293,7 +316,7 @@ def persist(
             continue
         except (TryAgain, LeaseNotFound) as again:
             # LeaseNotFound: etcd has ended a lease of the pool. Definite; another will do.
-            log.warning("%s: %s; trying again", what, again)
+            env.log(logging.WARNING, "%s: %s; trying again", what, again)
             seen_full = seen_full or (isinstance(again, TryAgain) and again.full)
             if env.now() >= until:
                 if seen_full:
@@ -554,7 +577,8 @@ def watch(station: Station, until: float) -> Procedure[bool]:
         return True
     if env.now() >= until:
         return False
-    raise NotApplied("no watch could be set up in time")
+    starved = env.starved()
+    raise NotApplied(f"no watch could be set up in time{starved and f' ({starved})'}")
 
 
 def _join(
@@ -689,7 +713,9 @@ def _tried(work: Procedure[None], station: Station) -> Procedure[bool]:
         station.denied(failure)  # no use in waiting, for none of us
         return False
     except Failure as failure:
-        log.info("semaphore %s: could not look after it now: %s", station.name, failure)
+        station.session.env.log(
+            logging.INFO, "semaphore %s: could not look after it now: %s", station.name, failure
+        )
         return False
     return True
 
@@ -717,7 +743,9 @@ def _open(station: Station, waiting: Waiting, letter: Letter) -> Grant | None:
         return None
     content = read_letter(kv.value, station.line_until)
     if content is None:
-        log.warning("semaphore %s: cannot read the letter %s", station.name, kv.key)
+        station.session.env.log(
+            logging.WARNING, "semaphore %s: cannot read the letter %s", station.name, kv.key
+        )
         return None
     slots, queue = content
     if queue:
@@ -748,7 +776,12 @@ def _leave(station: Station, waiting: Waiting) -> Procedure[Grant | None]:
     try:
         reply = yield from transact(session, txn)
     except Failure as failure:
-        log.info("semaphore %s: left the line by ending the lease: %s", station.name, failure)
+        session.env.log(
+            logging.INFO,
+            "semaphore %s: left the line by ending the lease: %s",
+            station.name,
+            failure,
+        )
         session.keeper.settle_later(waiting.lease)
         return None
     left, letter, empty = transactions.read_leave(reply)
@@ -761,7 +794,9 @@ def _leave(station: Station, waiting: Waiting) -> Procedure[Grant | None]:
         try:
             yield from transact(session, transactions.uncontend(keys, reply.revision))
         except Failure as failure:
-            log.debug("semaphore %s: the mark stays: %s", station.name, failure)
+            session.env.log(
+                logging.DEBUG, "semaphore %s: the mark stays: %s", station.name, failure
+            )
     return None
 
 
@@ -886,7 +921,9 @@ def release(grant: Grant) -> Procedure[bool]:
         there = yield from _give_back(grant)
     except Failure as failure:
         level = logging.WARNING if isinstance(failure, AccessDenied) else logging.INFO
-        log.log(level, "semaphore %s: releasing by ending the lease: %s", station.name, failure)
+        station.session.env.log(
+            level, "semaphore %s: releasing by ending the lease: %s", station.name, failure
+        )
         grant.given_back()
         return (yield from _release_by_revoking(grant))
     except BaseException:
@@ -1050,7 +1087,9 @@ def _after_vacate(station: Station, seen: Look) -> Procedure[None]:
             until = station.session.env.now() + RPC_TIMEOUT
             yield from heal(station, seen, until=until)
     except Failure as failure:
-        log.info("semaphore %s: others will serve the line: %s", station.name, failure)
+        station.session.env.log(
+            logging.INFO, "semaphore %s: others will serve the line: %s", station.name, failure
+        )
 
 
 # ---------------------------------------------------------------- the semaphore as a whole

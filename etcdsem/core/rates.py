@@ -33,8 +33,6 @@ from etcdsem.core.station import Ear, Grant, Several, Station
 from etcdsem.errors import EtcdSemError
 from etcdsem.model import Rate, Status
 
-log = logging.getLogger("etcdsem")
-
 DRIFT = 0.001
 """How much of a period is added to it, for clocks that run at different rates..."""
 
@@ -248,7 +246,8 @@ class Purse:
 
 
 def _warn(grant: Grant) -> None:
-    log.warning(
+    grant.station.session.env.log(
+        logging.WARNING,
         "rate limit %s: slot %d ended in etcd before its time (%s); for one period there may be "
         "more starts than the limit",
         grant.station.name,
@@ -284,7 +283,7 @@ def _give_back_in_time(purse: Purse) -> Procedure[None]:
                 continue
             grant.on_lost = None
             if not (yield from procedures.release(grant)) and grant.lost_reason:
-                log.info("rate limit %s: %s", purse.station.name, grant.lost_reason)
+                env.log(logging.INFO, "rate limit %s: %s", purse.station.name, grant.lost_reason)
     finally:
         purse.givers -= 1
 

@@ -25,7 +25,15 @@ from etcdsem.core import decisions, procedures, transactions
 from etcdsem.core.commands import AccessDenied, NotApplied, Procedure, Txn
 from etcdsem.core.keys import Limit
 from etcdsem.core.leases import RPC_TIMEOUT, TtlLease, take
-from etcdsem.core.procedures import Order, TryAgain, known_limit, persist, transact, withdraw
+from etcdsem.core.procedures import (
+    Order,
+    TryAgain,
+    known_limit,
+    persist,
+    refuse_starved,
+    transact,
+    withdraw,
+)
 from etcdsem.core.station import Grant, Session, Station
 from etcdsem.core.transactions import Held, Look, Wish
 from etcdsem.errors import EtcdSemError
@@ -76,6 +84,8 @@ def acquire_all(wants: Sequence[Want], until: float, *, once: bool) -> Procedure
         station.tally.carried = order.carried
     try:
         full = yield from _take_all(wants, until, hand, once=once)
+        if full is None:
+            yield from refuse_starved(wants[0].station.session)
     except BaseException:
         yield from _put_back(hand)
         raise

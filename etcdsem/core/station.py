@@ -37,8 +37,6 @@ from etcdsem.core.transactions import (
 )
 from etcdsem.model import duration_text, warning_ahead
 
-log = logging.getLogger("etcdsem")
-
 FIRST_CONTACT = 10.0
 """Seconds to try to reach etcd when this client has never reached it."""
 
@@ -53,11 +51,14 @@ WATCH_HELD_AFTER = 0.3
 """Seconds for which a slot must be held before its key is watched for eviction. Shorter ones
 would cost a watch each, and are over before anybody could evict them."""
 
-RECENT = 256
-"""Slots that were given back lately, and are remembered."""
-
 WATCH_WAITER_AFTER = 3.0
 """The same for a waiter's key."""
+
+FORGET_AFTER = 60.0
+"""Seconds after which a station that nobody uses may be forgotten, where there are many."""
+
+RECENT = 256
+"""Slots that were given back lately, and are remembered."""
 
 
 # ---------------------------------------------------------------- notes to waiters
@@ -236,7 +237,8 @@ class Grant:
     def warn(self, now: float) -> None:
         """Its end by max_hold is near."""
         self.warn_at = math.inf
-        log.warning(
+        self.station.session.env.log(
+            logging.WARNING,
             "semaphore %s: the lease of slot %d (fencing token %d) has been held for %s, and ends "
             "in %s: its max_hold is %s",
             self.station.name,
@@ -359,6 +361,7 @@ class Station:
         self.keys = Keys(prefix, name, session.client)
         self.tally = session.tallies.of((prefix, name))
         self.limit: Limit | None = None
+        self.asked_at = 0.0  # when somebody asked for it: he may be about to use it
         self.grants: dict[int, Grant] = {}  # by lease id
         self.held: dict[int, Grant] = {}  # the same by slot: no use in trying those
         self.waiting: dict[int, Waiting] = {}  # in the order in which they came; by lease id
@@ -397,7 +400,8 @@ class Station:
         if self.limit is not None and limit.revision <= self.limit.revision:
             return
         if limit.number is None:
-            log.error(
+            self.session.env.log(
+                logging.ERROR,
                 "semaphore %s: its limit in etcd reads %r, which is no number from 0 to 99999; "
                 "nothing is granted until it is mended, e.g. with: etcdctl put %s 5",
                 self.name,
@@ -754,8 +758,9 @@ class Session:
     def station(self, prefix: str, name: str) -> Station:
         """The station for a semaphore."""
         station = self.stations.get((prefix, name))
-        if station is None:
-            station = self.stations[prefix, name] = Station(self, prefix, name)
+        if station is None:  # without the lock: of several threads, all get the first one's
+            station = self.stations.setdefault((prefix, name), Station(self, prefix, name))
+        station.asked_at = self.env.now()
         return station
 
     @property
@@ -799,7 +804,8 @@ class Session:
             due = min(due, next_due)
             tally = station.tally
             busy = station.grants or station.waiting or tally.pending or tally.overbooked
-            if not busy and next_due == math.inf and len(self.stations) > 1000:
+            idle = not busy and next_due == math.inf and now > station.asked_at + FORGET_AFTER
+            if idle and len(self.stations) > 1000:
                 del self.stations[key]  # a program that makes up names as it goes
                 self.tallies.forget(key)
         return due

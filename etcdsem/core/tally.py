@@ -141,9 +141,7 @@ class Tallies:
     def of(self, key: Key) -> Tally:
         """The tally of a semaphore."""
         tally = self.semaphores.get(key)
-        if tally is None:
-            tally = self.semaphores[key] = Tally()
-        return tally
+        return tally if tally is not None else self.semaphores.setdefault(key, Tally())
 
     def forget(self, key: Key) -> None:
         """A semaphore that is in use no more is listed no more; what it counted goes to others."""

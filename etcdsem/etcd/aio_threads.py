@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
+from etcdsem.client_lock import ClientLock
 from etcdsem.core.commands import Failure, Listener, Txn, TxnReply, Watch
 from etcdsem.etcd.connection import Connection
 from etcdsem.etcd.keepalive import KeepaliveStream
@@ -102,7 +102,7 @@ class ThreadWatches:
     """The watch stream in a thread."""
 
     def __init__(self, connection: Connection) -> None:
-        self._stream = WatchStream(connection, threading.RLock())
+        self._stream = WatchStream(connection, ClientLock())
         self._loop = asyncio.get_running_loop()
 
     def watch(
@@ -128,7 +128,7 @@ class ThreadRenewals:
     """The keepalive stream in a thread."""
 
     def __init__(self, connection: Connection, renewed: Callable[[int, float], None]) -> None:
-        self._guard = threading.RLock()
+        self._guard = ClientLock()
         self._renewed = renewed
         self._generation = 0  # of the stream; changed by the loop, under the guard
         self._loop = asyncio.get_running_loop()

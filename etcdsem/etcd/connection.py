@@ -153,6 +153,12 @@ class Link:
         )
         return call
 
+    def forget_streams(self) -> None:
+        """The channel for streams is of no use any more."""
+        channel, self._stream_channel = self._stream_channel, None
+        if channel is not None and not self._lent:
+            channel.close()
+
     def channels(self) -> list[Any]:
         """The channels that were opened, and are ours to close."""
         if self._lent:
@@ -204,7 +210,7 @@ class Calls:
     def __init__(self, settings: ConnectionSettings) -> None:
         self.settings = settings
         self.counters: Counter[str] = Counter()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may come back
         self._links: list[Link | None] = [None] * len(settings.endpoints)
         self._at = 0
         self._token = None if settings.lender is None else settings.lender.token()
@@ -550,7 +556,12 @@ class Connection(Calls):
     def open_stream(self, name: str, requests: Iterator[Any], timeout: float) -> Stream:
         """Open a stream at the present endpoint; raises a Failure."""
         link, token = _make(self.opening(timeout))
-        return Stream(link.stream(name)(requests, metadata=metadata_of(token)), link, token)
+        try:
+            return Stream(link.stream(name)(requests, metadata=metadata_of(token)), link, token)
+        except (RuntimeError, MemoryError) as error:
+            # gRPC could not start a thread of its own, and thinks from now on that it runs.
+            link.forget_streams()
+            raise NotApplied(f"no stream can be opened: {error}", str(link.endpoint)) from error
 
     def close(self) -> None:
         """Hang up; calls under way fail.

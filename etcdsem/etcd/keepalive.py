@@ -12,11 +12,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
+from functools import partial
 
 import grpc
 
+from etcdsem.client_lock import ClientLock
 from etcdsem.core.commands import AccessDenied, Failure
 from etcdsem.etcd import rpc
 from etcdsem.etcd.connection import Connection, Stream
@@ -31,7 +31,7 @@ class KeepaliveStream:
     def __init__(
         self,
         connection: Connection,
-        guard: AbstractContextManager[Any],
+        guard: ClientLock,
         on_renewed: Callable[[int, float], None],
     ) -> None:
         self._connection = connection
@@ -48,10 +48,7 @@ class KeepaliveStream:
             return
         if self._requests is None:
             self._requests = Requests()
-            self._thread = threading.Thread(
-                target=self._run, args=(self._requests,), name="etcdsem-keepalive", daemon=True
-            )
-            self._thread.start()
+            self._guard.start(partial(self._run, self._requests), "etcdsem-keepalive")
         self._connection.counters["keepalives"] += 1
         self._requests.put(rpc.LeaseKeepAliveRequest(ID=lease_id))
 
@@ -67,7 +64,8 @@ class KeepaliveStream:
         with self._guard:
             self._closed = True
             self._drop()
-        join(self._thread)
+            thread = self._thread
+        join(thread)
 
     def _drop(self) -> None:
         requests, self._requests = self._requests, None
@@ -80,13 +78,18 @@ class KeepaliveStream:
     # -- the stream's thread
 
     def _run(self, requests: Requests) -> None:
+        with self._guard:
+            if self._requests is not requests:
+                return
+            self._thread = threading.current_thread()
         try:
             self._follow(requests)
         except Failure as failure:
-            tell_trouble("could not be opened", failure)
-        except Exception:
+            self._guard.log(partial(tell_trouble, "could not be opened", failure))
+        except Exception as error:
             if not self._closed:
-                log.exception("etcdsem: error in the keepalive stream")
+                trouble = "etcdsem: error in the keepalive stream"
+                self._guard.log(partial(log.error, trouble, exc_info=error))
         finally:
             with self._guard:
                 if self._requests is requests:
@@ -111,7 +114,7 @@ class KeepaliveStream:
                 present = self._requests is requests
             if present:
                 failure = self._connection.stream_broke(stream, error)
-                tell_trouble("broke", failure)
+                self._guard.log(partial(tell_trouble, "broke", failure))
 
 
 def tell_trouble(what: str, failure: Failure) -> None:

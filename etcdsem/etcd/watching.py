@@ -12,11 +12,12 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import grpc
 
+from etcdsem.client_lock import ClientLock
 from etcdsem.core.commands import AccessDenied, Failure, Listener
 from etcdsem.etcd.connection import Connection, Stream
 from etcdsem.etcd.requests import Requests, join
@@ -49,14 +50,15 @@ class WatchHandle:
 class WatchStream:
     """All watches of a client on one stream."""
 
-    def __init__(self, connection: Connection, guard: AbstractContextManager[Any]) -> None:
+    def __init__(self, connection: Connection, guard: ClientLock) -> None:
         self._connection = connection
         self._guard = guard
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may come back
         self._book = WatchBook(connection.whoami)
         self._requests = Requests()
         self._stream: Stream | None = None
-        self._thread: threading.Thread | None = None
+        self._running = False  # a thread was asked for
+        self._thread: threading.Thread | None = None  # and has begun
         self._closed = threading.Event()
 
     def watch(
@@ -72,9 +74,10 @@ class WatchStream:
         entry = WatchEntry(listener, key, end, start, only)
         with self._lock:
             self._requests.put(self._book.add(entry))
-            if self._thread is None and not self._closed.is_set():
-                self._thread = threading.Thread(target=self._run, name="etcdsem-watch", daemon=True)
-                self._thread.start()
+            start = not self._running and not self._closed.is_set()
+            self._running = self._running or start
+        if start:
+            self._guard.start(self._run, "etcdsem-watch")
         return WatchHandle(self, entry)
 
     def remove(self, entry: WatchEntry) -> None:
@@ -90,32 +93,35 @@ class WatchStream:
         with self._lock:
             stream = self._stream
             requests = self._requests
-            thread = self._thread
         requests.end()
         if stream is not None:
             stream.call.cancel()
-        join(thread)
+        if self._thread is not None:
+            join(self._thread)
         requests.join()
 
     # -- the stream's thread
 
     def _run(self) -> None:
+        self._thread = threading.current_thread()
         pause = 0.01
         while not self._closed.is_set():
             try:
                 heard = self._one_stream()
             except AccessDenied as failure:
-                log.warning("etcdsem: nothing can be watched: %s", failure)
+                self._log(logging.WARNING, "etcdsem: nothing can be watched: %s", failure)
                 if self._give_up(failure):
                     return
                 heard = False
             except Failure as failure:
-                log.debug("etcdsem: the watch stream could not be opened: %s", failure)
+                self._log(
+                    logging.DEBUG, "etcdsem: the watch stream could not be opened: %s", failure
+                )
                 heard = False
-            except Exception:
+            except Exception as error:
                 if self._closed.is_set():
                     return
-                log.exception("etcdsem: error in the watch stream")
+                self._log(logging.ERROR, "etcdsem: error in the watch stream", error=error)
                 heard = False
             pause = 0.01 if heard else min(pause * 2, LONGEST_PAUSE)
             self._closed.wait(pause * (0.5 + random.random()))
@@ -130,8 +136,14 @@ class WatchStream:
             with self._lock:
                 if self._book.entries:
                     return False
-                self._thread = None
+                self._running = False
                 return True
+
+    def _log(
+        self, level: int, message: str, *args: object, error: BaseException | None = None
+    ) -> None:
+        self._guard.log(partial(log.log, level, message, *args, exc_info=error))
+        self._guard.settle()
 
     def _one_stream(self) -> bool:
         """Open a stream and follow it to its end. True if it said anything."""
@@ -158,7 +170,7 @@ class WatchStream:
         except grpc.RpcError as error:
             if not self._closed.is_set():
                 failure = self._connection.stream_broke(stream, error)
-                log.debug("etcdsem: the watch stream broke: %s", failure)
+                self._log(logging.DEBUG, "etcdsem: the watch stream broke: %s", failure)
         finally:
             requests.end()
             stream.call.cancel()

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import heapq
+import logging
 import math
 import random
 from collections import Counter, deque
@@ -47,6 +48,8 @@ from etcdsem.core.keys import client_id
 from etcdsem.core.station import Session
 from etcdsem.errors import EtcdSemError
 from etcdsem.testing.model import EtcdModel, ModelWatch
+
+log = logging.getLogger("etcdsem")
 
 PREFIX = "/etcdsem"
 
@@ -445,15 +448,23 @@ class SimClient:
     def mailbox(self) -> Mailbox:
         return Box(self)
 
-    def spawn(self, procedure: Procedure[None], name: str) -> None:
+    def spawn(self, procedure: Procedure[Any], name: str) -> None:
         self.start(procedure, name, self._spawned)
 
-    def _spawned(self, _value: None, error: BaseException | None) -> None:
+    def _spawned(self, _value: object, error: BaseException | None) -> None:
         if error is not None:
             self.world.failure = self.world.failure or error
 
+    def starved(self) -> str:
+        return ""
+
     def call(self, function: Callable[[], object], name: str) -> None:
         self.soon(function)
+
+    def log(
+        self, level: int, message: str, *args: object, error: BaseException | None = None
+    ) -> None:
+        log.log(level, message, *args, exc_info=error)
 
     def watch(
         self,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from etcdsem.core.commands import (
+    Env,
     Failure,
     LeaseNotFound,
     Listener,
@@ -26,7 +27,7 @@ class Box:
         """Thrown away."""
 
 
-class Clock:
+class Clock(Env):
     """An `Env` whose time is set by hand; what is asked of it is written down."""
 
     def __init__(self) -> None:
@@ -50,7 +51,7 @@ class Clock:
     def mailbox(self) -> Box:
         return Box()
 
-    def spawn(self, procedure: Procedure[None], name: str) -> None:
+    def spawn(self, procedure: Procedure[Any], name: str) -> None:
         self.spawned.append(name)
         procedure.close()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from etcdsem.client_lock import ClientLock
 from etcdsem.core.commands import Delete, Event, Failure, Put, Txn
 from etcdsem.etcd.connection import Connection
 from etcdsem.etcd.keepalive import KeepaliveStream
@@ -30,7 +31,7 @@ class Ear:
         self._guard = guard
 
     def _hear(self, what: str, more: Any) -> None:
-        assert self._guard._is_owned()
+        assert self._guard.held
         self.box.put((what, more))
 
     def created(self, revision: int) -> None:
@@ -55,7 +56,7 @@ class Line:
     """A connection, possibly through a proxy, with both streams."""
 
     def __init__(self, endpoint: str) -> None:
-        self.guard = threading.RLock()
+        self.guard = ClientLock()
         self.connection = Connection(read_settings(endpoint))
         self.watches = WatchStream(self.connection, self.guard)
         self.renewed: SimpleQueue[tuple[int, float]] = SimpleQueue()

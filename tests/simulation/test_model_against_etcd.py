@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import pytest
 
+from etcdsem.client_lock import ClientLock
 from etcdsem.core.commands import (
     Compare,
     Delete,
@@ -329,7 +330,7 @@ class Watched:
 
 @contextmanager
 def _watch_stream(both: Both) -> Iterator[WatchStream]:
-    stream = WatchStream(both.real, threading.RLock())
+    stream = WatchStream(both.real, ClientLock())
     yield stream
     stream.close()
 
