@@ -22,6 +22,7 @@ import etcdsem
 from tests import guard
 
 HERE = str(Path(etcdsem.__file__).parent)
+MEMORY = f"{HERE}/testing/"  # stands for etcd, which is elsewhere
 
 FOUND_BUSY = 0.1
 """Seconds for which a stopped thread waits for the other one, which may have to wait for it."""
@@ -37,10 +38,20 @@ class StandsStill(AssertionError):
 class Meeting:
     """One call that is stopped at one of its steps."""
 
-    def __init__(self, call: Callable[[], Any], other: Callable[[], Any], at: int) -> None:
+    def __init__(
+        self,
+        call: Callable[[], Any],
+        other: Callable[[], Any],
+        at: int,
+        *,
+        same_thread: bool,
+        where: tuple[str, ...],
+    ) -> None:
         self._call = call
         self._other = other
         self._at = at
+        self._same_thread = same_thread
+        self._where = where
         self._step = -1
         self.place = ""
         """Where the call was stopped; empty if it ended before that step."""
@@ -48,9 +59,8 @@ class Meeting:
         """What the call and the other gave: a value, or an exception."""
         self._second: threading.Thread | None = None
 
-    def run(self, *, same_thread: bool) -> None:
+    def run(self) -> None:
         """Let both happen; raises StandsStill."""
-        self._same_thread = same_thread
         first = threading.Thread(target=self._first, daemon=True)
         first.start()
         first.join(STANDSTILL)
@@ -73,7 +83,8 @@ class Meeting:
             self.results[place] = error
 
     def _trace(self, frame: FrameType, event: str, _arg: object) -> Any:
-        if not frame.f_code.co_filename.startswith(HERE):
+        path = frame.f_code.co_filename
+        if not path.startswith(self._where) or path.startswith(MEMORY):
             return None
         if not self._same_thread and guard.owned():
             return self._trace  # the other would only wait for us
@@ -98,14 +109,20 @@ def steps(
     prepare: Callable[[], tuple[Callable[[], Any], Callable[[], Any]]],
     *,
     same_thread: bool = False,
+    start: int = 0,
     every: int = 1,
+    where: tuple[str, ...] = (HERE,),
 ) -> Iterator[Meeting]:
-    """Each meeting of a call with another, after it has happened; `prepare` makes both anew."""
-    at = 0
+    """Each meeting of a call with another, after it has happened; `prepare` makes both anew.
+
+    `start`, `every`: from that step on only one in so many. `where`: only code whose path begins
+    with one of these is stopped.
+    """
+    at = start
     while True:
         call, other = prepare()
-        meeting = Meeting(call, other, at)
-        meeting.run(same_thread=same_thread)
+        meeting = Meeting(call, other, at, same_thread=same_thread, where=where)
+        meeting.run()
         if not meeting.place:
             meeting.results[1] = other()
         yield meeting

@@ -14,6 +14,7 @@ import faulthandler
 import importlib
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -27,8 +28,10 @@ from typing import TYPE_CHECKING, Any
 
 import etcdsem
 from etcdsem import Semaphore
+from etcdsem.shell import BaseEngine
 from tests import guard
 from tests.history import assert_clean
+from tests.ordinary.interleave import StandsStill
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
@@ -55,6 +58,7 @@ class Run:
         """Patterns of log messages that this scenario expects, at any level."""
         self.counts: Counter[str] = Counter()
         self.records: list[logging.LogRecord] = []
+        self.lease_ids: set[int] = set()  # all that this process has ever asked for
         self._lock = threading.Lock()
         self._threads = set(threading.enumerate())
         self._clients: list[etcdsem.Client] = []
@@ -102,6 +106,9 @@ class Run:
         """An exception of this block is something wrong; the block ends with it."""
         try:
             yield
+        except StandsStill as error:  # nothing more can be checked, and the end would not come
+            print(f"WRONG: {error}", flush=True)
+            os._exit(2)
         except BaseException:
             self.wrong.append(traceback.format_exc())
 
@@ -147,9 +154,12 @@ class Run:
                     one.close()
             mine = fresh.engine.session.keeper.leases
             connection = fresh.engine.connection
-            if not _eventually(lambda: set(connection.leases(5.0)) <= set(mine)):
-                left = set(connection.leases(5.0)) - set(mine)
-                self.wrong.append(f"{len(left)} leases are left in etcd: {sorted(left)}")
+
+            def left() -> set[int]:
+                return self.lease_ids.intersection(connection.leases(5.0)).difference(mine)
+
+            if not _eventually(lambda: not left()):
+                self.wrong.append(f"leases are left in etcd: {sorted(left())}")
         if not _eventually(lambda: not self._extra_threads()):
             self.wrong.append(f"threads are left: {self._extra_threads()}")
         self.wrong += guard.take_violations()
@@ -251,8 +261,16 @@ class _Collector(logging.Handler):
 
 
 def _observe(run: Run) -> None:
-    """Note what is logged, and what threads and finalizers raise."""
+    """Note what is logged, what threads and finalizers raise, and which leases are ours."""
     guard.install()
+    random_id = BaseEngine.random_id
+
+    def noted_id(self: BaseEngine) -> int:
+        made = random_id(self)
+        run.lease_ids.add(made)
+        return made
+
+    BaseEngine.random_id = noted_id  # type: ignore[method-assign]
     logging.getLogger("etcdsem").setLevel(logging.DEBUG)
     logging.getLogger().addHandler(_Collector(run))
 

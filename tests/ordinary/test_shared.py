@@ -53,10 +53,8 @@ def threads(run: Run) -> int:
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["bare", "mixed"])
 @pytest.mark.parametrize("clients", [1, 2])
-def test_threads(
-    fresh_etcd: EtcdServer, name: str, seconds: float, clients: int, mixed: bool
-) -> None:
-    counts = play(threads, fresh_etcd, name, seconds, clients=clients, mixed=mixed)
+def test_threads(etcd: EtcdServer, name: str, seconds: float, clients: int, mixed: bool) -> None:
+    counts = play(threads, etcd, name, seconds, clients=clients, mixed=mixed)
     assert counts["released"] > 20
 
 
@@ -95,8 +93,8 @@ async def _loop(run: Run) -> None:
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["bare", "mixed"])
-def test_tasks(fresh_etcd: EtcdServer, name: str, seconds: float, mixed: bool) -> None:
-    counts = play(loop, fresh_etcd, name, seconds, mixed=mixed)
+def test_tasks(etcd: EtcdServer, name: str, seconds: float, mixed: bool) -> None:
+    counts = play(loop, etcd, name, seconds, mixed=mixed)
     assert counts["released"] > 20
 
 
