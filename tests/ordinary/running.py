@@ -36,12 +36,15 @@ from tests.ordinary.interleave import StandsStill
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
 
+MOST_SAID = 20
+"""How many wrong things a program prints."""
+
 ROOT = Path(__file__).parents[2]
 
 PATIENCE = 10.0
 """Seconds within which everything must have been given back, and threads must have ended."""
 
-STANDSTILL = 45.0
+STANDSTILL = 40.0
 """Seconds after the end of the work at which a run that goes on is taken to stand still."""
 
 
@@ -77,10 +80,16 @@ class Run:
         """Is there time left, and nothing wrong so far?"""
         return time.monotonic() < self.until and not self.wrong
 
+    def note(self, wrong: str) -> None:
+        """Something is wrong. Said at once, since the program may stand still from now on."""
+        self.wrong.append(wrong)
+        if len(self.wrong) <= MOST_SAID:
+            print(f"WRONG: {wrong}", flush=True)
+
     def check(self, right: object, what: str) -> None:
         """Note what is wrong, unless it is right."""
         if not right:
-            self.wrong.append(what)
+            self.note(what)
 
     def count(self, what: str, number: int = 1) -> None:
         """Count something, from any thread."""
@@ -94,7 +103,7 @@ class Run:
             self._inside[what] += 1
             self.counts["bodies"] += 1
             if self._inside[what] > limit:
-                self.wrong.append(f"{self._inside[what]} {what} at a time, the limit is {limit}")
+                self.note(f"{self._inside[what]} {what} at a time, the limit is {limit}")
         try:
             yield
         finally:
@@ -110,7 +119,7 @@ class Run:
             print(f"WRONG: {error}", flush=True)
             os._exit(2)
         except BaseException:
-            self.wrong.append(traceback.format_exc())
+            self.note(traceback.format_exc())
 
     def crowd(self, number: int, work: Callable[[int], object]) -> None:
         """So many threads that each repeat some work (given their number) until time is up."""
@@ -159,31 +168,32 @@ class Run:
                 return self.lease_ids.intersection(connection.leases(5.0)).difference(mine)
 
             if not _eventually(lambda: not left()):
-                self.wrong.append(f"leases are left in etcd: {sorted(left())}")
+                self.note(f"leases are left in etcd: {sorted(left())}")
         if not _eventually(lambda: not self._extra_threads()):
-            self.wrong.append(f"threads are left: {self._extra_threads()}")
-        self.wrong += guard.take_violations()
+            self.note(f"threads are left: {self._extra_threads()}")
+        for violation in guard.take_violations():
+            self.note(violation)
         for record in list(self.records):
             text = record.getMessage()
             if any(re.search(pattern, text) for pattern in self.expected):
                 continue
             if record.levelno >= logging.WARNING or record.exc_info:
                 trace = logging.Formatter().format(record)
-                self.wrong.append(f"logged at {record.levelname}: {trace}")
+                self.note(f"logged at {record.levelname}: {trace}")
 
     def _acquire_all(self, fresh: etcdsem.Client, name: str, limit: int) -> None:
         """Each slot can be acquired at once by a new client."""
         sem = Semaphore(limit, name, client=fresh)
         if not _eventually(lambda: sem.get_value() == 0):
             held = [f"slot {one.slot} (lease {one.lease_id})" for one in sem.holders()]
-            self.wrong.append(f"{name}: after the end there are still held: {', '.join(held)}")
+            self.note(f"{name}: after the end there are still held: {', '.join(held)}")
         leases = [sem.acquire_lease(timeout=0) for _ in range(limit)]
         slots = {lease.slot for lease in leases if lease is not None}
         if slots != set(range(limit)):
-            self.wrong.append(f"{name}: of {limit} slots only {sorted(slots)} could be acquired")
+            self.note(f"{name}: of {limit} slots only {sorted(slots)} could be acquired")
         for lease in leases:
             if lease is not None and not lease.release():
-                self.wrong.append(f"{name}: {lease} was not released")
+                self.note(f"{name}: {lease} was not released")
 
     def _extra_threads(self) -> list[threading.Thread]:
         return [one for one in threading.enumerate() if one not in self._threads]
@@ -276,11 +286,11 @@ def _observe(run: Run) -> None:
 
     def thread_raised(hook: threading.ExceptHookArgs) -> None:
         trace = traceback.format_exception(hook.exc_type, hook.exc_value, hook.exc_traceback)
-        run.wrong.append(f"a thread raised:\n{''.join(trace)}")
+        run.note(f"a thread raised:\n{''.join(trace)}")
 
     def unraisable(hook: sys.UnraisableHookArgs) -> None:
         trace = traceback.format_exception(hook.exc_type, hook.exc_value, hook.exc_traceback)
-        run.wrong.append(f"{hook.err_msg or 'ignored in'} {hook.object!r}:\n{''.join(trace)}")
+        run.note(f"{hook.err_msg or 'ignored in'} {hook.object!r}:\n{''.join(trace)}")
 
     threading.excepthook = thread_raised
     sys.unraisablehook = unraisable
@@ -302,8 +312,6 @@ def main() -> int:
         limit = scenario(run)
     with run.noting():
         run.finish(limit)
-    for one in run.wrong[:20]:
-        print(f"WRONG: {one}", flush=True)
     print(json.dumps(run.counts), flush=True)
     return 1 if run.wrong else 0
 
