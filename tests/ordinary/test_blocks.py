@@ -192,7 +192,7 @@ def test_a_lost_lease_and_two_blocks(client: Client, name: str) -> None:
 # -- pools and frameworks, for a while
 
 
-def pool(run: Run) -> int:
+def pool(run: Run) -> None:
     """Generators of a pool: each step in whatever thread is free, closed in any order."""
     sem = Semaphore(4, run.name, client=run.client())
     blocks = list(BLOCKS.values())
@@ -214,14 +214,13 @@ def pool(run: Run) -> int:
 
     run.crowd(8, work)
     run.check(not sem.leases, f"still held: {sem.leases}")
-    return 4
 
 
 def test_a_pool(etcd: EtcdServer, name: str, seconds: float) -> None:
     assert play(pool, etcd, name, seconds)["driven"] > 10
 
 
-def web(run: Run) -> int:
+def web(run: Run) -> None:
     """A FastAPI app under load."""
     limit = 2
     sem = Semaphore(limit, run.name, client=run.client())
@@ -244,7 +243,6 @@ def web(run: Run) -> int:
     asyncio.run(load())
     run.check(not sem.leases, f"still held: {sem.leases}")
     run.expected.append("HTTP Request")
-    return limit
 
 
 def _app(run: Run, sem: Semaphore, limit: int) -> FastAPI:

@@ -41,14 +41,13 @@ def hold(run: Run, sem: Semaphore) -> None:
         run.check(lease.valid, "the lease of hold() was given back while its body ran")
 
 
-def threads(run: Run) -> int:
+def threads(run: Run) -> None:
     """Threads on one object, or one for each client."""
     sems = [Semaphore(LIMIT, run.name, client=run.client()) for _ in range(run.options["clients"])]
     works = [bare, block, hold] if run.options["mixed"] else [bare]
     run.crowd(THREADS, lambda n: works[n // len(sems) % len(works)](run, sems[n % len(sems)]))
     left = [lease for sem in sems for lease in sem.leases]
     run.check(not left, f"as many releases as acquires, and still held: {left}")
-    return LIMIT
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["bare", "mixed"])
@@ -58,10 +57,9 @@ def test_threads(etcd: EtcdServer, name: str, seconds: float, clients: int, mixe
     assert counts["released"] > 20
 
 
-def loop(run: Run) -> int:
+def loop(run: Run) -> None:
     """Tasks of one event loop on one object."""
     asyncio.run(_loop(run))
-    return LIMIT
 
 
 async def _loop(run: Run) -> None:

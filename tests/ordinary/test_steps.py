@@ -156,7 +156,7 @@ CALLS: dict[str, Callable[[Semaphore], Any]] = {
 }
 
 
-def finalizer_releases(run: Run) -> int:
+def finalizer_releases(run: Run) -> None:
     """A release in the middle of a call is done, then or a moment later, and the call goes on."""
     sem = Semaphore(4, run.name, client=run.client())
     finalized = Semaphore(4, run.name, client=sem.client)
@@ -172,10 +172,9 @@ def finalizer_releases(run: Run) -> int:
         assert isinstance(met.results[1], bool), (met.place, met.results)
         assert finalized.leases == (), met.place
         assert sem.leases == (), met.place
-    return 4
 
 
-def finalizer_does_anything_else(run: Run) -> int:
+def finalizer_does_anything_else(run: Run) -> None:
     """It works or raises EtcdSemError; it never stands still."""
     sem = Semaphore(4, run.name, client=run.client())
 
@@ -188,7 +187,6 @@ def finalizer_does_anything_else(run: Run) -> int:
         assert not isinstance(met.results[0], BaseException), (met.place, met.results)
         assert met.results[1] is None or isinstance(met.results[1], EtcdSemError), met.place
         eventually(lambda: not sem.leases)
-    return 4
 
 
 def _steps(run: Run, sem: Semaphore, prepare: Callable[[], Call]) -> Iterator[Meeting]:
