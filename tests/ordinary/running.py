@@ -31,10 +31,13 @@ from etcdsem import Semaphore
 from etcdsem.shell import BaseEngine
 from tests import guard
 from tests.history import assert_clean
-from tests.ordinary.interleave import StandsStill
+from tests.ordinary.interleave import StandsStill, all_stacks
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
+
+STALLED = 20.0
+"""Seconds in which no thread of a crowd has done anything."""
 
 MOST_SAID = 20
 """How many wrong things a program prints."""
@@ -131,9 +134,15 @@ class Run:
 
         threads = [threading.Thread(target=repeat, args=(n,)) for n in range(number)]
         for one in threads:
+            one.daemon = True  # those that stand still must not keep the program
             one.start()
-        for one in threads:
-            one.join()
+        seen, since = dict(self.counts), time.monotonic()
+        while alive := [one for one in threads if one.is_alive()]:
+            alive[0].join(0.5)
+            if seen != self.counts:
+                seen, since = dict(self.counts), time.monotonic()
+            elif time.monotonic() > since + STALLED:
+                raise StandsStill(f"nothing has happened for {STALLED:g} s:\n{all_stacks()}")
 
     async def tasks(self, number: int, work: Callable[[int], Coroutine[Any, Any, object]]) -> None:
         """The same with tasks of this event loop."""
@@ -150,6 +159,11 @@ class Run:
         right = _eventually(condition)
         self.check(right, what)
         return bool(right)
+
+    def nothing_held(self, sem: Semaphore) -> None:
+        """The object lists no lease, at once or soon: another thread may give them back."""
+        if not _eventually(lambda: not sem.leases):
+            self.note(f"still held by {sem}: {sem.leases}")
 
     # -- the end
 
