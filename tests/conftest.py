@@ -55,7 +55,13 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-LONG = ("tests/containers", "tests/chaos", "tests/simulation/test_simulator", "tests/simulation")
+LONG = (
+    "tests/containers",
+    "tests/chaos",
+    "tests/simulation/test_simulator",
+    "tests/simulation",
+    "tests/ordinary",
+)
 """What takes longest, in the order in which it should begin."""
 
 

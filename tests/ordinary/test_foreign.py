@@ -33,7 +33,7 @@ class Handler(logging.Handler):
         self._emit = emit
         self.called = threading.Event()
 
-    def createLock(self) -> None:  # noqa: N802
+    def createLock(self) -> None:
         """None: each record is emitted in its own thread, and they do not wait for each other."""
         self.lock = None
 
