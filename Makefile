@@ -4,7 +4,7 @@ help:
 	@echo "check   formatter, linter, strict types"
 	@echo "format  let the formatter and linter mend what they can"
 	@echo "test    all tests"
-	@echo "soak    the long run: SOAK='--seeds 0:2000 --seconds 600 --rate-seconds 120' are its options"
+	@echo "soak    the long run: SOAK='--seeds 0:2000 --seconds 600 --rate-seconds 120 --ordinary-seconds 60' are its options"
 	@echo "pictures docs/*.svg again, from what the commands really draw"
 	@echo "bench   all benchmarks and what they say (three quarters of an hour): BENCH='--quick' are options"
 	@echo "bench-etcd3 python-etcd3 into .venv-etcd3, to take part in them"

@@ -24,6 +24,7 @@ import pytest
 import etcdsem
 from etcdsem import server
 from etcdsem.server import EtcdServer
+from tests import guard
 from tests.record import Record
 
 
@@ -32,6 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--etcd", default="all", help="only this version: 3.4, 3.5, or all")
     parser.addoption("--chaos-seconds", type=float, default=60.0, help="of faults, in each run")
     parser.addoption("--rate-seconds", type=float, default=25.0, help="of the ten processes' run")
+    parser.addoption("--ordinary-seconds", type=float, default=3.0, help="of each program's run")
     parser.addoption("--chaos-seed", type=int, default=None, help="of the faults; else random")
     parser.addoption("--require-etcd", default="", help="versions that must be there: 3.4,3.5")
     parser.addoption("--record", type=Path, help="write what became of each test to this file")
@@ -53,7 +55,13 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-LONG = ("tests/containers", "tests/chaos", "tests/simulation/test_simulator", "tests/simulation")
+LONG = (
+    "tests/containers",
+    "tests/chaos",
+    "tests/simulation/test_simulator",
+    "tests/simulation",
+    "tests/ordinary",
+)
 """What takes longest, in the order in which it should begin."""
 
 
@@ -129,6 +137,15 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in list(os.environ):
         if re.match(r"ETCDSEM_|ETCDCTL_|ETCD_", variable) and variable != "ETCDSEM_ETCD":
             monkeypatch.delenv(variable)
+
+
+@pytest.fixture(autouse=True)
+def _no_foreign_code_under_a_lock() -> Iterator[None]:
+    """No test may log while it holds the lock of a client."""
+    guard.install()
+    yield
+    violations = guard.take_violations()
+    assert not violations, "\n".join(violations[:5])
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@
 Chaos runs on each of `--on`: containers (where a Docker engine answers) and machine (network
 namespaces, or plain processes). Two of its workers are never killed; their memory, threads and
 file descriptors are printed over time and judged: none may grow. Ten processes use a rate limit for
-`--rate-seconds` (tests/rates). Ends with 1 if anything is wrong.
+`--rate-seconds` (tests/rates), and each ordinary program works for `--ordinary-seconds`
+(tests/ordinary). Ends with 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -96,6 +97,14 @@ def pace(seconds: float) -> int:
     return subprocess.run(command, cwd=Path(__file__).parents[2], check=False).returncode
 
 
+def work(seconds: float) -> int:
+    """The ordinary programs, one after the other; gives pytest's exit code."""
+    print(f"ordinary programs, {seconds:.0f} s each", flush=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ordinary"]
+    command += ["--ordinary-seconds", str(seconds), "--timeout", str(seconds + 300)]
+    return subprocess.run(command, cwd=Path(__file__).parents[2], check=False).returncode
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it all; the exit code is 1 if anything is wrong."""
     parser = argparse.ArgumentParser(
@@ -104,6 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0:2000", help="of the simulator, A:B; empty: none")
     parser.add_argument("--seconds", type=float, default=600.0, help="of chaos on each cluster")
     parser.add_argument("--rate-seconds", type=float, default=120.0, help="of the rate; 0: none")
+    parser.add_argument(
+        "--ordinary-seconds", type=float, default=60.0, help="of each ordinary program; 0: none"
+    )
     parser.add_argument("--on", default="containers,machine", help="empty: no chaos")
     parser.add_argument("--seed", type=int, default=None, help="of the chaos; else random")
     parser.add_argument("--etcd", default=None, help="the etcd program for `machine`")
@@ -121,6 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             wrong += chaos(cluster, seconds=given.seconds, seed=seed).wrong
     if given.rate_seconds and pace(given.rate_seconds) != 0:
         wrong.append("a rate limit was exceeded, or not used")
+    if given.ordinary_seconds and work(given.ordinary_seconds) != 0:
+        wrong.append("an ordinary program has lost something, or stood still")
     if given.seeds and simulate(given.seeds) != 0:
         wrong.append("the simulator has found something")
     print("\n".join(f"WRONG: {one}" for one in wrong) if wrong else "nothing is wrong", flush=True)

@@ -1,0 +1,84 @@
+"""No foreign code may run under a client's lock: log handlers, callbacks, the start of a thread.
+
+Foreign code can take any time, and can wait for another thread that needs this lock. `install`
+watches every call of the `etcdsem` logger, also of a level that is switched off,
+`watch_starts` every `Thread.start`; a test calls `check` from its own callbacks.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import traceback
+import weakref
+from typing import Any
+
+from etcdsem import sync
+
+violations: list[str] = []
+"""What was called under a client's lock, with the stack."""
+
+_engines: list[weakref.ref[sync._Engine]] = []  # append is atomic; a WeakSet is not safe here
+
+CALLS = ("debug", "info", "warning", "error", "exception", "critical", "log")
+
+
+def owned() -> bool:
+    """Does this thread hold the lock of any client?"""
+    for one in list(_engines):
+        engine = one()
+        if engine is not None and engine.lock._is_owned():  # type: ignore[attr-defined]
+            return True
+    return False
+
+
+def check(what: str) -> None:
+    """To be called by foreign code: note a violation if this thread holds a client's lock."""
+    if owned():
+        stack = "".join(traceback.format_stack(limit=12)[:-1])
+        violations.append(f"{what} under a client's lock:\n{stack}")
+
+
+def take_violations() -> list[str]:
+    """The violations since the last call; each place once."""
+    taken = list(dict.fromkeys(violations))
+    violations.clear()
+    return taken
+
+
+@functools.cache
+def install() -> None:
+    """Watch the logger until this process ends."""
+    original = sync._Engine.__init__
+
+    def init(self: sync._Engine, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        _engines[:] = [one for one in _engines if one() is not None]
+        _engines.append(weakref.ref(self))
+
+    sync._Engine.__init__ = init  # type: ignore[method-assign]
+    logger = logging.getLogger("etcdsem")
+    for name in CALLS:
+        setattr(logger, name, _watched_call(getattr(logger, name)))
+
+
+def _watched_call(original: Any) -> Any:
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> None:
+        check("a log record")
+        original(*args, **{"stacklevel": 2, **kwargs})
+
+    return call
+
+
+@functools.cache
+def watch_starts() -> None:
+    """Watch every start of a thread until this process ends."""
+    original = threading.Thread.start
+
+    def start(self: threading.Thread) -> None:
+        check(f"the start of thread {self.name!r}")
+        original(self)
+
+    threading.Thread.start = start  # type: ignore[method-assign]
