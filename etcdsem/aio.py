@@ -50,6 +50,7 @@ from etcdsem.core.outward import public_error
 from etcdsem.core.station import Grant, Session, Station
 from etcdsem.errors import EtcdSemError, WrongEventLoop
 from etcdsem.model import (
+    CloseResult,
     Duration,
     Holder,
     Junk,
@@ -580,8 +581,8 @@ class Client(BaseClient):
         """End one lease: that of the holder of `slot`, or the one with the id `lease` (hex)."""
         return await self.run(self._evicting(name, slot, lease), f"evict from {name!r}")
 
-    async def close_semaphore(self, name: str, *, force: bool = False) -> procedures.Closing:
-        """Remove a semaphore; without `force` only if nobody holds or waits."""
+    async def close_semaphore(self, name: str, *, force: bool = False) -> CloseResult:
+        """Remove a semaphore; without `force` only if nobody holds or waits. See `CloseResult`."""
         closing = procedures.close(self.station(name), force=force)
         return await self.run(closing, f"close {name!r}")
 

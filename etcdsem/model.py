@@ -12,11 +12,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from etcdsem.errors import InvalidName, InvalidSetting
 
 Duration: TypeAlias = float | int | str | timedelta
+"""What a user may write for a duration: seconds, ``"250ms"``, ``"1m30s"`` or a timedelta."""
 
 MAX_LIMIT = 99_999  # slots are written with five digits, and one number must stay above them
 MIN_LEASE_TIMEOUT = 2  # etcd's own: ceil(1.5 x election timeout), 2 s by default
@@ -107,7 +108,7 @@ class Start:
     waited: float
     """Seconds from the call to the grant."""
 
-    def __bool__(self) -> bool:
+    def __bool__(self) -> Literal[True]:
         return True
 
 
@@ -118,7 +119,7 @@ class Later:
     retry_after: float
     """Seconds until one may be had: an estimate, by the times that are noted in etcd."""
 
-    def __bool__(self) -> bool:
+    def __bool__(self) -> Literal[False]:
         return False
 
 
@@ -139,6 +140,19 @@ class Pause:
     since: datetime | None
     """Since when, by the clock of who paused it."""
     reason: str = ""
+
+
+class CloseResult(NamedTuple):
+    """What `Client.close_semaphore` did, and who used the semaphore then."""
+
+    done: bool
+    """True when the semaphore was removed. False when it was in use and `force` was not given."""
+    known: bool
+    """False when there was no such semaphore."""
+    holders: tuple[str, ...]
+    """The owners of the leases that were held, in the order of their slots."""
+    waiters: tuple[str, ...]
+    """The owners of those that waited, in the order in which they would have been served."""
 
 
 class Rate(NamedTuple):

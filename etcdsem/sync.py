@@ -57,6 +57,7 @@ from etcdsem.core.outward import public_error
 from etcdsem.core.station import Grant, Session, Station
 from etcdsem.errors import EtcdSemError
 from etcdsem.model import (
+    CloseResult,
     Duration,
     Holder,
     Junk,
@@ -493,8 +494,8 @@ class Client(BaseClient):
         """
         return self.run(self._evicting(name, slot, lease), f"evict from {name!r}")
 
-    def close_semaphore(self, name: str, *, force: bool = False) -> procedures.Closing:
-        """Remove a semaphore; without `force` only if nobody holds or waits."""
+    def close_semaphore(self, name: str, *, force: bool = False) -> CloseResult:
+        """Remove a semaphore; without `force` only if nobody holds or waits. See `CloseResult`."""
         return self.run(procedures.close(self.station(name), force=force), f"close {name!r}")
 
 
