@@ -49,6 +49,7 @@ from etcdsem.core.commands import (
 from etcdsem.core.outward import public_error
 from etcdsem.core.station import Grant, Session, Station
 from etcdsem.errors import EtcdSemError, WrongEventLoop
+from etcdsem.loop_check import methods_need_loop, needs_loop, running_loop
 from etcdsem.model import (
     CloseResult,
     Duration,
@@ -425,6 +426,7 @@ async def _called(function: Callable[[], object]) -> None:
 # ---------------------------------------------------------------- client
 
 
+@methods_need_loop
 class Client(BaseClient):
     """A connection to etcd, shared by any number of semaphores and tasks of one event loop.
 
@@ -632,7 +634,7 @@ def swap_default_client(client: Client | None) -> Client | None:
 
 
 def _client_of_loop(key: object, make: Callable[[], Client]) -> Client:
-    clients = _of_loops.setdefault(asyncio.get_running_loop(), {})
+    clients = _of_loops.setdefault(running_loop("a client"), {})
     client = clients.get(key)
     if client is None or client._closed or (client._engine and client._engine.session.closed):
         client = clients[key] = make()
@@ -678,13 +680,19 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 # ---------------------------------------------------------------- lease
 
 
+@methods_need_loop
 class Lost(asyncio.Event):
     """Set once a lease is lost: ``await lease.lost``, or ``lease.lost.is_set()``."""
+
+    async def wait(self) -> Literal[True]:
+        """Wait until the lease is lost."""
+        return await super().wait()
 
     def __await__(self) -> Generator[Any, None, Literal[True]]:
         return self.wait().__await__()
 
 
+@methods_need_loop
 class Lease(BaseLease):
     """A slot of a semaphore that is held by this event loop, or several.
 
@@ -746,6 +754,7 @@ class _Held(AbstractAsyncContextManager[Lease, None]):
 # ---------------------------------------------------------------- semaphore
 
 
+@methods_need_loop
 class _Bound(Named):
     """The way of a semaphore, or a rate limit, to its client."""
 
@@ -799,6 +808,7 @@ class _Bound(Named):
         return await self._run(self._resuming(self._station()), "resume")
 
 
+@methods_need_loop
 class Semaphore(_Bound, BaseSemaphore[Lease]):
     """A counting semaphore that lives in etcd, for coroutines; arguments as `etcdsem.Semaphore`.
 
@@ -990,6 +1000,7 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
 # ---------------------------------------------------------------- several at once
 
 
+@needs_loop
 async def acquire_all(
     *semaphores: Semaphore,
     timeout: Duration | None = None,
@@ -1061,6 +1072,7 @@ async def _acquire_all(
     return await semaphores[0].client.run(acquiring, f"acquire {several.named(semaphores)}")
 
 
+@methods_need_loop
 class RateLimit(_Bound, BaseRateLimit):
     """At most `limit` starts in any window of `period`; arguments as `etcdsem.RateLimit`.
 

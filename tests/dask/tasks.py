@@ -77,3 +77,10 @@ def names_of_metrics(dask_scheduler: Any) -> list[str]:
         total = "_total" if family.type == "counter" else ""
         found.append(family.name + total)
     return found
+
+
+def without_a_loop(number: int, sem: Any) -> bool:
+    """A plain task that uses the asyncio semaphore like a blocking one."""
+    held: bool = sem.acquire()
+    sem.release()
+    return held

@@ -418,6 +418,26 @@ def test_asynchronous_tasks(cluster: Cluster, name: str) -> None:
     assert assert_clean(cluster.etcd, name).most_held == 3
 
 
+def test_a_plain_task_with_the_asyncio_semaphore(cluster: Cluster, name: str) -> None:
+    """The call raises in the task, whatever the client is, and says what to use there."""
+    etcdsem.Semaphore(1, name)
+    sem = aio.Semaphore(1, name)
+    futures = cluster.client.map(tasks.without_a_loop, range(2), sem=sem, pure=False)
+    for future in futures:
+        with pytest.raises(etcdsem.WrongEventLoop, match="from etcdsem import Semaphore"):
+            future.result()
+
+    async def main() -> None:
+        async with distributed.Client(cluster.scheduler, asynchronous=True) as client:
+            with pytest.raises(etcdsem.WrongEventLoop, match="Dask tasks that are plain functions"):
+                await client.submit(tasks.without_a_loop, 0, sem=sem, pure=False)
+            blocking = etcdsem.Semaphore(1, name)
+            times = await client.gather(client.map(tasks.occupy, range(6), sem=blocking))
+            assert most_at_once(times) == 1
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
 # -- the page for those who come from Dask
 
 
