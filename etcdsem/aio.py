@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import inspect
 import logging
 import os
 import sys
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, Protocol, Self, TypeVar, cast
@@ -48,6 +47,7 @@ from etcdsem.core.commands import (
 )
 from etcdsem.core.outward import public_error
 from etcdsem.core.station import Grant, Session, Station
+from etcdsem.decorators import AsyncDecorator
 from etcdsem.errors import EtcdSemError, WrongEventLoop
 from etcdsem.loop_check import methods_need_loop, needs_loop, running_loop
 from etcdsem.model import (
@@ -809,7 +809,7 @@ class _Bound(Named):
 
 
 @methods_need_loop
-class Semaphore(_Bound, BaseSemaphore[Lease]):
+class Semaphore(AsyncDecorator, _Bound, BaseSemaphore[Lease]):
     """A counting semaphore that lives in etcd, for coroutines; arguments as `etcdsem.Semaphore`.
 
     ``await Semaphore(...)`` registers it, and gives it. One that was not awaited is registered
@@ -947,20 +947,8 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
             del self._entered[task]
         await held.__aexit__(kind, error, traceback)
 
-    def __call__(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-        """As a decorator of a coroutine function: each call holds a lease while it runs."""
-        if not inspect.iscoroutinefunction(function):
-            raise TypeError(
-                "a plain function needs the blocking semaphore: from etcdsem import Semaphore"
-            )
-
-        @functools.wraps(function)
-        async def held(*args: P.args, **kwargs: P.kwargs) -> R:
-            async with self.hold():
-                result: R = await function(*args, **kwargs)
-                return result
-
-        return held
+    def _block(self) -> AbstractAsyncContextManager[Lease, Any]:
+        return self.hold()
 
     # -- the semaphore as a whole
 
@@ -1025,9 +1013,9 @@ def hold_all(
     weight: int = 1,
     priority: int = 0,
     eager: bool = False,
-) -> AbstractAsyncContextManager[tuple[Lease, ...], None]:
+) -> _HeldAll:
     """Hold a lease of each of several semaphores for the length of an ``async with`` block; gives
-    the leases, in the order of the semaphores.
+    the leases, in the order of the semaphores. It is also a decorator.
 
     Raises AcquireTimeout if there was no room, and LeaseLost at its end, if any was lost.
     """
@@ -1035,18 +1023,22 @@ def hold_all(
     return _HeldAll(semaphores, timeout)
 
 
-class _HeldAll(AbstractAsyncContextManager[tuple[Lease, ...], None]):
+class _HeldAll(AsyncDecorator, AbstractAsyncContextManager[tuple[Lease, ...], None]):
     """The block of ``async with hold_all(...)``."""
 
     def __init__(self, semaphores: tuple[Semaphore, ...], timeout: Duration | None) -> None:
         self._semaphores = semaphores
         self._timeout = timeout
-        self._leases: tuple[Lease, ...] = ()
+        self._entered: list[tuple[Lease, ...]] = []
+
+    def _block(self) -> Self:
+        return type(self)(self._semaphores, self._timeout)
 
     async def __aenter__(self) -> tuple[Lease, ...]:
         taken = await _acquire_all(self._semaphores, self._timeout, None)
-        self._leases = several.scoped(taken, self._semaphores, self._timeout)
-        return self._leases
+        leases = several.scoped(taken, self._semaphores, self._timeout)
+        self._entered.append(leases)
+        return leases
 
     async def __aexit__(
         self,
@@ -1054,9 +1046,8 @@ class _HeldAll(AbstractAsyncContextManager[tuple[Lease, ...], None]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        leases, self._leases = self._leases, ()
-        if leases:
-            await leases[0]._run(several.ending(leases, quietly=kind is not None))
+        leases = self._entered.pop()
+        await leases[0]._run(several.ending(leases, quietly=kind is not None))
 
 
 async def _acquire_all(
@@ -1073,7 +1064,7 @@ async def _acquire_all(
 
 
 @methods_need_loop
-class RateLimit(_Bound, BaseRateLimit):
+class RateLimit(AsyncDecorator, _Bound, BaseRateLimit):
     """At most `limit` starts in any window of `period`; arguments as `etcdsem.RateLimit`.
 
     ``await RateLimit(...)`` registers it, and gives it. One that was not awaited is registered by
@@ -1081,6 +1072,7 @@ class RateLimit(_Bound, BaseRateLimit):
     """
 
     _package = "etcdsem.aio"
+    _class_name = "RateLimit"
 
     def __init__(
         self,
@@ -1122,20 +1114,8 @@ class RateLimit(_Bound, BaseRateLimit):
     async def __aexit__(self, *exc_info: object) -> None:
         pass
 
-    def __call__(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-        """As a decorator of a coroutine function: each call waits for a start, and runs then."""
-        if not inspect.iscoroutinefunction(function):
-            raise TypeError(
-                "a plain function needs the blocking rate limit: from etcdsem import RateLimit"
-            )
-
-        @functools.wraps(function)
-        async def started(*args: P.args, **kwargs: P.kwargs) -> R:
-            await self.acquire()
-            result: R = await function(*args, **kwargs)
-            return result
-
-        return started
+    def _block(self) -> Self:
+        return self
 
     async def resize(self, limit: int, period: Duration) -> None:
         """Change the rate for everybody, live. Starts already made still count as they did."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import logging
 import os
 import queue
@@ -55,6 +54,7 @@ from etcdsem.core.commands import (
 )
 from etcdsem.core.outward import public_error
 from etcdsem.core.station import Grant, Session, Station
+from etcdsem.decorators import Decorator
 from etcdsem.errors import EtcdSemError
 from etcdsem.model import (
     CloseResult,
@@ -726,7 +726,7 @@ class _Bound(Named):
         return self._run(self._resuming(self._station()), "resume")
 
 
-class Semaphore(_Bound, BaseSemaphore[Lease]):
+class Semaphore(Decorator, _Bound, BaseSemaphore[Lease]):
     """A counting semaphore that lives in etcd, shared by any processes anywhere.
 
     Args:
@@ -910,20 +910,8 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
         held: AbstractContextManager[Lease] = self._entered.stack.pop()
         held.__exit__(kind, error, traceback)
 
-    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """As a decorator: each call holds a lease while it runs."""
-        if inspect.iscoroutinefunction(function):
-            raise TypeError(
-                "a coroutine function needs the asyncio semaphore: "
-                "from etcdsem.aio import Semaphore"
-            )
-
-        @functools.wraps(function)
-        def held(*args: P.args, **kwargs: P.kwargs) -> R:
-            with self:
-                return function(*args, **kwargs)
-
-        return held
+    def _block(self) -> AbstractContextManager[Lease, Any]:
+        return self.hold()
 
     # -- the semaphore as a whole
 
@@ -1016,34 +1004,50 @@ def acquire_all(
     return None if isinstance(taken, str) else taken
 
 
-@contextlib.contextmanager
 def hold_all(
     *semaphores: Semaphore,
     timeout: Duration | None = None,
     weight: int = 1,
     priority: int = 0,
     eager: bool = False,
-) -> Iterator[tuple[Lease, ...]]:
+) -> _HeldAll:
     """Hold a lease of each of several semaphores for the length of a ``with`` block; gives the
-    leases, in the order of the semaphores. See `acquire_all`.
+    leases, in the order of the semaphores. See `acquire_all`. It is also a decorator.
 
     Raises:
         AcquireTimeout: no room until the timeout; the body did not run.
         LeaseLost: at the end, if any of them was lost meanwhile (see `raise_on_loss`).
     """
     several.refuse_wants(weight, priority, eager)
-    leases = several.scoped(_acquire_all(semaphores, timeout, None), semaphores, timeout)
-    try:
-        yield leases
-    except BaseException:
-        _end_all(leases, quietly=True)
-        raise
-    _end_all(leases, quietly=False)
+    return _HeldAll(semaphores, timeout)
 
 
-def _end_all(leases: tuple[Lease, ...], *, quietly: bool) -> None:
-    if leases[0]._here:
-        leases[0]._engine.run(several.ending(leases, quietly=quietly))
+class _HeldAll(Decorator, AbstractContextManager[tuple[Lease, ...], None]):
+    """The block of ``with hold_all(...)``."""
+
+    def __init__(self, semaphores: tuple[Semaphore, ...], timeout: Duration | None) -> None:
+        self._semaphores = semaphores
+        self._timeout = timeout
+        self._entered: list[tuple[Lease, ...]] = []
+
+    def _block(self) -> Self:
+        return type(self)(self._semaphores, self._timeout)
+
+    def __enter__(self) -> tuple[Lease, ...]:
+        taken = _acquire_all(self._semaphores, self._timeout, None)
+        leases = several.scoped(taken, self._semaphores, self._timeout)
+        self._entered.append(leases)
+        return leases
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        leases = self._entered.pop()
+        if leases[0]._here:
+            leases[0]._engine.run(several.ending(leases, quietly=kind is not None))
 
 
 def _acquire_all(
@@ -1060,7 +1064,7 @@ def _acquire_all(
 # ---------------------------------------------------------------- rate limit
 
 
-class RateLimit(_Bound, BaseRateLimit):
+class RateLimit(Decorator, _Bound, BaseRateLimit):
     """At most `limit` starts in any window of `period`, by any processes anywhere.
 
     A start is a moment, not a span: there is nothing to release. ``with limit:`` waits for a start
@@ -1085,6 +1089,8 @@ class RateLimit(_Bound, BaseRateLimit):
         InvalidName, InvalidSetting: an argument cannot be right.
         EtcdUnavailable, PermissionDenied, EtcdRefused: it could not be registered.
     """
+
+    _class_name = "RateLimit"
 
     def __init__(
         self,
@@ -1137,20 +1143,8 @@ class RateLimit(_Bound, BaseRateLimit):
     def __exit__(self, *exc_info: object) -> None:
         pass
 
-    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """As a decorator: each call waits for a start, and runs then."""
-        if inspect.iscoroutinefunction(function):
-            raise TypeError(
-                "a coroutine function needs the asyncio rate limit: "
-                "from etcdsem.aio import RateLimit"
-            )
-
-        @functools.wraps(function)
-        def started(*args: P.args, **kwargs: P.kwargs) -> R:
-            self.acquire()
-            return function(*args, **kwargs)
-
-        return started
+    def _block(self) -> Self:
+        return self
 
     def resize(self, limit: int, period: Duration) -> None:
         """Change the rate for everybody, live. Starts already made still count as they did."""

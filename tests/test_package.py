@@ -29,6 +29,7 @@ MAY = {
     "keeper": {"errors", "core", "shell"},
     "keeper_process": {"core", "keeper", "sync"},
     "sync": {
+        "decorators",
         "errors",
         "model",
         "core",
@@ -39,8 +40,10 @@ MAY = {
         "pacing",
         "endings",
     },
+    "decorators": set[str](),
     "loop_check": {"errors"},
     "aio": {
+        "decorators",
         "errors",
         "model",
         "core",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from typing import assert_type
 
@@ -77,6 +79,52 @@ async def in_a_loop(
     assert_type(await aio.acquire_all(sem, sem), tuple[aio.Lease, ...] | None)
     assert_type(await api.acquire(patience), Start | None)
     assert_type(await client.close_semaphore("a"), CloseResult)
+
+
+def decorated(sem: Semaphore, api: RateLimit) -> None:
+    """A decorated function has the type that it had."""
+
+    @sem
+    def plain(number: int) -> str:
+        return str(number)
+
+    @api
+    def generated(number: int) -> Generator[int, None, str]:
+        yield number
+        return ""
+
+    @etcdsem.hold_all(sem)
+    @contextmanager
+    def managed(number: int) -> Generator[str, None, None]:
+        yield str(number)
+
+    assert_type(plain(3), str)
+    assert_type(generated(number=3), Generator[int, None, str])
+    with managed(3) as text:
+        assert_type(text, str)
+
+
+async def decorated_in_a_loop(sem: aio.Semaphore, api: aio.RateLimit) -> None:
+    """So has an async one; a plain function is refused."""
+
+    @sem
+    async def awaited(number: int) -> str:
+        return str(number)
+
+    @api
+    async def generated(number: int) -> AsyncIterator[int]:
+        yield number
+
+    @aio.hold_all(sem)
+    @asynccontextmanager
+    async def managed(number: int) -> AsyncGenerator[str, None]:
+        yield str(number)
+
+    assert_type(await awaited(3), str)
+    assert_type(generated(number=3), AsyncIterator[int])
+    async with managed(3) as text:
+        assert_type(text, str)
+    sem(len)  # type: ignore[arg-type]
 
 
 def test_a_duration_may_be_written_in_these_ways() -> None:

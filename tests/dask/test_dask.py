@@ -438,6 +438,17 @@ def test_a_plain_task_with_the_asyncio_semaphore(cluster: Cluster, name: str) ->
     asyncio.run(asyncio.wait_for(main(), 60))
 
 
+def test_a_decorated_task_of_the_main_program(cluster: Cluster, name: str) -> None:
+    """Its function travels by value, and the semaphore in it."""
+    sem = etcdsem.Semaphore(1, name, client=etcdsem.connect(cluster.etcd.endpoint))
+    scope: dict[str, Any] = {"sem": sem, "__name__": "__main__"}
+    exec("import time\n@sem\ndef task(number):\n    return number, sem.get_value()", scope)
+    futures = cluster.client.map(scope["task"], range(4), pure=False)
+    assert cluster.client.gather(futures) == [(number, 1) for number in range(4)]
+    assert assert_clean(cluster.etcd, name).most_held == 1
+    sem.client.close()
+
+
 # -- the page for those who come from Dask
 
 
