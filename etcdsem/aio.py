@@ -73,6 +73,7 @@ from etcdsem.shell import (
     Renewals,
     Watches,
     boot_time,
+    check_dask_arguments,
     closed_generator,
     connect_settings,
     read_wants,
@@ -826,8 +827,10 @@ class Semaphore(AsyncDecorator, _Bound, BaseSemaphore[Lease]):
         self,
         max_leases: int | None = 1,
         name: str | None = None,
-        *,
         register: bool = True,
+        scheduler_rpc: None = None,
+        loop: object = None,
+        *,
         client: Client | None = None,
         lease_timeout: Duration | None = None,
         refresh_interval: Duration | None = None,
@@ -839,6 +842,7 @@ class Semaphore(AsyncDecorator, _Bound, BaseSemaphore[Lease]):
         max_hold: Duration | None = None,
         rate: str | None = None,
     ) -> None:
+        check_dask_arguments(register, scheduler_rpc)
         self._bind(client, register=register)
         super().__init__(
             max_leases,

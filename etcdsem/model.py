@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -388,12 +389,12 @@ def read_rate(text: str) -> Rate:
     return make_rate(int(parts[0]), parts[1], *map(int, parts[2:]))
 
 
-def lease_timeout_seconds(value: Duration) -> int:
+def lease_timeout_seconds(value: Duration, *, what: str = "lease_timeout") -> int:
     """Read a lease timeout: whole seconds from 2 (etcd's smallest) to 9 000 000 000, rounded up."""
-    number = seconds(value, what="lease_timeout")
+    number = seconds(value, what=what)
     if not MIN_LEASE_TIMEOUT <= number <= MAX_LEASE_TIMEOUT:
         raise InvalidSetting(
-            f"lease_timeout must be from {MIN_LEASE_TIMEOUT}s (etcd's smallest; 15s or more is "
+            f"{what} must be from {MIN_LEASE_TIMEOUT}s (etcd's smallest; 15s or more is "
             f"recommended) to {MAX_LEASE_TIMEOUT}s, not {value!r}"
         )
     return math.ceil(number)
@@ -464,3 +465,11 @@ def environment(name: str) -> str | None:
     """A variable of the environment without spaces around it; None if unset or empty."""
     value = os.environ.get(name, "").strip()
     return value or None
+
+
+def dask_setting(name: str) -> Any:
+    """What Dask's configuration says in ``distributed.scheduler.locks``; None where it says
+    nothing, or where Dask is not loaded. It is never loaded for that.
+    """
+    get = getattr(sys.modules.get("dask.config"), "get", None)
+    return None if get is None else get(f"distributed.scheduler.locks.{name}", None)

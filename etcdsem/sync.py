@@ -80,6 +80,7 @@ from etcdsem.shell import (
     Renewals,
     Watches,
     boot_time,
+    check_dask_arguments,
     closed_generator,
     connect_settings,
     read_wants,
@@ -734,10 +735,13 @@ class Semaphore(Decorator, _Bound, BaseSemaphore[Lease]):
             otherwise, unless an operator has resized it since. None takes what is registered.
         name: 1 to 128 of ``A-Z a-z 0-9 . _ -``. None makes up a unique one.
         register: write the limit to etcd now, if the semaphore is new.
+        scheduler_rpc: Dask's; must be None. `client` says which etcd to use.
+        loop: Dask's; has no effect.
         client: from `connect()`, or a client of python-etcd3 (see `from_etcd3`); None: the
             process's default client.
         lease_timeout: etcd gives a slot away this long after the last refresh of its lease.
-            Whole seconds, at least 2; default ``ETCDSEM_LEASE_TIMEOUT``, else 30 s.
+            Whole seconds, at least 2; default ``ETCDSEM_LEASE_TIMEOUT``, else, where Dask is
+            loaded, its ``distributed.scheduler.locks.lease-timeout``, else 30 s.
         refresh_interval: seconds between refreshes; default ``ETCDSEM_REFRESH_INTERVAL``, else a
             third of the lease timeout.
         on_lost: called once, in a thread of its own, with each `Lease` that is lost.
@@ -756,6 +760,7 @@ class Semaphore(Decorator, _Bound, BaseSemaphore[Lease]):
     Raises:
         InconsistentLimit: another limit is registered.
         InvalidName, InvalidSetting: an argument cannot be right.
+        TypeError: `scheduler_rpc` was given, or a `client` that is none.
         EtcdUnavailable, PermissionDenied, EtcdRefused: it could not be registered.
     """
 
@@ -763,8 +768,10 @@ class Semaphore(Decorator, _Bound, BaseSemaphore[Lease]):
         self,
         max_leases: int | None = 1,
         name: str | None = None,
-        *,
         register: bool = True,
+        scheduler_rpc: None = None,
+        loop: object = None,
+        *,
         client: Client | None = None,
         lease_timeout: Duration | None = None,
         refresh_interval: Duration | None = None,
@@ -776,6 +783,7 @@ class Semaphore(Decorator, _Bound, BaseSemaphore[Lease]):
         max_hold: Duration | None = None,
         rate: str | None = None,
     ) -> None:
+        check_dask_arguments(register, scheduler_rpc)
         self._bind(client)
         super().__init__(
             max_leases,
