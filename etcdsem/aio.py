@@ -1033,16 +1033,15 @@ class _HeldAll(AsyncDecorator, AbstractAsyncContextManager[tuple[Lease, ...], No
     def __init__(self, semaphores: tuple[Semaphore, ...], timeout: Duration | None) -> None:
         self._semaphores = semaphores
         self._timeout = timeout
-        self._entered: list[tuple[Lease, ...]] = []
+        self._leases: tuple[Lease, ...] = ()
 
     def _block(self) -> Self:
         return type(self)(self._semaphores, self._timeout)
 
     async def __aenter__(self) -> tuple[Lease, ...]:
         taken = await _acquire_all(self._semaphores, self._timeout, None)
-        leases = several.scoped(taken, self._semaphores, self._timeout)
-        self._entered.append(leases)
-        return leases
+        self._leases = several.scoped(taken, self._semaphores, self._timeout)
+        return self._leases
 
     async def __aexit__(
         self,
@@ -1050,8 +1049,9 @@ class _HeldAll(AsyncDecorator, AbstractAsyncContextManager[tuple[Lease, ...], No
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        leases = self._entered.pop()
-        await leases[0]._run(several.ending(leases, quietly=kind is not None))
+        leases, self._leases = self._leases, ()
+        if leases:
+            await leases[0]._run(several.ending(leases, quietly=kind is not None))
 
 
 async def _acquire_all(

@@ -1036,16 +1036,15 @@ class _HeldAll(Decorator, AbstractContextManager[tuple[Lease, ...], None]):
     def __init__(self, semaphores: tuple[Semaphore, ...], timeout: Duration | None) -> None:
         self._semaphores = semaphores
         self._timeout = timeout
-        self._entered: list[tuple[Lease, ...]] = []
+        self._leases: tuple[Lease, ...] = ()
 
     def _block(self) -> Self:
         return type(self)(self._semaphores, self._timeout)
 
     def __enter__(self) -> tuple[Lease, ...]:
         taken = _acquire_all(self._semaphores, self._timeout, None)
-        leases = several.scoped(taken, self._semaphores, self._timeout)
-        self._entered.append(leases)
-        return leases
+        self._leases = several.scoped(taken, self._semaphores, self._timeout)
+        return self._leases
 
     def __exit__(
         self,
@@ -1053,8 +1052,8 @@ class _HeldAll(Decorator, AbstractContextManager[tuple[Lease, ...], None]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        leases = self._entered.pop()
-        if leases[0]._here:
+        leases, self._leases = self._leases, ()
+        if leases and leases[0]._here:
             leases[0]._engine.run(several.ending(leases, quietly=kind is not None))
 
 

@@ -303,15 +303,6 @@ def test_hold_all(place: Place, kind: str) -> None:
     assert other.get_value() == 0
 
 
-def test_one_block_of_hold_all_within_itself(place: Place) -> None:
-    """What is entered twice is left twice."""
-    two = [Semaphore(2, "a"), Semaphore(2, "b")]
-    block = etcdsem.hold_all(*two)
-    with block, block:
-        assert [sem.get_value() for sem in two] == [2, 2]
-    assert [sem.get_value() for sem in two] == [0, 0]
-
-
 # -- what is refused
 
 
