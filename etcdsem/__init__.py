@@ -25,7 +25,19 @@ from etcdsem.errors import (
     WrongEventLoop,
     WrongKind,
 )
-from etcdsem.model import Holder, Junk, Later, Overview, Pause, Rate, Start, Status, Waiter
+from etcdsem.model import (
+    CloseResult,
+    Duration,
+    Holder,
+    Junk,
+    Later,
+    Overview,
+    Pause,
+    Rate,
+    Start,
+    Status,
+    Waiter,
+)
 from etcdsem.sync import (
     Client,
     Lease,
@@ -42,6 +54,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AcquireTimeout",
     "Client",
+    "CloseResult",
+    "Duration",
     "EtcdRefused",
     "EtcdSemError",
     "EtcdUnavailable",

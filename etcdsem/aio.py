@@ -24,7 +24,7 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, Protocol, Self, TypeVar, cast
@@ -48,8 +48,11 @@ from etcdsem.core.commands import (
 )
 from etcdsem.core.outward import public_error
 from etcdsem.core.station import Grant, Session, Station
+from etcdsem.decorators import AsyncDecorator
 from etcdsem.errors import EtcdSemError, WrongEventLoop
+from etcdsem.loop_check import methods_need_loop, needs_loop, running_loop
 from etcdsem.model import (
+    CloseResult,
     Duration,
     Holder,
     Junk,
@@ -71,6 +74,7 @@ from etcdsem.shell import (
     Renewals,
     Watches,
     boot_time,
+    check_dask_arguments,
     closed_generator,
     connect_settings,
     read_wants,
@@ -459,6 +463,7 @@ async def _called(function: Callable[[], object]) -> None:
 # ---------------------------------------------------------------- client
 
 
+@methods_need_loop
 class Client(BaseClient):
     """A connection to etcd, shared by any number of semaphores and tasks of one event loop.
 
@@ -615,8 +620,8 @@ class Client(BaseClient):
         """End one lease: that of the holder of `slot`, or the one with the id `lease` (hex)."""
         return await self.run(self._evicting(name, slot, lease), f"evict from {name!r}")
 
-    async def close_semaphore(self, name: str, *, force: bool = False) -> procedures.Closing:
-        """Remove a semaphore; without `force` only if nobody holds or waits."""
+    async def close_semaphore(self, name: str, *, force: bool = False) -> CloseResult:
+        """Remove a semaphore; without `force` only if nobody holds or waits. See `CloseResult`."""
         closing = procedures.close(self.station(name), force=force)
         return await self.run(closing, f"close {name!r}")
 
@@ -666,7 +671,7 @@ def swap_default_client(client: Client | None) -> Client | None:
 
 
 def _client_of_loop(key: object, make: Callable[[], Client]) -> Client:
-    clients = _of_loops.setdefault(asyncio.get_running_loop(), {})
+    clients = _of_loops.setdefault(running_loop("a client"), {})
     client = clients.get(key)
     if client is None or client._closed or (client._engine and client._engine.session.closed):
         client = clients[key] = make()
@@ -712,13 +717,19 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 # ---------------------------------------------------------------- lease
 
 
+@methods_need_loop
 class Lost(asyncio.Event):
     """Set once a lease is lost: ``await lease.lost``, or ``lease.lost.is_set()``."""
+
+    async def wait(self) -> Literal[True]:
+        """Wait until the lease is lost."""
+        return await super().wait()
 
     def __await__(self) -> Generator[Any, None, Literal[True]]:
         return self.wait().__await__()
 
 
+@methods_need_loop
 class Lease(BaseLease):
     """A slot of a semaphore that is held by this event loop, or several.
 
@@ -760,7 +771,7 @@ def _to_caller(lease: Lease) -> None:
     lease.owner = "caller"
 
 
-class _Held(AbstractAsyncContextManager[Lease, None]):
+class _Held(AsyncDecorator, AbstractAsyncContextManager[Lease, None]):
     """The block of ``async with semaphore.hold()``. One that is dropped without having been left
     gives its lease back.
     """
@@ -771,6 +782,9 @@ class _Held(AbstractAsyncContextManager[Lease, None]):
         self._wants = wants
         self._entered = False
         self._lease: Lease | None = None
+
+    def _block(self) -> Self:
+        return type(self)(self._semaphore, self._timeout, **self._wants)
 
     async def __aenter__(self) -> Lease:
         if self._entered:
@@ -820,6 +834,7 @@ def _may_await(kind: type[BaseException] | None, frame: FrameType) -> bool:
 # ---------------------------------------------------------------- semaphore
 
 
+@methods_need_loop
 class _Bound(Named):
     """The way of a semaphore, or a rate limit, to its client."""
 
@@ -873,7 +888,8 @@ class _Bound(Named):
         return await self._run(self._resuming(self._station()), "resume")
 
 
-class Semaphore(_Bound, BaseSemaphore[Lease]):
+@methods_need_loop
+class Semaphore(AsyncDecorator, _Bound, BaseSemaphore[Lease]):
     """A counting semaphore that lives in etcd, for coroutines; arguments as `etcdsem.Semaphore`.
 
     ``await Semaphore(...)`` registers it, and gives it. One that was not awaited is registered
@@ -889,8 +905,10 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
         self,
         max_leases: int | None = 1,
         name: str | None = None,
-        *,
         register: bool = True,
+        scheduler_rpc: None = None,
+        loop: object = None,
+        *,
         client: Client | None = None,
         lease_timeout: Duration | None = None,
         refresh_interval: Duration | None = None,
@@ -902,6 +920,7 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
         max_hold: Duration | None = None,
         rate: str | None = None,
     ) -> None:
+        check_dask_arguments(register, scheduler_rpc)
         self._bind(client, register=register)
         super().__init__(
             max_leases,
@@ -1019,20 +1038,8 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
         held: _Held = self._blocks.leave(frame, _current_task())
         return held._exit(kind, awaitable=_may_await(kind, frame))
 
-    def __call__(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-        """As a decorator of a coroutine function: each call holds a lease while it runs."""
-        if not inspect.iscoroutinefunction(function):
-            raise TypeError(
-                "a plain function needs the blocking semaphore: from etcdsem import Semaphore"
-            )
-
-        @functools.wraps(function)
-        async def held(*args: P.args, **kwargs: P.kwargs) -> R:
-            async with self.hold():
-                result: R = await function(*args, **kwargs)
-                return result
-
-        return held
+    def _block(self) -> AbstractAsyncContextManager[Lease, Any]:
+        return self.hold()
 
     # -- the semaphore as a whole
 
@@ -1072,6 +1079,7 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
 # ---------------------------------------------------------------- several at once
 
 
+@needs_loop
 async def acquire_all(
     *semaphores: Semaphore,
     timeout: Duration | None = None,
@@ -1096,9 +1104,9 @@ def hold_all(
     weight: int = 1,
     priority: int = 0,
     eager: bool = False,
-) -> AbstractAsyncContextManager[tuple[Lease, ...], None]:
+) -> _HeldAll:
     """Hold a lease of each of several semaphores for the length of an ``async with`` block; gives
-    the leases, in the order of the semaphores.
+    the leases, in the order of the semaphores. It is also a decorator.
 
     Raises AcquireTimeout if there was no room, and LeaseLost at its end, if any was lost.
     """
@@ -1106,7 +1114,7 @@ def hold_all(
     return _HeldAll(semaphores, timeout)
 
 
-class _HeldAll(AbstractAsyncContextManager[tuple[Lease, ...], None]):
+class _HeldAll(AsyncDecorator, AbstractAsyncContextManager[tuple[Lease, ...], None]):
     """The block of ``async with hold_all(...)``."""
 
     def __init__(self, semaphores: tuple[Semaphore, ...], timeout: Duration | None) -> None:
@@ -1114,6 +1122,9 @@ class _HeldAll(AbstractAsyncContextManager[tuple[Lease, ...], None]):
         self._timeout = timeout
         self._entered = False
         self._leases: tuple[Lease, ...] = ()
+
+    def _block(self) -> Self:
+        return type(self)(self._semaphores, self._timeout)
 
     async def __aenter__(self) -> tuple[Lease, ...]:
         if self._entered:
@@ -1162,7 +1173,8 @@ async def _acquire_all(
     return await semaphores[0].client.run(acquiring, f"acquire {several.named(semaphores)}")
 
 
-class RateLimit(_Bound, BaseRateLimit):
+@methods_need_loop
+class RateLimit(AsyncDecorator, _Bound, BaseRateLimit):
     """At most `limit` starts in any window of `period`; arguments as `etcdsem.RateLimit`.
 
     ``await RateLimit(...)`` registers it, and gives it. One that was not awaited is registered by
@@ -1170,6 +1182,7 @@ class RateLimit(_Bound, BaseRateLimit):
     """
 
     _package = "etcdsem.aio"
+    _class_name = "RateLimit"
 
     def __init__(
         self,
@@ -1211,20 +1224,8 @@ class RateLimit(_Bound, BaseRateLimit):
     async def __aexit__(self, *exc_info: object) -> None:
         pass
 
-    def __call__(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-        """As a decorator of a coroutine function: each call waits for a start, and runs then."""
-        if not inspect.iscoroutinefunction(function):
-            raise TypeError(
-                "a plain function needs the blocking rate limit: from etcdsem import RateLimit"
-            )
-
-        @functools.wraps(function)
-        async def started(*args: P.args, **kwargs: P.kwargs) -> R:
-            await self.acquire()
-            result: R = await function(*args, **kwargs)
-            return result
-
-        return started
+    def _block(self) -> Self:
+        return self
 
     async def resize(self, limit: int, period: Duration) -> None:
         """Change the rate for everybody, live. Starts already made still count as they did."""

@@ -2,7 +2,7 @@
 
     EtcdSemError
     ├── SemaphoreClosed     (RuntimeError)     the semaphore is not known to etcd, or was closed
-    ├── ReleasedTooOften    (RuntimeError)     release() without a lease to give back
+    ├── ReleasedTooOften    (RuntimeError, ValueError)  release() with no lease to give back
     ├── InconsistentLimit   (ValueError)       another limit is registered
     ├── WrongKind           (ValueError)       a rate limit has that name, or a semaphore
     ├── InvalidName         (ValueError)       not a name for a semaphore
@@ -49,8 +49,11 @@ class SemaphoreClosed(EtcdSemError, RuntimeError):
     """The semaphore is not known: it was closed, or never registered."""
 
 
-class ReleasedTooOften(EtcdSemError, RuntimeError):
-    """There is no lease to give back; nothing was changed in etcd."""
+class ReleasedTooOften(EtcdSemError, RuntimeError, ValueError):
+    """There is no lease to give back; nothing was changed in etcd.
+
+    RuntimeError is what Dask raises, ValueError what `threading.BoundedSemaphore` raises.
+    """
 
 
 class InconsistentLimit(EtcdSemError, ValueError):

@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from etcdsem.errors import InvalidName, InvalidSetting
 
 Duration: TypeAlias = float | int | str | timedelta
+"""What a user may write for a duration: seconds, ``"250ms"``, ``"1m30s"`` or a timedelta."""
 
 MAX_LIMIT = 99_999  # slots are written with five digits, and one number must stay above them
 MIN_LEASE_TIMEOUT = 2  # etcd's own: ceil(1.5 x election timeout), 2 s by default
@@ -107,7 +109,7 @@ class Start:
     waited: float
     """Seconds from the call to the grant."""
 
-    def __bool__(self) -> bool:
+    def __bool__(self) -> Literal[True]:
         return True
 
 
@@ -118,7 +120,7 @@ class Later:
     retry_after: float
     """Seconds until one may be had: an estimate, by the times that are noted in etcd."""
 
-    def __bool__(self) -> bool:
+    def __bool__(self) -> Literal[False]:
         return False
 
 
@@ -139,6 +141,19 @@ class Pause:
     since: datetime | None
     """Since when, by the clock of who paused it."""
     reason: str = ""
+
+
+class CloseResult(NamedTuple):
+    """What `Client.close_semaphore` did, and who used the semaphore then."""
+
+    done: bool
+    """True when the semaphore was removed. False when it was in use and `force` was not given."""
+    known: bool
+    """False when there was no such semaphore."""
+    holders: tuple[str, ...]
+    """The owners of the leases that were held, in the order of their slots."""
+    waiters: tuple[str, ...]
+    """The owners of those that waited, in the order in which they would have been served."""
 
 
 class Rate(NamedTuple):
@@ -374,12 +389,12 @@ def read_rate(text: str) -> Rate:
     return make_rate(int(parts[0]), parts[1], *map(int, parts[2:]))
 
 
-def lease_timeout_seconds(value: Duration) -> int:
+def lease_timeout_seconds(value: Duration, *, what: str = "lease_timeout") -> int:
     """Read a lease timeout: whole seconds from 2 (etcd's smallest) to 9 000 000 000, rounded up."""
-    number = seconds(value, what="lease_timeout")
+    number = seconds(value, what=what)
     if not MIN_LEASE_TIMEOUT <= number <= MAX_LEASE_TIMEOUT:
         raise InvalidSetting(
-            f"lease_timeout must be from {MIN_LEASE_TIMEOUT}s (etcd's smallest; 15s or more is "
+            f"{what} must be from {MIN_LEASE_TIMEOUT}s (etcd's smallest; 15s or more is "
             f"recommended) to {MAX_LEASE_TIMEOUT}s, not {value!r}"
         )
     return math.ceil(number)
@@ -450,3 +465,11 @@ def environment(name: str) -> str | None:
     """A variable of the environment without spaces around it; None if unset or empty."""
     value = os.environ.get(name, "").strip()
     return value or None
+
+
+def dask_setting(name: str) -> Any:
+    """What Dask's configuration says in ``distributed.scheduler.locks``; None where it says
+    nothing, or where Dask is not loaded. It is never loaded for that.
+    """
+    get = getattr(sys.modules.get("dask.config"), "get", None)
+    return None if get is None else get(f"distributed.scheduler.locks.{name}", None)

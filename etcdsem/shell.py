@@ -51,6 +51,7 @@ from etcdsem.model import (
     check_priority,
     check_text,
     check_weight,
+    dask_setting,
     environment,
     lease_timeout_seconds,
     max_hold_seconds,
@@ -68,6 +69,9 @@ EXIT_GRACE = 2.0
 
 KEEPER_LIMIT = 600.0
 """Seconds for which a keeper process refreshes leases of a program that gives no sign of life."""
+
+MIN_VALIDATION_INTERVAL = 0.1
+"""Seconds; each read costs etcd a transaction, for each client that waits or holds."""
 
 LONGEST_NAP = 5.0
 """Who waits looks at the clock at least this often: threads and event loops wait on a clock that
@@ -125,9 +129,8 @@ class BaseEngine(Env):
             self, client_id(socket.gethostname(), self.pid, secrets.token_hex(4))
         )
         follow(self.session)
-        interval = environment("ETCDSEM_VALIDATION_INTERVAL")
-        if interval is not None:
-            every = seconds(interval, what="ETCDSEM_VALIDATION_INTERVAL")
+        every = read_validation_interval()
+        if every is not None:
             self.session.reread = (every / 2, every * 3 / 2)
 
     @property
@@ -871,15 +874,57 @@ def register_rate(station: Station, wanted: Rate, *, any_block: bool) -> Procedu
         )
 
 
+def check_dask_arguments(register: bool, scheduler_rpc: None) -> None:
+    """Refuse what Dask's semaphore takes, and what would be ignored here."""
+    if scheduler_rpc is not None:
+        raise TypeError(
+            "scheduler_rpc is a connection to Dask's scheduler, which etcdsem does not use: "
+            "client= says which etcd to use, for example client=etcdsem.connect('host:2379')"
+        )
+    if not isinstance(register, bool):  # newer Dask has scheduler_rpc in this place
+        raise TypeError(
+            f"register must be True or False, not {type(register).__name__}; client= says which "
+            "etcd to use"
+        )
+
+
+def _lease_timeout(given: Duration | None) -> int:
+    if given is None:
+        given = environment("ETCDSEM_LEASE_TIMEOUT")
+    if given is not None:
+        return lease_timeout_seconds(given)
+    given = dask_setting("lease-timeout")
+    if given is None:
+        given = DEFAULT_LEASE_TIMEOUT
+    what = (
+        "Dask's distributed.scheduler.locks.lease-timeout (used without lease_timeout= and "
+        "ETCDSEM_LEASE_TIMEOUT)"
+    )
+    return lease_timeout_seconds(given, what=what)
+
+
+def read_validation_interval() -> float | None:
+    """Seconds between two reads of what watches should have told, on average; None: the default."""
+    what, given = "ETCDSEM_VALIDATION_INTERVAL", environment("ETCDSEM_VALIDATION_INTERVAL")
+    if given is None:
+        given = dask_setting("lease-validation-interval")
+        what = (
+            "Dask's distributed.scheduler.locks.lease-validation-interval (used without "
+            "ETCDSEM_VALIDATION_INTERVAL)"
+        )
+    if given is None:
+        return None
+    every = seconds(given, what=what)
+    if not MIN_VALIDATION_INTERVAL <= every < math.inf:
+        raise InvalidSetting(f"{what} must be at least {MIN_VALIDATION_INTERVAL}s, not {given!r}")
+    return every
+
+
 def read_intervals(
     lease_timeout: Duration | None, refresh_interval: Duration | None
 ) -> tuple[int, float]:
     """The lease timeout (whole seconds) and the refresh interval (seconds), with the defaults."""
-    timeout = lease_timeout_seconds(
-        lease_timeout
-        if lease_timeout is not None
-        else environment("ETCDSEM_LEASE_TIMEOUT") or DEFAULT_LEASE_TIMEOUT
-    )
+    timeout = _lease_timeout(lease_timeout)
     given = refresh_interval
     if given is None and lease_timeout is None:
         given = environment("ETCDSEM_REFRESH_INTERVAL")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import logging
 import os
 import queue
@@ -58,8 +57,10 @@ from etcdsem.core.commands import (
 )
 from etcdsem.core.outward import public_error
 from etcdsem.core.station import Grant, Session, Station
+from etcdsem.decorators import Decorator
 from etcdsem.errors import EtcdSemError
 from etcdsem.model import (
+    CloseResult,
     Duration,
     Holder,
     Junk,
@@ -82,6 +83,7 @@ from etcdsem.shell import (
     Renewals,
     Watches,
     boot_time,
+    check_dask_arguments,
     closed_generator,
     connect_settings,
     read_wants,
@@ -546,8 +548,8 @@ class Client(BaseClient):
         """
         return self.run(self._evicting(name, slot, lease), f"evict from {name!r}")
 
-    def close_semaphore(self, name: str, *, force: bool = False) -> procedures.Closing:
-        """Remove a semaphore; without `force` only if nobody holds or waits."""
+    def close_semaphore(self, name: str, *, force: bool = False) -> CloseResult:
+        """Remove a semaphore; without `force` only if nobody holds or waits. See `CloseResult`."""
         return self.run(procedures.close(self.station(name), force=force), f"close {name!r}")
 
 
@@ -742,7 +744,7 @@ def _to_caller(lease: Lease) -> None:
     lease.owner = "caller"
 
 
-class _Held(AbstractContextManager[Lease, None]):
+class _Held(Decorator, AbstractContextManager[Lease, None]):
     """The block of ``with semaphore.hold()``. One that is dropped without having been left, since
     an interruption struck there, gives its lease back.
     """
@@ -753,6 +755,9 @@ class _Held(AbstractContextManager[Lease, None]):
         self._wants = wants
         self._entered = False
         self._lease: Lease | None = None
+
+    def _block(self) -> Self:
+        return type(self)(self._semaphore, self._timeout, **self._wants)
 
     def __enter__(self) -> Lease:
         if self._entered:
@@ -786,16 +791,6 @@ class _Held(AbstractContextManager[Lease, None]):
     def __del__(self) -> None:
         if self._lease is not None and self._lease._held:
             self._lease.release()
-
-    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """As a decorator: each call holds a lease while it runs."""
-
-        @functools.wraps(function)
-        def held(*args: P.args, **kwargs: P.kwargs) -> R:
-            with _Held(self._semaphore, self._timeout, **self._wants):
-                return function(*args, **kwargs)
-
-        return held
 
 
 # ---------------------------------------------------------------- semaphore
@@ -854,7 +849,7 @@ class _Bound(Named):
         return self._run(self._resuming(self._station()), "resume")
 
 
-class Semaphore(_Bound, BaseSemaphore[Lease]):
+class Semaphore(Decorator, _Bound, BaseSemaphore[Lease]):
     """A counting semaphore that lives in etcd, shared by any processes anywhere.
 
     Args:
@@ -862,10 +857,13 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
             otherwise, unless an operator has resized it since. None takes what is registered.
         name: 1 to 128 of ``A-Z a-z 0-9 . _ -``. None makes up a unique one.
         register: write the limit to etcd now, if the semaphore is new.
+        scheduler_rpc: Dask's; must be None. `client` says which etcd to use.
+        loop: Dask's; has no effect.
         client: from `connect()`, or a client of python-etcd3 (see `from_etcd3`); None: the
             process's default client.
         lease_timeout: etcd gives a slot away this long after the last refresh of its lease.
-            Whole seconds, at least 2; default ``ETCDSEM_LEASE_TIMEOUT``, else 30 s.
+            Whole seconds, at least 2; default ``ETCDSEM_LEASE_TIMEOUT``, else, where Dask is
+            loaded, its ``distributed.scheduler.locks.lease-timeout``, else 30 s.
         refresh_interval: seconds between refreshes; default ``ETCDSEM_REFRESH_INTERVAL``, else a
             third of the lease timeout.
         on_lost: called once, in a thread of its own, with each `Lease` that is lost.
@@ -884,6 +882,7 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
     Raises:
         InconsistentLimit: another limit is registered.
         InvalidName, InvalidSetting: an argument cannot be right.
+        TypeError: `scheduler_rpc` was given, or a `client` that is none.
         EtcdUnavailable, PermissionDenied, EtcdRefused: it could not be registered.
     """
 
@@ -891,8 +890,10 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
         self,
         max_leases: int | None = 1,
         name: str | None = None,
-        *,
         register: bool = True,
+        scheduler_rpc: None = None,
+        loop: object = None,
+        *,
         client: Client | None = None,
         lease_timeout: Duration | None = None,
         refresh_interval: Duration | None = None,
@@ -904,6 +905,7 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
         max_hold: Duration | None = None,
         rate: str | None = None,
     ) -> None:
+        check_dask_arguments(register, scheduler_rpc)
         self._bind(client)
         super().__init__(
             max_leases,
@@ -1059,20 +1061,8 @@ class Semaphore(_Bound, BaseSemaphore[Lease]):
         held: _Held = self._blocks.leave(sys._getframe(1), threading.current_thread())
         held.__exit__(kind, error, traceback)
 
-    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """As a decorator: each call holds a lease while it runs."""
-        if inspect.iscoroutinefunction(function):
-            raise TypeError(
-                "a coroutine function needs the asyncio semaphore: "
-                "from etcdsem.aio import Semaphore"
-            )
-
-        @functools.wraps(function)
-        def held(*args: P.args, **kwargs: P.kwargs) -> R:
-            with self:
-                return function(*args, **kwargs)
-
-        return held
+    def _block(self) -> AbstractContextManager[Lease, Any]:
+        return self.hold()
 
     # -- the semaphore as a whole
 
@@ -1171,9 +1161,9 @@ def hold_all(
     weight: int = 1,
     priority: int = 0,
     eager: bool = False,
-) -> AbstractContextManager[tuple[Lease, ...], None]:
+) -> _HeldAll:
     """Hold a lease of each of several semaphores for the length of a ``with`` block; gives the
-    leases, in the order of the semaphores. See `acquire_all`.
+    leases, in the order of the semaphores. See `acquire_all`. It is also a decorator.
 
     Raises:
         AcquireTimeout: no room until the timeout; the body did not run.
@@ -1183,7 +1173,7 @@ def hold_all(
     return _HeldAll(semaphores, timeout)
 
 
-class _HeldAll(AbstractContextManager[tuple[Lease, ...], None]):
+class _HeldAll(Decorator, AbstractContextManager[tuple[Lease, ...], None]):
     """The block of ``with hold_all(...)``; see `_Held`."""
 
     def __init__(self, semaphores: tuple[Semaphore, ...], timeout: Duration | None) -> None:
@@ -1191,6 +1181,9 @@ class _HeldAll(AbstractContextManager[tuple[Lease, ...], None]):
         self._timeout = timeout
         self._entered = False
         self._leases: tuple[Lease, ...] = ()
+
+    def _block(self) -> Self:
+        return type(self)(self._semaphores, self._timeout)
 
     def __enter__(self) -> tuple[Lease, ...]:
         if self._entered:
@@ -1246,7 +1239,7 @@ def _acquire_all(
 # ---------------------------------------------------------------- rate limit
 
 
-class RateLimit(_Bound, BaseRateLimit):
+class RateLimit(Decorator, _Bound, BaseRateLimit):
     """At most `limit` starts in any window of `period`, by any processes anywhere.
 
     A start is a moment, not a span: there is nothing to release. ``with limit:`` waits for a start
@@ -1271,6 +1264,8 @@ class RateLimit(_Bound, BaseRateLimit):
         InvalidName, InvalidSetting: an argument cannot be right.
         EtcdUnavailable, PermissionDenied, EtcdRefused: it could not be registered.
     """
+
+    _class_name = "RateLimit"
 
     def __init__(
         self,
@@ -1323,20 +1318,8 @@ class RateLimit(_Bound, BaseRateLimit):
     def __exit__(self, *exc_info: object) -> None:
         pass
 
-    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """As a decorator: each call waits for a start, and runs then."""
-        if inspect.iscoroutinefunction(function):
-            raise TypeError(
-                "a coroutine function needs the asyncio rate limit: "
-                "from etcdsem.aio import RateLimit"
-            )
-
-        @functools.wraps(function)
-        def started(*args: P.args, **kwargs: P.kwargs) -> R:
-            self.acquire()
-            return function(*args, **kwargs)
-
-        return started
+    def _block(self) -> Self:
+        return self
 
     def resize(self, limit: int, period: Duration) -> None:
         """Change the rate for everybody, live. Starts already made still count as they did."""

@@ -184,8 +184,12 @@ def test_what_is_not_taken_together(pair: Pair, what: dict[str, Any]) -> None:
         pytest.fail("it was held")
     with pytest.raises(InvalidSetting, match=message):
         aio.hold_all(**what)
+
+    async def in_a_loop() -> None:
+        await aio.acquire_all(**what)
+
     with pytest.raises(InvalidSetting, match=message):
-        run(aio.acquire_all(**what))
+        run(in_a_loop())
     assert held(*pair) == [0, 0]
 
 

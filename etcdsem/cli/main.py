@@ -121,7 +121,8 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Settings may also come from ETCDSEM_ENDPOINTS, ETCDSEM_CACERT, ETCDSEM_CERT, "
     "ETCDSEM_KEY, ETCDSEM_USER, ETCDSEM_PASSWORD, ETCDSEM_PASSWORD_FILE and ETCDSEM_PREFIX, "
-    "or from the ETCDCTL_ variable of the same meaning.",
+    "or from the ETCDCTL_ variable of the same meaning. For leases: ETCDSEM_LEASE_TIMEOUT, "
+    "ETCDSEM_REFRESH_INTERVAL, ETCDSEM_VALIDATION_INTERVAL, ETCDSEM_OWNER and ETCDSEM_LABELS.",
 )
 @connection_options
 @click.option(

@@ -64,7 +64,7 @@ from etcdsem.core.station import (
 )
 from etcdsem.core.transactions import MAX_DEPTH, Held, Look
 from etcdsem.errors import EtcdSemError, SemaphoreClosed, WeightExceedsLimit, WrongKind
-from etcdsem.model import Rate
+from etcdsem.model import CloseResult, Rate
 
 T = TypeVar("T")
 
@@ -1108,16 +1108,7 @@ def register(station: Station, wanted: int | Rate) -> Procedure[Limit]:
     return limit
 
 
-class Closing(NamedTuple):
-    """What CLOSE met. `known` False: there was nothing to close."""
-
-    done: bool
-    known: bool
-    holders: tuple[str, ...]
-    waiters: tuple[str, ...]
-
-
-def close(station: Station, *, force: bool, rate: bool | None = None) -> Procedure[Closing]:
+def close(station: Station, *, force: bool, rate: bool | None = None) -> Procedure[CloseResult]:
     """CLOSE. Without `force` a semaphore that is in use is left alone.
 
     `rate`: which kind it must be, else WrongKind; None: either.
@@ -1136,7 +1127,7 @@ def close(station: Station, *, force: bool, rate: bool | None = None) -> Procedu
     known = reply.succeeded or transactions.as_range(reply.replies[2]).count > 0
     if reply.succeeded:
         station.over(reply.revision)
-    return Closing(
+    return CloseResult(
         done=reply.succeeded,
         known=known,
         holders=tuple(h.owner for h in holders),

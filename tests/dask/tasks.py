@@ -77,3 +77,22 @@ def names_of_metrics(dask_scheduler: Any) -> list[str]:
         total = "_total" if family.type == "counter" else ""
         found.append(family.name + total)
     return found
+
+
+def token(number: int, sem: etcdsem.Semaphore) -> int:
+    """The fencing token of a lease, which is another for each lease."""
+    with sem.hold() as lease:
+        return lease.fencing_token
+
+
+def timeout_of(sem: etcdsem.Semaphore | None, name: str) -> float:
+    """Of a lease of the semaphore given, or of one that is made here."""
+    with (sem or etcdsem.Semaphore(1, name)).hold() as lease:
+        return lease.ttl
+
+
+def without_a_loop(number: int, sem: Any) -> bool:
+    """A plain task that uses the asyncio semaphore like a blocking one."""
+    held: bool = sem.acquire()
+    sem.release()
+    return held

@@ -209,21 +209,42 @@ def test_a_worker_is_killed(cluster: Cluster, name: str, tmp_path: Path) -> None
 
 
 def test_signature() -> None:
-    """What both take has the same name, place and default; Dask's plumbing has no meaning here."""
+    """What both take has the same name and default, and the place of Dask 2021.10.0."""
     theirs = inspect.signature(distributed.Semaphore).parameters
-    ours = inspect.signature(etcdsem.Semaphore).parameters
-    assert list(theirs)[:2] == list(ours)[:2] == ["max_leases", "name"]
-    assert ours["max_leases"].default == theirs["max_leases"].default == 1
-    assert ours["name"].default is theirs["name"].default is None
-    assert ours["register"].default is True, "as in 2021.10.0; newer ones register at first use"
-    assert {"scheduler_rpc", "loop"} <= set(theirs) - set(ours)
+    for kind in (etcdsem.Semaphore, aio.Semaphore):
+        takes = inspect.signature(kind).parameters.values()
+        ordinary = {one.name: one.default for one in takes if one.kind is one.POSITIONAL_OR_KEYWORD}
+        assert list(ordinary) == DASK_2021_10
+        assert ordinary == {one.name: one.default for one in theirs.values()} | {"register": True}
     for method in ("acquire", "release", "get_value", "register", "close"):
         wanted = set(inspect.signature(getattr(distributed.Semaphore, method)).parameters)
         ours = inspect.signature(getattr(etcdsem.Semaphore, method)).parameters
         found = {name for name, one in ours.items() if one.kind is not one.KEYWORD_ONLY}
         assert wanted - {"kwargs"} == found, method  # what we have beyond is given by name
-    with pytest.raises(TypeError, match="scheduler_rpc"):
-        etcdsem.Semaphore(1, "x", scheduler_rpc=None)  # type: ignore[call-arg]
+
+
+DASK_2021_10 = ["max_leases", "name", "register", "scheduler_rpc", "loop"]
+"""What Dask's semaphore took then, in this order; newer ones have no `register`."""
+
+
+def test_arguments_of_dask(cluster: Cluster, name: str) -> None:
+    """`loop` has no effect; what would be ignored is a TypeError that names `client=`."""
+    loop, rpc = cluster.client.loop, cluster.client.scheduler
+    sem = etcdsem.Semaphore(2, name, True, None, loop)
+    assert sem.get_value() == 0
+    assert pickle.loads(pickle.dumps(sem)).max_leases == 2
+    assert pickle.loads(pickle.dumps(aio.Semaphore(2, name, False, None, loop))).name == name
+    never = etcdsem.Semaphore(2, f"{name}-2", False)
+    with pytest.raises(etcdsem.SemaphoreClosed):
+        never.acquire()
+    for kind in (etcdsem.Semaphore, aio.Semaphore):
+        with pytest.raises(TypeError, match=r"scheduler_rpc.*client="):
+            kind(1, name, True, rpc)
+        with pytest.raises(TypeError, match=r"scheduler_rpc.*client="):
+            kind(scheduler_rpc=rpc)
+        with pytest.raises(TypeError, match=r"register must be True or False.*client="):
+            kind(1, name, rpc)  # where newer Dask takes it
+    sem.close()
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -341,10 +362,7 @@ def test_refresh(cluster: Cluster, name: str, library: str) -> None:
     import dask
 
     with dask.config.set({"distributed.scheduler.locks.lease-timeout": "2s"}):
-        if library == "dask":
-            sem, other = tasks.made(library, 1, name), tasks.made(library, 1, name)
-        else:
-            sem, other = (etcdsem.Semaphore(1, name, lease_timeout="2s") for _ in range(2))
+        sem, other = tasks.made(library, 1, name), tasks.made(library, 1, name)
         assert sem.acquire()
         assert other.acquire(timeout=4) is False
         sem.refresh_leases = False
@@ -354,6 +372,116 @@ def test_refresh(cluster: Cluster, name: str, library: str) -> None:
         assert other.get_value() == 1
         other.release()
         other.close()
+
+
+LOCKS = "distributed.scheduler.locks"
+
+
+@pytest.mark.parametrize("kind", [etcdsem.Semaphore, aio.Semaphore])
+def test_the_lease_timeout_of_dask(
+    name: str, kind: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Dask is loaded, its setting comes after ours, and before our default."""
+    import dask
+
+    def timeout(**options: Any) -> int:
+        return int(kind(1, name, register=False, **options).lease_timeout)
+
+    assert timeout() == 30
+    for value, read in (("45s", 45), (20, 20), ("5 minutes", 300), (timedelta(seconds=7), 7)):
+        with dask.config.set({f"{LOCKS}.lease-timeout": value}):
+            assert timeout() == read
+            assert timeout(lease_timeout="8s") == 8
+    with dask.config.set({f"{LOCKS}.lease-timeout": "9s"}):
+        monkeypatch.setenv("ETCDSEM_LEASE_TIMEOUT", "10s")
+        assert timeout() == 10
+        monkeypatch.delenv("ETCDSEM_LEASE_TIMEOUT")
+        twin = pickle.dumps(kind(1, name, register=False))
+    assert pickle.loads(twin).lease_timeout == 9
+    nonsense: tuple[object, ...] = ("1s", "inf", "soon", True, [])
+    for wrong in nonsense:
+        with dask.config.set({f"{LOCKS}.lease-timeout": wrong}):
+            with pytest.raises(etcdsem.InvalidSetting, match=rf"{LOCKS}\.lease-timeout"):
+                timeout()
+            assert timeout(lease_timeout=8) == 8
+
+
+def test_the_validation_interval_of_dask(
+    cluster: Cluster, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How often a client reads again: Dask's default is ours, and says nothing new."""
+    import dask
+
+    def interval() -> tuple[float, float]:
+        with etcdsem.connect(cluster.etcd.endpoint) as client:
+            return client.engine.session.reread
+
+    assert dask.config.get(f"{LOCKS}.lease-validation-interval") == "10s"
+    assert interval() == (5, 15)
+    with dask.config.set({f"{LOCKS}.lease-validation-interval": "500ms"}):
+        assert interval() == (0.25, 0.75)
+        monkeypatch.setenv("ETCDSEM_VALIDATION_INTERVAL", "2s")
+        assert interval() == (1, 3)
+        monkeypatch.delenv("ETCDSEM_VALIDATION_INTERVAL")
+    for wrong in ("0", "-1s", "inf", "often", True):
+        with (
+            dask.config.set({f"{LOCKS}.lease-validation-interval": wrong}),
+            pytest.raises(etcdsem.InvalidSetting, match=rf"{LOCKS}\.lease-validation-interval"),
+        ):
+            interval()
+
+
+def test_workers_have_settings_of_their_own(cluster: Cluster, name: str) -> None:
+    """What a task makes has its worker's timeout (2 s here); what travels has its maker's."""
+    sem = etcdsem.Semaphore(1, name, lease_timeout=20)
+    made = cluster.client.submit(tasks.timeout_of, None, f"{name}-2", pure=False)
+    sent = cluster.client.submit(tasks.timeout_of, sem, name, pure=False)
+    assert (made.result(), sent.result()) == (2, 20)
+
+
+def test_dask_is_not_loaded_for_its_settings() -> None:
+    """Without Dask in the process its variables have no say."""
+    code = (
+        "import sys, etcdsem\n"
+        "sem = etcdsem.Semaphore(1, 'a', register=False)\n"
+        "assert sem.lease_timeout == 30 and not {'dask', 'distributed'} & set(sys.modules)"
+    )
+    environment = {**os.environ, "DASK_DISTRIBUTED__SCHEDULER__LOCKS__LEASE_TIMEOUT": "9s"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+
+
+# -- what the page says of differences
+
+
+def test_purity(cluster: Cluster, name: str) -> None:
+    """Dask runs a pure task once for all equal arguments, also while a lease is what it is for."""
+    sem = etcdsem.Semaphore(2, name)
+    client = cluster.client
+    assert len(set(client.gather(client.map(tasks.token, [1, 1, 1], sem=sem)))) == 1
+    assert len(set(client.gather(client.map(tasks.token, [1, 1, 1], sem=sem, pure=False)))) == 3
+    sem.close()
+
+
+def test_closing_ends_running_blocks(cluster: Cluster, name: str) -> None:
+    """Those who hold are told at the end of the block; Dask tells them nothing."""
+    sem = etcdsem.Semaphore(1, name)
+    with pytest.raises(etcdsem.LeaseLost, match=name), sem:
+        etcdsem.Semaphore(1, name).close()
+    sem = distributed.Semaphore(1, name)
+    with sem:
+        distributed.Semaphore(1, name).close()
+
+
+def test_a_name_with_a_space() -> None:
+    """Refused before anything is sent."""
+    with pytest.raises(etcdsem.InvalidName, match=r"my database.*A-Z a-z 0-9"):
+        etcdsem.Semaphore(1, "my database")
+
+
+def test_no_refresh_callback(cluster: Cluster, name: str) -> None:
+    """`refresh_leases` is the switch in both; the timer behind it is Dask's own."""
+    assert hasattr(distributed.Semaphore(1, name), "refresh_callback")
+    assert not hasattr(etcdsem.Semaphore(1, name), "refresh_callback")
 
 
 def test_metrics(cluster: Cluster, name: str) -> None:
@@ -416,6 +544,37 @@ def test_asynchronous_tasks(cluster: Cluster, name: str) -> None:
     assert len(results) == 20
     assert max(held for _, held in results) == 3
     assert assert_clean(cluster.etcd, name).most_held == 3
+
+
+def test_a_plain_task_with_the_asyncio_semaphore(cluster: Cluster, name: str) -> None:
+    """The call raises in the task, whatever the client is, and says what to use there."""
+    etcdsem.Semaphore(1, name)
+    sem = aio.Semaphore(1, name)
+    futures = cluster.client.map(tasks.without_a_loop, range(2), sem=sem, pure=False)
+    for future in futures:
+        with pytest.raises(etcdsem.WrongEventLoop, match="from etcdsem import Semaphore"):
+            future.result()
+
+    async def main() -> None:
+        async with distributed.Client(cluster.scheduler, asynchronous=True) as client:
+            with pytest.raises(etcdsem.WrongEventLoop, match="Dask tasks that are plain functions"):
+                await client.submit(tasks.without_a_loop, 0, sem=sem, pure=False)
+            blocking = etcdsem.Semaphore(1, name)
+            times = await client.gather(client.map(tasks.occupy, range(6), sem=blocking))
+            assert most_at_once(times) == 1
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_decorated_task_of_the_main_program(cluster: Cluster, name: str) -> None:
+    """Its function travels by value, and the semaphore in it."""
+    sem = etcdsem.Semaphore(1, name, client=etcdsem.connect(cluster.etcd.endpoint))
+    scope: dict[str, Any] = {"sem": sem, "__name__": "__main__"}
+    exec("import time\n@sem\ndef task(number):\n    return number, sem.get_value()", scope)
+    futures = cluster.client.map(scope["task"], range(4), pure=False)
+    assert cluster.client.gather(futures) == [(number, 1) for number in range(4)]
+    assert assert_clean(cluster.etcd, name).most_held == 1
+    sem.client.close()
 
 
 # -- the page for those who come from Dask
