@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
+from etcdsem import interpreter
 from etcdsem.core import inspection, operating, procedures, rates
 from etcdsem.core.commands import Env, Listener, Procedure, Watch
 from etcdsem.core.keys import ORDINARY, Wants, client_id, lease_hex
@@ -110,6 +111,8 @@ class Renewals(Protocol):
 class LeaseKeeper(Protocol):
     """A process that refreshes leases beside us; see `etcdsem.keeper`."""
 
+    @property
+    def pid(self) -> int: ...
     def hand_over(self, lease: TtlLease) -> None: ...
     def take_back(self, lease: TtlLease) -> None: ...
     def tend(self, lease: TtlLease) -> None: ...
@@ -292,13 +295,18 @@ def read_keeper(keeper: bool | Duration | None) -> float | None:
     if keeper is None:
         word = environment("ETCDSEM_KEEPER") or "no"
         keeper = _WORDS.get(word.lower(), word)
-    if isinstance(keeper, bool):
-        return KEEPER_LIMIT if keeper else None
-    limit = seconds(keeper, what="keeper")
+    if keeper is False:
+        return None
+    limit = KEEPER_LIMIT if keeper is True else seconds(keeper, what="keeper")
     if not limit > 0:
         raise InvalidSetting(
             f"keeper: {keeper!r} must be True, or a duration longer than 0: for how long it "
             "refreshes the leases of a program that gives no sign of life"
+        )
+    if reason := interpreter.why_not():
+        raise InvalidSetting(
+            f"keeper: its process cannot be started, because {reason}. Use keeper=False (and unset "
+            "ETCDSEM_KEEPER), with a lease_timeout longer than this program is ever busy"
         )
     return limit
 

@@ -69,6 +69,19 @@ def test_the_command_line(archive: Path, etcd: EtcdServer, name: str) -> None:
     assert (done.returncode, done.stdout) == (0, f"{name}\n"), done.stderr
 
 
+def test_the_demo(archive: Path, etcd: EtcdServer) -> None:
+    """The jobs that it starts find the zip file, too."""
+    done = subprocess.run(
+        [sys.executable, str(archive), "demo", "--jobs", "2", "--work", "0.1"],
+        env={**os.environ, "ETCDSEM_ETCD": etcd.binary},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_bundle_without_the_data_file(tmp_path: Path) -> None:
     """The error says what is missing, and what to do."""
     path = tmp_path / "bundle.zip"

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from etcdsem import interpreter
 from etcdsem.cli import codes
+from etcdsem.errors import EtcdSemError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -116,6 +118,8 @@ def demo(jobs: int, limit: int, work: float, without: bool) -> None:
     from etcdsem import server
     from etcdsem.sync import connect
 
+    if reason := interpreter.why_not():
+        raise EtcdSemError(f"the demo's jobs cannot be started from here, because {reason}")
     console = Console(highlight=False)
     service = Service(limit, work)
     with ExitStack() as stack:
@@ -157,11 +161,11 @@ def _start(command: list[str], **environment: str) -> subprocess.Popen[bytes]:
 
 
 def _start_under_limit(endpoint: str, limit: int, url: str, number: int) -> subprocess.Popen[bytes]:
-    wrapper = [sys.executable, "-m", "etcdsem", "run", NAME, "--limit", str(limit)]
-    label = ["--label", f"job={number:02}"]
+    run = ("run", NAME, "--limit", str(limit), "--label", f"job={number:02}")
+    wrapper = interpreter.python("from etcdsem.cli.main import main; main()", *run)
     work = f"import os, sys\nsys.argv[1] += os.environ['ETCDSEM_SLOT']\n{_JOB}"
     command = [sys.executable, "-c", work, f"{url}/{number:02}/"]
-    return _start([*wrapper, *label, "--", *command], ETCDSEM_ENDPOINTS=endpoint)
+    return _start([*wrapper, "--", *command], ETCDSEM_ENDPOINTS=endpoint)
 
 
 def _end_all(running: list[subprocess.Popen[bytes]]) -> None:
