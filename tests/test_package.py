@@ -58,6 +58,7 @@ EXCEPTIONS = {
     "cli.gauge": {"core.commands", "etcd.connection", "etcd.rpc", "etcd.watching"},
     "cli.jointly": {"core.several"},
     "cli.rate": {"core.operating", "core.rates"},
+    "cli.operate": {"core.operating"},
     "cli.run": {"core.keys"},
     "cli.scrape": {
         "core.census",

@@ -21,6 +21,7 @@ import click
 
 from etcdsem import interpreter
 from etcdsem.cli import codes
+from etcdsem.cli.options import WholeNumber
 from etcdsem.errors import EtcdSemError
 
 if TYPE_CHECKING:
@@ -97,8 +98,8 @@ class Service:
 
 
 @click.command()
-@click.option("--jobs", default=12, show_default=True, type=click.IntRange(1, 50))
-@click.option("--limit", default=3, show_default=True, type=click.IntRange(1, 20))
+@click.option("--jobs", default=12, show_default=True, type=WholeNumber(1, 50))
+@click.option("--limit", default=3, show_default=True, type=WholeNumber(1, 20))
 @click.option("--work", default=1.0, show_default=True, help="Seconds of work for a job, roughly.")
 @click.option("--without", is_flag=True, help="The same jobs without etcdsem, to see them refused.")
 def demo(jobs: int, limit: int, work: float, without: bool) -> None:
