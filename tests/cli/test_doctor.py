@@ -205,6 +205,9 @@ def test_logins_and_roles(fresh_etcd: EtcdServer) -> None:
     allowed = told(fresh_etcd, "mine", env=login)
     assert findings(allowed, "access") == []
     assert allowed["code"] != 77
+    for found in (denied, allowed):
+        (endpoint,) = (one for one in found["findings"] if one["check"] == "endpoint")
+        assert f"etcd {fresh_etcd.version}" in endpoint["what"]
 
 
 def test_out_of_space(etcd_binary: str) -> None:
