@@ -76,8 +76,8 @@ def change_by(station: Station, difference: int) -> Procedure[Change]:
             raise _unreadable(station, kv, "so it cannot be changed by a difference")
         if not 0 <= number + difference <= MAX_LIMIT:
             raise InvalidSetting(
-                f"semaphore {station.name!r}: the limit is {number}, and {number + difference} "
-                f"({difference:+}) is outside of 0 to {MAX_LIMIT}; nothing was changed"
+                f"semaphore {station.name!r}: the limit is {number}; {difference:+} would make it "
+                f"{number + difference}, and it must be 0 to {MAX_LIMIT}. Nothing was changed"
             )
         return write_resized(kv, number + difference)
 
