@@ -59,8 +59,12 @@ def _run_job(ctx: click.Context, plan: Plan, record: Record) -> int:
     quiet_library()
     _open_standard_streams()
     signals, terminal = Signals(), Terminal()
-    guardian = Guardian()
-    launcher = Launcher(plan.command, inherited=(*signals.fds, *terminal.fds, guardian.fd))
+    try:
+        guardian = Guardian()
+        launcher = Launcher(plan.command, inherited=(*signals.fds, *terminal.fds, guardian.fd))
+    except OSError as error:  # the guardian that has started ends with us
+        say(f"no process can be started for {plan.command[0]}: {error.strerror}")
+        return codes.CANNOT_EXECUTE
     signals.install()
     job = _Job(plan, client, signals, terminal, guardian, launcher, record)
     try:
