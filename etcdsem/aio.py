@@ -30,6 +30,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, Protocol, Self, TypeVar, cast
 
 from etcdsem import model, several
+from etcdsem.clock import boot_time
 from etcdsem.core import inspection, procedures
 from etcdsem.core.commands import (
     Command,
@@ -73,7 +74,6 @@ from etcdsem.shell import (
     Named,
     Renewals,
     Watches,
-    boot_time,
     check_dask_arguments,
     closed_generator,
     connect_settings,
@@ -387,8 +387,10 @@ class _Engine(BaseEngine):
 
     # -- its end
 
-    def dropped(self) -> None:
-        """Its client was garbage, so nothing is held (a lease keeps its client alive)."""
+    def drop(self) -> None:
+        """Its client was garbage, or never came about, so nothing is held (a lease keeps its client
+        alive).
+        """
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self.loop.call_soon_threadsafe(self._end.set)
 
@@ -539,10 +541,15 @@ class Client(BaseClient):
         if self._closed or (engine is not None and engine.session.closed):
             raise EtcdSemError("this etcdsem client was closed")
         if engine is None:
-            engine = self._engine = _Engine(self._dial)
+            engine = _Engine(self._dial)
             engine.session.first_contact = self.settings.dial_timeout
-            engine.start_keeper(self.settings, self.keeper)
-            weakref.finalize(self, engine.dropped).atexit = False
+            try:
+                engine.start_keeper(self.settings, self.keeper)
+            except BaseException:
+                engine.drop()
+                raise
+            self._engine = engine
+            weakref.finalize(self, engine.drop).atexit = False
         return engine
 
     @property

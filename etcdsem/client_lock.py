@@ -21,7 +21,7 @@ from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 
-from etcdsem.shell import boot_time
+from etcdsem.clock import boot_time
 
 AGAIN_AFTER = 0.2
 """Seconds after which a thread that has not begun is started again."""

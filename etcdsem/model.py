@@ -380,7 +380,7 @@ def read_rate(text: str) -> Rate:
     """Read ``100/1m``, or ``10000/1m/50`` (in blocks of 50). Raises InvalidSetting."""
     parts = text.strip().split("/")
     if len(parts) not in (2, 3) or not all(
-        part.strip().isdigit() for part in (parts[0], *parts[2:])
+        part.isascii() and part.strip().isdigit() for part in (parts[0], *parts[2:])
     ):
         raise InvalidSetting(
             f"cannot read {text!r} as a rate; give 100/1m (100 starts in any minute), or "

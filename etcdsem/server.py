@@ -30,6 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from etcdsem import interpreter
 from etcdsem.errors import EtcdSemError, EtcdUnavailable
 
 START_TIMEOUT = 30.0
@@ -95,7 +96,7 @@ def find_binary(name: str = "etcd", beside: str | None = None) -> str:
         raise EtcdNotFound(f"ETCDSEM_{name.upper()}={given!r} is no program that can be run")
     folders = [str(Path(beside).parent)] if beside else []
     path = os.pathsep.join([*folders, os.environ.get("PATH", os.defpath)])
-    scripts = [sysconfig.get_path("scripts"), str(Path(sys.executable).parent)]
+    scripts = [sysconfig.get_path("scripts"), os.path.dirname(sys.executable or "")]
     found = shutil.which(name, path=path) or shutil.which(name, path=os.pathsep.join(scripts))
     if found is None:
         raise EtcdNotFound(
@@ -222,6 +223,8 @@ class EtcdServer:
     def launch(self) -> None:
         """Start the process, without waiting for it to be healthy."""
         if self._guardian is None:
+            if reason := interpreter.why_not():
+                raise EtcdSemError(f"etcd cannot be started from here, because {reason}")
             os.makedirs(self.data_dir, mode=0o700, exist_ok=True)
             self._guardian = subprocess.Popen(
                 [
@@ -252,8 +255,9 @@ class EtcdServer:
         if self._guardian is None:
             raise EtcdSemError("this etcd was not started, or was stopped")
         to, of = _pipes(self._guardian)
-        to.write(f"{what}\n")
-        to.flush()
+        with contextlib.suppress(BrokenPipeError):
+            to.write(f"{what}\n")
+            to.flush()
         answer = of.readline().strip()
         if not answer:
             raise EtcdSemError(f"the guardian of {self!r} has gone")

@@ -16,13 +16,13 @@ import os
 import random
 import secrets
 import socket
-import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
+from etcdsem import interpreter
 from etcdsem.core import inspection, operating, procedures, rates
 from etcdsem.core.commands import Env, Listener, Procedure, Watch
 from etcdsem.core.keys import ORDINARY, Wants, client_id, lease_hex
@@ -77,13 +77,6 @@ LONGEST_NAP = 5.0
 """Who waits looks at the clock at least this often: threads and event loops wait on a clock that
 stands still while the machine is suspended, deadlines do not."""
 
-_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def boot_time() -> float:
-    """Seconds on a clock that also counts suspension, where the system has one."""
-    return time.clock_gettime(_CLOCK)
-
 
 class Watches(Protocol):
     """The watch stream. Never blocks; tells listeners later, in the engine's turn."""
@@ -111,6 +104,8 @@ class Renewals(Protocol):
 class LeaseKeeper(Protocol):
     """A process that refreshes leases beside us; see `etcdsem.keeper`."""
 
+    @property
+    def pid(self) -> int: ...
     def hand_over(self, lease: TtlLease) -> None: ...
     def take_back(self, lease: TtlLease) -> None: ...
     def tend(self, lease: TtlLease) -> None: ...
@@ -122,6 +117,8 @@ class BaseEngine(Env):
     """A driver of procedures, but for what waits."""
 
     helper: LeaseKeeper | None = None
+    _start_beside: Callable[[Callable[[], object], str], object] | None = None
+    """Starts a function that may block in a thread; None: as ever."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -144,7 +141,7 @@ class BaseEngine(Env):
             return
         from etcdsem.keeper import KeeperProcess
 
-        self.helper = KeeperProcess(settings, limit)
+        self.helper = KeeperProcess(settings, limit, start=self._start_beside, write_log=self.log)
         self.session.keeper.chores.append(self._tend)
 
     def _tend(self, now: float) -> float:
@@ -296,13 +293,18 @@ def read_keeper(keeper: bool | Duration | None) -> float | None:
     if keeper is None:
         word = environment("ETCDSEM_KEEPER") or "no"
         keeper = _WORDS.get(word.lower(), word)
-    if isinstance(keeper, bool):
-        return KEEPER_LIMIT if keeper else None
-    limit = seconds(keeper, what="keeper")
+    if keeper is False:
+        return None
+    limit = KEEPER_LIMIT if keeper is True else seconds(keeper, what="keeper")
     if not limit > 0:
         raise InvalidSetting(
             f"keeper: {keeper!r} must be True, or a duration longer than 0: for how long it "
             "refreshes the leases of a program that gives no sign of life"
+        )
+    if reason := interpreter.why_not():
+        raise InvalidSetting(
+            f"keeper: its process cannot be started, because {reason}. Use keeper=False (and unset "
+            "ETCDSEM_KEEPER), with a lease_timeout longer than this program is ever busy"
         )
     return limit
 

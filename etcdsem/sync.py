@@ -39,6 +39,7 @@ from typing import (
 
 from etcdsem import endings, several
 from etcdsem.client_lock import MARKED, ClientLock, enter, inside, leave
+from etcdsem.clock import boot_time
 from etcdsem.core import inspection, procedures
 from etcdsem.core.commands import (
     Command,
@@ -82,7 +83,6 @@ from etcdsem.shell import (
     Named,
     Renewals,
     Watches,
-    boot_time,
     check_dask_arguments,
     closed_generator,
     connect_settings,
@@ -222,6 +222,9 @@ class _Engine(BaseEngine):
     def _start(self, function: Callable[[], object], name: str, *, serves: bool) -> None:
         guarded = functools.partial(self._guarded, function, name)
         self.turn.start(guarded, f"etcdsem-{name}", serves=serves)
+
+    def _start_beside(self, function: Callable[[], object], name: str) -> None:
+        self.turn.start(function, name, serves=False)
 
     def _guarded(self, function: Callable[[], object], name: str) -> None:
         try:
@@ -413,10 +416,15 @@ class Client(BaseClient):
                             "this process is ending, and all leases were given back: etcd cannot "
                             "be used any more (by what atexit runs after etcdsem's own part)"
                         )
-                    engine = self._engine = _Engine(self._dial)
+                    engine = _Engine(self._dial)
                     engine.session.first_contact = self.settings.dial_timeout
                     endings.see_to_child()
-                    engine.start_keeper(self.settings, self.keeper)
+                    try:
+                        engine.start_keeper(self.settings, self.keeper)
+                    except BaseException:
+                        engine.close(0.0)
+                        raise
+                    self._engine = engine
                     # _at_exit sees to those that are still there then.
                     weakref.finalize(self, _drop, engine).atexit = False
         return engine

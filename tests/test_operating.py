@@ -149,7 +149,7 @@ def test_what_cannot_be_paused(any_etcd: EtcdServer, client: Client, name: str) 
     with pytest.raises(InvalidSetting, match="printable"):
         client.pause(name, reason="one\ntwo")
     any_etcd.etcdctl("put", f"/etcdsem/{name}/max_leases", "many")
-    with pytest.raises(etcdsem.EtcdSemError, match="mend it"):
+    with pytest.raises(etcdsem.EtcdSemError, match="set one first"):
         client.pause(name)
     assert client.resume(name) is False
 
@@ -173,6 +173,68 @@ def test_verbs_that_race_lose_nothing(any_etcd: EtcdServer, client: Client, name
         assert changed
         client.pause(name)
     assert stored(any_etcd, name).startswith("39 paused by ")
+
+
+def test_differences_that_race_are_all_counted(
+    any_etcd: EtcdServer, client: Client, name: str
+) -> None:
+    """Each is counted from what the others have left, at whatever moment it comes."""
+    Semaphore(1, name, client=client)
+    with etcdsem.connect(any_etcd.endpoint) as other, ThreadPoolExecutor(8) as pool:
+
+        def change(number: int) -> operating.Change:
+            user = (client, other)[number % 2]
+            return user.run(operating.change_by(user.station(name), 1 + number % 3), "change")
+
+        changes = list(pool.map(change, range(60)))
+    steps = sorted((one.before.number, one.after.number) for one in changes)
+    assert [before for before, _ in steps[1:]] == [after for _, after in steps[:-1]]
+    assert stored(any_etcd, name) == "121"
+
+
+@pytest.mark.parametrize("meanwhile", ["", "2", "5", "gone"])
+@pytest.mark.parametrize("applied", [True, False])
+def test_a_difference_whose_answer_is_lost(
+    etcd: EtcdServer, client: Client, name: str, applied: bool, meanwhile: str
+) -> None:
+    """It is made once, or it is said that it is not known."""
+    Semaphore(1, name, client=client)
+    key = f"/etcdsem/{name}/max_leases"
+    lost: list[Transact] = []
+
+    def losing(procedure: Procedure[operating.Change]) -> Procedure[operating.Change]:
+        command = procedure.send(None)
+        while True:
+            try:
+                if isinstance(command, Transact) and command.txn.compare and not lost:
+                    lost.append(command)
+                    if applied:
+                        yield command
+                    if meanwhile == "gone":
+                        etcd.etcdctl("del", key)
+                    elif meanwhile:
+                        etcd.etcdctl("put", key, meanwhile)
+                    command = procedure.throw(OutcomeUnknown("lost"))
+                else:
+                    command = procedure.send((yield command))
+            except StopIteration as stop:
+                change: operating.Change = stop.value
+                return change
+
+    procedure = losing(operating.change_by(client.station(name), 1))
+    if meanwhile == "gone":
+        with pytest.raises(SemaphoreClosed):
+            client.run(procedure, "change")
+    elif applied or meanwhile:
+        now = meanwhile or "2"
+        with pytest.raises(etcdsem.EtcdUnavailable, match=rf"was 1 and is now {now}; it is not"):
+            client.run(procedure, "change")
+        assert stored(etcd, name) == now
+    else:
+        change = client.run(procedure, "change")
+        assert (change.before.number, change.after.number) == (1, 2)
+        assert stored(etcd, name) == "2"
+    assert lost
 
 
 @pytest.mark.parametrize("applied", [True, False])

@@ -25,12 +25,12 @@ from etcdsem import (
     WrongKind,
     aio,
 )
+from etcdsem.clock import boot_time
 from etcdsem.core import rates
 from etcdsem.core.commands import Procedure
 from etcdsem.core.station import Grant, Station
 from etcdsem.model import Rate, make_rate, read_rate
 from etcdsem.server import EtcdServer
-from etcdsem.shell import boot_time
 from etcdsem.testing import memory
 from tests.benchmarks.measure import metrics
 from tests.rates.use import Span, most_in_a_window, use_of

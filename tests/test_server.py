@@ -106,6 +106,17 @@ def test_no_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         server.start()
 
 
+@pytest.mark.parametrize(("executable", "frozen"), [("/opt/app/app", True), (None, False)])
+def test_where_no_python_can_be_started(
+    monkeypatch: pytest.MonkeyPatch, etcd_binary: str, executable: str | None, frozen: bool
+) -> None:
+    """A frozen program would start itself as etcd's guardian."""
+    monkeypatch.setattr("sys.executable", executable)
+    monkeypatch.setattr("sys.frozen", frozen, raising=False)
+    with pytest.raises(errors.EtcdSemError, match=r"^etcd cannot be started from here, because "):
+        server.start(binary=etcd_binary)
+
+
 def dev(binary: str, *arguments: str) -> subprocess.Popen[str]:
     """``etcdsem dev``."""
     return subprocess.Popen(

@@ -11,7 +11,7 @@ import click
 
 from etcdsem.cli import codes
 from etcdsem.cli.line import quiet_library
-from etcdsem.cli.options import connect, connection_options, optional_name_argument
+from etcdsem.cli.options import WholeNumber, connect, connection_options, optional_name_argument
 from etcdsem.cli.signals import Signals, Stopped
 from etcdsem.cli.text import clean, echo, echo_json, say, write_stderr
 from etcdsem.errors import EtcdSemError, InvalidSetting, SemaphoreClosed
@@ -38,7 +38,7 @@ _CLEANED = 10.0
     "--clients",
     default=16,
     show_default=True,
-    type=click.IntRange(1, 200),
+    type=WholeNumber(1, 200),
     help="Threads at a time, where many are measured.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead.")

@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from etcdsem import interpreter
 from etcdsem.cli import codes
+from etcdsem.cli.options import WholeNumber
+from etcdsem.errors import EtcdSemError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -95,8 +98,8 @@ class Service:
 
 
 @click.command()
-@click.option("--jobs", default=12, show_default=True, type=click.IntRange(1, 50))
-@click.option("--limit", default=3, show_default=True, type=click.IntRange(1, 20))
+@click.option("--jobs", default=12, show_default=True, type=WholeNumber(1, 50))
+@click.option("--limit", default=3, show_default=True, type=WholeNumber(1, 20))
 @click.option("--work", default=1.0, show_default=True, help="Seconds of work for a job, roughly.")
 @click.option("--without", is_flag=True, help="The same jobs without etcdsem, to see them refused.")
 def demo(jobs: int, limit: int, work: float, without: bool) -> None:
@@ -116,6 +119,8 @@ def demo(jobs: int, limit: int, work: float, without: bool) -> None:
     from etcdsem import server
     from etcdsem.sync import connect
 
+    if reason := interpreter.why_not():
+        raise EtcdSemError(f"the demo's jobs cannot be started from here, because {reason}")
     console = Console(highlight=False)
     service = Service(limit, work)
     with ExitStack() as stack:
@@ -157,11 +162,11 @@ def _start(command: list[str], **environment: str) -> subprocess.Popen[bytes]:
 
 
 def _start_under_limit(endpoint: str, limit: int, url: str, number: int) -> subprocess.Popen[bytes]:
-    wrapper = [sys.executable, "-m", "etcdsem", "run", NAME, "--limit", str(limit)]
-    label = ["--label", f"job={number:02}"]
+    run = ("run", NAME, "--limit", str(limit), "--label", f"job={number:02}")
+    wrapper = interpreter.python("from etcdsem.cli.main import main; main()", *run)
     work = f"import os, sys\nsys.argv[1] += os.environ['ETCDSEM_SLOT']\n{_JOB}"
     command = [sys.executable, "-c", work, f"{url}/{number:02}/"]
-    return _start([*wrapper, *label, "--", *command], ETCDSEM_ENDPOINTS=endpoint)
+    return _start([*wrapper, "--", *command], ETCDSEM_ENDPOINTS=endpoint)
 
 
 def _end_all(running: list[subprocess.Popen[bytes]]) -> None:

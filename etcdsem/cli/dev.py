@@ -12,6 +12,7 @@ from types import FrameType
 import click
 
 from etcdsem.cli import codes
+from etcdsem.cli.options import WholeNumber
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -24,7 +25,7 @@ class _Stopped(BaseException):
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--port", type=click.IntRange(1, 65535), help="Port for clients.  [default: free]")
+@click.option("--port", type=WholeNumber(1, 65535), help="Port for clients.  [default: free]")
 @click.option("--data-dir", help="Keep the data in this folder.  [default: a temporary one]")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def dev(port: int | None, data_dir: str | None, command: tuple[str, ...]) -> None:

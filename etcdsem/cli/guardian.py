@@ -16,10 +16,10 @@ import os
 import select
 import signal
 import struct
-import time
 from typing import NoReturn
 
 from etcdsem.cli.groups import ProcessGroup
+from etcdsem.clock import boot_time
 
 _MESSAGE = struct.Struct("!cqd")
 _DEAF = (
@@ -34,12 +34,6 @@ _DEAF = (
     signal.SIGTTIN,
     signal.SIGTTOU,
 )
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def boottime() -> float:
-    """Seconds on the clock that also counts while the machine is suspended."""
-    return time.clock_gettime(_CLOCK)
 
 
 class Guardian:
@@ -107,7 +101,7 @@ def _watch_over(pipe: int) -> None:
     group: ProcessGroup | None = None
     deadline = math.inf
     while True:
-        left = deadline - boottime()
+        left = deadline - boot_time()
         if left > 0:
             # select() counts no suspension, hence the short sleeps towards the end
             ready, _, _ = select.select([pipe], [], [], min(left, 1.0) if group else None)

@@ -19,7 +19,7 @@ import click
 
 from etcdsem.cli import codes
 from etcdsem.cli.groups import ProcessGroup
-from etcdsem.cli.guardian import Guardian, boottime
+from etcdsem.cli.guardian import Guardian
 from etcdsem.cli.jointly import Together, described
 from etcdsem.cli.launcher import Launcher
 from etcdsem.cli.line import connect_for, give_back, quiet_library, wait_for_leases, wait_for_start
@@ -29,6 +29,7 @@ from etcdsem.cli.supervisor import HeldLease, Policy, Supervisor
 from etcdsem.cli.terminal import Terminal
 from etcdsem.cli.text import say
 from etcdsem.cli.wish import Wish
+from etcdsem.clock import boot_time
 
 if TYPE_CHECKING:
     from etcdsem import Client, Lease
@@ -59,8 +60,12 @@ def _run_job(ctx: click.Context, plan: Plan, record: Record) -> int:
     quiet_library()
     _open_standard_streams()
     signals, terminal = Signals(), Terminal()
-    guardian = Guardian()
-    launcher = Launcher(plan.command, inherited=(*signals.fds, *terminal.fds, guardian.fd))
+    try:
+        guardian = Guardian()
+        launcher = Launcher(plan.command, inherited=(*signals.fds, *terminal.fds, guardian.fd))
+    except OSError as error:  # the guardian that has started ends with us
+        say(f"no process can be started for {plan.command[0]}: {error.strerror}")
+        return codes.CANNOT_EXECUTE
     signals.install()
     job = _Job(plan, client, signals, terminal, guardian, launcher, record)
     try:
@@ -133,7 +138,7 @@ class _Job:
     def _hold(self, lease: Lease | Together) -> int:
         """Run the command while the lease is held."""
         plan = self._plan
-        deadline = boottime() + lease.remaining if plan.terminate else math.inf
+        deadline = boot_time() + lease.remaining if plan.terminate else math.inf
         return self._supervise(
             lease, _additions(lease), deadline, ttl=lease.ttl, terminate=plan.terminate
         )

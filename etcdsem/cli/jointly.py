@@ -44,7 +44,7 @@ def read_names(words: Sequence[str], limit: int | None) -> tuple[tuple[str, int 
         name, equals, number = word.partition("=")
         if check_name(name) in named:
             raise click.UsageError(f"{name} was given twice")
-        if equals and not number.isdecimal():
+        if equals and re.fullmatch("[0-9]{1,20}", number) is None:
             raise InvalidSetting(f"{word!r}: write NAME=N, at most N hold NAME at a time")
         named[name] = check_limit(int(number)) if equals else limit
     return tuple(named.items())

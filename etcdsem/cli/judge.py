@@ -46,6 +46,14 @@ def _endpoints(facts: Facts) -> Iterator[Finding]:
                 "check the user and the password: ETCDSEM_USER, and ETCDSEM_PASSWORD or "
                 "ETCDSEM_PASSWORD_FILE",
             )
+        elif member.secret:
+            yield Finding(
+                "endpoint",
+                "info",
+                f"{member.endpoint}: etcd {member.version or '(version unknown)'}; it tells its "
+                "status (leader, space, alarms) to root only",
+                "to check that, too: etcdsem doctor --user root",
+            )
         elif not member.has_leader and (not member.error or "no leader" in member.error):
             yield Finding(
                 "endpoint",
@@ -77,7 +85,7 @@ def _endpoints(facts: Facts) -> Iterator[Finding]:
 
 def _cluster(facts: Facts) -> Iterator[Finding]:
     reached = facts.reached
-    if len({member.cluster for member in reached}) > 1:
+    if len({member.cluster for member in reached if not member.secret}) > 1:
         yield Finding(
             "cluster",
             "problem",
@@ -85,7 +93,7 @@ def _cluster(facts: Facts) -> Iterator[Finding]:
             "leave only the endpoints of one cluster in ETCDSEM_ENDPOINTS "
             "(etcdctl endpoint status -w json shows cluster_id)",
         )
-    running = {member.version for member in reached}
+    running = {member.version for member in reached} - {""}
     if len(running) > 1:
         yield Finding(
             "cluster",
@@ -128,7 +136,7 @@ def _cluster(facts: Facts) -> Iterator[Finding]:
 
 
 def _version(facts: Facts) -> Iterator[Finding]:
-    for text in sorted({member.version for member in facts.reached}):
+    for text in sorted({member.version for member in facts.reached} - {""}):
         version = versions.parse(text)
         if version is None:
             yield Finding("version", "info", f"cannot read etcd's version {text!r}")

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import click
 
-from etcdsem.cli.guardian import boottime
 from etcdsem.cli.jointly import take_together
 from etcdsem.cli.options import DIAL_TIMEOUT, connect
 from etcdsem.cli.signals import Signals
 from etcdsem.cli.text import exact, say
 from etcdsem.cli.waiting import Picture
 from etcdsem.cli.wish import Wish
+from etcdsem.clock import boot_time
 from etcdsem.errors import EtcdUnavailable, SemaphoreClosed
 
 if TYPE_CHECKING:
@@ -97,13 +97,13 @@ def _wait(
     none: str,
     command: str,
 ) -> T | None:
-    until = math.inf if wish.wait is None else boottime() + wish.wait
+    until = math.inf if wish.wait is None else boot_time() + wish.wait
     line = _Line(ready, until, signals.wake)
     picture = Picture(client, wish.name, quiet=wish.quiet)
     line.start(picture.start)
     try:
         while not line.over:
-            left = until - boottime()
+            left = until - boot_time()
             if wish.wait and left <= 0 and not line.in_touch:
                 raise EtcdUnavailable(
                     f"{wish.name}: etcd cannot be reached within --wait {exact(wish.wait)}. "
@@ -208,7 +208,7 @@ class _Line(Generic[T]):
         try:
             acquire = self._ready()
             self.in_touch = True
-            left = None if self._until == math.inf else max(0.0, self._until - boottime())
+            left = None if self._until == math.inf else max(0.0, self._until - boot_time())
             self._got = acquire(left, on_wait)
         except BaseException as error:
             self._error = error

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import click
 
@@ -26,7 +26,7 @@ from etcdsem.cli.live import (
     print_looks,
     read_interval,
 )
-from etcdsem.cli.options import connect, connection_options, name_argument
+from etcdsem.cli.options import WholeNumber, connect, connection_options, name_argument
 from etcdsem.cli.text import (
     age,
     clean,
@@ -45,12 +45,12 @@ from etcdsem.cli.text import (
     until_text,
     used,
 )
-from etcdsem.errors import EtcdSemError
+from etcdsem.errors import EtcdSemError, InvalidSetting
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from etcdsem import Holder, Junk, Overview, Status, Waiter
+    from etcdsem import Client, Holder, Junk, Overview, Status, Waiter
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -403,14 +403,25 @@ def _pairs(labels: Mapping[str, str]) -> str:
 # ---------------------------------------------------------------- limit, evict, close
 
 
-@click.command()
+class _Signed(click.Command):
+    """A command that takes -2 for an argument, not for an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.ignore_unknown_options = any(re.fullmatch("-[0-9]+", one) for one in args)
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_Signed)
 @name_argument
-@click.argument("number", metavar="[N]", type=int, required=False)
+@click.argument("number", metavar="[N|+N|-N]", required=False)
 @json_option
 @connection_options
 @click.pass_context
-def limit(ctx: click.Context, /, name: str, number: int | None, as_json: bool) -> None:
-    """Show the limit of NAME, or change it to N, at once and for everybody.
+def limit(ctx: click.Context, /, name: str, number: str | None, as_json: bool) -> None:
+    """Show the limit of NAME, or change it for everybody at once: to N, or by +N or -N.
+
+    +N and -N count from the limit that is registered when the change is made, also if somebody else
+    changes it at the same time.
 
     Raised, waiters get the new room. Lowered, nobody is interrupted: nobody gets in until enough
     have left. 0 lets nobody in until it is raised again; what is paused stays paused. Prints the
@@ -420,9 +431,12 @@ def limit(ctx: click.Context, /, name: str, number: int | None, as_json: bool) -
     Examples:
       etcdsem limit gpu
       etcdsem limit gpu 5
+      etcdsem limit gpu +1
+      etcdsem limit gpu -2
     """
+    change = None if number is None else _read_change(number)
     with connect(ctx) as client:
-        if number is None:
+        if change is None:
             known = client.limit(name)
             if as_json:
                 echo_json({"name": name, "limit": known})
@@ -434,7 +448,10 @@ def limit(ctx: click.Context, /, name: str, number: int | None, as_json: bool) -
             else:
                 echo(str(known))
             return
-        old, new = client.resize(name, number)
+        if change.relative:
+            old, new = _change_by(client, name, change.number)
+        else:
+            old, new = client.resize(name, change.number)
         now = client.station(name).limit
     if as_json:
         echo_json({"name": name, "old": old, "new": new})
@@ -442,6 +459,30 @@ def limit(ctx: click.Context, /, name: str, number: int | None, as_json: bool) -
         echo(f"{clean(name)}: {limit_text(old, None)} -> {new}")
         if now is not None and now.paused:
             say(f"{name} is paused, and stays so; to go on: etcdsem resume {name}")
+
+
+class _Change(NamedTuple):
+    """A limit as it was given: a number, or (relative) what to add to the present one."""
+
+    number: int
+    relative: bool
+
+
+def _read_change(text: str) -> _Change:
+    if re.fullmatch("[+-]?[0-9]{1,20}", text) is None:
+        raise InvalidSetting(
+            f"{text!r} is not a limit; give a whole number (5), or a change of the present limit "
+            "(+1, -2)"
+        )
+    return _Change(int(text), text[0] in "+-")
+
+
+def _change_by(client: Client, name: str, difference: int) -> tuple[int | None, int | None]:
+    from etcdsem.core import operating
+
+    procedure = operating.change_by(client.station(name), difference)
+    change = client.run(procedure, f"change the limit of {name!r}")
+    return change.before.number, change.after.number
 
 
 reason_option = click.option(
@@ -504,7 +545,7 @@ def resume(ctx: click.Context, /, name: str, as_json: bool) -> None:
 
 @click.command()
 @name_argument
-@click.option("--slot", metavar="N", type=click.IntRange(min=0), help="The holder of this slot.")
+@click.option("--slot", metavar="N", type=WholeNumber(min=0), help="The holder of this slot.")
 @click.option("--lease", metavar="ID", help="The holder or waiter with this lease, in hex.")
 @json_option
 @connection_options

@@ -6,6 +6,7 @@ never taken from the command line, where every user of the machine can read it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +16,16 @@ if TYPE_CHECKING:
     from etcdsem import Client
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class WholeNumber(click.IntRange):
+    """A whole number in plain digits; `int` also takes 1_000, and +1, which may mean a change."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and re.fullmatch("-?[0-9]{1,20}", value) is None:
+            self.fail(f"{value!r} is not a whole number such as 5", param, ctx)
+        return super().convert(value, param, ctx)
+
 
 DIAL_TIMEOUT = 10.0
 """Seconds after which an etcd that never answered is reported as unreachable."""

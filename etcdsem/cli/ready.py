@@ -18,8 +18,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from etcdsem.cli.guardian import boottime
 from etcdsem.cli.text import say, stamp
+from etcdsem.clock import boot_time
 from etcdsem.errors import InvalidSetting
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def facts(lease: Lease, good_for: float) -> Facts:
         "ttl": lease.ttl,
         "pid": os.getpid(),
         "boot_id": _boot_id(),
-        "good_until": round(boottime() + good_for, 3),
+        "good_until": round(boot_time() + good_for, 3),
     }
 
 
@@ -109,7 +109,7 @@ def check(path: str) -> str | None:
         return f"{path}: it is no ready file"
     if boot != _boot_id():
         return f"{path}: it was written before the machine started"
-    if boottime() >= until:
+    if boot_time() >= until:
         return f"{path}: its holder has not refreshed it for too long"
     return None
 

@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
 from etcdsem.cli import codes
-from etcdsem.cli.guardian import boottime
 from etcdsem.cli.text import say
+from etcdsem.clock import boot_time
 from etcdsem.errors import EtcdSemError, InvalidSetting
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Record:
     def __init__(self, path: str | None, wish: Wish) -> None:
         self._path = path
         self._wish = wish
-        self._began = boottime()
+        self._began = boot_time()
         self._started = time.time()
         self._granted: float | None = None
         self._ended: float | None = None
@@ -69,11 +69,11 @@ class Record:
 
     def granted(self) -> None:
         """The lease is ours from now on."""
-        self._granted = boottime()
+        self._granted = boot_time()
 
     def ended(self, *, lost: bool) -> None:
         """The command has ended; `lost`: the lease before it."""
-        self._ended = boottime()
+        self._ended = boot_time()
         self._lost = lost
 
     def _write(self, path: str) -> None:
@@ -87,7 +87,7 @@ class Record:
     def _families(self) -> Iterator[Family]:
         from etcdsem.metrics import Family
 
-        now = boottime()
+        now = boot_time()
         waited = (self._granted if self._granted is not None else now) - self._began
         held = 0.0
         if self._granted is not None:

@@ -23,11 +23,12 @@ import signal
 from typing import Final, Protocol
 
 from etcdsem.cli.groups import ProcessGroup
-from etcdsem.cli.guardian import Guardian, boottime
+from etcdsem.cli.guardian import Guardian
 from etcdsem.cli.jointly import Together
 from etcdsem.cli.signals import Signals
 from etcdsem.cli.terminal import Terminal
 from etcdsem.cli.text import exact, say
+from etcdsem.clock import boot_time
 
 _STOPS: Final = (signal.SIGTTIN, signal.SIGTTOU)
 _LEFTOVERS_TICK: Final = 0.05
@@ -138,7 +139,7 @@ class Supervisor:
 
     def _look_at_lease(self) -> None:
         left = self._lease.remaining if self._lease.valid else 0.0
-        now = boottime()
+        now = boot_time()
         bound = self._lease.hold_remaining
         if bound is not None and bound <= self._warn_at and left > 0:
             self._warn_at = -math.inf
@@ -183,7 +184,7 @@ class Supervisor:
     def _end(self, why: str, kill_at: float) -> None:
         self.lost = True
         self._kill_at = kill_at
-        say(f"{why} (SIGTERM, SIGKILL after {exact(max(0.0, kill_at - boottime()))})")
+        say(f"{why} (SIGTERM, SIGKILL after {exact(max(0.0, kill_at - boot_time()))})")
         self._group.send(signal.SIGTERM)
         self._group.send(signal.SIGCONT)  # a stopped command would never hear it
         self._guardian.extend(kill_at + self._policy.slack)
@@ -191,7 +192,7 @@ class Supervisor:
     def _pause(self) -> float:
         """Seconds until there is something to do, if nothing happens."""
         if self._kill_at < math.inf:
-            return max(_LEFTOVERS_TICK, min(self._policy.tick, self._kill_at - boottime()))
+            return max(_LEFTOVERS_TICK, min(self._policy.tick, self._kill_at - boot_time()))
         if not self._policy.terminate or not self._lease.valid:
             return self._policy.tick
         left = self._lease.remaining - self._policy.kill_after - self._policy.slack
@@ -245,7 +246,7 @@ class Supervisor:
 
     def _end_leftovers(self) -> None:
         """The command obeyed SIGTERM; what it started has until `kill_at` to do so."""
-        while self._others() and boottime() < self._kill_at:
+        while self._others() and boot_time() < self._kill_at:
             self._signals.wait(_LEFTOVERS_TICK)
         self._group.send(signal.SIGKILL)
 

@@ -16,7 +16,7 @@ from etcdsem.cli.board import SORTS, View, draw, note, oldest, ordered
 from etcdsem.cli.line import quiet_library
 from etcdsem.cli.live import Live, Screen, interval_option, is_screen, print_looks, read_interval
 from etcdsem.cli.operate import overview_data
-from etcdsem.cli.options import connect, connection_options
+from etcdsem.cli.options import WholeNumber, connect, connection_options
 from etcdsem.cli.text import echo, echo_json, flush, limit_text, stamp, table, used
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _NUMBERS: Final = frozenset({"HELD", "LIMIT", "WAITING", "OLDEST"})
     "-c",
     "--count",
     metavar="N",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
     help="End after N looks; 0 never does.  [on a terminal 0, else 1]",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for each look instead.")

@@ -1,8 +1,8 @@
 """What is seen while a command waits for its turn.
 
-On a terminal one line on stderr, drawn again every second; elsewhere a line at once, and then ever
-more seldom. The place in line is read from etcd now and then, the more seldom the longer the line:
-many that wait must not slow down those who work.
+In the foreground of a terminal one line on stderr, drawn again every second; elsewhere a line at
+once, and then ever more seldom. The place in line is read from etcd now and then, the more seldom
+the longer the line: many that wait must not slow down those who work.
 """
 
 from __future__ import annotations
@@ -167,6 +167,15 @@ def _can_redraw() -> bool:
             sys.stderr is not None
             and sys.stderr.isatty()
             and os.environ.get("TERM", "dumb") != "dumb"
+            and not _in_background(sys.stderr.fileno())
         )
     except ValueError:
+        return False
+
+
+def _in_background(terminal: int) -> bool:
+    """As with ``run ... &``: a line drawn again and again would spoil what others write there."""
+    try:
+        return os.tcgetpgrp(terminal) != os.getpgrp()
+    except OSError:  # it is not the terminal of our session
         return False

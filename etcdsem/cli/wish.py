@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from etcdsem.cli import codes
+from etcdsem.cli.options import WholeNumber
 from etcdsem.cli.supervisor import slack
 from etcdsem.cli.text import exact
 from etcdsem.errors import InvalidSetting
@@ -60,7 +61,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "-l",
         "--limit",
         metavar="N",
-        type=int,
+        type=WholeNumber(),
         help="At most N hold NAME at a time: registers it if it is new, else N must be what is "
         "registered. Without it, whatever is registered.",
     ),
@@ -77,21 +78,21 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "-E",
         "--conflict-exit-code",
         metavar="N",
-        type=click.IntRange(0, 255),
+        type=WholeNumber(0, 255),
         default=codes.CONFLICT,
         help="The exit code when it gave up.  [75]",
     ),
     click.option(
         "--weight",
         metavar="K",
-        type=int,
+        type=WholeNumber(),
         default=1,
         help="Hold K slots, 1 to 32: all of them or none, in its turn.  [1]",
     ),
     click.option(
         "--priority",
         metavar="P",
-        type=int,
+        type=WholeNumber(),
         default=0,
         help="-100 to 100: of those who wait the highest is served first; of the same, in the "
         "order in which they came.  [0]",

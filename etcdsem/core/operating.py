@@ -22,6 +22,7 @@ from etcdsem.core.commands import (
     Procedure,
     Range,
     Txn,
+    TxnReply,
     Wait,
     Watch,
     perform,
@@ -36,8 +37,8 @@ from etcdsem.core.keys import (
 )
 from etcdsem.core.procedures import PATIENCE, closed, read, sleep, transact, wrong_kind
 from etcdsem.core.station import Ear, Station
-from etcdsem.errors import EtcdSemError
-from etcdsem.model import Rate
+from etcdsem.errors import EtcdSemError, EtcdUnavailable, InvalidSetting
+from etcdsem.model import MAX_LIMIT, Rate
 
 
 class Change(NamedTuple):
@@ -60,6 +61,36 @@ def resize(station: Station, wanted: int | Rate) -> Procedure[Change]:
     return (yield from _rewrite(station, resized))
 
 
+def change_by(station: Station, difference: int) -> Procedure[Change]:
+    """RESIZE, counted from the number that is there when it is written. A pause stays.
+
+    Raises:
+        InvalidSetting: the sum cannot be a limit; nothing was changed.
+        EtcdUnavailable: etcd's answer was lost, and the limit was changed: whether by this call or
+            by somebody else cannot be told.
+    """
+
+    def changed(kv: KeyValue) -> bytes:
+        number = _of_kind(station, kv, rate=False).number
+        if number is None:
+            raise _unreadable(station, kv, "so it cannot be changed by a difference")
+        if not 0 <= number + difference <= MAX_LIMIT:
+            raise InvalidSetting(
+                f"semaphore {station.name!r}: the limit is {number}; {difference:+} would make it "
+                f"{number + difference}, and it must be 0 to {MAX_LIMIT}. Nothing was changed"
+            )
+        return write_resized(kv, number + difference)
+
+    return (yield from _rewrite(station, changed, once=True))
+
+
+def _unreadable(station: Station, kv: KeyValue, so: str) -> EtcdSemError:
+    return EtcdSemError(
+        f"semaphore {station.name!r}: its limit reads {read_limit(kv).text!r}, {so}; set one "
+        f"first: etcdsem limit {station.name} N"
+    )
+
+
 def pause(
     station: Station, by: str, reason: str | None, *, rate: bool | None = None
 ) -> Procedure[Change]:
@@ -72,11 +103,7 @@ def pause(
     def paused(kv: KeyValue) -> bytes | None:
         limit = _of_kind(station, kv, rate)
         if limit.number is None:
-            raise EtcdSemError(
-                f"semaphore {station.name!r}: its limit reads {limit.text!r}, so nothing is "
-                f"granted, and there is nothing to pause; mend it first: etcdsem limit "
-                f"{station.name} N"
-            )
+            raise _unreadable(station, kv, "so nothing is granted, and there is nothing to pause")
         return None if limit.paused else write_paused(kv, by, since, reason)
 
     return (yield from _rewrite(station, paused))
@@ -99,8 +126,12 @@ def _of_kind(station: Station, kv: KeyValue, rate: bool | None) -> Limit:
     return limit
 
 
-def _rewrite(station: Station, text: Callable[[KeyValue], bytes | None]) -> Procedure[Change]:
-    """Write the limit as `text` makes it of what is there; None: leave it."""
+def _rewrite(
+    station: Station, text: Callable[[KeyValue], bytes | None], *, once: bool = False
+) -> Procedure[Change]:
+    """Write the limit as `text` makes it of what is there; None: leave it. `once`: written
+    twice, it would be wrong.
+    """
     keys, session = station.keys, station.session
     reply = yield from read(session, Txn((), (Range(keys.max_leases),)))
     before: KeyValue | None = None
@@ -111,16 +142,37 @@ def _rewrite(station: Station, text: Callable[[KeyValue], bytes | None]) -> Proc
         if not found:
             raise closed(station)
         kv = found[0]
-        if before is not None and kv.value == written:
+        if before is not None and kv.value == written and not once:
             return Change(read_limit(before), read_limit(kv), changed=True)
         before, written = kv, text(kv)
         if written is None:
             return Change(read_limit(kv), read_limit(kv), changed=False)
-        reply = yield from read(session, transactions.change_limit(keys, kv.mod_revision, written))
+        txn = transactions.change_limit(keys, kv.mod_revision, written)
+        try:
+            reply = yield from read(session, txn, once=once)
+        except OutcomeUnknown as unknown:
+            if not once:
+                raise
+            reply = yield from read(session, txn)  # of the two at most one is applied
+            if not reply.succeeded:
+                raise _untold(station, kv, reply) from unknown
         if reply.succeeded:
             after = read_limit(kv._replace(value=written, mod_revision=reply.revision))
             station.learn(after, reply.revision)
             return Change(read_limit(before), after, changed=True)
+
+
+def _untold(station: Station, before: KeyValue, reply: TxnReply) -> EtcdSemError:
+    """For a write whose answer was lost, after which the limit had changed."""
+    found = transactions.as_range(reply.replies[0]).kvs
+    station.learn(read_limit(found[0]) if found else None, reply.revision)
+    if not found:
+        return closed(station)
+    return EtcdUnavailable(
+        f"semaphore {station.name!r}: etcd's answer was lost. The limit was "
+        f"{read_limit(before).number} and is now {read_limit(found[0]).number}; it is not known "
+        "whether this change is part of that. Look at it before you try again"
+    )
 
 
 # ---------------------------------------------------------------- drain

@@ -140,8 +140,11 @@ def _outcome(error: BaseException) -> str:
     return "unknown"  # an interruption, too
 
 
-def read(session: Session, txn: Txn) -> Procedure[TxnReply]:
-    """A transaction that only reads (or is right when applied twice): tried again for a while."""
+def read(session: Session, txn: Txn, *, once: bool = False) -> Procedure[TxnReply]:
+    """A transaction that only reads (or is right when applied twice): tried again for a while.
+
+    `once`: not if it may have been applied.
+    """
     first = not session.reached
     until = session.env.now() + (session.first_contact if first else READ_PATIENCE)
     pause = 0.05
@@ -150,6 +153,8 @@ def read(session: Session, txn: Txn) -> Procedure[TxnReply]:
             return (yield from transact(session, txn, until))
         except (NotApplied, OutcomeUnknown) as failure:
             if _hopeless(session, failure) or session.env.now() + pause >= until:
+                raise
+            if once and isinstance(failure, OutcomeUnknown):
                 raise
         yield from sleep(session, pause * (0.5 + session.env.random()))
         pause = min(2 * pause, 1.0)

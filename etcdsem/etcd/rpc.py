@@ -4,17 +4,34 @@ A pool of our own cannot collide with another library's ``rpc.proto`` or ``etcds
 same process. ``rpc.pyi`` has the types.
 """
 
-from pathlib import Path
+import pkgutil
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from etcdsem.errors import EtcdSemError
+
 _pool = descriptor_pool.DescriptorPool()
+
+
+def _read() -> bytes:
+    # Not by path: the package may be in a zip file. Not by importlib.resources: importing that
+    # takes 15 ms, and grpc has loaded pkgutil already.
+    try:
+        data = pkgutil.get_data("etcdsem.etcd", "rpc.binpb")
+    except OSError:
+        data = None
+    if data is None:
+        raise EtcdSemError(
+            "etcdsem is incomplete: its data file etcd/rpc.binpb is missing. A program that "
+            "bundles etcdsem must include its data files (PyInstaller: --collect-data etcdsem)"
+        )
+    return data
 
 
 def _load() -> dict[str, Any]:
     files = descriptor_pb2.FileDescriptorSet()
-    files.ParseFromString((Path(__file__).parent / "rpc.binpb").read_bytes())
+    files.ParseFromString(_read())
     classes: dict[str, Any] = {}
     for file in files.file:
         _pool.AddSerializedFile(file.SerializeToString())

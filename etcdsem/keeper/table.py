@@ -14,7 +14,7 @@ import struct
 import tempfile
 import zlib
 
-from etcdsem.shell import boot_time
+from etcdsem.clock import boot_time
 
 RECORDS = 8192
 """Leases of one client beyond that are refreshed by the program alone."""

@@ -23,6 +23,20 @@ if TYPE_CHECKING:
 
 Start = Callable[..., Cli]
 
+NO_FORK = """
+import os, sys
+fork, left = os.fork, [int(sys.argv.pop(1))]
+def some():
+    left[0] -= 1
+    if left[0] < 0:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
+os.fork = some
+from etcdsem.cli.main import main
+main()
+"""
+
+
 DEAF = (
     "import os, signal, sys, time\n"
     "path = sys.argv[1]\n"
@@ -268,3 +282,20 @@ def test_json_prints_nothing_on_errors(etcd: EtcdServer, start: Start) -> None:
         assert command.end(60) == 69
         assert command.rest(err=False) == ""
         assert command.rest().startswith("etcdsem: ")
+
+
+@pytest.mark.parametrize("forks", [0, 1])
+def test_no_process_can_be_started(etcd: EtcdServer, name: str, forks: int) -> None:
+    """At a limit of processes: one line that says so, code 126, and nothing is registered."""
+    done = subprocess.run(
+        [sys.executable, "-c", NO_FORK, str(forks), "run", name, "-l", "1", "--", "true"],
+        env={**os.environ, **etcd.env()},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 126
+    said = "no process can be started for true: Resource temporarily unavailable"
+    assert done.stderr == f"etcdsem: {said}\n"
+    assert keys(etcd, name) == []

@@ -224,6 +224,67 @@ def test_limit(etcd: EtcdServer, name: str) -> None:
     assert ran(etcd, "limit", name, "--", "-1").returncode == 64
 
 
+def test_a_limit_is_changed_by_a_difference(etcd: EtcdServer, name: str) -> None:
+    """+N and -N count from the present limit, wherever they stand; a pause stays."""
+    assert ran(etcd, "run", name, "-l", "20", "--", "true").returncode == 0
+    assert ran(etcd, "limit", name, "+1").stdout == f"{name}: 20 -> 21\n"
+    assert ran(etcd, "limit", name, "-2").stdout == f"{name}: 21 -> 19\n"
+    assert ran(etcd, "limit", name, "--", "-2").stdout == f"{name}: 19 -> 17\n"
+    assert data(etcd, "limit", "--json", name, "-7") == {"name": name, "old": 17, "new": 10}
+    assert data(etcd, "limit", name, "-1", "--json") == {"name": name, "old": 10, "new": 9}
+    assert ran(etcd, "pause", name).returncode == 0
+    done = ran(etcd, "limit", name, "+1")
+    assert done.stdout == f"{name}: 9 -> 10\n"
+    assert "is paused, and stays so" in done.stderr
+    for difference, said in (("-11", "-1"), ("+99990", "100000")):
+        done = ran(etcd, "limit", name, difference)
+        assert done.returncode == 64
+        assert f"the limit is 10; {difference} would make it {said}, and it must" in done.stderr
+    assert ran(etcd, "limit", name, "-10").stdout == f"{name}: 10 -> 0\n"
+
+
+@pytest.mark.parametrize(
+    "given", ["", " 5", "5 ", "1_000", "1e3", "5.0", "\u0665", "\uff15", "0x5", "+", "++1", "+1_0"]
+)
+def test_a_limit_is_never_misread(etcd: EtcdServer, name: str, given: str) -> None:
+    """Nothing but plain digits, with or without a sign."""
+    done = ran(etcd, "limit", name, given)
+    assert done.returncode == 64
+    assert f"{given!r} is not a limit; give a whole number (5), or a change" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["limit", "NAME", "-2x"], "No such option"),
+        (["limit", "NAME", "-2", "--jsno"], "unexpected extra argument (--jsno)"),
+        (["limit", "NAME", "5", "6"], "unexpected extra argument (6)"),
+        (["rate", "NAME", "+1"], "cannot read '+1' as a rate; give 100/1m"),
+        (["rate", "NAME", "+1/1m"], "cannot read '+1/1m' as a rate"),
+        (["rate", "NAME", "-1"], "No such option"),
+        (["rate", "NAME", "1_0/1m"], "cannot read '1_0/1m' as a rate"),
+        (["rate", "NAME", "\u0665/1m"], "as a rate"),
+        (["rate", "NAME", "\u00b2/1m"], "as a rate"),
+        (["run", "NAME", "-l", "+1", "--", "true"], "'+1' is not a whole number"),
+        (["run", "NAME", "-l", "1_0", "--", "true"], "'1_0' is not a whole number"),
+        (["run", "NAME", "-l", "\u0665", "--", "true"], "is not a whole number"),
+        (["run", "NAME", "--weight", "2.0", "--", "true"], "'2.0' is not a whole number"),
+        (["run", "NAME=+1", "--", "true"], "write NAME=N"),
+        (["run", "NAME=\u0665", "--", "true"], "write NAME=N"),
+        (["evict", "NAME", "--slot", "+1"], "'+1' is not a whole number"),
+    ],
+)
+def test_other_numbers_are_never_misread(
+    etcd: EtcdServer, name: str, arguments: list[str], said: str
+) -> None:
+    """A usage error in one line, and nothing is registered."""
+    done = ran(etcd, *(one.replace("NAME", name) for one in arguments))
+    assert done.returncode == 64
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert keys(etcd, name) == []
+
+
 def test_a_raised_limit_lets_the_next_in(
     etcd: EtcdServer, name: str, used: tuple[Cli, Cli]
 ) -> None:

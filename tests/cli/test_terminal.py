@@ -60,6 +60,23 @@ def test_ctrl_c_while_waiting_leaves_the_line(
     assert [key for key in keys(etcd, name) if key.startswith("waiters")] == []
 
 
+def test_waiting_in_the_background(
+    etcd: EtcdServer, name: str, console: Open, start: Start
+) -> None:
+    """``run ... &``: a line as in a log. One that is drawn again would spoil the shell's lines."""
+    holder = start(
+        etcd, "run", name, "-l", "1", "--", "sh", "-c", "echo held; read x", stdin=subprocess.PIPE
+    )
+    holder.expect("held")
+    shell = console(etcd, "bash", "-c", f"set -m; {RUN} {name} -- echo ran & wait")
+    shell.expect(
+        rf"^(?!.*\x1b\[K).*etcdsem: waiting for {name}: place 1 of 1 in line, 1 of 1 held\r"
+    )
+    holder.kill()
+    shell.expect(r"^\nran\r")
+    assert shell.end() == 0
+
+
 def test_a_narrow_terminal(etcd: EtcdServer, name: str, console: Open, start: Start) -> None:
     """The line fits, so that it can be drawn again in its place; the place in it is told."""
     holder = start(

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import etcdsem
-from etcdsem import Client, Semaphore
+from etcdsem import Client, Semaphore, aio
+from etcdsem.clock import boot_time
 from etcdsem.core.leases import TtlLease
+from etcdsem.keeper import KeeperProcess
 from etcdsem.keeper.table import Table, open_memory
-from etcdsem.shell import boot_time, read_keeper
+from etcdsem.shell import read_keeper
 from tests.aio.test_cancel_every_step import leases_of
 from tests.history import assert_clean
 from tests.test_processes import Worker
@@ -36,7 +40,7 @@ options = dict(lease_timeout=2, raise_on_loss=False)
 def busy(seconds):
     ctypes.PyDLL(None).usleep(int(seconds * 1e6))  # C code that keeps the GIL
 def helper(client):
-    return client.engine.helper._process.pid if client.engine.helper else 0
+    return client.engine.helper.pid if client.engine.helper else 0
 """
 
 THREADS = (
@@ -174,12 +178,13 @@ import subprocess
 client = etcdsem.connect(keeper=True)
 sem = Semaphore(1, sys.argv[1], client=client, **options)
 sem.acquire()
-if os.fork() == 0:
-    say('child', os.getpid())
-    assert not sem.leases
+told, tell = os.pipe()
+child = os.fork()
+if child == 0:
+    os.write(tell, b'%d' % len(sem.leases))
     sys.stdin.readline()
     os._exit(0)
-say('held', helper(client))
+say('held', helper(client), child, os.read(told, 1).decode())
 time.sleep(60)
 """
 )
@@ -190,11 +195,12 @@ def test_a_forked_child_does_not_keep_it_alive(
 ) -> None:
     """The child's copy of the pipe is closed: the helper ends with its parent."""
     workers.append(Worker(etcd, "import time\n" + FORKS, name, "yes"))
-    said = dict(workers[0].out.readline().split() for _ in range(2))
+    _, helper, child, leases_of_child = workers[0].expect("held")
+    assert leases_of_child == "0"
     os.kill(workers[0].process.pid, signal.SIGKILL)
-    eventually(lambda: not alive(int(said["held"])), 3)
-    assert alive(int(said["child"]))
-    os.kill(int(said["child"]), signal.SIGKILL)
+    eventually(lambda: not alive(int(helper)), 3)
+    assert alive(int(child))
+    os.kill(int(child), signal.SIGKILL)
 
 
 RELEASED = (
@@ -231,13 +237,164 @@ def test_another_helper_takes_over(etcd: EtcdServer, name: str) -> None:
         with sem.hold() as lease:
             keeper = client.engine.helper
             assert keeper is not None
-            first = keeper._process.pid  # type: ignore[attr-defined]
+            first = keeper.pid
             os.kill(first, signal.SIGKILL)
-            eventually(lambda: keeper._process.pid != first)  # type: ignore[attr-defined]
+            eventually(lambda: keeper.pid not in (0, first))
             record = lease._grant.lease
             eventually(lambda: record.elsewhere is not None and record.elsewhere() is not None)
             assert lease.valid
     assert_clean(etcd, name)
+
+
+class Broken:
+    """From now on no helper process can be started, in one of several ways."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.patch, self.folder = patch, folder
+        self.popen = subprocess.Popen
+
+    def ends_at_once(self) -> None:
+        """As where it has too little memory for its first thread."""
+        program = self.folder / "python"
+        program.write_text("#!/bin/sh\nexit 3\n")
+        program.chmod(0o755)
+        self.patch.setattr("sys.executable", str(program))
+
+    def ended_before_it_was_told(self) -> None:
+        """The pipe to it is broken."""
+        self.ends_at_once()
+
+        def popen(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+            process: subprocess.Popen[bytes] = self.popen(*arguments, **options)
+            process.wait()
+            return process
+
+        self.patch.setattr("subprocess.Popen", popen)
+
+    def no_python(self) -> None:
+        self.patch.setattr("sys.executable", None)
+
+    def no_process(self) -> None:
+        self._fail("subprocess.Popen", BlockingIOError(11, "Resource temporarily unavailable"))
+
+    def no_memory(self) -> None:
+        self._fail("subprocess.Popen", MemoryError())
+
+    def no_file(self) -> None:
+        self._fail("os.dup", OSError(24, "Too many open files"))
+
+    def no_thread(self) -> None:
+        start = threading.Thread.start
+
+        def fail(thread: threading.Thread) -> None:
+            if thread.name == "etcdsem-keeper":
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        self.patch.setattr("threading.Thread.start", fail)
+
+    def _fail(self, function: str, error: Exception) -> None:
+        def fail(*arguments: Any, **options: Any) -> None:
+            raise error
+
+        self.patch.setattr(function, fail)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("ends_at_once", "has ended (with exit code 3)"),
+        ("ended_before_it_was_told", "has ended (with exit code 3)"),
+        ("no_python", "cannot be started: sys.executable is not set"),
+        ("no_process", "cannot be started: [Errno 11] Resource temporarily unavailable"),
+        ("no_memory", "cannot be started: MemoryError"),
+        ("no_thread", "cannot be started: can't start new thread"),
+    ],
+)
+def test_no_helper_can_be_started(
+    etcd: EtcdServer,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    how: str,
+    said: str,
+) -> None:
+    """The program refreshes by itself, says why once, and tries again until one runs."""
+    with etcdsem.connect(etcd.endpoint, keeper=True) as client:
+        sem = Semaphore(1, name, client=client, lease_timeout=TTL)
+        with sem.hold() as lease:
+            keeper = client.engine.helper
+            assert isinstance(keeper, KeeperProcess)
+            with monkeypatch.context() as patch:
+                getattr(Broken(patch, tmp_path), how)()
+                os.kill(keeper.pid, signal.SIGKILL)
+                eventually(lambda: keeper._failures >= 3)
+                assert lease.valid
+            record = lease._grant.lease
+            eventually(lambda: record.elsewhere is not None and record.elsewhere() is not None)
+            assert lease.valid
+    errors = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
+    assert len(errors) == 1
+    assert f"the keeper process {said}" in errors[0]
+    assert_clean(etcd, name)
+
+
+@pytest.mark.parametrize("how", ["no_process", "no_memory", "ended_before_it_was_told", "no_file"])
+def test_the_first_helper_cannot_be_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    """The user is told, and nothing is left open."""
+    settings = etcdsem.connect("h:1").settings
+    before = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patch:
+        getattr(Broken(patch, tmp_path), how)()
+        with pytest.raises(etcdsem.EtcdSemError, match=r"^the keeper process "):
+            KeeperProcess(settings, 600)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_closed_while_another_helper_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A beat does not wait for the start, and what has started by then ends too."""
+    keeper = KeeperProcess(etcdsem.connect("h:1").settings, 600)
+    os.kill(keeper.pid, signal.SIGKILL)
+    go, started, popen = threading.Event(), threading.Event(), subprocess.Popen
+    made: list[subprocess.Popen[bytes]] = []
+
+    def slow(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.set()
+        go.wait(30)
+        made.append(popen(*arguments, **options))
+        return made[0]
+
+    monkeypatch.setattr("subprocess.Popen", slow)
+
+    def beaten() -> bool:
+        keeper.beat()
+        return started.is_set()
+
+    eventually(beaten)
+    assert keeper.pid == 0
+    keeper.beat()
+    keeper.close()
+    go.set()
+    eventually(lambda: made and made[0].returncode is not None)
+    assert len(made) == 1
+
+
+def test_an_error_of_ours_ends_the_helper(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged and not raised, and a helper that may not have heard does not go on."""
+    keeper = KeeperProcess(etcdsem.connect("h:1").settings, 600)
+    lease = TtlLease(7, 10, 10.0, boot_time())
+    keeper.hand_over(lease)
+    pid, keeper._table = keeper.pid, None  # type: ignore[assignment]
+    keeper.take_back(lease)
+    eventually(lambda: not alive(pid))
+    keeper.beat()
+    keeper.hand_over(lease)
+    keeper.tend(lease)
+    keeper.close()
+    assert "AttributeError" in caplog.text
 
 
 def test_pausing_the_refresh_pauses_the_helper_too(etcd: EtcdServer, name: str) -> None:
@@ -312,3 +469,42 @@ def test_how_to_ask_for_it_by_the_environment(monkeypatch: pytest.MonkeyPatch) -
         etcdsem.connect("h:1")
     with pytest.raises(etcdsem.InvalidSetting):
         etcdsem.connect("h:1", keeper=-1)
+
+
+@pytest.mark.parametrize(
+    ("executable", "frozen", "reason"),
+    [
+        ("/opt/app/app", True, "this program was frozen (sys.frozen), so /opt/app/app is not a"),
+        ("/usr/bin/python3", "macosx_app", "this program was frozen"),
+        (None, False, "sys.executable is not set"),
+        ("", False, "sys.executable is not set"),
+        ("/usr/bin/uwsgi", False, "sys.executable is /usr/bin/uwsgi, which is not a Python"),
+        ("/usr/sbin/httpd", False, "sys.executable is /usr/sbin/httpd, which is not a Python"),
+        ("/usr/bin/python3", False, ""),
+        ("/opt/bin/pypy3.10", False, ""),
+        ("/Library/Frameworks/Python", False, ""),
+    ],
+)
+def test_where_no_python_can_be_started(
+    monkeypatch: pytest.MonkeyPatch, executable: str | None, frozen: object, reason: str
+) -> None:
+    """A frozen program or an application server would start itself: refused, with what to do."""
+    monkeypatch.setattr("sys.executable", executable)
+    monkeypatch.setattr("sys.frozen", frozen, raising=False)
+    settings = etcdsem.connect("h:1", keeper=False).settings
+    monkeypatch.setenv("ETCDSEM_KEEPER", "yes")
+    for make in (
+        lambda: etcdsem.connect("h:1", keeper=True),
+        lambda: etcdsem.connect("h:1", keeper="5m"),
+        lambda: etcdsem.connect("h:1"),
+        lambda: aio.connect("h:1", keeper=True),
+        lambda: Client(settings, keeper=True),
+    ):
+        if not reason:
+            assert make().keeper
+            continue
+        with pytest.raises(etcdsem.InvalidSetting) as refused:
+            make()
+        assert f"keeper: its process cannot be started, because {reason}" in str(refused.value)
+        assert "Use keeper=False" in str(refused.value)
+    assert etcdsem.connect("h:1", keeper=False).keeper is None

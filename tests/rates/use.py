@@ -26,9 +26,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from etcdsem import server
+from etcdsem.clock import boot_time
 from etcdsem.model import Rate, read_rate
 from etcdsem.server import EtcdServer
-from etcdsem.shell import boot_time
 
 STAMP = struct.Struct("dd")
 """What a worker sends at each start: a `Span`."""

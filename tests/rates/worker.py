@@ -9,9 +9,9 @@ import socket
 import sys
 
 from etcdsem import RateLimit
+from etcdsem.clock import boot_time
 from etcdsem.core import rates
 from etcdsem.model import read_rate
-from etcdsem.shell import boot_time
 from tests.rates.use import STAMP
 
 

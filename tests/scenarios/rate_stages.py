@@ -16,13 +16,13 @@ import etcdsem
 import etcdsem.testing
 import etcdsem.testing.aio
 from etcdsem import aio
+from etcdsem.clock import boot_time
 from etcdsem.core import operating, rates, transactions
 from etcdsem.core.commands import Procedure
 from etcdsem.core.keys import Identity
 from etcdsem.core.station import Station
 from etcdsem.errors import SemaphoreClosed
 from etcdsem.model import Later, Rate, Start
-from etcdsem.shell import boot_time
 from etcdsem.testing.checks import Checker
 from etcdsem.testing.simulator import PREFIX, SimClient, World
 from tests.scenarios.rates import FIRST_RATE, Asked, RateFate

@@ -1,0 +1,29 @@
+"""Whether this program's Python can be started once more, for a helper process, and how."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+_RUN = "import sys; sys.path[:] = {path!r}; {code}"
+_NAMES = ("python", "pypy", "graalpy")
+
+
+def why_not() -> str:
+    """Why ``sys.executable`` is no Python that could be started; empty if it is one.
+
+    Started with ``-c CODE``, a frozen program or an application server runs itself once more.
+    """
+    if getattr(sys, "frozen", False):
+        return f"this program was frozen (sys.frozen), so {sys.executable} is not a Python"
+    if not sys.executable:
+        return "sys.executable is not set, as where Python is embedded in another program"
+    if not os.path.basename(sys.executable).lower().startswith(_NAMES):
+        return f"sys.executable is {sys.executable}, which is not a Python"
+    return ""
+
+
+def python(code: str, *arguments: str) -> list[str]:
+    """The command that runs some code in a new Python, with the same modules within reach."""
+    path = [os.path.abspath(one) for one in sys.path]
+    return [sys.executable, "-c", _RUN.format(path=path, code=code), *arguments]
