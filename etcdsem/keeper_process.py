@@ -72,7 +72,7 @@ class Helper:
                 if not data:
                     return
                 heard += data
-            with self._engine.lock:
+            with self._engine.turn:
                 while len(heard) >= ORDER.size:
                     self._obey(heard[: ORDER.size])
                     heard = heard[ORDER.size :]

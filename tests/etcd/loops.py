@@ -43,7 +43,8 @@ class LoopThread:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    def _is_owned(self) -> bool:
+    @property
+    def held(self) -> bool:
         return threading.current_thread() is self._thread
 
     def __enter__(self) -> Self:
