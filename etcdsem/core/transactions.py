@@ -581,6 +581,8 @@ def pass_all(
         done.append(Txn((_none_waits_since(keys, until),), tuple(spare)))
     if not lines:
         done.append(_next_in_line(keys))
+    if len({mine.slot for mine in mines}) < len(mines):
+        done = []  # one of them was taken by hand, so nothing holds; etcd would refuse the rest
     return Txn(
         (*mine_still, _limit_is(keys, limit), _no_surplus(keys, limit), _priorities_are(keys, 0)),
         tuple(done),

@@ -272,6 +272,7 @@ class RateRun:
         self.options = options
         faults = options.faults
         self.world = world = World(faults.seed, trace=trace)
+        world.leases_may_end = bool(faults.kinds)
         self.checker = Checker(world, PREFIX, NAME)
         self.checker.bound += faults.reread[1] if faults.kinds & {"lost deletes"} else 0.0
         self.windows = Windows(world, self.checker, faulty=bool(faults.kinds))

@@ -64,6 +64,7 @@ class Run:
     def __init__(self, options: Options, *, trace: bool = False) -> None:
         self.options = options
         self.world = World(options.seed, trace=trace)
+        self.world.leases_may_end = bool(options.kinds)
         names = [f"sem{number}" for number in range(options.semaphores)]
         self.checkers = {name: Checker(self.world, PREFIX, name) for name in names}
         for checker in self.checkers.values():

@@ -53,6 +53,7 @@ FIRST = {
     "several_in_any_order": range(SEVERAL, 200, 10),
     "several_take_what_is_free": range(SEVERAL, 200, 10),
     "eager_ones_pass_who_has_left": range(PASSING, 200, 20),
+    "holders_stand_in_line": range(PASSING, 200, 20),
 }
 """Where to look first for a bug that has a theme of its own among the seeds (`Options.of`)."""
 
@@ -311,6 +312,14 @@ def a_renewal_forgets_the_bound(patch: Patch) -> None:
     patch.setattr(TtlLease, "renewed", renewed)
 
 
+def holders_stand_in_line(patch: Patch) -> None:
+    """Who hands over takes the line as it was learned, though it may name the one who hands over:
+    a letter would be put and deleted at once.
+    """
+    for module in (decisions, station):
+        patch.setattr(module, "without_holders", lambda line, mines: line)
+
+
 BUGS: list[tuple[Callable[[Patch], None], str]] = [
     # Repeating takes time, too, so it may be seen first by who comes back late; or by one whose
     # second JOIN put a lease into the line that holds a slot already, and who waits for ever.
@@ -338,6 +347,7 @@ BUGS: list[tuple[Callable[[Patch], None], str]] = [
     (a_drain_believes_its_watch, "told that it is drained"),
     (a_bound_stays_with_the_lease, "for its max_hold, which was not over"),
     (a_renewal_forgets_the_bound, "beyond its max_hold|held still"),
+    (holders_stand_in_line, "duplicate key"),
 ]
 
 
