@@ -64,7 +64,7 @@ from etcdsem.core.station import (
 )
 from etcdsem.core.transactions import MAX_DEPTH, Held, Look
 from etcdsem.errors import EtcdSemError, SemaphoreClosed, WeightExceedsLimit, WrongKind
-from etcdsem.model import Rate
+from etcdsem.model import Rate, duration_text
 
 log = logging.getLogger("etcdsem")
 
@@ -73,6 +73,9 @@ T = TypeVar("T")
 PATIENCE = 60.0
 """Seconds that etcd may be away before an acquire without a timeout gives up. When this client
 has never reached it, `Session.first_contact` holds."""
+
+RELEASE_PATIENCE = 5.0
+"""Seconds that etcd may be away before a release leaves the slot to the TTL."""
 
 READ_PATIENCE = 10.0
 """Seconds that etcd may be away before a question gives up. At first contact as above."""
@@ -905,19 +908,47 @@ def release(grant: Grant) -> Procedure[bool]:
 
 
 def _release_by_revoking(grant: Grant) -> Procedure[bool]:
-    keeper = grant.station.session.keeper
-    keeper.retire(grant.lease)
-    grace = grant.station.session.grace(keeper.env.now())
+    """Give it back by ending its lease. What cannot be done in time goes on beside the caller."""
+    session, lease = grant.station.session, grant.lease
+    session.keeper.retire(lease)
     try:
-        yield from perform(RevokeLease(grant.lease.id, min(RPC_TIMEOUT, grace)))
-    except LeaseNotFound:
-        return True
+        yield from _revoke(session, lease)
     except BaseException as error:
-        keeper.settle_id(grant.lease.id, grant.lease.ttl)
-        if isinstance(error, Failure):
-            return False
-        raise
+        session.keeper.settle_id(lease.id, lease.ttl)
+        if not isinstance(error, Failure):
+            raise
+        log.warning(
+            "semaphore %s: slot %d could not be released: %s. Its lease is not refreshed any more, "
+            "so etcd frees the slot when the TTL of %s is over",
+            grant.station.name,
+            grant.slot,
+            error or type(error).__name__,
+            duration_text(lease.ttl),
+        )
+        return False
     return True
+
+
+def _revoke(session: Session, lease: TtlLease) -> Procedure[None]:
+    """End a lease, tried again for `RELEASE_PATIENCE`, and not after it has ended by itself."""
+    env = session.env
+    now = env.now()
+    until = min(now + min(RELEASE_PATIENCE, session.grace(now)), lease.sent + lease.ttl)
+    pause = 0.05
+    while True:
+        try:
+            yield from perform(RevokeLease(lease.id, max(0.1, min(RPC_TIMEOUT, until - now))))
+            return
+        except LeaseNotFound:
+            return
+        except AccessDenied:
+            raise
+        except Failure:
+            if env.now() + pause >= until:
+                raise
+        yield from sleep(session, pause * (0.5 + env.random()))
+        now = env.now()
+        pause = min(2 * pause, 1.0)
 
 
 def _give_together(station: Station, mine: transactions.Mine) -> Procedure[bool]:

@@ -38,7 +38,7 @@ BACK_IN_TIME = 12.0
 call, leaving the line, both unanswered."""
 
 
-GIVEN_BACK_IN_TIME = 8.0
+GIVEN_BACK_IN_TIME = 9.0
 """The same for each more of several: a slot that was held is given back, and its lease revoked,
 both unanswered."""
 
