@@ -288,6 +288,8 @@ def persist(
     late = False
     pause = 0.02
     while True:
+        if session.closed:
+            raise EtcdSemError(f"{what}: its client was closed")
         try:
             outcome = yield from attempt()
             if outcome is not None or once or env.now() >= until:
@@ -296,6 +298,8 @@ def persist(
             continue
         except (TryAgain, LeaseNotFound) as again:
             # LeaseNotFound: etcd has ended a lease of the pool. Definite; another will do.
+            if session.closed:
+                continue
             log.warning("%s: %s; trying again", what, again)
             seen_full = seen_full or (isinstance(again, TryAgain) and again.full)
             if env.now() >= until:
@@ -325,8 +329,6 @@ def persist(
 def attempt(station: Station, order: Order, until: float, *, once: bool) -> Procedure[Grant | None]:
     """One attempt with one lease."""
     session = station.session
-    if session.closed:
-        raise EtcdSemError(f"semaphore {station.name!r}: its client was closed")
     yield from known_limit(station)
     yield from refuse_wrong_kind(station, order, until)
     if _too_heavy(station, order.wants.weight):  # is that still so?

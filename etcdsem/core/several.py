@@ -28,7 +28,6 @@ from etcdsem.core.leases import RPC_TIMEOUT, TtlLease, take
 from etcdsem.core.procedures import Order, TryAgain, known_limit, persist, transact, withdraw
 from etcdsem.core.station import Grant, Session, Station
 from etcdsem.core.transactions import Held, Look, Wish
-from etcdsem.errors import EtcdSemError
 
 MOST = 8
 """Semaphores at once. etcd takes 128 operations in a transaction, and each of them needs four to
@@ -195,8 +194,6 @@ def _attempt(
     session: Session, wants: Sequence[Want], until: float, *, once: bool
 ) -> Procedure[Taken | None]:
     """One attempt with one lease for each."""
-    if session.closed:
-        raise EtcdSemError("several semaphores at once: their client was closed")
     for want in wants:
         yield from known_limit(want.station)
         yield from procedures.refuse_wrong_kind(want.station, want.order, until)
