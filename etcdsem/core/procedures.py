@@ -43,6 +43,7 @@ from etcdsem.core.keys import (
     Identity,
     Limit,
     Wants,
+    read_eviction,
     read_holders,
     read_letter,
     read_limit,
@@ -63,7 +64,13 @@ from etcdsem.core.station import (
     Watched,
 )
 from etcdsem.core.transactions import MAX_DEPTH, Held, Look
-from etcdsem.errors import EtcdSemError, SemaphoreClosed, WeightExceedsLimit, WrongKind
+from etcdsem.errors import (
+    EtcdSemError,
+    Evicted,
+    SemaphoreClosed,
+    WeightExceedsLimit,
+    WrongKind,
+)
 from etcdsem.model import Rate, duration_text
 
 log = logging.getLogger("etcdsem")
@@ -238,8 +245,8 @@ def refuse_wrong_kind(station: Station, order: Order, until: float) -> Procedure
 def acquire(station: Station, order: Order, until: float, *, once: bool) -> Procedure[Grant | None]:
     """A grant, or None if there was no room until `until` (`once`: right now).
 
-    Raises SemaphoreClosed, WeightExceedsLimit, EtcdUnavailable, or a Failure that is not worth
-    another try.
+    Raises SemaphoreClosed, WeightExceedsLimit, Evicted, EtcdUnavailable, or a Failure that is not
+    worth another try.
     """
     tally, env = station.tally, station.session.env
     began = env.now()
@@ -716,9 +723,14 @@ def _heal_for_all(station: Station, until: float) -> Procedure[bool]:
 
 
 def _open(station: Station, waiting: Waiting, letter: Letter) -> Grant | None:
-    """The grant in a letter; None if it is an old one, or not from us."""
+    """The grant in a letter; None if it is an old one, or not from us. Raises Evicted."""
     kv = letter.kv
-    if kv.mod_revision <= waiting.created or kv.lease != waiting.lease.id:
+    if kv.mod_revision <= waiting.created:
+        return None
+    by = read_eviction(kv.value)
+    if by is not None:
+        raise Evicted(f"acquire {station.name!r}: evicted from the queue {by}")
+    if kv.lease != waiting.lease.id:
         return None
     content = read_letter(kv.value, station.line_until)
     if content is None:
@@ -747,7 +759,7 @@ def _open(station: Station, waiting: Waiting, letter: Letter) -> Grant | None:
 
 
 def _leave(station: Station, waiting: Waiting) -> Procedure[Grant | None]:
-    """LEAVE. A slot that was granted meanwhile is taken."""
+    """LEAVE. A slot that was granted meanwhile is taken. Raises Evicted."""
     session, keys = station.session, station.keys
     txn = transactions.leave(keys, waiting.who, waiting.created)
     try:

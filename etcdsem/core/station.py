@@ -21,7 +21,17 @@ from etcdsem.core.batching import PASSED_AT_MOST, Batch, Group, deal
 from etcdsem.core.commands import Env, Event, Failure, KeyValue, Mailbox, TxnReply, Watch
 from etcdsem.core.decisions import candidates, light, without_holders
 from etcdsem.core.holding import verify
-from etcdsem.core.keys import ORDINARY, Identity, Keys, Limit, Queued, Wants, lease_hex, read_limit
+from etcdsem.core.keys import (
+    ORDINARY,
+    Identity,
+    Keys,
+    Limit,
+    Queued,
+    Wants,
+    addressee,
+    lease_hex,
+    read_limit,
+)
 from etcdsem.core.leases import TICK, Keeper, TtlLease
 from etcdsem.core.transactions import (
     MAX_LISTED,
@@ -64,7 +74,7 @@ WATCH_WAITER_AFTER = 3.0
 
 
 class Letter(NamedTuple):
-    """A slot was granted."""
+    """A slot was granted; or it was evicted from the line."""
 
     kv: KeyValue
 
@@ -625,7 +635,7 @@ class Station:
 
     def deliver(self, kv: KeyValue) -> None:
         """A letter has come; its waiter decides whether it is for this stay in line."""
-        waiting = self.waiting.get(kv.lease)
+        waiting = self.waiting.get(kv.lease) or self.waiting.get(addressee(self.keys, kv.key))
         if waiting is not None:
             waiting.box.put(Letter(kv))
 

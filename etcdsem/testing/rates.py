@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from etcdsem.core import operating, rates
 from etcdsem.core.commands import NoSpace, NotApplied, OutcomeUnknown, Procedure, Wait, perform
 from etcdsem.core.keys import Identity, read_limit
-from etcdsem.errors import EtcdRefused, EtcdSemError, EtcdUnavailable
+from etcdsem.errors import EtcdRefused, EtcdSemError, EtcdUnavailable, Evicted
 from etcdsem.model import Rate
 from etcdsem.testing.checks import Checker
 from etcdsem.testing.faults import Nemesis, Options
@@ -332,6 +332,9 @@ class RateRun:
             world.counters[f"start raises {type(error).__name__}"] += 1
             if not faults.kinds and client.fine:
                 world.fail(f"without faults, client {client.number}'s start raises {error!r}")
+            return None
+        except Evicted:
+            self.checker.told_evicted(client)
             return None
         except EtcdSemError as error:
             if not client.session.closed and not faults.kinds & ODD:

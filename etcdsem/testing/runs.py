@@ -22,6 +22,7 @@ from etcdsem.errors import (
     EtcdRefused,
     EtcdSemError,
     EtcdUnavailable,
+    Evicted,
     SemaphoreClosed,
     WeightExceedsLimit,
 )
@@ -151,6 +152,9 @@ class Run:
             world.counters["told that it is closed"] += 1
             # Of several the message says which.
             self.checkers[_named_in(closed, stations)].told_closed(client, asked)
+            return None
+        except Evicted as evicted:
+            self.checkers[_named_in(evicted, stations)].told_evicted(client)
             return None
         except WeightExceedsLimit:
             checkers[0].told_too_heavy(client, asked, wants.weight)
@@ -298,8 +302,8 @@ class Run:
         world.counters["batches of hand-overs"] = sum(one.passing.sent for one in stations)
 
 
-def _named_in(closed: SemaphoreClosed, stations: list[Station]) -> str:
-    return next(one.name for one in stations if repr(one.name) in str(closed))
+def _named_in(error: EtcdSemError, stations: list[Station]) -> str:
+    return next(one.name for one in stations if repr(one.name) in str(error))
 
 
 def _show(grant: Grant | None) -> str:
