@@ -175,6 +175,12 @@ def healing_window(clients: int) -> float:
     return min(HEAL_DELAY * max(1.0, clients / LOOKS_AT_ONCE), LONGEST_HEAL_DELAY)
 
 
+def room_for_more(keys: Keys, seen: Look) -> bool:
+    """Are there more slots free than all who stand in line want?"""
+    free, _ = room_seen(keys, seen, MAX_FILL)
+    return seen.complete and len(free) > sum(queued.weight for queued in seen.queue)
+
+
 def has_surplus(keys: Keys, seen: Look) -> bool:
     """Does anything stand at or above the limit, as the transactions' condition sees it?
 

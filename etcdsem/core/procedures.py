@@ -710,7 +710,7 @@ def _heal_for_all(station: Station, until: float) -> Procedure[bool]:
     """Heal, one of this client's waiters at a time: thousands would only be in each other's way."""
     station.healing, station.duty_due = True, False
     try:
-        done = yield from _tried(heal(station, until=until), station)
+        done = yield from _tried(_heal_or_reread(station, until), station)
     except BaseException:
         station.duty_due = True  # interrupted: the next one's duty
         raise
@@ -783,6 +783,17 @@ def _leave(station: Station, waiting: Waiting) -> Procedure[Grant | None]:
 
 
 # ---------------------------------------------------------------- healing
+
+
+def _heal_or_reread(station: Station, until: float) -> Procedure[None]:
+    """Heal. A waiter of ours for whom there is room, and who is out of line, must be told to join
+    again: a watch of its own tells it only later, and a slot would be idle until then.
+    """
+    seen = yield from _look(station)
+    if decisions.room_for_more(station.keys, seen) and station.misses(seen):
+        yield from reread(station, until)
+    else:
+        yield from heal(station, seen, until=until)
 
 
 def heal(station: Station, seen: Look | None = None, *, until: float = math.inf) -> Procedure[None]:

@@ -530,6 +530,16 @@ class Station:
         """Somebody is about to join the line."""
         self.waiting[waiting.lease.id] = waiting
 
+    def misses(self, seen: Look) -> bool:
+        """Is one of them not in line any more who had joined before this look? Then it was granted
+        a slot, or somebody has deleted its key.
+        """
+        line = {queued.who for queued in seen.queue}
+        return any(
+            0 < waiting.created <= seen.revision and waiting.who not in line
+            for waiting in self.waiting.values()
+        )
+
     def exit(self, waiting: Waiting) -> None:
         """Somebody has left the line, granted or not; the duty may pass on."""
         first = self.on_duty(waiting)

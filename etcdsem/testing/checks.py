@@ -16,7 +16,8 @@ When a grant is given to a caller:
    on grants than the limit allows (where nobody changed the limit in this run).
 
 While there are no faults:
-7. As many slots as the first in line wants do not stay free. Nobody is told that etcd is away.
+7. As many slots as the first in line wants do not stay free, nor one for which a caller waits that
+   was put out of line by hand. Nobody is told that etcd is away.
 8. Every slot that is kept alive belongs to a grant that its client knows.
 
 Of what operators and bounds do:
@@ -95,8 +96,10 @@ class Checker:
         self.tampered = False  # slots were written by hand
         self.calm_since = math.inf  # no faults since then
         self.bound = 3.0  # seconds that a slot may be free while somebody waits
+        self.left_out_bound = 1.5  # the same while somebody waits who was put out of line
         self.told_bound = 4.0  # seconds until a holder hears of an eviction
         self.turned_away: dict[int, float] = {}  # leases of waiters who were evicted, and when
+        self._left_out: dict[int, float] = {}  # leases of callers who wait out of line, since when
         self._idle_since = math.inf
         self._full = dict.fromkeys(range(1, MAX_WEIGHT + 1), True)
         """By weight: so many slots are not free, or others stand in line."""
@@ -408,13 +411,24 @@ class Checker:
                 )
 
     def _check_waiting(self) -> None:
-        """Does somebody wait on who was evicted?"""
+        """Does somebody wait on who was evicted, or out of line though there is room?"""
+        now, left_out = self.world.now, dict[int, float]()
+        room = self._room() - sum(wants_of(kv).weight for kv in self.waiters.values())
+        held = {kv.lease for kv in self.slots.values()}
         for client in self.world.clients:
             station = client.session.stations.get(self.station) if client.fine else None
-            for lease in station.waiting if station else ():
+            for lease, waiting in station.waiting.items() if station else ():
                 evicted = max(self.turned_away.get(lease, math.inf), self.calm_since)
-                if self.world.now > evicted + self.told_bound:
+                if now > evicted + self.told_bound:
                     self.world.fail(f"client {client.number} waits on, though it was evicted")
+                out = waiting.created and self.keys.waiter(waiting.who) not in self.waiters
+                if out and lease not in held and waiting.wants.weight <= room:
+                    left_out[lease] = self._left_out.get(lease, now)
+                    if now > max(left_out[lease], self.calm_since) + self.left_out_bound:
+                        self.world.fail(
+                            f"client {client.number} waits out of line, and there is room"
+                        )
+        self._left_out = left_out
 
     def check_known(self) -> None:
         """Every slot whose lease is kept alive belongs to a grant that its client knows."""

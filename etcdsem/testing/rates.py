@@ -274,7 +274,9 @@ class RateRun:
         self.world = world = World(faults.seed, trace=trace)
         world.leases_may_end = bool(faults.kinds)
         self.checker = Checker(world, PREFIX, NAME)
-        self.checker.bound += faults.reread[1] if faults.kinds & {"lost deletes"} else 0.0
+        late = faults.reread[1] if faults.kinds & {"lost deletes"} else 0.0
+        self.checker.bound += late
+        self.checker.left_out_bound += late
         self.windows = Windows(world, self.checker, faulty=bool(faults.kinds))
         self.stopping = False
         self.settled = False  # the limit is changed no more

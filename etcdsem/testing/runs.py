@@ -72,6 +72,7 @@ class Run:
             if options.kinds & {"lost deletes"}:
                 checker.bound += options.reread[1]
                 checker.told_bound += options.reread[1]
+                checker.left_out_bound += options.reread[1]
         self.world.on_drained = lambda name, client, began: self.checkers[name].told_drained(
             client, began
         )

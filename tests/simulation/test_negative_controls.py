@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,6 +39,7 @@ from etcdsem.testing.runs import run_seed
 from etcdsem.testing.simulator import SimClient, SimWatch, Violation
 from tests.scenarios.scenarios import a_big_one_that_leaves
 from tests.scenarios.stages import SimStage
+from tests.simulation.test_simulator import QUIET
 from tests.simulation.test_state_machine import SemaphoreMachine
 
 SEEDS = range(200)
@@ -375,6 +377,19 @@ def test_a_scenario_finds_it(monkeypatch: Patch) -> None:
     with pytest.raises(AssertionError, match="did not come about in time"):
         a_big_one_that_leaves(stage)
     stage.world.dispose()
+
+
+def test_who_waits_out_of_line_is_found(monkeypatch: Patch) -> None:
+    """Nobody misses a waiter whose key was deleted by hand. Others in line would take what is
+    freed, so in these runs few wait; without the bug they break nothing.
+    """
+    few = replace(QUIET, kinds=frozenset({"delete key"}), clients=1, workers=3, every=0.3)
+    few = replace(few, hold=1.0, idle=1.0, fault_time=2.0, calm_time=200.0)
+    seeds = [replace(few, seed=seed) for seed in range(5)]
+    assert [run_seed(one.seed, options=one).error for one in seeds] == [None] * len(seeds)
+    monkeypatch.setattr(Station, "misses", lambda station, seen: False)
+    errors = [str(run_seed(one.seed, options=one).error) for one in seeds]
+    assert any("waits out of line, and there is room" in error for error in errors), errors
 
 
 @pytest.mark.timeout(600)

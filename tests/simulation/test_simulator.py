@@ -267,6 +267,19 @@ def test_a_program_that_knows_no_eviction_joins_again(monkeypatch: pytest.Monkey
     assert line.waiter.grants
 
 
+def test_who_was_put_out_of_line_by_hand_takes_what_is_freed() -> None:
+    """Its key was deleted so soon that no watch is on it: when a slot is freed it looks, sees room
+    and nobody in line, and joins again.
+    """
+    line = in_line()
+    line.world.operate("del", lambda: line.world.etcd.delete(line.key))
+    (grant,) = line.holder.grants
+    line.holder.client.start(procedures.release(grant), "release", lambda done, error: None)
+    line.world.run(2.0)
+    assert line.waiter.grants
+    assert not line.waiter.errors
+
+
 def test_holder_learns_of_an_eviction_that_no_watch_told() -> None:
     """Delete events get lost in several etcd releases; what is held is read again."""
     told = acquiring()
