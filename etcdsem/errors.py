@@ -10,6 +10,7 @@
     ├── WeightExceedsLimit  (ValueError)       more slots are wanted than the limit has
     ├── NobodyThere         (LookupError)      evict() of a slot or lease that nobody has
     ├── AcquireTimeout      (TimeoutError)     hold(timeout) found no room in time
+    ├── Evicted                                an operator ended this acquire while it waited
     ├── LeaseLost                              a lease ended before its holder released it
     ├── EtcdUnavailable     (ConnectionError)  etcd can't be reached, or doesn't answer in time
     ├── EtcdRefused                            etcd answered, and refuses (out of space, ...)
@@ -27,6 +28,7 @@ __all__ = [
     "EtcdRefused",
     "EtcdSemError",
     "EtcdUnavailable",
+    "Evicted",
     "InconsistentLimit",
     "InvalidName",
     "InvalidSetting",
@@ -94,6 +96,10 @@ class NobodyThere(EtcdSemError, LookupError):
 
 class AcquireTimeout(EtcdSemError, TimeoutError):
     """No lease was free in time."""
+
+
+class Evicted(EtcdSemError):
+    """An operator ended this acquire while it waited (`evict`). The message says who, and when."""
 
 
 class LeaseLost(EtcdSemError):

@@ -236,7 +236,7 @@ class BaseClient:
     ) -> Procedure[Holder | Waiter | Junk]:
         if (slot is None) == (lease is None):
             raise InvalidSetting("evict: give either the slot or the lease")
-        return (yield from inspection.evict(self.station(name), slot=slot, lease=lease))
+        return (yield from inspection.evict(self.station(name), operator(), slot=slot, lease=lease))
 
 
 def pausing(

@@ -19,12 +19,18 @@ def counted(client: Client) -> dict[str, int]:
 
 
 def spent(client: Client, before: dict[str, int]) -> dict[str, int]:
-    """What was counted since."""
+    """What was counted since; nothing of it was refused."""
+    assert refused(client) == 0
     return {
         key: number - before.get(key, 0)
         for key, number in counted(client).items()
         if number != before.get(key, 0) and key not in ("keepalives", "progress")
     }
+
+
+def refused(client: Client) -> int:
+    """How many transactions etcd has refused: each cost a lease, and some commits."""
+    return client.engine.session.tallies.requests["refused"]
 
 
 def test_uncontended_is_one_and_one(client: Client, name: str) -> None:
@@ -92,6 +98,31 @@ def test_a_crowd_of_one_client_hands_over_together(any_etcd: EtcdServer, name: s
     print(f"{threads * (cycles + 1)} cycles of {threads} threads, limit {limit}: {cost}")
     assert cost["txn"] <= 2 * threads * (cycles + 1)
     assert cost.get("watch_events", 0) <= 1.1 * threads * (cycles + 1)
+
+
+def test_nothing_is_refused(any_etcd: EtcdServer, name: str) -> None:
+    """Two clients of five threads each, at limit 5: their threads open letters and read answers in
+    any order, and none of them takes a holder for one who waits.
+    """
+    limit, threads, cycles = 5, 5, 300
+    with etcdsem.connect(any_etcd.endpoint) as one, etcdsem.connect(any_etcd.endpoint) as other:
+
+        def work(client: Client) -> None:
+            sem = Semaphore(limit, name, client=client)
+            for _ in range(cycles):
+                with sem:
+                    pass
+
+        crowd = [
+            threading.Thread(target=work, args=(client,))
+            for client in (one, other)
+            for _ in range(threads)
+        ]
+        for thread in crowd:
+            thread.start()
+        for thread in crowd:
+            thread.join(60)
+        assert refused(one) + refused(other) == 0
 
 
 def test_contended_with_a_hundred_waiters(any_etcd: EtcdServer, name: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 import etcdsem
 from etcdsem import Client, Holder, Lease, Semaphore
 from etcdsem.core.commands import Put, Txn
+from etcdsem.core.station import WATCH_WAITER_AFTER
 from tests.history import assert_clean
 
 if TYPE_CHECKING:
@@ -470,13 +471,16 @@ def test_refresh_keeps_a_lease_beyond_its_timeout(client: Client, name: str) -> 
         sem.raise_on_loss = False
 
 
-def test_evicted_waiter_joins_again(any_etcd: EtcdServer, client: Client, name: str) -> None:
+def test_a_waiter_whose_key_is_deleted_joins_again(
+    any_etcd: EtcdServer, client: Client, name: str
+) -> None:
     """A waiter whose key was deleted goes to the end of the line, and is served in the end."""
     sem = Semaphore(1, name, client=client, lease_timeout=6)
     sem.acquire()
     first, second = Waiters(sem, 1), Waiters(sem, 1)
     ahead = sem.waiters()[0]
-    client.evict(name, lease=ahead.lease_id)
+    key = f"/etcdsem/{name}/waiters/{ahead.client}/{ahead.lease_id}"
+    assert any_etcd.etcdctl("del", key).strip() == "1"
     eventually(lambda: len(sem.waiters()) == 2 and sem.waiters()[1].client == ahead.client, 30)
     sem.release()
     second.join()
@@ -484,6 +488,25 @@ def test_evicted_waiter_joins_again(any_etcd: EtcdServer, client: Client, name: 
     second.leases[0].release()
     first.join()
     first.leases[0].release()
+    assert_clean(any_etcd, name)
+
+
+def test_no_slot_idles_while_somebody_waits_out_of_line(
+    any_etcd: EtcdServer, client: Client, name: str
+) -> None:
+    """Its key is deleted in its first moments, when no watch is on it: it takes the slot that is
+    freed then, long before such a watch would tell it.
+    """
+    sem = Semaphore(1, name, client=client)
+    sem.acquire()
+    waiter = Waiters(sem, 1)
+    any_etcd.etcdctl("del", "--prefix", f"/etcdsem/{name}/waiters/")
+    began = time.monotonic()
+    sem.release()
+    waiter.join()
+    assert waiter.granted
+    assert time.monotonic() - began < WATCH_WAITER_AFTER / 2
+    waiter.leases[0].release()
     assert_clean(any_etcd, name)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import re
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -10,8 +12,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 import etcdsem
-from etcdsem import Lease, Semaphore, server
+from etcdsem import Lease, Semaphore, aio, server
+from etcdsem.core import procedures
 from etcdsem.errors import EtcdSemError
+from tests.aio.running import run
+from tests.etcd.proxy import Proxy
 from tests.history import judge, read_history
 from tests.test_semaphore import Waiters, eventually
 
@@ -132,3 +137,54 @@ def test_the_first_contact_is_tried_again(fresh_etcd: EtcdServer, name: str) -> 
     with etcdsem.connect(fresh_etcd.endpoint) as client:
         assert Semaphore(None, name, client=client).acquire(timeout=20)
     back.join()
+
+
+# ---------------------------------------------------------------- releasing
+
+
+def test_release_is_tried_again(etcd: EtcdServer, name: str) -> None:
+    """The connection is reset, and three more break at once: True, and the slot is free."""
+    with Proxy(etcd.endpoint) as proxy, etcdsem.connect(proxy.endpoint) as client:
+        sem = Semaphore(1, name, client=client)
+        assert sem.acquire()
+        proxy.failing = 3
+        proxy.reset()
+        assert sem.release() is True
+        assert sem.get_value() == 0
+
+
+def test_release_is_tried_again_in_asyncio(etcd: EtcdServer, name: str) -> None:
+    """The same there."""
+
+    async def main() -> None:
+        with Proxy(etcd.endpoint) as proxy:
+            async with aio.connect(proxy.endpoint) as client:
+                sem = await aio.Semaphore(1, name, client=client)
+                assert await sem.acquire()
+                proxy.failing = 3
+                proxy.reset()
+                assert await sem.release() is True
+                assert await sem.get_value() == 0
+
+    run(main())
+
+
+def test_a_release_that_etcd_cannot_be_told_says_so(
+    etcd: EtcdServer, name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Etcd stays away: False after some seconds, a warning that says why and what comes of the
+    slot, and it is free as soon as etcd is back.
+    """
+    monkeypatch.setattr(procedures, "RELEASE_PATIENCE", 0.5)
+    with Proxy(etcd.endpoint) as proxy, etcdsem.connect(proxy.endpoint) as client:
+        sem = Semaphore(1, name, client=client)
+        assert sem.acquire()
+        proxy.failing = 10**9
+        proxy.reset()
+        with caplog.at_level(logging.WARNING, logger="etcdsem"):
+            assert sem.release() is False
+        (said,) = (one.getMessage() for one in caplog.records if "not be released" in one.message)
+        assert re.search(rf"{name}: slot 0 could not be released: .+TTL of 30s is over", said)
+        proxy.failing = 0
+        with etcdsem.connect(etcd.endpoint) as other:
+            eventually(lambda: Semaphore(None, name, client=other).get_value() == 0)

@@ -34,6 +34,7 @@ _CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
     (errors.WeightExceedsLimit, USAGE),
     (errors.AcquireTimeout, CONFLICT),
     (errors.LeaseLost, LOST),
+    (errors.Evicted, LOST),
     (errors.EtcdSemError, NOT_DONE),
 )
 

@@ -554,7 +554,7 @@ def evict(
     ctx: click.Context, /, name: str, slot: int | None, lease: str | None, as_json: bool
 ) -> None:
     """End one lease of NAME. Its holder is told, `etcdsem run` ends its command, and the slot
-    goes to the next in line at once; a waiter loses its place.
+    goes to the next in line at once. A waiter stops waiting: `run` and `hold` exit with 70.
 
     Exit code 1 if nobody is there.
 

@@ -230,7 +230,7 @@ class Scraper:
         """All metrics now."""
         up, seconds = self._asked()
         engine, prefix = self._engine, self._census.prefix
-        with engine.lock:
+        with engine.turn:
             now = engine.now()
             lines = [line for _, line in sorted(self._census.lines.items())]
             semaphores = [line for line in lines if line.rate is None]
@@ -323,7 +323,7 @@ class Scraper:
         if census.state == "live":
             keys = Range(census.start, census.end, count_only=True)
             counted = engine.run(self._read(keys, until))
-            with engine.lock:
+            with engine.turn:
                 census.expect(counted[0], counted[1], engine.now())
         while census.state != "live":
             if engine.now() >= until:
@@ -333,7 +333,7 @@ class Scraper:
     def _listen(self, until: float) -> None:
         """See to it that the watch is up; a Failure if it cannot be."""
         engine, census = self._engine, self._census
-        with engine.lock:
+        with engine.turn:
             if self._watch is None:
                 self._refused = None
                 self._watching.clear()
@@ -359,12 +359,12 @@ class Scraper:
 
     def _read_all(self, until: float) -> None:
         engine, census = self._engine, self._census
-        with engine.lock:
+        with engine.turn:
             census.begin()
         try:
             engine.run(self._load(until))
         finally:
-            with engine.lock:
+            with engine.turn:
                 if census.state == "loading":
                     census.abandon()
         self._reads += 1

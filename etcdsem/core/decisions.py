@@ -175,6 +175,12 @@ def healing_window(clients: int) -> float:
     return min(HEAL_DELAY * max(1.0, clients / LOOKS_AT_ONCE), LONGEST_HEAL_DELAY)
 
 
+def room_for_more(keys: Keys, seen: Look) -> bool:
+    """Are there more slots free than all who stand in line want?"""
+    free, _ = room_seen(keys, seen, MAX_FILL)
+    return seen.complete and len(free) > sum(queued.weight for queued in seen.queue)
+
+
 def has_surplus(keys: Keys, seen: Look) -> bool:
     """Does anything stand at or above the limit, as the transactions' condition sees it?
 
@@ -186,7 +192,7 @@ def has_surplus(keys: Keys, seen: Look) -> bool:
 
 def give_back(
     keys: Keys, mine: Mine, seen: Look
-) -> Gone | Retire | Vacate | Pass | Clear | ReadAll:
+) -> Gone | Retire | Vacate | Pass | Ask | Clear | ReadAll:
     """How to give back a slot, or all slots of a lease, after this look."""
     mine_there = {kv.key for kv in seen.slots if kv.mod_revision == mine.token}
     if not mine_there.issuperset(map(keys.slot, mine.slots)):
@@ -202,11 +208,22 @@ def give_back(
 
 def hand_over(
     mine: Mine, limit: Limit, queue: tuple[Queued, ...], priorities: int = 0, seen: int = 0
-) -> Pass | Vacate:
+) -> Pass | Vacate | Ask:
     """How to give back to a line that is known: one slot goes to a first one who wants one."""
+    queue = without_holders(queue, (mine,))
+    if not queue:
+        return Ask()
     if mine.more or queue[0].weight > 1:
         return Vacate()
     return Pass(limit, queue, priorities, seen)
+
+
+def without_holders(line: tuple[Queued, ...], mines: Sequence[Mine]) -> tuple[Queued, ...]:
+    """The line without those who give back now. Who holds does not wait: such an entry is older
+    than the grant. etcd refuses a transaction that puts a letter and deletes it.
+    """
+    holders = {mine.who for mine in mines}
+    return tuple(waiter for waiter in line if waiter.who not in holders)
 
 
 def light(line: tuple[Queued, ...], until: int) -> tuple[tuple[Queued, ...], int]:

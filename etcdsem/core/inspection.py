@@ -25,8 +25,10 @@ from etcdsem.core.keys import (
     read_queue,
     read_waiters,
     slot_number,
+    waits,
+    write_eviction,
 )
-from etcdsem.core.leases import RPC_TIMEOUT
+from etcdsem.core.leases import RPC_TIMEOUT, take
 from etcdsem.core.procedures import read
 from etcdsem.core.station import Session, Station
 from etcdsem.errors import EtcdSemError, InvalidSetting, NobodyThere, SemaphoreClosed
@@ -35,6 +37,10 @@ from etcdsem.model import MAX_WEIGHT, Holder, Junk, Overview, Status, Waiter, ch
 WAITERS_ASKED = 256
 """For how many waiters etcd is asked how long their lease has left. etcd takes one lease for each
 request, and 5,000 of them last 2 s even with many under way at once; nobody reads so many."""
+
+LETTER_TTL = 60
+"""Seconds for which a waiter can read that it was evicted: some times as long as a watch may be
+silent before it reads again."""
 
 
 class _Kvs(tuple[tuple[KeyValue, ...], tuple[KeyValue, ...]]):
@@ -115,9 +121,11 @@ def _time_left(ids: Sequence[str]) -> Procedure[list[float | None]]:
 
 
 def evict(
-    station: Station, *, slot: int | None = None, lease: str | None = None
+    station: Station, by: str, *, slot: int | None = None, lease: str | None = None
 ) -> Procedure[Holder | Waiter | Junk]:
-    """End exactly one holder's or waiter's lease, by slot or by lease id (hex)."""
+    """End exactly one holder's or waiter's lease, by slot or by lease id (hex). A waiter is told
+    `by` whom.
+    """
     seen, (slots, waiting) = yield from _snapshot(station)
     keys = station.keys
     wanted = _lease_number(lease) if lease is not None else None
@@ -145,18 +153,25 @@ def evict(
             f"semaphore {station.name!r}: slot {number} changed hands just now; nobody was evicted"
         )
     for kv in waiting if slot is None else ():
-        if kv.lease != wanted:
-            continue
-        path = kv.key[len(keys.waiters) :]
-        txn = transactions.evict_waiter(keys, path, kv.create_revision)
-        if (yield from read(station.session, txn)).succeeded:
+        if kv.lease == wanted and waits(keys, kv):
+            yield from _evict_waiter(station, kv, by)
             return next(w for w in seen.waiters if w.lease_id == lease_hex(kv.lease))
+    what = f"slot {slot}" if slot is not None else f"lease {lease}"
+    raise NobodyThere(f"semaphore {station.name!r}: nobody has {what}; see etcdsem status")
+
+
+def _evict_waiter(station: Station, kv: KeyValue, by: str) -> Procedure[None]:
+    session, keys = station.session, station.keys
+    lease = yield from take(session.keeper, LETTER_TTL)
+    session.keeper.leave(lease)  # the letter ends with it
+    letter = write_eviction(by, session.env.wall())
+    path = kv.key[len(keys.waiters) :]
+    txn = transactions.evict_waiter(keys, path, kv.create_revision, letter, lease.id)
+    if not transactions.evicted((yield from read(session, txn)), lease.id):
         raise EtcdSemError(
             f"semaphore {station.name!r}: that waiter has left or was granted just now; "
             "nobody was evicted"
         )
-    what = f"slot {slot}" if slot is not None else f"lease {lease}"
-    raise NobodyThere(f"semaphore {station.name!r}: nobody has {what}; see etcdsem status")
 
 
 def _letter_of(holders: Iterable[Holder], slot: int) -> bytes | None:

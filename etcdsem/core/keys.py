@@ -5,7 +5,8 @@
     waiters/<client>/<lease> a waiter's record; attached to the waiter's etcd lease
     contended                "1" while somebody waits, or waited since the last clear
     priorities               "1" while somebody with a priority waits, or waited since the last look
-    grants/<client>/<lease>  the letter that tells a waiter its slot; attached to its etcd lease
+    grants/<client>/<lease>  the letter that tells a waiter its slot, attached to its etcd lease; or
+                             that it was evicted, attached to a lease that nobody refreshes
 
 1. Key names come from a small set that is used again and again: a dead name costs every later
    read of its prefix until etcd is compacted.
@@ -508,6 +509,26 @@ def read_letter(value: bytes, known: int = 0) -> tuple[tuple[int, ...], tuple[Qu
             return None
         queue.append(Queued(who, int(match[2], 16), int(created), extras))
     return tuple(map(int, slots)), tuple(queue)
+
+
+_EVICTED = re.compile(rb"evicted (by .{1,300})", re.DOTALL)
+
+
+def write_eviction(by: str, wall: float) -> bytes:
+    """The letter that tells a waiter that it was evicted: by whom, when (`wall`)."""
+    return f"evicted by {by} at {_timestamp(wall)}".encode()
+
+
+def read_eviction(value: bytes) -> str | None:
+    """By whom and when, if a letter says that; else None."""
+    match = _EVICTED.fullmatch(value)
+    return match[1].decode("utf-8", "replace") if match else None
+
+
+def addressee(keys: Keys, letter: bytes) -> int:
+    """The lease of the waiter that a letter's key names; 0 if it is no letter's name."""
+    match = _WHO.fullmatch(letter[len(keys.grants) :])
+    return int(match[2], 16) if match else 0
 
 
 # ---------------------------------------------------------------- slots, for decisions and people

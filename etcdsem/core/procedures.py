@@ -43,6 +43,7 @@ from etcdsem.core.keys import (
     Identity,
     Limit,
     Wants,
+    read_eviction,
     read_holders,
     read_letter,
     read_limit,
@@ -63,14 +64,23 @@ from etcdsem.core.station import (
     Watched,
 )
 from etcdsem.core.transactions import MAX_DEPTH, Held, Look
-from etcdsem.errors import EtcdSemError, SemaphoreClosed, WeightExceedsLimit, WrongKind
-from etcdsem.model import CloseResult, Rate
+from etcdsem.errors import (
+    EtcdSemError,
+    Evicted,
+    SemaphoreClosed,
+    WeightExceedsLimit,
+    WrongKind,
+)
+from etcdsem.model import CloseResult, Rate, duration_text
 
 T = TypeVar("T")
 
 PATIENCE = 60.0
 """Seconds that etcd may be away before an acquire without a timeout gives up. When this client
 has never reached it, `Session.first_contact` holds."""
+
+RELEASE_PATIENCE = 5.0
+"""Seconds that etcd may be away before a release leaves the slot to the TTL."""
 
 READ_PATIENCE = 10.0
 """Seconds that etcd may be away before a question gives up. At first contact as above."""
@@ -242,8 +252,8 @@ def refuse_wrong_kind(station: Station, order: Order, until: float) -> Procedure
 def acquire(station: Station, order: Order, until: float, *, once: bool) -> Procedure[Grant | None]:
     """A grant, or None if there was no room until `until` (`once`: right now).
 
-    Raises SemaphoreClosed, WeightExceedsLimit, EtcdUnavailable, or a Failure that is not worth
-    another try.
+    Raises SemaphoreClosed, WeightExceedsLimit, Evicted, EtcdUnavailable, or a Failure that is not
+    worth another try.
     """
     tally, env = station.tally, station.session.env
     began = env.now()
@@ -313,6 +323,8 @@ def persist(
     late = False
     pause = 0.02
     while True:
+        if session.closed:
+            raise EtcdSemError(f"{what}: its client was closed")
         try:
             outcome = yield from attempt()
             if outcome is not None or once or env.now() >= until:
@@ -321,6 +333,8 @@ def persist(
             continue
         except (TryAgain, LeaseNotFound) as again:
             # LeaseNotFound: etcd has ended a lease of the pool. Definite; another will do.
+            if session.closed:
+                continue
             env.log(logging.WARNING, "%s: %s; trying again", what, again)
             seen_full = seen_full or (isinstance(again, TryAgain) and again.full)
             if env.now() >= until:
@@ -350,8 +364,6 @@ def persist(
 def attempt(station: Station, order: Order, until: float, *, once: bool) -> Procedure[Grant | None]:
     """One attempt with one lease."""
     session = station.session
-    if session.closed:
-        raise EtcdSemError(f"semaphore {station.name!r}: its client was closed")
     yield from known_limit(station)
     yield from refuse_wrong_kind(station, order, until)
     if _too_heavy(station, order.wants.weight):  # is that still so?
@@ -729,7 +741,7 @@ def _heal_for_all(station: Station, until: float) -> Procedure[bool]:
     """Heal, one of this client's waiters at a time: thousands would only be in each other's way."""
     station.healing, station.duty_due = True, False
     try:
-        done = yield from _tried(heal(station, until=until), station)
+        done = yield from _tried(_heal_or_reread(station, until), station)
     except BaseException:
         station.duty_due = True  # interrupted: the next one's duty
         raise
@@ -742,9 +754,14 @@ def _heal_for_all(station: Station, until: float) -> Procedure[bool]:
 
 
 def _open(station: Station, waiting: Waiting, letter: Letter) -> Grant | None:
-    """The grant in a letter; None if it is an old one, or not from us."""
+    """The grant in a letter; None if it is an old one, or not from us. Raises Evicted."""
     kv = letter.kv
-    if kv.mod_revision <= waiting.created or kv.lease != waiting.lease.id:
+    if kv.mod_revision <= waiting.created:
+        return None
+    by = read_eviction(kv.value)
+    if by is not None:
+        raise Evicted(f"acquire {station.name!r}: evicted from the queue {by}")
+    if kv.lease != waiting.lease.id:
         return None
     content = read_letter(kv.value, station.line_until)
     if content is None:
@@ -775,7 +792,7 @@ def _open(station: Station, waiting: Waiting, letter: Letter) -> Grant | None:
 
 
 def _leave(station: Station, waiting: Waiting) -> Procedure[Grant | None]:
-    """LEAVE. A slot that was granted meanwhile is taken."""
+    """LEAVE. A slot that was granted meanwhile is taken. Raises Evicted."""
     session, keys = station.session, station.keys
     txn = transactions.leave(keys, waiting.who, waiting.created)
     try:
@@ -806,6 +823,17 @@ def _leave(station: Station, waiting: Waiting) -> Procedure[Grant | None]:
 
 
 # ---------------------------------------------------------------- healing
+
+
+def _heal_or_reread(station: Station, until: float) -> Procedure[None]:
+    """Heal. A waiter of ours for whom there is room, and who is out of line, must be told to join
+    again: a watch of its own tells it only later, and a slot would be idle until then.
+    """
+    seen = yield from _look(station)
+    if decisions.room_for_more(station.keys, seen) and station.misses(seen):
+        yield from reread(station, until)
+    else:
+        yield from heal(station, seen, until=until)
 
 
 def heal(station: Station, seen: Look | None = None, *, until: float = math.inf) -> Procedure[None]:
@@ -947,19 +975,48 @@ def release(grant: Grant) -> Procedure[bool]:
 
 
 def _release_by_revoking(grant: Grant) -> Procedure[bool]:
-    keeper = grant.station.session.keeper
-    keeper.retire(grant.lease)
-    grace = grant.station.session.grace(keeper.env.now())
+    """Give it back by ending its lease. What cannot be done in time goes on beside the caller."""
+    session, lease = grant.station.session, grant.lease
+    session.keeper.retire(lease)
     try:
-        yield from perform(RevokeLease(grant.lease.id, min(RPC_TIMEOUT, grace)))
-    except LeaseNotFound:
-        return True
+        yield from _revoke(session, lease)
     except BaseException as error:
-        keeper.settle_id(grant.lease.id, grant.lease.ttl)
-        if isinstance(error, Failure):
-            return False
-        raise
+        session.keeper.settle_id(lease.id, lease.ttl)
+        if not isinstance(error, Failure):
+            raise
+        session.env.log(
+            logging.WARNING,
+            "semaphore %s: slot %d could not be released: %s. Its lease is not refreshed any more, "
+            "so etcd frees the slot when the TTL of %s is over",
+            grant.station.name,
+            grant.slot,
+            error or type(error).__name__,
+            duration_text(lease.ttl),
+        )
+        return False
     return True
+
+
+def _revoke(session: Session, lease: TtlLease) -> Procedure[None]:
+    """End a lease, tried again for `RELEASE_PATIENCE`, and not after it has ended by itself."""
+    env = session.env
+    now = env.now()
+    until = min(now + min(RELEASE_PATIENCE, session.grace(now)), lease.sent + lease.ttl)
+    pause = 0.05
+    while True:
+        try:
+            yield from perform(RevokeLease(lease.id, max(0.1, min(RPC_TIMEOUT, until - now))))
+            return
+        except LeaseNotFound:
+            return
+        except AccessDenied:
+            raise
+        except Failure:
+            if env.now() + pause >= until:
+                raise
+        yield from sleep(session, pause * (0.5 + env.random()))
+        now = env.now()
+        pause = min(2 * pause, 1.0)
 
 
 def _give_together(station: Station, mine: transactions.Mine) -> Procedure[bool]:

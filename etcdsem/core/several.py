@@ -36,7 +36,6 @@ from etcdsem.core.procedures import (
 )
 from etcdsem.core.station import Grant, Session, Station
 from etcdsem.core.transactions import Held, Look, Wish
-from etcdsem.errors import EtcdSemError
 
 MOST = 8
 """Semaphores at once. etcd takes 128 operations in a transaction, and each of them needs four to
@@ -205,8 +204,6 @@ def _attempt(
     session: Session, wants: Sequence[Want], until: float, *, once: bool
 ) -> Procedure[Taken | None]:
     """One attempt with one lease for each."""
-    if session.closed:
-        raise EtcdSemError("several semaphores at once: their client was closed")
     for want in wants:
         yield from known_limit(want.station)
         yield from procedures.refuse_wrong_kind(want.station, want.order, until)

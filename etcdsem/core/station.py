@@ -19,9 +19,19 @@ from typing import Literal, NamedTuple, Protocol
 
 from etcdsem.core.batching import PASSED_AT_MOST, Batch, Group, deal
 from etcdsem.core.commands import Env, Event, Failure, KeyValue, Mailbox, TxnReply, Watch
-from etcdsem.core.decisions import candidates, light
+from etcdsem.core.decisions import candidates, light, without_holders
 from etcdsem.core.holding import verify
-from etcdsem.core.keys import ORDINARY, Identity, Keys, Limit, Queued, Wants, lease_hex, read_limit
+from etcdsem.core.keys import (
+    ORDINARY,
+    Identity,
+    Keys,
+    Limit,
+    Queued,
+    Wants,
+    addressee,
+    lease_hex,
+    read_limit,
+)
 from etcdsem.core.leases import TICK, Keeper, TtlLease
 from etcdsem.core.transactions import (
     MAX_LISTED,
@@ -65,7 +75,7 @@ RECENT = 256
 
 
 class Letter(NamedTuple):
-    """A slot was granted."""
+    """A slot was granted; or it was evicted from the line."""
 
     kv: KeyValue
 
@@ -372,6 +382,7 @@ class Station:
         self.passing: Group[Mine, bool | Look] = Group(self._pass_all, lanes=1, most=PASSED_AT_MOST)
         self.line: tuple[Queued, ...] = ()  # who is in line: all who came up to `line_until`
         self.line_until = 0  # a revision
+        self.served_until = 0  # who came up to this revision is out of line, whatever is heard
         self.purse: Purse | None = None  # of a rate limit: the starts that are in use here
         self.quiet_since = -math.inf  # when the last local waiter left
         self.duty_due = False
@@ -458,7 +469,8 @@ class Station:
 
     def learn_line(self, line: tuple[Queued, ...], until: int) -> None:
         """Who waits of all who came up to a revision. The later that is, the more recent the news:
-        nobody gets into a line but at its end.
+        nobody gets into a line but at its end. It may name some who were served meanwhile, since
+        threads open their letters, and read their answers, in any order.
         """
         if until < self.line_until:
             return
@@ -466,6 +478,7 @@ class Station:
             line = line[:MAX_LISTED]
             until = line[-1].created
         self.line, self.line_until = line, until
+        self.served(self.served_until)
 
     def saw_line(self, seen: Look) -> None:
         """The same from a look. With priorities in use nothing is remembered: somebody may come to
@@ -482,9 +495,10 @@ class Station:
 
     def served(self, created: int) -> None:
         """A waiter who came then was served, so all who came before are out of line, too."""
+        self.served_until = max(self.served_until, created)
         gone = 0
         for queued in self.line:
-            if queued.created > created:
+            if queued.created > self.served_until:
                 break
             gone += 1
         if gone:
@@ -492,7 +506,7 @@ class Station:
 
     def _pass_all(self, mines: Sequence[Mine]) -> Batch[bool | Look]:
         """For several who hand over to those in line."""
-        line, until = light(self.line, self.line_until)
+        line, until = light(without_holders(self.line, mines), self.line_until)
         limit = self.limit or _NO_LIMIT
 
         def read(reply: TxnReply) -> Sequence[bool | Look | None]:
@@ -519,6 +533,16 @@ class Station:
     def enter(self, waiting: Waiting) -> None:
         """Somebody is about to join the line."""
         self.waiting[waiting.lease.id] = waiting
+
+    def misses(self, seen: Look) -> bool:
+        """Is one of them not in line any more who had joined before this look? Then it was granted
+        a slot, or somebody has deleted its key.
+        """
+        line = {queued.who for queued in seen.queue}
+        return any(
+            0 < waiting.created <= seen.revision and waiting.who not in line
+            for waiting in self.waiting.values()
+        )
 
     def exit(self, waiting: Waiting) -> None:
         """Somebody has left the line, granted or not; the duty may pass on."""
@@ -625,7 +649,7 @@ class Station:
 
     def deliver(self, kv: KeyValue) -> None:
         """A letter has come; its waiter decides whether it is for this stay in line."""
-        waiting = self.waiting.get(kv.lease)
+        waiting = self.waiting.get(kv.lease) or self.waiting.get(addressee(self.keys, kv.key))
         if waiting is not None:
             waiting.box.put(Letter(kv))
 

@@ -581,6 +581,8 @@ def pass_all(
         done.append(Txn((_none_waits_since(keys, until),), tuple(spare)))
     if not lines:
         done.append(_next_in_line(keys))
+    if len({mine.slot for mine in mines}) < len(mines):
+        done = []  # one of them was taken by hand, so nothing holds; etcd would refuse the rest
     return Txn(
         (*mine_still, _limit_is(keys, limit), _no_surplus(keys, limit), _priorities_are(keys, 0)),
         tuple(done),
@@ -836,7 +838,21 @@ def evict_slot(keys: Keys, slots: Sequence[int], token: int, who: bytes | None) 
     return Txn(mine, (*(Delete(keys.slot(slot)) for slot in slots), *letter))
 
 
-def evict_waiter(keys: Keys, who: bytes, created: int) -> Txn:
-    """EVICT exactly this waiter."""
+def evict_waiter(keys: Keys, who: bytes, created: int, letter: bytes, lease: int) -> Txn:
+    """EVICT exactly this waiter. A letter tells it why, and so that it must not join again.
+
+    Not attached to the waiter's own lease: clients that know no such letter would take it for a
+    slot's, and wait for ever. They ignore what has another lease, and join again. Failure brings
+    the letter that is there: this one, if it was sent twice.
+    """
     key = keys.waiter(who)
-    return Txn((Compare(key, "create", "=", created),), (Delete(key),))
+    return Txn(
+        (Compare(key, "create", "=", created),),
+        (Delete(key), Put(keys.letter(who), letter, lease)),
+        (Range(keys.letter(who)),),
+    )
+
+
+def evicted(reply: TxnReply, lease: int) -> bool:
+    """Was the waiter evicted, by this transaction or its first arrival?"""
+    return reply.succeeded or any(kv.lease == lease for kv in as_range(reply.replies[0]).kvs)

@@ -16,12 +16,14 @@ When a grant is given to a caller:
    on grants than the limit allows (where nobody changed the limit in this run).
 
 While there are no faults:
-7. As many slots as the first in line wants do not stay free. Nobody is told that etcd is away.
+7. As many slots as the first in line wants do not stay free, nor one for which a caller waits that
+   was put out of line by hand. Nobody is told that etcd is away.
 8. Every slot that is kept alive belongs to a grant that its client knows.
 
 Of what operators and bounds do:
 10. While it is paused nothing is granted (that is 1, with a limit of 0). A drain that is told to be
     done was empty while it was paused, at some moment after it began.
+12. Who was evicted while it waited waits no more, and nobody else is told so.
 11. Nobody relies on a grant for longer than its max_hold, or loses it for that any sooner; when it
     is over, and there are no faults, its slot is given up soon.
 
@@ -35,7 +37,16 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from etcdsem.core.commands import KeyValue
-from etcdsem.core.keys import ORDINARY, Keys, Wants, read_limit, slot_number, stated
+from etcdsem.core.keys import (
+    ORDINARY,
+    Keys,
+    Wants,
+    addressee,
+    read_eviction,
+    read_limit,
+    slot_number,
+    stated,
+)
 from etcdsem.model import MAX_WEIGHT
 
 if TYPE_CHECKING:
@@ -68,6 +79,7 @@ class Checker:
     def __init__(self, world: World, prefix: str, name: str) -> None:
         self.world = world
         self.keys = Keys(prefix, name, "nobody.0.x")
+        self.station = prefix, name
         self.slots: dict[bytes, KeyValue] = {}  # well-formed names; junk is no grant
         self.waiters: dict[bytes, KeyValue] = {}  # those in line: attached to the lease they name
         self.limit = 0
@@ -84,7 +96,10 @@ class Checker:
         self.tampered = False  # slots were written by hand
         self.calm_since = math.inf  # no faults since then
         self.bound = 3.0  # seconds that a slot may be free while somebody waits
+        self.left_out_bound = 1.5  # the same while somebody waits who was put out of line
         self.told_bound = 4.0  # seconds until a holder hears of an eviction
+        self.turned_away: dict[int, float] = {}  # leases of waiters who were evicted, and when
+        self._left_out: dict[int, float] = {}  # leases of callers who wait out of line, since when
         self._idle_since = math.inf
         self._full = dict.fromkeys(range(1, MAX_WEIGHT + 1), True)
         """By weight: so many slots are not free, or others stand in line."""
@@ -116,6 +131,8 @@ class Checker:
                     granted.append((kv, before))
                 if before is not None:
                     self._ended(before, hand)
+            elif event.kind == "put" and read_eviction(kv.value):
+                self.turned_away[addressee(keys, kv.key)] = self.world.now
             elif keys.waiters <= kv.key < keys.waiters_end:
                 gone = self.waiters.pop(kv.key, None)
                 if event.kind == "put" and kv.key.endswith(b"/%016x" % kv.lease) and kv.lease:
@@ -357,6 +374,15 @@ class Checker:
         if not self._closed and self._closed_until < asked:
             self.world.fail(f"client {client.number} was told that it is closed, which it was not")
 
+    def told_evicted(self, client: SimClient) -> None:
+        """A caller was told that it was evicted while it waited."""
+        self.world.counters["told that it is evicted"] += 1
+        leases = [one for one in self.turned_away if self.world.owners.get(one) is client]
+        if leases:
+            del self.turned_away[leases[0]]
+        else:
+            self.world.fail(f"client {client.number} was told that it is evicted, which it was not")
+
     def ended(self, grant: Grant) -> None:
         """A caller has done with a grant."""
         for slot in grant.slots:
@@ -371,6 +397,7 @@ class Checker:
         self._note_idle()
         self.check_idle()
         self._check_bounds()
+        self._check_waiting()
         now = self.world.now
         for key, moment in self.evicted.items():
             belief = self.beliefs.get(key)
@@ -382,6 +409,26 @@ class Checker:
                     f"client {belief.client.number} still relies on slot {key[0]} (token "
                     f"{key[1]}), which was taken by hand {now - moment:.2f} s ago"
                 )
+
+    def _check_waiting(self) -> None:
+        """Does somebody wait on who was evicted, or out of line though there is room?"""
+        now, left_out = self.world.now, dict[int, float]()
+        room = self._room() - sum(wants_of(kv).weight for kv in self.waiters.values())
+        held = {kv.lease for kv in self.slots.values()}
+        for client in self.world.clients:
+            station = client.session.stations.get(self.station) if client.fine else None
+            for lease, waiting in station.waiting.items() if station else ():
+                evicted = max(self.turned_away.get(lease, math.inf), self.calm_since)
+                if now > evicted + self.told_bound:
+                    self.world.fail(f"client {client.number} waits on, though it was evicted")
+                out = waiting.created and self.keys.waiter(waiting.who) not in self.waiters
+                if out and lease not in held and waiting.wants.weight <= room:
+                    left_out[lease] = self._left_out.get(lease, now)
+                    if now > max(left_out[lease], self.calm_since) + self.left_out_bound:
+                        self.world.fail(
+                            f"client {client.number} waits out of line, and there is room"
+                        )
+        self._left_out = left_out
 
     def check_known(self) -> None:
         """Every slot whose lease is kept alive belongs to a grant that its client knows."""

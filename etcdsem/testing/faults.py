@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING
 
-from etcdsem.core.transactions import close
+from etcdsem.core.keys import write_eviction
+from etcdsem.core.transactions import close, evict_waiter
 from etcdsem.testing.simulator import CALM, Weather
 
 if TYPE_CHECKING:
@@ -46,8 +47,10 @@ KINDS = (
     "shutdown",
 )
 
-VERBS = ("operate",)
-"""More of them, drawn from a stream of their own: operators who pause, drain and resume."""
+VERBS = ("operate", "turn away")
+"""More of them, drawn from a stream of their own: operators who pause, drain and resume, and who
+evict waiters.
+"""
 
 
 SEVERAL = 7
@@ -188,10 +191,12 @@ class Options:
         """The same; in some runs operators pause and resume, in some leases have a bound."""
         if self.seed % 10 in (5, 8):
             return self  # they have a theme
-        kinds = self.kinds | set(VERBS) if rng.random() < 0.3 else self.kinds
+        kinds = self.kinds | {"operate"} if rng.random() < 0.3 else self.kinds
         max_hold = self.hold * rng.choice((0.5, 2.0, 5.0)) if rng.random() < 0.2 else None
         if self.several and max_hold is not None:
             max_hold = 3.0  # it counts while one waits for the others, too
+        if rng.random() < 0.2:
+            kinds |= {"turn away"}
         return replace(self, kinds=kinds, max_hold=max_hold)
 
     @classmethod
@@ -516,6 +521,21 @@ class Nemesis:
             world.counters["evictions"] += 1
             world.operate(f"revoke lease of {kv.key!r}", lambda: world.etcd.revoke(kv.lease))
 
+    def _turn_away(self) -> None:
+        """Somebody evicts a waiter."""
+        world, checker = self.world, self._checker()
+        if checker.waiters:
+            kv = world.rng.choice(list(checker.waiters.values()))
+            world.counters["waiters turned away"] += 1
+            world.operate(f"evict {kv.key!r}", lambda: self._evict_waiter(checker.keys, kv))
+
+    def _evict_waiter(self, keys: Keys, kv: KeyValue) -> None:
+        etcd, lease = self.world.etcd, self.world.rng.getrandbits(62) + 1
+        etcd.grant(lease, 5)
+        letter = write_eviction("operator", 1.7e9 + self.world.now)
+        who = kv.key[len(keys.waiters) :]
+        etcd.transact(evict_waiter(keys, who, kv.create_revision, letter, lease))
+
     def _delete_key(self) -> None:
         checker = self._checker()
         keys = [*checker.slots, *checker.waiters]
@@ -581,6 +601,9 @@ class Nemesis:
         world, rng = self.world, self.world.rng
         if "operate" in self.options.kinds and rng.random() < 0.4:
             self._pause_briefly()
+            return
+        if "turn away" in self.options.kinds and rng.random() < 0.4:
+            self._turn_away()
             return
         if "lost deletes" in self.options.kinds and rng.random() < 0.5:
             self._deaf_until = world.now + self.options.ttl + 1.0

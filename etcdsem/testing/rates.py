@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from etcdsem.core import operating, rates
 from etcdsem.core.commands import NoSpace, NotApplied, OutcomeUnknown, Procedure, Wait, perform
 from etcdsem.core.keys import Identity, read_limit
-from etcdsem.errors import EtcdRefused, EtcdSemError, EtcdUnavailable
+from etcdsem.errors import EtcdRefused, EtcdSemError, EtcdUnavailable, Evicted
 from etcdsem.model import Rate
 from etcdsem.testing.checks import Checker
 from etcdsem.testing.faults import Nemesis, Options
@@ -272,8 +272,11 @@ class RateRun:
         self.options = options
         faults = options.faults
         self.world = world = World(faults.seed, trace=trace)
+        world.leases_may_end = bool(faults.kinds)
         self.checker = Checker(world, PREFIX, NAME)
-        self.checker.bound += faults.reread[1] if faults.kinds & {"lost deletes"} else 0.0
+        late = faults.reread[1] if faults.kinds & {"lost deletes"} else 0.0
+        self.checker.bound += late
+        self.checker.left_out_bound += late
         self.windows = Windows(world, self.checker, faulty=bool(faults.kinds))
         self.stopping = False
         self.settled = False  # the limit is changed no more
@@ -331,6 +334,9 @@ class RateRun:
             world.counters[f"start raises {type(error).__name__}"] += 1
             if not faults.kinds and client.fine:
                 world.fail(f"without faults, client {client.number}'s start raises {error!r}")
+            return None
+        except Evicted:
+            self.checker.told_evicted(client)
             return None
         except EtcdSemError as error:
             if not client.session.closed and not faults.kinds & ODD:

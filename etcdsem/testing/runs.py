@@ -22,6 +22,7 @@ from etcdsem.errors import (
     EtcdRefused,
     EtcdSemError,
     EtcdUnavailable,
+    Evicted,
     SemaphoreClosed,
     WeightExceedsLimit,
 )
@@ -38,7 +39,7 @@ BACK_IN_TIME = 12.0
 call, leaving the line, both unanswered."""
 
 
-GIVEN_BACK_IN_TIME = 8.0
+GIVEN_BACK_IN_TIME = 9.0
 """The same for each more of several: a slot that was held is given back, and its lease revoked,
 both unanswered."""
 
@@ -64,12 +65,14 @@ class Run:
     def __init__(self, options: Options, *, trace: bool = False) -> None:
         self.options = options
         self.world = World(options.seed, trace=trace)
+        self.world.leases_may_end = bool(options.kinds)
         names = [f"sem{number}" for number in range(options.semaphores)]
         self.checkers = {name: Checker(self.world, PREFIX, name) for name in names}
         for checker in self.checkers.values():
             if options.kinds & {"lost deletes"}:
                 checker.bound += options.reread[1]
                 checker.told_bound += options.reread[1]
+                checker.left_out_bound += options.reread[1]
         self.world.on_drained = lambda name, client, began: self.checkers[name].told_drained(
             client, began
         )
@@ -150,6 +153,9 @@ class Run:
             world.counters["told that it is closed"] += 1
             # Of several the message says which.
             self.checkers[_named_in(closed, stations)].told_closed(client, asked)
+            return None
+        except Evicted as evicted:
+            self.checkers[_named_in(evicted, stations)].told_evicted(client)
             return None
         except WeightExceedsLimit:
             checkers[0].told_too_heavy(client, asked, wants.weight)
@@ -297,8 +303,8 @@ class Run:
         world.counters["batches of hand-overs"] = sum(one.passing.sent for one in stations)
 
 
-def _named_in(closed: SemaphoreClosed, stations: list[Station]) -> str:
-    return next(one.name for one in stations if repr(one.name) in str(closed))
+def _named_in(error: EtcdSemError, stations: list[Station]) -> str:
+    return next(one.name for one in stations if repr(one.name) in str(error))
 
 
 def _show(grant: Grant | None) -> str:

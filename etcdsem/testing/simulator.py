@@ -30,6 +30,7 @@ from etcdsem.core.commands import (
     Event,
     Failure,
     GrantLease,
+    LeaseNotFound,
     LeasesTimeToLive,
     Listener,
     Mailbox,
@@ -39,15 +40,18 @@ from etcdsem.core.commands import (
     OutcomeUnknown,
     Procedure,
     Put,
+    Refused,
     RevokeLease,
     Transact,
     Txn,
+    TxnReply,
     Wait,
 )
 from etcdsem.core.keys import client_id
 from etcdsem.core.station import Session
 from etcdsem.errors import EtcdSemError
 from etcdsem.testing.model import EtcdModel, ModelWatch
+from etcdsem.testing.trace import brief
 
 log = logging.getLogger("etcdsem")
 
@@ -110,6 +114,7 @@ class World:
         self.owners: dict[int, SimClient] = {}  # who asked for a lease
         self.by_operator = False  # a person is changing keys now
         self.no_space = False
+        self.leases_may_end = True  # because of some fault, while they are in use
         self.on_drained: Callable[[str, SimClient, float], None] = lambda name, client, began: None
         self.failure: BaseException | None = None
         self.log: deque[tuple[Any, ...]] = deque(maxlen=None if trace else 300)
@@ -677,7 +682,7 @@ class SimClient:
                         if world.rng.random() < 0.3:
                             etcd.transact(what.txn)
                         raise NoSpace("etcdserver: mvcc: database space exceeded")
-                    return etcd.transact(what.txn)
+                    return self._transact(what.txn)
                 case GrantLease():
                     if world.no_space:
                         if world.rng.random() < 0.3:
@@ -693,6 +698,19 @@ class SimClient:
                 world.counters["late-applied writes"] += 1
                 world.trace(self.number, call.process.name, "applied late:", what)
         raise AssertionError(f"no such command: {what}")
+
+    def _transact(self, txn: Txn) -> TxnReply:
+        """Only a lease that has ended is a reason for etcd to refuse a transaction, and without
+        faults none ends while it is in use.
+        """
+        world = self.world
+        try:
+            return world.etcd.transact(txn)
+        except Refused as refused:
+            world.counters["refused transactions"] += 1
+            if not (world.leases_may_end and isinstance(refused, LeaseNotFound)):
+                world.fail(f"etcd refuses a transaction: {refused}: {brief(txn)}")
+            raise
 
     def _reply(self, call: Call, result: Any) -> None:
         world, rng, link = self.world, self.world.rng, self.link

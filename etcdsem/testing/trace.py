@@ -31,6 +31,8 @@ def brief(thing: Any) -> str:
             return f"{thing:.4f}"
         case Transact():
             return _txn(thing.txn)
+        case Txn():
+            return _txn(thing)
         case GrantLease():
             return f"GRANT {thing.lease_id:x} {thing.ttl}"
         case RevokeLease():

@@ -66,7 +66,8 @@ def show(book: Book, row: str) -> str:
     """A row for people to read."""
     lines = [
         f"{row:28} {'cycles/s':>9} {'of floor':>9} {'Jain':>6} {'least':>6} {'starved':>7} "
-        f"{'commits':>8} {'events':>7} {'etcd CPU':>9} {'client CPU':>11}"
+        f"{'commits':>8} {'events':>7} {'etcd CPU':>9} {'client CPU':>11} "
+        f"{'refused':>7}"
     ]
     for name in sorted(book.contestants(row)):
         ratio = book.ratio((row, name), (row, floor_of(name, row)))
@@ -79,7 +80,8 @@ def show(book: Book, row: str) -> str:
             f"  {name:26} {shown['rate']:9.0f} "
             f"{'' if ratio is None else format(ratio, '9.2f'):>9} {shown['jain']:6.3f} "
             f"{shown['least']:6.0f} {shown['starved']:7.0f} {shown['commits']:8.2f} "
-            f"{shown['events']:7.2f} {etcd_ms:7.2f}ms {client_ms:9.2f}ms"
+            f"{shown['events']:7.2f} {etcd_ms:7.2f}ms {client_ms:9.2f}ms "
+            f"{sum(book.rounds(row, name, 'refused').values()):7.0f}"
         )
     return "\n".join(lines)
 

@@ -34,6 +34,8 @@ class Load:
     processes: int = 1
     warm_up: float = 60.0
     counts: dict[int, int] = field(default_factory=dict)
+    refused: Callable[[], int] = lambda: 0
+    """How many transactions etcd has refused, if the contestant counts them."""
 
     def __post_init__(self) -> None:
         self.counts = dict.fromkeys(self.mine, 0)
@@ -56,7 +58,8 @@ class Load:
         after, took = dict(self.counts), time.monotonic() - began  # a busy process wakes up late
         cpu = time.process_time() - cpu
         done = {number: after[number] - before[number] for number in before}
-        print(json.dumps({"counts": done, "cpu": cpu, "seconds": took}), flush=True)
+        said = {"counts": done, "cpu": cpu, "seconds": took, "refused": self.refused()}
+        print(json.dumps(said), flush=True)
         os._exit(0)
 
     def begin(self) -> None:

@@ -41,6 +41,8 @@ class Result(NamedTuple):
     etcd_ms: float
     """CPU time."""
     client_ms: float
+    refused: int
+    """Transactions that etcd refused, in all: there should be none."""
 
 
 @contextlib.contextmanager
@@ -147,6 +149,7 @@ def _result(
         events=each("etcd_debugging_mvcc_events_total"),
         etcd_ms=1000 * each("process_cpu_seconds_total"),
         client_ms=1000 * sum(one["cpu"] for one in said) / max(1, total),
+        refused=sum(one["refused"] for one in said),
     )
 
 

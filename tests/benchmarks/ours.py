@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import etcdsem
+from etcdsem.counting import all_tallies
 from tests.benchmarks.load import Load, run_threads
+
+
+def _refused() -> int:
+    return all_tallies().requests["refused"]
 
 
 def threads(load: Load) -> None:
@@ -21,6 +26,7 @@ def threads(load: Load) -> None:
 
         with sem:
             pass  # the connection is open, and a lease is in the pool
+        load.refused = _refused
         run_threads(load, work)
 
 
@@ -41,5 +47,6 @@ async def tasks(load: Load) -> None:
                 await sem.release()
                 load.counts[number] += 1
 
+        load.refused = _refused
         load.begin()
         await asyncio.gather(*map(work, load.mine))

@@ -305,12 +305,56 @@ def test_evict_a_holder(etcd: EtcdServer, name: str, used: tuple[Cli, Cli], by: 
 
 
 def test_evict_a_waiter(etcd: EtcdServer, name: str, used: tuple[Cli, Cli]) -> None:
-    """It loses its place in line, and the holder is not disturbed."""
+    """Its waiting ends with 70 and a line that says who did it; the holder is not disturbed."""
     (before,) = data(etcd, "status", name)["waiters"]
-    done = ran(etcd, "evict", name, "--lease", before["lease"])
+    done = ran(etcd, "evict", name, "--lease", before["lease"], env={"ETCDSEM_OWNER": "alice"})
     assert (done.returncode, done.stderr) == (0, "")
     assert "place 1" in done.stdout
+    assert used[1].end() == 70
+    (said,) = [line for line in used[1].rest().splitlines() if "evicted" in line]
+    assert re.fullmatch(rf"etcdsem: .*'{name}': evicted from the queue by alice at .*", said)
     assert used[0].process.poll() is None
+
+
+@pytest.mark.parametrize("command", [["hold"], ["run", "--rate", "1/1h", "--", "true"]])
+def test_evict_who_waits_otherwise(
+    etcd: EtcdServer, name: str, start: Start, command: list[str]
+) -> None:
+    """`hold` and `run --rate` end with 70 too."""
+    verb, *rest = command
+    used = ["hold", name, "-l", "1"] if verb == "hold" else ["run", name, *rest]
+    first = start(etcd, *used)
+    if verb == "hold":
+        first.expect("is held", err=True)
+    else:
+        assert first.end() == 0
+    waiting = start(etcd, *used)
+    eventually(lambda: data(etcd, "status", name)["waiters"])
+    (waiter,) = data(etcd, "status", name)["waiters"]
+    assert ran(etcd, "evict", name, "--lease", waiter["lease"]).returncode == 0
+    assert waiting.end() == 70
+    assert "evicted from the queue by" in waiting.rest()
+
+
+def test_a_waiter_whose_key_is_deleted_waits_on(
+    etcd: EtcdServer, name: str, used: tuple[Cli, Cli]
+) -> None:
+    """`etcdctl del` of its key, and `lease revoke`, put it to the end of the queue."""
+    for command in ("del", "revoke"):
+        (before,) = data(etcd, "status", name)["waiters"]
+        if command == "del":
+            etcdctl(etcd, "del", f"/etcdsem/{name}/waiters/{before['client']}/{before['lease']}")
+        else:
+            etcdctl(etcd, "lease", "revoke", before["lease"])
+
+        def again(former: str = before["lease"]) -> bool:
+            return [one["lease"] != former for one in data(etcd, "status", name)["waiters"]] == [
+                True
+            ]
+
+        eventually(again, 40)
+    used[0].send(signal.SIGTERM)
+    assert used[1].end() == 0
 
 
 def test_evict_nobody(etcd: EtcdServer, name: str) -> None:

@@ -198,6 +198,18 @@ def test_if_one_slot_is_not_ours_nothing_is_passed(wide: Table) -> None:
     assert seen.queue == (first, second)
 
 
+def test_one_slot_of_two_grants_is_passed_by_neither(wide: Table) -> None:
+    """It was taken by hand, and granted to the same client again: nothing is passed, and etcd is
+    not asked to put its key twice.
+    """
+    mines = [wide.hold() for _ in range(4)][:1]
+    mines.append(mines[0]._replace(token=mines[0].token - 1, who=b"host.1.test/taken"))
+    first, second = wide.wait(), wide.wait()
+    seen = hand_over(wide, mines, (first, second), second.created)
+    assert isinstance(seen, tx.Look)
+    assert seen.queue == (first, second)
+
+
 def test_more_slots_than_waiters_are_given_back(wide: Table) -> None:
     """And the mark goes, since nobody waits any more."""
     mines = [wide.hold() for _ in range(4)][:3]

@@ -70,6 +70,18 @@ def test_how_to_give_back(seen: Look, step: object) -> None:
     assert decisions.give_back(KEYS, MINE, seen) == step
 
 
+def test_a_holder_does_not_stand_in_line() -> None:
+    """An entry of who gives back is older than its grant: it is passed over, or the line is asked
+    for.
+    """
+    own = Queued(MINE.who, 1, 30, b"")
+    step = decisions.hand_over(MINE, limit(2), (own, FIRST))
+    assert step == decisions.Pass(limit(2), (FIRST,))
+    assert decisions.hand_over(MINE, limit(2), (own,)) == decisions.Ask()
+    heavy = own._replace(extras=b'{"weight":2}')
+    assert decisions.hand_over(MINE, limit(2), (heavy, FIRST)) == step
+
+
 @pytest.mark.parametrize(
     ("seen", "step"),
     [

@@ -21,7 +21,9 @@ from etcdsem.core.keys import (
     Queued,
     Wants,
     lease_hex,
+    read_eviction,
     read_letter,
+    write_eviction,
 )
 from etcdsem.etcd.connection import Connection
 from etcdsem.etcd.settings import read_settings
@@ -536,6 +538,26 @@ def test_evict_exactly_one(table: Table) -> None:
     assert other.slot == mine.slot
     assert not table.do(tx.evict_slot(table.keys, (mine.slot,), mine.token, None)).succeeded
     assert table.do(tx.evict_slot(table.keys, (mine.slot,), other.token, None)).succeeded
+
+
+def test_evict_exactly_one_waiter(table: Table) -> None:
+    """The stay in line that was seen, once; its letter says so also if it was sent twice."""
+    table.hold(), table.hold()
+    waiter, note, later = table.wait(), table.lease(), table.lease()
+    letter = write_eviction("alice", 0.0)
+    former = tx.evict_waiter(table.keys, waiter.who, waiter.created - 1, letter, note)
+    assert not tx.evicted(table.do(former), note)
+    evict = tx.evict_waiter(table.keys, waiter.who, waiter.created, letter, note)
+    for _ in range(2):
+        assert tx.evicted(table.do(evict), note)
+    assert table.look().queue == ()
+    again = tx.evict_waiter(table.keys, waiter.who, waiter.created, letter, later)
+    assert not tx.evicted(table.do(again), later)
+    left, kv, _ = tx.read_leave(table.do(tx.leave(table.keys, waiter.who, waiter.created)))
+    assert not left
+    assert kv is not None
+    assert read_eviction(kv.value) == "by alice at 1970-01-01T00:00:00.000Z"
+    assert read_letter(kv.value) is None
 
 
 def test_close_spares_what_is_in_use(table: Table) -> None:

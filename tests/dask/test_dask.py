@@ -25,6 +25,7 @@ import pytest
 import etcdsem
 from etcdsem import aio, server
 from tests.dask import tasks
+from tests.etcd.proxy import Proxy
 from tests.history import assert_clean
 from tests.test_semaphore import eventually
 
@@ -507,6 +508,19 @@ def test_metrics(cluster: Cluster, name: str) -> None:
     assert len(theirs) == 6
     assert ours["dask_semaphore_acquire_total"] == 1
     assert ours["dask_semaphore_active_leases"] == 1
+
+
+def test_release_retry(cluster: Cluster, name: str) -> None:
+    """Dask's test of that name: connections break while a lease is given back, and the release is
+    tried again; with Dask only if `distributed.comm.retry.count` says so.
+    """
+    with Proxy(cluster.etcd.endpoint) as proxy, etcdsem.connect(proxy.endpoint) as client:
+        sem = etcdsem.Semaphore(2, name, client=client)
+        assert sem.acquire() is True
+        proxy.failing = 3
+        proxy.reset()
+        assert sem.release() is True
+        assert sem.get_value() == 0
 
 
 # -- asyncio

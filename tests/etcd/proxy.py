@@ -24,6 +24,7 @@ class Proxy:
         self.endpoint = f"{host}:{self._listener.getsockname()[1]}"
         self.up = "pass"
         self.down = "pass"
+        self.failing = 0  # so many of the next connections break as soon as they are made
         self.passed_up = threading.Event()  # something has gone to the server
         self._lock = threading.Lock()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
@@ -57,6 +58,10 @@ class Proxy:
         while not self._closed:
             try:
                 client, _ = self._listener.accept()
+                if self.failing:
+                    self.failing -= 1
+                    client.close()
+                    continue
                 server = socket.create_connection(self._target, 5)
             except OSError:
                 continue

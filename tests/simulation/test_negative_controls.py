@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,6 +39,7 @@ from etcdsem.testing.runs import run_seed
 from etcdsem.testing.simulator import SimClient, SimWatch, Violation
 from tests.scenarios.scenarios import a_big_one_that_leaves
 from tests.scenarios.stages import SimStage
+from tests.simulation.test_simulator import QUIET
 from tests.simulation.test_state_machine import SemaphoreMachine
 
 SEEDS = range(200)
@@ -53,6 +55,7 @@ FIRST = {
     "several_in_any_order": range(SEVERAL, 200, 10),
     "several_take_what_is_free": range(SEVERAL, 200, 10),
     "eager_ones_pass_who_has_left": range(PASSING, 200, 20),
+    "holders_stand_in_line": range(PASSING, 200, 20),
 }
 """Where to look first for a bug that has a theme of its own among the seeds (`Options.of`)."""
 
@@ -311,6 +314,14 @@ def a_renewal_forgets_the_bound(patch: Patch) -> None:
     patch.setattr(TtlLease, "renewed", renewed)
 
 
+def holders_stand_in_line(patch: Patch) -> None:
+    """Who hands over takes the line as it was learned, though it may name the one who hands over:
+    a letter would be put and deleted at once.
+    """
+    for module in (decisions, station):
+        patch.setattr(module, "without_holders", lambda line, mines: line)
+
+
 BUGS: list[tuple[Callable[[Patch], None], str]] = [
     # Repeating takes time, too, so it may be seen first by who comes back late; or by one whose
     # second JOIN put a lease into the line that holds a slot already, and who waits for ever.
@@ -338,6 +349,7 @@ BUGS: list[tuple[Callable[[Patch], None], str]] = [
     (a_drain_believes_its_watch, "told that it is drained"),
     (a_bound_stays_with_the_lease, "for its max_hold, which was not over"),
     (a_renewal_forgets_the_bound, "beyond its max_hold|held still"),
+    (holders_stand_in_line, "duplicate key"),
 ]
 
 
@@ -365,6 +377,19 @@ def test_a_scenario_finds_it(monkeypatch: Patch) -> None:
     with pytest.raises(AssertionError, match="did not come about in time"):
         a_big_one_that_leaves(stage)
     stage.world.dispose()
+
+
+def test_who_waits_out_of_line_is_found(monkeypatch: Patch) -> None:
+    """Nobody misses a waiter whose key was deleted by hand. Others in line would take what is
+    freed, so in these runs few wait; without the bug they break nothing.
+    """
+    few = replace(QUIET, kinds=frozenset({"delete key"}), clients=1, workers=3, every=0.3)
+    few = replace(few, hold=1.0, idle=1.0, fault_time=2.0, calm_time=200.0)
+    seeds = [replace(few, seed=seed) for seed in range(5)]
+    assert [run_seed(one.seed, options=one).error for one in seeds] == [None] * len(seeds)
+    monkeypatch.setattr(Station, "misses", lambda station, seen: False)
+    errors = [str(run_seed(one.seed, options=one).error) for one in seeds]
+    assert any("waits out of line, and there is room" in error for error in errors), errors
 
 
 @pytest.mark.timeout(600)

@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 import pytest
 
-from etcdsem.core import procedures
-from etcdsem.core.commands import RangeReply, TxnReply
+from etcdsem.core import inspection, procedures, station
+from etcdsem.core.commands import Procedure, RangeReply, TxnReply
 from etcdsem.core.holding import verify
 from etcdsem.core.keys import Identity
 from etcdsem.core.station import REREAD, Grant, Station
+from etcdsem.errors import Evicted
 from etcdsem.testing.faults import Options
 from etcdsem.testing.runs import Outcome, report, run_seed
 from etcdsem.testing.simulator import CALM, PREFIX, SimClient, World
@@ -87,6 +88,8 @@ NON_VACUOUS = (
     "paused in quiet times",
     "drained",
     "held for too long",
+    "waiters turned away",
+    "told that it is evicted",
 )
 """What must have happened in the seeds together, or they show nothing."""
 
@@ -165,13 +168,15 @@ class Told(NamedTuple):
     errors: list[BaseException]
 
 
-def acquiring() -> Told:
-    """A client asks for the only slot; nothing has happened yet."""
-    world = World(1)
-    client = SimClient(world, 0)
+def acquiring(world: World | None = None, until: float = math.inf) -> Told:
+    """A client asks for the only slot; nothing has happened yet. `until`: by the world's clock."""
+    world = world or World(1)
+    client = SimClient(world, len(world.clients))
     station = client.session.station(PREFIX, "sem")
-    world.etcd.put(station.keys.max_leases, b"1")
+    if world.etcd.get(station.keys.max_leases) is None:
+        world.etcd.put(station.keys.max_leases, b"1")
     told = Told(world, client, station, [], [])
+    until += client.offset
 
     def done(grant: Grant | None, error: BaseException | None) -> None:
         if error is not None:
@@ -180,8 +185,99 @@ def acquiring() -> Told:
             told.grants.append(grant)
 
     order = procedures.Order(10, 3.0, Identity.of(client.id, None, {}))
-    client.start(procedures.acquire(station, order, math.inf, once=False), "worker", done)
+    client.start(procedures.acquire(station, order, until, once=False), "worker", done)
     return told
+
+
+class InLine(NamedTuple):
+    """A world in which the only slot is held, and another client waits."""
+
+    world: World
+    holder: Told
+    waiter: Told
+
+    @property
+    def key(self) -> bytes:
+        """The waiter's."""
+        keys = self.waiter.station.keys
+        (kv,) = self.world.etcd.keys(keys.waiters, keys.waiters_end)
+        return kv.key
+
+    def evict(self) -> None:
+        """As an operator does it, by a client of its own."""
+        station = SimClient(self.world, 9).session.station(PREFIX, "sem")
+        lease = self.key[-16:].decode()
+        station.session.env.spawn(_nobody(inspection.evict(station, "alice", lease=lease)), "evict")
+
+
+def _nobody(evicting: Procedure[object]) -> Procedure[None]:
+    yield from evicting
+
+
+def in_line(until: float = math.inf) -> InLine:
+    """Somebody holds, somebody waits, for a moment now."""
+    holder = acquiring()
+    holder.world.run(1.0)
+    waiter = acquiring(holder.world, until)
+    holder.world.run(1.5)
+    return InLine(holder.world, holder, waiter)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_waiter_is_told_that_it_was_evicted(silent: bool) -> None:
+    """At once by the watch that it has; where that is silent, when it reads again."""
+    line = in_line()
+    if silent:
+        line.world.etcd.loses = lambda event: True
+    line.evict()
+    line.world.run(2.5)
+    if silent:
+        assert not line.waiter.errors
+        line.world.run(2.5 + REREAD[1])
+    (error,) = line.waiter.errors
+    assert isinstance(error, Evicted)
+    assert "evicted from the queue by alice at " in str(error)
+
+
+def test_who_leaves_the_line_is_told_that_it_was_evicted() -> None:
+    """Its time is up before any watch has told it: LEAVE finds the letter."""
+    line = in_line(until=3.0)
+    line.world.etcd.loses = lambda event: True
+    line.evict()
+    line.world.run(2.9)
+    assert not line.waiter.errors
+    line.world.run(3.5)
+    (error,) = line.waiter.errors
+    assert isinstance(error, Evicted)
+
+
+def test_a_program_that_knows_no_eviction_joins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older one ignores the letter, notices that its key is gone, and is served in the end."""
+    monkeypatch.setattr(procedures, "read_eviction", lambda value: None)
+    monkeypatch.setattr(station, "addressee", lambda keys, letter: 0)
+    line = in_line()
+    former = line.key
+    line.evict()
+    line.world.run(2.5 + REREAD[1])
+    assert line.key != former
+    (grant,) = line.holder.grants
+    line.holder.client.start(procedures.release(grant), "release", lambda done, error: None)
+    line.world.run(line.world.now + 1.0)
+    assert not line.waiter.errors
+    assert line.waiter.grants
+
+
+def test_who_was_put_out_of_line_by_hand_takes_what_is_freed() -> None:
+    """Its key was deleted so soon that no watch is on it: when a slot is freed it looks, sees room
+    and nobody in line, and joins again.
+    """
+    line = in_line()
+    line.world.operate("del", lambda: line.world.etcd.delete(line.key))
+    (grant,) = line.holder.grants
+    line.holder.client.start(procedures.release(grant), "release", lambda done, error: None)
+    line.world.run(2.0)
+    assert line.waiter.grants
+    assert not line.waiter.errors
 
 
 def test_holder_learns_of_an_eviction_that_no_watch_told() -> None:
