@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import signal
 import time
@@ -14,9 +16,11 @@ import pytest
 import etcdsem
 from etcdsem import Client, Semaphore
 from etcdsem.core.leases import TtlLease
-from etcdsem.keeper.table import Table, open_memory
+from etcdsem.keeper.table import ORDER, Table, open_memory
+from etcdsem.keeper_process import Borrowed, Helper
 from etcdsem.shell import boot_time, read_keeper
 from tests.aio.test_cancel_every_step import leases_of
+from tests.core.test_leases import Clock
 from tests.history import assert_clean
 from tests.test_processes import Worker
 from tests.test_semaphore import eventually
@@ -174,12 +178,16 @@ import subprocess
 client = etcdsem.connect(keeper=True)
 sem = Semaphore(1, sys.argv[1], client=client, **options)
 sem.acquire()
-if os.fork() == 0:
-    say('child', os.getpid())
+read, write = os.pipe()
+child = os.fork()
+if child == 0:
     assert not sem.leases
+    os.write(write, b'x')
     sys.stdin.readline()
     os._exit(0)
-say('held', helper(client))
+os.close(write)
+assert os.read(read, 1)
+say('held', helper(client), child)
 time.sleep(60)
 """
 )
@@ -190,11 +198,11 @@ def test_a_forked_child_does_not_keep_it_alive(
 ) -> None:
     """The child's copy of the pipe is closed: the helper ends with its parent."""
     workers.append(Worker(etcd, "import time\n" + FORKS, name, "yes"))
-    said = dict(workers[0].out.readline().split() for _ in range(2))
+    helper, child = map(int, workers[0].expect("held")[1:])
     os.kill(workers[0].process.pid, signal.SIGKILL)
-    eventually(lambda: not alive(int(said["held"])), 3)
-    assert alive(int(said["child"]))
-    os.kill(int(said["child"]), signal.SIGKILL)
+    eventually(lambda: not alive(helper), 3)
+    assert alive(child)
+    os.kill(child, signal.SIGKILL)
 
 
 RELEASED = (
@@ -240,6 +248,30 @@ def test_another_helper_takes_over(etcd: EtcdServer, name: str) -> None:
     assert_clean(etcd, name)
 
 
+def test_a_helper_that_cannot_be_told_is_killed(etcd: EtcdServer, name: str) -> None:
+    """Its pipe is full, so it would go on renewing a lease that was given back."""
+    with etcdsem.connect(etcd.endpoint, keeper=True) as client:
+        sem = Semaphore(1, name, client=client, lease_timeout=30)
+        assert sem.acquire()
+        (lease,) = sem.leases
+        keeper = client.engine.helper
+        assert keeper is not None
+        eventually(lambda: lease._grant.lease.elsewhere is not None)
+        first = keeper._process  # type: ignore[attr-defined]
+        read, full = os.pipe()
+        os.set_blocking(full, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(full, bytes(4096))
+        with client.engine.lock:
+            pipe, keeper._pipe = keeper._pipe, full  # type: ignore[attr-defined]
+            keeper.take_back(lease._grant.lease)
+        assert first.wait(10) == -signal.SIGKILL
+        os.close(pipe)
+        os.close(read)
+        assert lease.release()
+
+
 def test_pausing_the_refresh_pauses_the_helper_too(etcd: EtcdServer, name: str) -> None:
     """refresh_leases = False: the lease is lost, keeper or not."""
     with etcdsem.connect(etcd.endpoint, keeper=True) as client:
@@ -274,6 +306,34 @@ def test_records_that_are_being_written_count_for_nothing() -> None:
     assert other.silent_for() < 5
     table.close()
     other.close()
+    os.close(memory)
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_the_helper_keeps_nothing_that_was_taken_back(when: str) -> None:
+    """The order to stop may be late, or lost: the shared memory says it too, before the lease is
+    handed over, or while a renewal is under way.
+    """
+    clock = Clock()
+    helper = Helper.__new__(Helper)
+    memory = open_memory()
+    keeper = Borrowed(clock)
+    keeper.table, keeper.places = Table(memory), {}
+    helper._keeper, helper._table = keeper, keeper.table
+    keeper.table.clear(3)
+    if when == "before":
+        keeper.table.forbid(3)
+    helper._obey(ORDER.pack(b"K", 77, 3, 30.0, 10.0, clock.time, math.inf))
+    if when == "during":
+        clock.time += 8
+        keeper.beat(clock.time)
+        assert clock.renewed == [77]
+        keeper.table.forbid(3)
+        keeper.renewed(77, 30.0)
+    assert keeper.leases == {}
+    assert keeper.places == {}
+    assert keeper.table.forbidden(3)
+    keeper.table.close()
     os.close(memory)
 
 
