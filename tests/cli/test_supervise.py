@@ -97,6 +97,22 @@ def test_stopped_from_outside_and_continued(etcd: EtcdServer, name: str, start: 
 # ---------------------------------------------------------------- the lease is lost
 
 
+def test_a_command_may_outlast_its_lease_timeout(etcd: EtcdServer, name: str, start: Start) -> None:
+    """Its lease is refreshed meanwhile, and the guardian hears of it: one grant throughout."""
+    script = 'echo "$ETCDSEM_FENCING_TOKEN"; sleep 3; echo slept; read go; exit 5'
+    command = ("run", name, "-l", "1", "-t", "2", "--", "sh", "-c", script)
+    cli = start(etcd, *command, stdin=subprocess.PIPE)
+    token = int(cli.expect(r"^(\d+)$")[1])
+    key = f"/etcdsem/{name}/leases/00000"
+    cli.expect("slept")
+    held = json.loads(etcdctl(etcd, "get", key, "-w", "json"))["kvs"]
+    assert [one["mod_revision"] for one in held] == [token]
+    assert cli.process.stdin is not None
+    cli.process.stdin.close()
+    assert cli.end() == 5
+    assert cli.rest() == ""
+
+
 def test_evicted_is_70(etcd: EtcdServer, name: str, start: Start) -> None:
     """SIGTERM at once; one line says why."""
     cli = start(etcd, "run", name, "-l", "1", "--", "sh", "-c", "echo held; exec sleep 600")
