@@ -253,6 +253,45 @@ def test_a_freed_slot_calls_the_first_waiter(station: Station, hand: Hand) -> No
     assert station.duty_due
 
 
+def test_news_that_is_no_duty_leaves_the_duty(station: Station, hand: Hand) -> None:
+    """A slot was freed, and then the key of a waiter ended: there is still a slot to be seen to."""
+    first, _ = wait_in_line(station, 7)
+    hand.time += WATCH_WAITER_AFTER
+    station.tidy(hand.time)
+    hand.of(station.keys.leases).listener.events([deleted(station.keys.slot(0), 60)])
+    hand.of(station.keys.waiter(first.who)).listener.events([deleted(b"", 61)])
+    assert station.duty_due
+
+
+def test_watches_stay_while_somebody_waits(station: Station, hand: Hand) -> None:
+    """And for a while after the last waiter."""
+    waiting, _ = wait_in_line(station)
+    hand.time += 10 * WATCH_AFTER_LAST_WAITER
+    station.tidy(hand.time)
+    assert station.watching
+    station.exit(waiting)
+    hand.time += WATCH_AFTER_LAST_WAITER - 1.0
+    station.tidy(hand.time)
+    assert station.watching
+    hand.time += 1.0
+    station.tidy(hand.time)
+    assert not station.watching
+
+
+def test_stations_in_use_are_not_forgotten(hand: Hand) -> None:
+    """Of a program that makes up names as it goes, those that it uses no more are."""
+    session = Session(hand, "host.1.a")
+    stations = [session.station("/etcdsem", f"s{number}") for number in range(1005)]
+    stations[0].tally.pending = 1
+    hold(stations[1])
+    wait_in_line(stations[2])
+    stations[3].tally.overbooked = 1
+    hand.time += WATCH_WAITER_AFTER  # all watches are set up now: nothing else is due
+    session._tidy(hand.time)
+    assert {station.name for station in session.stations.values()} >= {"s0", "s1", "s2", "s3"}
+    assert len(session.stations) <= 1000
+
+
 def test_a_letter_goes_to_the_waiter_with_its_lease(station: Station, hand: Hand) -> None:
     """And to nobody else."""
     _, box = wait_in_line(station, 7)
@@ -271,9 +310,11 @@ def test_a_raised_limit_calls_the_first_waiter(station: Station, hand: Hand) -> 
     assert box.notes == [Duty(reread=False)]
     limits.events([put(station.keys.max_leases, b"1", 70)])
     assert box.notes[1:] == [TooHeavy()]
+    limits.events([put(station.keys.max_leases, b"0", 80)])
+    assert len(box.notes) == 2, "0 is no limit to wait for less"
     station.learn(limit(9, 65), 90)
     assert station.limit is not None
-    assert station.limit.number == 1
+    assert station.limit.number == 0
 
 
 def test_a_closed_semaphore_tells_all_waiters(station: Station, hand: Hand) -> None:
@@ -282,6 +323,7 @@ def test_a_closed_semaphore_tells_all_waiters(station: Station, hand: Hand) -> N
     limits = hand.of(station.keys.max_leases).listener
     station.learn(limit(2, 80), 80)
     limits.events([deleted(station.keys.max_leases, 70)])
+    station.learn(None, 75)
     assert box.notes == []
     assert station.limit is not None
     limits.events([deleted(station.keys.max_leases, 90)])
