@@ -4,8 +4,9 @@
 
 Chaos runs on each of `--on`: containers (where a Docker engine answers) and machine (network
 namespaces, or plain processes). Two of its workers are never killed; their memory, threads and
-file descriptors are printed over time and judged: none may grow. Ten processes use a rate limit for
-`--rate-seconds` (tests/rates). Ends with 1 if anything is wrong.
+file descriptors are printed over time and judged: none may grow. Ten processes use a rate limit
+for `--rate-seconds` (tests/rates). Each one-line fault of `tests.mutants` must be caught. Ends with
+1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -96,6 +97,13 @@ def pace(seconds: float) -> int:
     return subprocess.run(command, cwd=Path(__file__).parents[2], check=False).returncode
 
 
+def mutants() -> int:
+    """Put one-line faults into a copy of the package; gives the exit code of `tests.mutants`."""
+    print("one-line faults", flush=True)
+    command = [sys.executable, "-m", "tests.mutants"]
+    return subprocess.run(command, cwd=Path(__file__).parents[2], check=False).returncode
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it all; the exit code is 1 if anything is wrong."""
     parser = argparse.ArgumentParser(
@@ -105,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=600.0, help="of chaos on each cluster")
     parser.add_argument("--rate-seconds", type=float, default=120.0, help="of the rate; 0: none")
     parser.add_argument("--on", default="containers,machine", help="empty: no chaos")
+    parser.add_argument("--no-mutants", action="store_true", help="leave the one-line faults out")
     parser.add_argument("--seed", type=int, default=None, help="of the chaos; else random")
     parser.add_argument("--etcd", default=None, help="the etcd program for `machine`")
     given = parser.parse_args(arguments)
@@ -121,6 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             wrong += chaos(cluster, seconds=given.seconds, seed=seed).wrong
     if given.rate_seconds and pace(given.rate_seconds) != 0:
         wrong.append("a rate limit was exceeded, or not used")
+    if not given.no_mutants and mutants() != 0:
+        wrong.append("a one-line fault was not caught by its tests")
     if given.seeds and simulate(given.seeds) != 0:
         wrong.append("the simulator has found something")
     print("\n".join(f"WRONG: {one}" for one in wrong) if wrong else "nothing is wrong", flush=True)
