@@ -16,7 +16,7 @@ import pytest
 import etcdsem
 from etcdsem import aio
 from etcdsem.aio import Semaphore
-from etcdsem.core.commands import Command
+from etcdsem.core.commands import Command, RevokeLease
 from tests.aio.running import eventually, run, until
 from tests.history import judge, read_history
 
@@ -149,6 +149,46 @@ def leases_of(etcd: EtcdServer) -> set[int]:
     """All leases of an etcd."""
     with etcdsem.connect(etcd.endpoint) as client:
         return set(client.engine.connection.leases(5))
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_cancelled_again_while_it_cleans_up(etcd: EtcdServer, name: str, times: int) -> None:
+    """The clean-up goes on to its end, and only then the cancellation comes out: no second
+    revocation has to be made in the background.
+    """
+
+    async def main() -> None:
+        async with aio.connect(etcd.endpoint) as holder, aio.connect(etcd.endpoint) as client:
+            other = await Semaphore(1, name, client=holder)
+            await other.acquire()
+            sem = await Semaphore(1, name, client=client)
+            perform = client.engine._perform
+            revoking, go_on = asyncio.Event(), asyncio.Event()
+
+            async def slowly(command: Command[Any]) -> object:
+                if isinstance(command, RevokeLease):
+                    revoking.set()
+                    await go_on.wait()
+                return await perform(command)
+
+            client.engine._perform = slowly  # type: ignore[method-assign]
+            task = asyncio.create_task(sem.acquire())
+            await until(lambda: _waiting(other, 1))
+            task.cancel()
+            await revoking.wait()
+            for _ in range(times):
+                task.cancel()
+                for _ in range(5):
+                    await asyncio.sleep(0)
+            done = task.done()
+            go_on.set()
+            assert not done
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert client.engine.session.keeper.settling == 0
+            assert await other.waiters() == ()
+
+    run(main())
 
 
 @pytest.mark.parametrize("how", ["wait_for", "timeout", "group"])

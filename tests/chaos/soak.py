@@ -6,7 +6,8 @@ Chaos runs on each of `--on`: containers (where a Docker engine answers) and mac
 namespaces, or plain processes). Two of its workers are never killed; their memory, threads and
 file descriptors are printed over time and judged: none may grow. Ten processes use a rate limit for
 `--rate-seconds` (tests/rates), and each ordinary program works for `--ordinary-seconds`
-(tests/ordinary). Ends with 1 if anything is wrong.
+(tests/ordinary). Each one-line fault of `tests.mutants` must be caught. Ends with 1 if anything is
+wrong.
 """
 
 from __future__ import annotations
@@ -102,6 +103,13 @@ def work(seconds: float) -> int:
     print(f"ordinary programs, {seconds:.0f} s each", flush=True)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ordinary"]
     command += ["--ordinary-seconds", str(seconds), "--timeout", str(seconds + 300)]
+    return subprocess.run(command, check=False).returncode
+
+
+def mutants() -> int:
+    """Put one-line faults into a copy of the package; gives the exit code of `tests.mutants`."""
+    print("one-line faults", flush=True)
+    command = [sys.executable, "-m", "tests.mutants"]
     return subprocess.run(command, cwd=Path(__file__).parents[2], check=False).returncode
 
 
@@ -117,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--ordinary-seconds", type=float, default=60.0, help="of each ordinary program; 0: none"
     )
     parser.add_argument("--on", default="containers,machine", help="empty: no chaos")
+    parser.add_argument("--no-mutants", action="store_true", help="leave the one-line faults out")
     parser.add_argument("--seed", type=int, default=None, help="of the chaos; else random")
     parser.add_argument("--etcd", default=None, help="the etcd program for `machine`")
     given = parser.parse_args(arguments)
@@ -135,6 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wrong.append("a rate limit was exceeded, or not used")
     if given.ordinary_seconds and work(given.ordinary_seconds) != 0:
         wrong.append("an ordinary program has lost something, or stood still")
+    if not given.no_mutants and mutants() != 0:
+        wrong.append("a one-line fault was not caught by its tests")
     if given.seeds and simulate(given.seeds) != 0:
         wrong.append("the simulator has found something")
     print("\n".join(f"WRONG: {one}" for one in wrong) if wrong else "nothing is wrong", flush=True)

@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import etcdsem
+import etcdsem.testing
+from etcdsem.cli.hold import _Holding, _Plan
+from etcdsem.cli.supervisor import slack
 from tests.cli.driver import Cli, etcdctl, eventually, keys, ran
+from tests.cli.test_wish import wish
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
@@ -172,6 +177,32 @@ def test_warn_stays_and_is_never_ready_again(
     assert probe(port, "/livez") == (200, {"held": False})
     holder.send(signal.SIGTERM)
     assert holder.end(10) == 70
+
+
+def test_a_probe_is_answered_by_the_clock() -> None:
+    """Not ready --notice before the lease could end, also while the main thread is busy and has
+    not taken "ready" back.
+    """
+    nobody: Any = None
+    plan = _Plan(wish("30s"), terminate=True, notice=5.0, file=None, port=None, as_json=False)
+    holding = _Holding(plan, nobody, nobody)
+    with etcdsem.testing.memory() as etcd:
+        sem = etcdsem.Semaphore(1, "db", client=etcd.client(), lease_timeout=30)
+        assert sem.acquire()
+        (lease,) = sem.leases
+        holding._lease = lease
+        assert holding._told() is None, "not announced yet"
+        holding._ready = True
+        told = holding._told()
+        assert told is not None
+        assert told["lease"] == lease.id
+        etcd.cut()  # nothing is renewed any more
+        etcd.suspend(lease.remaining - plan.notice - slack(30.0))
+        assert lease.valid
+        assert holding._told() is None
+        etcd.suspend(60)
+        assert not lease.valid
+        assert holding._told() is None
 
 
 def test_lost_with_notice_when_etcd_is_silent(

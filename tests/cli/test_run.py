@@ -82,6 +82,13 @@ def test_the_commands_own_flags_are_never_ours(
     assert (done.returncode, done.stdout) == (0, "-l,--,-x,--json,"), done.stderr
 
 
+def test_the_commands_signals_are_as_ours_were(etcd: EtcdServer, name: str) -> None:
+    """What Python ignores for itself (SIGPIPE), or blocks, is none of the command's business."""
+    look = ("grep", "-E", "Sig(Ign|Blk)", "/proc/self/status")
+    plain = subprocess.run(look, capture_output=True, text=True, check=True).stdout
+    assert ran(etcd, "run", name, "-l", "1", "--", *look).stdout == plain
+
+
 def test_a_huge_command_line(etcd: EtcdServer, name: str) -> None:
     words = ["x" * 1000] * 900
     done = ran(etcd, "run", name, "-l", "1", "--", "sh", "-c", "echo $#", "sh", *words)

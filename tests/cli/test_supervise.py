@@ -97,6 +97,22 @@ def test_stopped_from_outside_and_continued(etcd: EtcdServer, name: str, start: 
 # ---------------------------------------------------------------- the lease is lost
 
 
+def test_a_command_may_outlast_its_lease_timeout(etcd: EtcdServer, name: str, start: Start) -> None:
+    """Its lease is refreshed meanwhile, and the guardian hears of it: one grant throughout."""
+    script = 'echo "$ETCDSEM_FENCING_TOKEN"; sleep 3; echo slept; read go; exit 5'
+    command = ("run", name, "-l", "1", "-t", "2", "--", "sh", "-c", script)
+    cli = start(etcd, *command, stdin=subprocess.PIPE)
+    token = int(cli.expect(r"^(\d+)$")[1])
+    key = f"/etcdsem/{name}/leases/00000"
+    cli.expect("slept")
+    held = json.loads(etcdctl(etcd, "get", key, "-w", "json"))["kvs"]
+    assert [one["mod_revision"] for one in held] == [token]
+    assert cli.process.stdin is not None
+    cli.process.stdin.close()
+    assert cli.end() == 5
+    assert cli.rest() == ""
+
+
 def test_evicted_is_70(etcd: EtcdServer, name: str, start: Start) -> None:
     """SIGTERM at once; one line says why."""
     cli = start(etcd, "run", name, "-l", "1", "--", "sh", "-c", "echo held; exec sleep 600")
@@ -281,13 +297,46 @@ def test_wrapper_without_a_guardian_still_works(etcd: EtcdServer, name: str, sta
     script = "echo pid $$; read x; exit 4"
     cli = start(etcd, "run", name, "-l", "1", "--", "sh", "-c", script, stdin=subprocess.PIPE)
     child = int(cli.expect(r"pid (\d+)")[1])
-    family = subprocess.check_output(["ps", "-o", "pid=", "--ppid", str(cli.pid)]).split()
-    (guardian,) = [int(pid) for pid in family if int(pid) != child]
+    guardian = guardian_of(cli, child)
     os.kill(guardian, signal.SIGKILL)
     eventually(lambda: not alive(guardian))
     assert cli.process.stdin is not None
     cli.process.stdin.close()
     assert cli.end() == 4
+
+
+def guardian_of(cli: Cli, command: int) -> int:
+    """The process beside the command that the wrapper has started."""
+    family = subprocess.check_output(["ps", "-o", "pid=", "--ppid", str(cli.pid)]).split()
+    (guardian,) = [int(pid) for pid in family if int(pid) != command]
+    return guardian
+
+
+def test_wrapper_and_guardian_killed_at_once(etcd: EtcdServer, name: str, start: Start) -> None:
+    """The kernel kills the command with the wrapper, also where nobody else is left to do it."""
+    cli = start(etcd, "run", name, "-l", "1", "--", "sh", "-c", "echo pid $$; exec sleep 600")
+    child = int(cli.expect(r"pid (\d+)")[1])
+    guardian = guardian_of(cli, child)
+    os.kill(guardian, signal.SIGKILL)
+    eventually(lambda: not alive(guardian))
+    cli.send(signal.SIGKILL)
+    cli.end()
+    eventually(lambda: not alive(child), 3)
+
+
+def test_the_guardian_is_deaf(etcd: EtcdServer, name: str, start: Start) -> None:
+    """Whoever stops all processes of a program that bear its name does not stop the guardian."""
+    script = "echo pid $$; sleep 600 & echo child $!; exec sleep 600"
+    cli = start(etcd, "run", name, "-l", "1", "--", "sh", "-c", script)
+    command = int(cli.expect(r"pid (\d+)")[1])
+    child = int(cli.expect(r"child (\d+)")[1])
+    guardian = guardian_of(cli, command)
+    for number in ("INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "PIPE"):
+        os.kill(guardian, signal.Signals[f"SIG{number}"])
+    assert alive(guardian)
+    cli.send(signal.SIGKILL)
+    cli.end()
+    eventually(lambda: not alive(child), 3)
 
 
 def test_as_pid_1_it_reaps_orphans(etcd: EtcdServer, name: str, start: Start) -> None:

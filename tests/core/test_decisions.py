@@ -28,11 +28,14 @@ def look(
     *,
     complete: bool = True,
     junk: tuple[bytes, ...] = (),
+    priorities: int = 0,
 ) -> Look:
     """What was seen at revision 100: slots with their tokens."""
     keys = [KeyValue(KEYS.slot(slot), b"", token, token, 9) for slot, token in slots.items()]
     keys += [KeyValue(KEYS.leases + name, b"", 5, 5) for name in junk]
-    return Look(100, limit(number), tuple(keys), queue, complete, contended=True)
+    return Look(
+        100, limit(number), tuple(keys), queue, complete, contended=True, priorities=priorities
+    )
 
 
 @pytest.mark.parametrize("draw", [0.0, 0.5, 0.999])
@@ -59,10 +62,21 @@ def test_candidates(room: int, draw: float) -> None:
         (look(3, {1: 51}), decisions.Gone()),
         (look(1, {1: 50}, (FIRST,)), decisions.Retire()),
         (look(2, {0: 40, 1: 50, 7: 45}, (FIRST,)), decisions.Retire()),
+        # The first slot above the limit is surplus too: etcd would refuse a PASS for ever.
+        (look(2, {1: 50, 2: 45}, (FIRST,)), decisions.Retire()),
         (look(None, {1: 50}, (FIRST,)), decisions.Retire()),
         (look(2, {1: 50}, (FIRST, SECOND)), decisions.Pass(limit(2), (FIRST, SECOND), 0, 100)),
         (look(2, {1: 50}), decisions.Clear(100)),
         (look(2, {1: 50}, complete=False), decisions.ReadAll()),
+        # With priorities in use the first of the line may be behind the part that was read.
+        (
+            look(2, {1: 50}, (FIRST, SECOND), complete=False, priorities=70),
+            decisions.ReadAll(),
+        ),
+        (
+            look(2, {1: 50}, (FIRST, SECOND), priorities=70),
+            decisions.Pass(limit(2), (FIRST, SECOND), 70, 100),
+        ),
     ],
 )
 def test_how_to_give_back(seen: Look, step: object) -> None:
@@ -108,8 +122,10 @@ def test_a_holder_does_not_stand_in_line() -> None:
         (look(None, {}, (FIRST,)), None),
         # Slots above a lowered limit: only the count can tell whether there is room.
         (look(2, {5: 1}, (FIRST,)), decisions.Fill((((0,), FIRST),), (), True, True)),
+        (look(2, {2: 1}, (FIRST,)), decisions.Fill((((0,), FIRST),), (), True, True)),
         (look(2, {5: 1, 6: 2}, (FIRST,)), None),
         (look(2, {0: 1, 6: 2}, (FIRST,)), None),
+        (look(2, {0: 1}, (FIRST,), complete=False, priorities=70), decisions.ReadAll()),
         # Junk that sorts above the limit is no grant; junk in a slot's place is not free.
         (
             look(2, {}, (FIRST,), junk=(b"7", b"9")),

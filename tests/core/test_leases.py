@@ -101,6 +101,14 @@ def test_the_deadline_counts_from_the_sending(keeper: Keeper, clock: Clock) -> N
     assert lease.deadline == pytest.approx(sent + 30 - margin(30))
 
 
+@pytest.mark.parametrize("ttl", [2.0, 5.0, 30.0, 600.0, 86_400.0])
+def test_a_slow_clock_loses_it_before_etcd_does(clock: Clock, ttl: float) -> None:
+    """A clock that runs 1 % slower than etcd's: a tenth of a second is left to act upon it."""
+    lease = TtlLease(5, int(ttl), ttl, clock.time)
+    passed = (lease.deadline - clock.time) / 0.99  # by etcd's clock
+    assert ttl / 2 < passed < ttl - 0.1
+
+
 def test_one_renewal_at_a_time(keeper: Keeper, clock: Clock) -> None:
     """Nothing is asked twice while an answer is due; then another connection is taken."""
     held(keeper, clock)

@@ -6,7 +6,7 @@ They run on a real etcd of each kind, through the connection alone.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 CLIENT = "host.1.test"
 ME = Identity(CLIENT, b"")
+TWO = Wants(weight=2)
+EAGER = Wants(eager=True)
 
 
 class Table:
@@ -176,6 +178,19 @@ def test_join_with_somebody_above_the_limit_waits(table: Table) -> None:
     assert isinstance(result, tx.Waiting)
 
 
+def test_join_of_several_slots_takes_all_or_none(table: Table) -> None:
+    """One of the two slots is held, whichever: it waits, and the other stays free."""
+    for held, free in ((0, 1), (1, 0)):
+        lease = table.lease()
+        table.do(Txn((), (Put(table.keys.slot(held), b"{}", lease),)))
+        waiting, result = table.join(wants=TWO)
+        assert isinstance(result, tx.Waiting)
+        assert table.holders() == {held: lease}, f"slot {free} was taken"
+        for one in (lease, waiting):
+            table.connection.revoke(one, 5)
+        table.do(tx.uncontend(table.keys, table.look().revision))
+
+
 def test_join_after_close_writes_nothing(table: Table) -> None:
     """A closed semaphore gets no keys of those who come late."""
     table.do(tx.close(table.keys, force=True))
@@ -204,6 +219,66 @@ def test_drop_and_its_echo(table: Table) -> None:
     again = table.do(tx.drop(table.keys, mine))
     assert not again.succeeded
     assert list(table.holders()) == [other.slot]
+
+
+GivingBack = Callable[[Table, tx.Mine, int], Txn]
+
+WAYS: dict[str, GivingBack] = {
+    "drop": lambda table, mine, now: tx.drop(table.keys, mine),
+    "clear": lambda table, mine, now: tx.clear(table.keys, mine, now),
+    "retire": lambda table, mine, now: tx.retire(table.keys, mine),
+    "vacate": lambda table, mine, now: tx.vacate(table.keys, mine),
+    "evict": lambda table, mine, now: tx.evict_slot(table.keys, mine.slots, mine.token, None),
+}
+"""All ways to give back one slot or several while nobody waits."""
+
+ONE_SLOT_WAYS: dict[str, GivingBack] = {
+    "batch": lambda table, mine, now: tx.batch(table.keys, table.limit, [mine], [[]], 0.0),
+    "pass to nobody": lambda table, mine, now: tx.pass_all(
+        table.keys, table.limit, [mine], (), now, 0.0
+    ),
+}
+"""Those for one slot only."""
+
+
+@pytest.mark.parametrize("way", [*WAYS, *ONE_SLOT_WAYS])
+def test_giving_back_late_leaves_the_next_holder_alone(table: Table, way: str) -> None:
+    """It was evicted, and its slot is another's by now: whichever way it takes, nothing changes."""
+    mine = table.hold()
+    assert table.do(tx.evict_slot(table.keys, (mine.slot,), mine.token, None)).succeeded
+    other = table.hold()
+    assert other.slot == mine.slot
+    before = table.look()
+    table.do({**WAYS, **ONE_SLOT_WAYS}[way](table, mine, before.revision))
+    assert table.look() == before
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+@pytest.mark.parametrize("way", WAYS)
+def test_giving_back_several_late_leaves_the_next_holder_alone(
+    table: Table, way: str, taken: int
+) -> None:
+    """One of the two slots is another's by now: neither is deleted."""
+    two = table.hold(TWO)
+    table.do(Txn((), (Delete(table.keys.slot(two.slots[taken])),)))
+    other = table.hold()
+    assert other.slot == two.slots[taken]
+    before = table.look()
+    assert len(before.slots) == 2
+    assert not table.do(WAYS[way](table, two, before.revision)).succeeded
+    assert table.look() == before
+
+
+def test_handing_over_late_leaves_the_next_holder_alone(table: Table) -> None:
+    """The same for PASS, alone and together, while somebody waits."""
+    mine, _ = table.hold(), table.hold()
+    table.do(Txn((), (Delete(table.keys.slot(mine.slot)),)))
+    assert table.hold().slot == mine.slot
+    waiter = table.wait()
+    before = table.look()
+    table.do(tx.pass_on(table.keys, mine, table.limit, (waiter,), 1, 0.0))
+    table.do(tx.pass_all(table.keys, table.limit, [mine], (waiter,), waiter.created, 0.0))
+    assert table.look() == before
 
 
 def test_drop_refuses_when_somebody_waits(table: Table) -> None:
@@ -271,6 +346,27 @@ def test_pass_with_an_old_limit_passes_nothing(table: Table, number: int) -> Non
     table.resize(number)
     reply = table.do(tx.pass_on(table.keys, mine, old, (waiter,), 1, 0.0))
     assert isinstance(tx.read_pass(table.keys, reply, (waiter,)), tx.Look)
+    assert table.look().queue == (waiter,)
+
+
+@pytest.mark.parametrize("above", [1, 4])
+def test_pass_with_somebody_above_the_limit_passes_nothing(table: Table, above: int) -> None:
+    """The limit was lowered to 1: a slot at it, or above it, is held, so none may be granted."""
+    table.resize(5)
+    mine = table.hold()
+    table.do(Txn((), (Put(table.keys.slot(above), b"{}", table.lease()),)))
+    while len(table.holders()) < 5:
+        table.hold()
+    waiter = table.wait()
+    for slot in set(table.holders()) - {mine.slot, above}:
+        table.do(Txn((), (Delete(table.keys.slot(slot)),)))
+    table.resize(1)
+    held = table.holders()
+    reply = table.do(tx.pass_on(table.keys, mine, table.limit, (waiter,), 1, 0.0))
+    assert isinstance(tx.read_pass(table.keys, reply, (waiter,)), tx.Look)
+    together = tx.pass_all(table.keys, table.limit, [mine], (waiter,), waiter.created, 0.0)
+    assert isinstance(tx.read_pass_all(table.keys, table.do(together), [mine], (waiter,)), tx.Look)
+    assert table.holders() == held
     assert table.look().queue == (waiter,)
 
 
@@ -353,10 +449,6 @@ def test_fill_by_count_only_if_none_was_created_since(table: Table) -> None:
     table.do(Txn((), (Delete(table.keys.slot(2)),)))
     again = tx.fill(table.keys, table.look(), [((0,), waiter)], (), 0.0, surplus=True, last=False)
     assert table.do(again).succeeded
-
-
-TWO = Wants(weight=2)
-EAGER = Wants(eager=True)
 
 
 @pytest.fixture
@@ -573,3 +665,59 @@ def test_slots_above_the_limit_are_never_asked_for(table: Table) -> None:
     """Nothing in JOIN itself says "below the limit", so its builder does."""
     with pytest.raises(AssertionError, match="limit"):
         tx.join(table.keys, table.limit, [2], 1, b"", ME, 0.0, stand_in_line=True)
+
+
+# ---------------------------------------------------------------- of several semaphores
+
+
+@pytest.fixture
+def second(any_etcd: EtcdServer, name: str) -> Iterator[Table]:
+    """Another semaphore with a limit of 2."""
+    one = Table(any_etcd, f"{name}.second", 2)
+    yield one
+    one.connection.close()
+
+
+def take_both(table: Table, second: Table, slots: tuple[int, int] = (0, 0)) -> bool:
+    """ALL of both semaphores. True: both slots were taken; False: nothing has changed."""
+    tables = (table, second)
+    before = [one.holders() for one in tables]
+    wishes = [
+        tx.Wish(one.keys, one.limit, slot, one.lease(), ME)
+        for one, slot in zip(tables, slots, strict=True)
+    ]
+    reply = table.do(tx.take_all(wishes, 0.0))
+    taken = [
+        {**held, wish.slot: wish.lease} if reply.succeeded else held
+        for held, wish in zip(before, wishes, strict=True)
+    ]
+    assert [one.holders() for one in tables] == taken
+    return reply.succeeded
+
+
+def test_several_at_once(table: Table, second: Table) -> None:
+    """All that are free; then nothing, since one of them is held."""
+    assert take_both(table, second)
+    assert not take_both(table, second, (1, 0))
+    assert not take_both(table, second, (0, 1))
+    assert take_both(table, second, (1, 1))
+
+
+def test_several_at_once_overtake_nobody(table: Table, second: Table) -> None:
+    """Somebody waits at one of them, and there is a free slot: it is not for those who come."""
+    mine, _ = second.hold(), second.hold()
+    second.wait()
+    second.do(tx.retire(second.keys, mine))
+    assert not take_both(table, second, (0, mine.slot))
+    assert not take_both(second, table, (mine.slot, 0))
+
+
+def test_several_at_once_by_an_old_limit(table: Table, second: Table) -> None:
+    """The limit of one was changed since it was read, or somebody holds a slot above it."""
+    old = second.limit
+    second.resize(1)
+    new, second.limit = second.limit, old
+    assert not take_both(table, second)
+    second.limit = new
+    second.do(Txn((), (Put(second.keys.slot(1), b"{}", second.lease()),)))
+    assert not take_both(table, second)

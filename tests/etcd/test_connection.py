@@ -18,6 +18,7 @@ import pytest
 from etcdsem import server
 from etcdsem.core.commands import (
     AccessDenied,
+    Compare,
     LeaseExists,
     NotApplied,
     NotConnected,
@@ -256,3 +257,19 @@ def test_ctrl_c_in_a_call(etcd: EtcdServer) -> None:
         assert time.monotonic() - began < 5
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("txn", "whole"),
+    [
+        (Txn((), (Range(b"a"), Range(b"b", b"c"))), True),
+        (Txn((Compare(b"a", "create", "=", 0),), (Put(b"a", b"x"),)), False),
+    ],
+    ids=["read", "write"],
+)
+def test_a_read_must_not_be_cancelled(txn: Txn, whole: bool) -> None:
+    """It would crash etcd 3.5.0 to 3.5.6: whoever makes the call is told to leave it to its end."""
+    with connected("127.0.0.1:1") as connection:
+        connection._link().trusted = True  # no probe
+        call = next(connection.transacting(txn, 1.0))
+        assert call.whole == whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -18,9 +19,11 @@ from etcdsem import Client, Semaphore, aio
 from etcdsem.clock import boot_time
 from etcdsem.core.leases import TtlLease
 from etcdsem.keeper import KeeperProcess
-from etcdsem.keeper.table import Table, open_memory
+from etcdsem.keeper.table import ORDER, Table, open_memory
+from etcdsem.keeper_process import Borrowed, Helper
 from etcdsem.shell import read_keeper
 from tests.aio.test_cancel_every_step import leases_of
+from tests.core.test_leases import Clock
 from tests.history import assert_clean
 from tests.test_processes import Worker
 from tests.test_semaphore import eventually
@@ -431,6 +434,34 @@ def test_records_that_are_being_written_count_for_nothing() -> None:
     assert other.silent_for() < 5
     table.close()
     other.close()
+    os.close(memory)
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_the_helper_keeps_nothing_that_was_taken_back(when: str) -> None:
+    """The order to stop may be late, or lost: the shared memory says it too, before the lease is
+    handed over, or while a renewal is under way.
+    """
+    clock = Clock()
+    helper = Helper.__new__(Helper)
+    memory = open_memory()
+    keeper = Borrowed(clock)
+    keeper.table, keeper.places = Table(memory), {}
+    helper._keeper, helper._table = keeper, keeper.table
+    keeper.table.clear(3)
+    if when == "before":
+        keeper.table.forbid(3)
+    helper._obey(ORDER.pack(b"K", 77, 3, 30.0, 10.0, clock.time, math.inf))
+    if when == "during":
+        clock.time += 8
+        keeper.beat(clock.time)
+        assert clock.renewed == [77]
+        keeper.table.forbid(3)
+        keeper.renewed(77, 30.0)
+    assert keeper.leases == {}
+    assert keeper.places == {}
+    assert keeper.table.forbidden(3)
+    keeper.table.close()
     os.close(memory)
 
 

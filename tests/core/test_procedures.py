@@ -1,0 +1,221 @@
+"""Acquire, wait and release, driven step by step on the etcd in memory.
+
+What must have happened is looked at once: a second layer (the re-read after 5 to 15 s, the TTL)
+would hide the fault.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import etcdsem.testing
+from etcdsem import Semaphore
+from etcdsem.core import procedures
+from etcdsem.core.commands import (
+    AccessDenied,
+    Command,
+    Failure,
+    GrantLease,
+    LeaseNotFound,
+    NotApplied,
+    NotConnected,
+    OutcomeUnknown,
+    RevokeLease,
+    Transact,
+    Txn,
+    Wait,
+)
+from etcdsem.testing.inmemory import Memory, MemoryClient
+
+
+class Hit(BaseException):
+    """An interruption, as Ctrl-C is."""
+
+
+@pytest.fixture
+def etcd() -> Iterator[Memory]:
+    """An etcd in memory; its time moves only when a test says so, or its main thread waits."""
+    with etcdsem.testing.memory() as one:
+        yield one
+
+
+def meddle(
+    client: MemoryClient,
+    kind: type[Command[Any]],
+    meddling: Callable[[Callable[[], object]], object],
+) -> None:
+    """Perform the next command of a kind that this thread wants done in another way."""
+    engine, me = client.engine, threading.get_ident()
+    perform = engine._perform
+    todo = [meddling]
+
+    def performed(command: Command[Any]) -> object:
+        if isinstance(command, kind) and threading.get_ident() == me and todo:
+            return todo.pop()(lambda: perform(command))
+        return perform(command)
+
+    engine._perform = performed  # type: ignore[method-assign]
+
+
+def spoil(
+    client: MemoryClient, kind: type[Command[Any]], error: BaseException, *, applied: bool
+) -> None:
+    """That command fails: before it is performed, or after (`applied`)."""
+
+    def fail(perform: Callable[[], object]) -> object:
+        if applied:
+            perform()
+        raise error
+
+    meddle(client, kind, fail)
+
+
+def waiters(etcd: Memory) -> dict[str, str]:
+    """The keys of those in line."""
+    return etcd.keys("/etcdsem/db/waiters/")
+
+
+def held(etcd: Memory) -> dict[str, str]:
+    """The keys of the slots."""
+    return etcd.keys("/etcdsem/db/leases/")
+
+
+@pytest.mark.parametrize(
+    ("error", "counted"),
+    [
+        (NotApplied("too many requests"), "not applied"),
+        (NotConnected("connection refused"), "not applied"),
+        (AccessDenied("permission denied"), "refused"),
+        (LeaseNotFound("no such lease"), "refused"),
+        (OutcomeUnknown("deadline exceeded"), "unknown"),
+        (Hit(), "unknown"),
+    ],
+)
+def test_failed_requests_are_counted_by_what_is_known(
+    etcd: Memory, error: BaseException, counted: str
+) -> None:
+    """Definitely not applied, refused, or unknown: operators act differently upon each."""
+    client = etcd.client()
+    session = client.engine.session
+    before = dict(session.tallies.requests)
+    request = procedures.transact(session, Txn((), ()))
+    next(request)
+    with pytest.raises(type(error)):
+        request.throw(error)
+    after = session.tallies.requests
+    assert {kind: after[kind] - before.get(kind, 0) for kind in after if after[kind]} == {
+        kind: int(kind == counted) for kind in after if after[kind]
+    }
+
+
+def test_room_that_join_saw_is_used_at_once(etcd: Memory) -> None:
+    """JOIN stands in line although a slot is free, since the mark of a line is there: somebody who
+    should have removed it has died. Nobody else will tell this waiter.
+    """
+    client = etcd.client()
+    sem = Semaphore(1, "db", client=client)
+    assert client.engine.run(procedures.watch(client.station("db"), math.inf))
+    etcd.put("/etcdsem/db/contended", "1")
+    began = etcd.now
+    assert sem.acquire()
+    assert etcd.now - began < 0.5
+
+
+def test_room_that_join_did_not_see_is_not_looked_for(etcd: Memory) -> None:
+    """A waiter behind a full semaphore costs no look: thousands would look at the same moment."""
+    client, other = etcd.client(), etcd.client()
+    sem = Semaphore(1, "db", client=client)
+    assert client.engine.run(procedures.watch(client.station("db"), math.inf))
+    Semaphore(1, "db", client=other).acquire()
+    before = client.requests["read"]
+    assert not sem.acquire(timeout=1)
+    assert client.requests["read"] == before
+
+
+@pytest.mark.parametrize("applied", [False, True])
+def test_an_interrupted_attempt_is_settled_even_if_its_revocation_fails(
+    etcd: Memory, applied: bool
+) -> None:
+    """Interrupted in line, and the revocation that takes it out of the line fails: it is repeated
+    at once, not left to the TTL of 30 s.
+    """
+    client, holder = etcd.client(), Semaphore(1, "db", client=etcd.client())
+    sem = Semaphore(1, "db", client=client, lease_timeout=30)
+    holder.acquire()
+    left = set(etcd.leases())
+    assert client.engine.run(procedures.watch(client.station("db"), math.inf))
+    spoil(client, Wait, Hit(), applied=False)
+    spoil(client, RevokeLease, OutcomeUnknown("deadline exceeded"), applied=applied)
+    with pytest.raises(Hit):
+        sem.acquire()
+    etcd.advance(1)
+    assert waiters(etcd) == {}
+    assert set(etcd.leases()) == left
+
+
+@pytest.mark.parametrize("error", [OutcomeUnknown("deadline exceeded"), Hit()])
+def test_a_lease_that_may_have_been_granted_is_revoked(etcd: Memory, error: BaseException) -> None:
+    """GrantLease was applied, and its answer is lost: no etcd lease stays for its TTL."""
+    client = etcd.client()
+    sem = Semaphore(1, "db", client=client, lease_timeout=30)
+    spoil(client, GrantLease, error, applied=True)
+    if isinstance(error, Failure):
+        with sem:
+            pass
+        client.close()
+    else:
+        with pytest.raises(Hit):
+            sem.acquire()
+    etcd.advance(1)
+    assert etcd.leases() == []
+
+
+def test_a_slot_whose_lease_ran_out_on_the_way_is_not_handed_out(etcd: Memory) -> None:
+    """The answer came after the lease's deadline: it is not used, and another attempt is made."""
+    client = etcd.client()
+    sem = Semaphore(2, "db", client=client, lease_timeout=10)
+    with sem:
+        pass  # there is a spare lease now
+    first = etcd.leases()
+
+    def late(perform: Callable[[], object]) -> object:
+        answer = perform()
+        etcd.suspend(11)
+        return answer
+
+    meddle(client, Transact, late)
+    assert sem.acquire()
+    (lease,) = sem.leases
+    assert lease.valid
+    assert lease.id not in first
+    etcd.advance(1)
+    assert len(held(etcd)) == 1
+    assert len(etcd.leases()) == 1
+
+
+@pytest.mark.parametrize("applied", [False, True])
+@pytest.mark.parametrize("error", [OutcomeUnknown("deadline exceeded"), Hit()])
+def test_a_release_whose_outcome_is_unknown_ends_the_lease(
+    etcd: Memory, error: BaseException, applied: bool
+) -> None:
+    """The slot is free at once, and the lease is never used again: a late DROP finds nothing."""
+    client = etcd.client()
+    sem = Semaphore(1, "db", client=client)
+    assert sem.acquire()
+    (lease,) = sem.leases
+    spoil(client, Transact, error, applied=applied)
+    if isinstance(error, Failure):
+        assert sem.release()
+    else:
+        with pytest.raises(Hit):
+            sem.release()
+    etcd.advance(1)
+    assert held(etcd) == {}
+    assert lease.id not in etcd.leases()
+    assert sem.acquire(timeout=0)
+    assert sem.leases[0].id != lease.id

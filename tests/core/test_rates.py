@@ -1,0 +1,134 @@
+"""When a start of a rate limit may be handed out, on the etcd in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from etcdsem import RateLimit
+from etcdsem.core import procedures, rates
+from etcdsem.core.commands import Transact, Wait
+from etcdsem.core.keys import Identity
+from etcdsem.core.station import Grant
+from etcdsem.model import Rate
+from etcdsem.testing.inmemory import Memory, MemoryClient
+from tests.core.test_procedures import etcd, meddle
+
+__all__ = ["etcd"]
+
+
+def slots(etcd: Memory) -> set[str]:
+    """The keys of the slots."""
+    return set(etcd.keys("/etcdsem/api/leases/"))
+
+
+def fetched(client: MemoryClient, period: float = 10.0) -> Grant:
+    """A slot that was granted for a start."""
+    ttl = rates.lease_ttl(Rate(1, period, 1))
+    order = procedures.Order(ttl, ttl / 3, Identity.of(client.id, None, {}), rate=True)
+    grant = client.engine.run(procedures.acquire(client.station("api"), order, math.inf, once=True))
+    assert grant is not None
+    return grant
+
+
+@pytest.mark.parametrize(
+    ("changed", "usable"),
+    [(None, True), ("3/10s", False), ("5/10s", False), ("9/10s paused", False)],
+)
+def test_a_slot_that_was_granted_by_another_limit_is_not_used(
+    etcd: Memory, changed: str | None, usable: bool
+) -> None:
+    """Whoever is granted from the line reads the limit again: was it changed after the grant?"""
+    client = etcd.client()
+    RateLimit("api", 9, "10s", client=client)
+    grant = fetched(client)
+    if changed is not None:
+        etcd.put("/etcdsem/api/max_leases", changed)
+    grant.letter = True  # as if it came from the line
+    block = client.engine.run(rates._usable(grant.station, grant))
+    assert block == "changed" or usable
+    assert isinstance(block, rates.Block) == usable
+
+
+def test_nothing_starts_by_a_limit_that_was_changed_meanwhile(etcd: Memory) -> None:
+    """A waiter is granted a slot; before it hears of that, the rate is lowered. It gives the slot
+    back, and starts when a slot of the new rate is free.
+    """
+    mine, theirs = etcd.client(), etcd.client()
+    limit = RateLimit("api", 1, "10s", client=mine)
+    assert RateLimit("api", 1, "10s", client=theirs).acquire()
+    assert mine.engine.run(procedures.watch(mine.station("api"), math.inf))
+
+    def granted_and_changed(perform: Callable[[], object]) -> object:
+        note = perform()  # by now the slot is ours
+        etcd.put("/etcdsem/api/max_leases", "1/20s")
+        return note
+
+    meddle(mine, Wait, granted_and_changed)
+    began = etcd.now
+    assert limit.acquire()
+    assert etcd.now - began >= 10.0
+    (record,) = etcd.keys("/etcdsem/api/leases/").values()
+    assert mine.id in record
+    assert etcd.get("/etcdsem/api/max_leases") == "1/20s"
+    held = [grant.lease.ttl for grant in mine.engine.session.grants()]
+    assert held == [float(rates.lease_ttl(Rate(1, 20.0, 1)))]
+
+
+def test_a_block_is_not_used_after_its_end(etcd: Memory) -> None:
+    """A start past the end has another slot, and the rest of the first block is forfeited."""
+    client = etcd.client()
+    limit = RateLimit("api", 9, "10s", block=3, client=client)
+    assert limit.acquire()
+    assert limit.acquire()
+    first = slots(etcd)
+    assert len(first) == 1
+    end = etcd.now + rates.spending(Rate(9, 10.0, 3))
+    etcd.advance(end - etcd.now - 0.01)
+    assert limit.acquire()
+    assert slots(etcd) == first
+    assert limit.acquire()
+    second = slots(etcd)
+    assert len(second) == 2
+    etcd.advance(rates.spending(Rate(9, 10.0, 3)) + 0.01)
+    assert limit.acquire()
+    assert len(slots(etcd)) == 3
+    etcd.advance(10.0)
+    assert client.station("api").tally.forfeited == 2
+
+
+def test_a_slot_is_given_back_one_period_after_its_last_start(etcd: Memory) -> None:
+    """And not earlier, by a clock that may be slower than ours."""
+    client = etcd.client()
+    limit = RateLimit("api", 4, "10s", block=2, client=client)
+    assert limit.acquire()
+    etcd.advance(0.4)
+    assert limit.acquire()
+    etcd.advance(10.0)
+    assert len(slots(etcd)) == 1
+    etcd.advance(0.1)
+    assert slots(etcd) == set()
+
+
+def test_a_start_needs_a_lease_with_a_period_left(etcd: Memory) -> None:
+    """The answer came late: the lease would end before the period does, so it is renewed first."""
+    client = etcd.client()
+    limit = RateLimit("api", 9, "10s", client=client)
+
+    def late(perform: Callable[[], object]) -> object:
+        answer = perform()
+        (lease,) = client.engine.session.keeper.leases.values()
+        lease.sent -= 2.0
+        lease.deadline -= 2.0
+        assert lease.deadline - etcd.now < rates.need(10.0)
+        return answer
+
+    meddle(client, Transact, late)
+    before = client.requests
+    assert limit.acquire()
+    spent = client.requests - before
+    assert (spent["txn"], spent["keepalives"]) == (1, 1)
+    (grant,) = client.engine.session.grants()
+    assert grant.lease.deadline - etcd.now >= rates.need(10.0)

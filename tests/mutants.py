@@ -1,0 +1,1086 @@
+"""One-line faults that the tests must catch: each is put into a copy of the package in turn.
+
+    python -m tests.mutants                     # all of them
+    python -m tests.mutants --only supervisor   # those whose file or description contains a text
+    python -m tests.mutants --list
+
+1. The checkout is never changed: `etcdsem` and `tests` are copied to a temporary directory, and the
+   tests run there, as do the processes that they start.
+2. The tests must pass without a fault first. A fault is caught when one of its tests fails; it
+   survives when all of them pass. Anything else (no such test, an import that fails) is an error.
+3. `old` must stand in its file exactly once (`test_every_fault_can_be_put_in`, which is part of the
+   ordinary tests). Choose a short text that says nothing but the faulty line.
+
+A fault that survives is a hole in the tests: write the test, then add the fault here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.conftest import _binaries
+
+ROOT = Path(__file__).parents[1]
+
+TIMEOUT = 60
+"""Seconds that a test may take with a fault in it. One that hangs has noticed it."""
+
+
+class Mutant(NamedTuple):
+    """A fault: `old` is replaced by `new` in a file of the package."""
+
+    what: str
+    """What the program does wrong with it."""
+    file: str
+    old: str
+    new: str
+    tests: str
+    """Tests of which at least one must fail, separated by spaces, relative to `tests/`."""
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    # ------------------------------------------------------------ transactions
+    Mutant(
+        "a late DROP deletes another holder's slot",
+        "core/transactions.py",
+        "(*_all_mine(keys, mine), _uncontended(keys)),",
+        "(_uncontended(keys),),",
+        "core/test_transactions.py::test_giving_back_late_leaves_the_next_holder_alone",
+    ),
+    Mutant(
+        "a late CLEAR deletes another holder's slot",
+        "core/transactions.py",
+        "(*_all_mine(keys, mine), _none_waits_since(keys, revision)),",
+        "(_none_waits_since(keys, revision),),",
+        "core/test_transactions.py::test_giving_back_late_leaves_the_next_holder_alone",
+    ),
+    Mutant(
+        "a late RETIRE deletes another holder's slot",
+        "core/transactions.py",
+        "Txn(_all_mine(keys, mine), _delete_mine(keys, mine))",
+        "Txn((), _delete_mine(keys, mine))",
+        "core/test_transactions.py::test_giving_back_late_leaves_the_next_holder_alone",
+    ),
+    Mutant(
+        "a late VACATE deletes another holder's slot",
+        "core/transactions.py",
+        "        _all_mine(keys, mine),\n        (*_delete_mine",
+        "        (),\n        (*_delete_mine",
+        "core/test_transactions.py::test_giving_back_late_leaves_the_next_holder_alone",
+    ),
+    Mutant(
+        "a late EVICT deletes another holder's slot",
+        "core/transactions.py",
+        "return Txn(mine, (*(Delete(",
+        "return Txn((), (*(Delete(",
+        "core/test_transactions.py::test_giving_back_late_leaves_the_next_holder_alone",
+    ),
+    Mutant(
+        "a late BATCH deletes another holder's slot",
+        "core/transactions.py",
+        "Txn((_mine(keys, part.slot, part.token),), ",
+        "Txn((), ",
+        "core/test_transactions.py::test_giving_back_late_leaves_the_next_holder_alone",
+    ),
+    Mutant(
+        "only the first slot of a lease that holds several is compared when it is given back",
+        "core/transactions.py",
+        "for slot in mine.slots)\n\n\ndef _known",
+        "for slot in mine.slots[:1])\n\n\ndef _known",
+        "core/test_transactions.py::test_giving_back_several_late_leaves_the_next_holder_alone",
+    ),
+    Mutant(
+        "a late PASS hands over another holder's slot",
+        "core/transactions.py",
+        "            _mine(keys, mine.slot, mine.token),\n",
+        "",
+        "core/test_transactions.py::test_handing_over_late_leaves_the_next_holder_alone",
+    ),
+    Mutant(
+        "a late PASS of several hands over another holder's slot",
+        "core/transactions.py",
+        "(*mine_still, _limit_is",
+        "(_limit_is",
+        "core/test_transactions.py::test_handing_over_late_leaves_the_next_holder_alone",
+    ),
+    Mutant(
+        "PASS grants a slot while one above the limit is held",
+        "core/transactions.py",
+        "            _no_surplus(keys, limit),\n            _priorities_are",
+        "            _priorities_are",
+        "core/test_transactions.py::test_pass_with_somebody_above_the_limit_passes_nothing",
+    ),
+    Mutant(
+        "PASS of several grants slots while one above the limit is held",
+        "core/transactions.py",
+        "_limit_is(keys, limit), _no_surplus(keys, limit), _priorities",
+        "_limit_is(keys, limit), _priorities",
+        "core/test_transactions.py::test_pass_with_somebody_above_the_limit_passes_nothing",
+    ),
+    Mutant(
+        "the first slot above the limit does not count as surplus in a transaction",
+        "core/transactions.py",
+        "Compare(keys.slot(limit.room), ",
+        "Compare(keys.slot(limit.room + 1), ",
+        "core/test_transactions.py::test_pass_with_somebody_above_the_limit_passes_nothing "
+        "core/test_transactions.py::test_join_with_somebody_above_the_limit_waits",
+    ),
+    Mutant(
+        "a JOIN for several slots takes the free ones although the first is held",
+        "core/transactions.py",
+        "branch = (Txn(free, ",
+        "branch = (Txn(free[1:], ",
+        "core/test_transactions.py::test_join_of_several_slots_takes_all_or_none",
+    ),
+    Mutant(
+        "several at once overtake those who wait in one of the lines",
+        "core/transactions.py",
+        "guard, _uncontended(keys), _free(keys, slot))",
+        "guard, _free(keys, slot))",
+        "core/test_transactions.py::test_several_at_once_overtake_nobody",
+    ),
+    Mutant(
+        "several at once are granted while a slot above a limit is held",
+        "core/transactions.py",
+        "conditions += (_limit_is(keys, limit), guard, ",
+        "conditions += (_limit_is(keys, limit), ",
+        "core/test_transactions.py::test_several_at_once_by_an_old_limit",
+    ),
+    # ------------------------------------------------------------ decisions
+    Mutant(
+        "a holder exactly at a lowered limit is no surplus: FILL and PASS repeat without end",
+        "core/decisions.py",
+        "first <= kv.key <",
+        "first < kv.key <",
+        "core/test_decisions.py::test_how_to_give_back core/test_decisions.py::test_what_to_fill",
+    ),
+    Mutant(
+        "with priorities and a long line a slot passes a waiter with a higher one",
+        "core/decisions.py",
+        "if seen.priorities and not seen.complete:",
+        "if seen.priorities < 0:",
+        "core/test_decisions.py::test_how_to_give_back",
+    ),
+    Mutant(
+        "with priorities and a long line FILL serves one with a lower priority",
+        "core/decisions.py",
+        "if not seen.complete and (seen.priorities or not seen.queue):",
+        "if not seen.complete and not seen.queue:",
+        "core/test_decisions.py::test_what_to_fill",
+    ),
+    # ------------------------------------------------------------ leases
+    Mutant(
+        "no margin: a lease counts as held until the moment at which etcd ends it",
+        "core/leases.py",
+        "return 0.1 + 0.01 * ttl",
+        "return 0.0 * ttl",
+        "core/test_leases.py::test_a_slow_clock_loses_it_before_etcd_does",
+    ),
+    Mutant(
+        "no margin for clocks that run at different rates",
+        "core/leases.py",
+        "return 0.1 + 0.01 * ttl",
+        "return 0.1 + 0.0 * ttl",
+        "core/test_leases.py::test_a_slow_clock_loses_it_before_etcd_does",
+    ),
+    Mutant(
+        "an etcd lease whose grant was not answered stays until its TTL is over",
+        "core/leases.py",
+        "            keeper.settle_id(lease_id, float(wanted))\n",
+        "",
+        "core/test_procedures.py::test_a_lease_that_may_have_been_granted_is_revoked",
+    ),
+    # ------------------------------------------------------------ procedures
+    Mutant(
+        "an interrupted attempt whose revocation fails stays until its TTL is over",
+        "core/procedures.py",
+        "    except BaseException:\n        session.keeper.settle_id(lease.id, lease.ttl)",
+        "    except BaseException:\n        pass",
+        "core/test_procedures.py::"
+        "test_an_interrupted_attempt_is_settled_even_if_its_revocation_fails",
+    ),
+    Mutant(
+        "a waiter does not use the room that JOIN saw: up to 15 s late",
+        "core/procedures.py",
+        "heal_at = env.now() if room else math.inf",
+        "heal_at = math.inf",
+        "core/test_procedures.py::test_room_that_join_saw_is_used_at_once",
+    ),
+    Mutant(
+        "each waiter looks at once, also where nothing was free",
+        "core/procedures.py",
+        "heal_at = env.now() if room else math.inf",
+        "heal_at = env.now()",
+        "core/test_procedures.py::test_room_that_join_did_not_see_is_not_looked_for",
+    ),
+    Mutant(
+        "requests that were not applied are counted as unknown",
+        "core/procedures.py",
+        'return "not applied"',
+        'return "unknown"',
+        "core/test_procedures.py::test_failed_requests_are_counted_by_what_is_known",
+    ),
+    Mutant(
+        "a slot is handed out although its lease ran out before the answer came",
+        "core/procedures.py",
+        "    if not lease.valid(station.session.env.now()):\n",
+        "    if False:\n",
+        "core/test_procedures.py::test_a_slot_whose_lease_ran_out_on_the_way_is_not_handed_out",
+    ),
+    Mutant(
+        "a lease whose release was interrupted stays until its TTL is over",
+        "core/procedures.py",
+        "        grant.given_back()\n        keeper.settle_later(grant.lease)\n        raise",
+        "        grant.given_back()\n        raise",
+        "core/test_procedures.py::test_a_release_whose_outcome_is_unknown_ends_the_lease",
+    ),
+    # ------------------------------------------------------------ several at once
+    Mutant(
+        "a set is handed out although one of its leases ran out before the answer came",
+        "core/several.py",
+        "if not all(lease.valid(now) for lease in leases):",
+        "if not leases[0].valid(now):",
+        "core/test_several.py::test_an_answer_after_the_deadline_of_one_lease_grants_nothing",
+    ),
+    Mutant(
+        "a set is handed out although the lease that was waited for has ended since",
+        "core/several.py",
+        "if blocked is None and _all_valid(hand):",
+        "if blocked is None:",
+        "core/test_several.py::test_a_lease_that_ended_while_the_others_were_taken",
+    ),
+    Mutant(
+        "waiting in order, a set is handed out although an earlier lease has ended since",
+        "core/several.py",
+        "            if not _all_valid(hand):\n",
+        "            if False:\n",
+        "core/test_several.py::test_a_lease_that_ended_while_the_others_were_taken",
+    ),
+    # ------------------------------------------------------------ rates
+    Mutant(
+        "a start that was granted by the former rate is handed out",
+        "core/rates.py",
+        "if limit.revision >= grant.token or limit.paused",
+        "if limit.paused",
+        "core/test_rates.py::test_a_slot_that_was_granted_by_another_limit_is_not_used",
+    ),
+    Mutant(
+        "a block of starts is used after its end",
+        "core/rates.py",
+        "            and now <= self.closes\n",
+        "",
+        "core/test_rates.py::test_a_block_is_not_used_after_its_end",
+    ),
+    Mutant(
+        "a start is handed out although its lease ends before the period does",
+        "core/rates.py",
+        "    if not (yield from freshen(session.keeper, grant.lease, wanted, within)):",
+        "    if within < 0:",
+        "core/test_rates.py::test_a_start_needs_a_lease_with_a_period_left",
+    ),
+    Mutant(
+        "a slot of a rate is given back one period after the first start of its block",
+        "core/rates.py",
+        "if block.due > due:",
+        "if block.due < due:",
+        "core/test_rates.py::test_a_slot_is_given_back_one_period_after_its_last_start",
+    ),
+    # ------------------------------------------------------------ station
+    Mutant(
+        "a line that is too long is cut, and its revision is not: newcomers overtake",
+        "core/station.py",
+        "until = line[-1].created",
+        "pass",
+        "core/test_station.py::test_a_line_that_is_too_long_is_known_up_to_the_last_that_is_kept",
+    ),
+    Mutant(
+        "older news of the line replaces newer",
+        "core/station.py",
+        "if until < self.line_until:",
+        "if until < 0:",
+        "core/test_station.py::test_old_news_of_the_line_is_left_aside",
+    ),
+    Mutant(
+        "nobody reads again after a gap in the station's watches",
+        "core/station.py",
+        "    def _gap(self) -> None:\n        self.call_duty(reread=True)",
+        "    def _gap(self) -> None:\n        self.call_duty(reread=False)",
+        "core/test_station.py::test_after_a_gap_everything_is_read_again",
+    ),
+    Mutant(
+        "older news of who stands in the way replaces newer",
+        "core/station.py",
+        "if at < self._blocked_at:",
+        "if at < 0:",
+        "core/test_station.py::test_who_stands_in_the_way_is_watched",
+    ),
+    Mutant(
+        "the end of one who stands in the way is missed if it comes before its watch is set up",
+        "core/station.py",
+        "start=at + 1, only",
+        "only",
+        "core/test_station.py::test_who_stands_in_the_way_is_watched",
+    ),
+    Mutant(
+        "the watch on one who stands in the way outlives the others",
+        "core/station.py",
+        "            watches.append(self._blocked[1])\n",
+        "",
+        "core/test_station.py::test_who_stands_in_the_way_is_watched",
+    ),
+    Mutant(
+        "the slot that was given back last is not tried first",
+        "core/station.py",
+        "self.recent.popitem()[0]",
+        "next(iter(self.recent))",
+        "core/test_station.py::test_the_slot_given_back_last_is_tried_first",
+    ),
+    Mutant(
+        "slots that were given back are remembered without bound",
+        "core/station.py",
+        "if len(self.recent) > RECENT:",
+        "if len(self.recent) < 0:",
+        "core/test_station.py::test_the_slot_given_back_last_is_tried_first",
+    ),
+    Mutant(
+        "when the waiter on duty leaves, nobody takes its duty over",
+        "core/station.py",
+        "        elif first:\n",
+        "        elif not first:\n",
+        "core/test_station.py::test_a_freed_slot_calls_the_first_waiter",
+    ),
+    Mutant(
+        "a freed slot wakes nobody",
+        "core/station.py",
+        "    def _freed(self, events: Sequence[Event]) -> None:\n"
+        "        self.call_duty(reread=False)",
+        "    def _freed(self, events: Sequence[Event]) -> None:\n        pass",
+        "core/test_station.py::test_a_freed_slot_calls_the_first_waiter",
+    ),
+    Mutant(
+        "the end of a waiter's key takes back the duty to see to a free slot",
+        "core/station.py",
+        "self.duty_due = self.duty_due or renew",
+        "self.duty_due = renew",
+        "core/test_station.py::test_news_that_is_no_duty_leaves_the_duty",
+    ),
+    Mutant(
+        "an old closing ends all waits, though it was registered again since",
+        "core/station.py",
+        "        elif self.limit is None or kv.mod_revision >= self.limit.revision:\n",
+        "        else:\n",
+        "core/test_station.py::test_a_closed_semaphore_tells_all_waiters",
+    ),
+    Mutant(
+        "an old closing is believed, though it was registered again since",
+        "core/station.py",
+        "if self.limit is None or self.limit.revision <= at:",
+        "if at > 0:",
+        "core/test_station.py::test_a_closed_semaphore_tells_all_waiters",
+    ),
+    Mutant(
+        "nobody is told that a semaphore was closed",
+        "core/station.py",
+        "waiting.box.put(Over(revision))",
+        "pass",
+        "core/test_station.py::test_a_closed_semaphore_tells_all_waiters",
+    ),
+    Mutant(
+        "an older limit replaces a newer one",
+        "core/station.py",
+        "if self.limit is not None and limit.revision <= self.limit.revision:",
+        "if self.limit is None and limit.revision < 0:",
+        "core/test_station.py::test_a_raised_limit_calls_the_first_waiter",
+    ),
+    Mutant(
+        "a raised limit wakes nobody",
+        "core/station.py",
+        "        if raised:\n",
+        "        if not raised:\n",
+        "core/test_station.py::test_a_raised_limit_calls_the_first_waiter",
+    ),
+    Mutant(
+        "a limit of 0, or a pause, refuses those who wait for several slots",
+        "core/station.py",
+        "waiting.wants.weight > limit.room > 0:",
+        "waiting.wants.weight > limit.room:",
+        "core/test_station.py::test_a_raised_limit_calls_the_first_waiter",
+    ),
+    Mutant(
+        "who waits for more than a lowered limit waits for ever",
+        "core/station.py",
+        "waiting.box.put(TooHeavy())",
+        "pass",
+        "core/test_station.py::test_a_raised_limit_calls_the_first_waiter",
+    ),
+    Mutant(
+        "each holder is told that it was evicted by its own grant",
+        "core/station.py",
+        "if event.kv.mod_revision > grant.token:",
+        "if event.kv.mod_revision >= grant.token:",
+        "core/test_station.py::test_an_eviction_is_told_at_once",
+    ),
+    Mutant(
+        "an eviction is not noticed",
+        "core/station.py",
+        "if event.kv.mod_revision > grant.token:",
+        "if event.kv.mod_revision > grant.token + 9:",
+        "core/test_station.py::test_an_eviction_is_told_at_once",
+    ),
+    Mutant(
+        "after a gap in the watch of a held slot nobody reads it again",
+        "core/station.py",
+        "ear = Ear(self._judge(grant), gap=self._verify)",
+        "ear = Ear(self._judge(grant))",
+        "core/test_station.py::test_a_gap_of_the_watch_of_a_slot_has_it_verified",
+    ),
+    Mutant(
+        "what is held for long is never verified",
+        "core/station.py",
+        "        elif now >= self._verify_at:\n",
+        "        elif now < 0:\n",
+        "core/test_station.py::test_what_is_held_for_long_is_verified_now_and_then",
+    ),
+    Mutant(
+        "the end of an evicted grant makes the slot of the next one look free",
+        "core/station.py",
+        "if station.held.get(slot) is self:",
+        "if slot in station.held:",
+        "core/test_station.py::test_a_slot_that_was_granted_again_stays_listed",
+    ),
+    Mutant(
+        "a lost lease is told and counted twice",
+        "core/station.py",
+        '        if self.state != "held":\n            return\n        self.detach()',
+        "        self.detach()",
+        "core/test_station.py::test_a_lost_grant_counts_until_the_program_lets_go",
+    ),
+    Mutant(
+        "a lost lease counts as overbooked for ever",
+        "core/station.py",
+        "self.station.tally.overbooked -= 1",
+        "pass",
+        "core/test_station.py::test_a_lost_grant_counts_until_the_program_lets_go",
+    ),
+    Mutant(
+        "watches are closed while somebody waits",
+        "core/station.py",
+        "if self._watches and not self.waiting and not self._expecting:",
+        "if self._watches and not self._expecting:",
+        "core/test_station.py::test_watches_stay_while_somebody_waits",
+    ),
+    Mutant(
+        "watches are never closed",
+        "core/station.py",
+        "if now >= self.quiet_since + WATCH_AFTER_LAST_WAITER:",
+        "if now < 0:",
+        "core/test_station.py::test_watches_stay_while_somebody_waits",
+    ),
+    Mutant(
+        "watches are closed before their first waiter is in line",
+        "core/station.py",
+        "self.quiet_since = self.session.env.now()  # who",
+        "pass  # who",
+        "core/test_station.py::"
+        "test_watches_outlast_the_moment_before_their_first_waiter_is_in_line",
+    ),
+    Mutant(
+        "who waits is not told that etcd refuses the user",
+        "core/station.py",
+        "        self.denied(error)\n",
+        "",
+        "core/test_station.py::test_refused_watches_tell_all_who_wait",
+    ),
+    Mutant(
+        "a letter reaches nobody",
+        "core/station.py",
+        "waiting.box.put(Letter(kv))",
+        "pass",
+        "core/test_station.py::test_a_letter_goes_to_the_waiter_with_its_lease",
+    ),
+    Mutant(
+        "one who was served stays in the known line",
+        "core/station.py",
+        "if queued.created > created:",
+        "if queued.created >= created:",
+        "core/test_station.py::test_old_news_of_the_line_is_left_aside",
+    ),
+    Mutant(
+        "the end of a waiter's key is no reason to look",
+        "core/station.py",
+        "self._station.call_duty(reread=True, renew=False)",
+        "pass",
+        "core/test_station.py::test_the_end_of_a_waiters_key_is_a_reason_to_look",
+    ),
+    Mutant(
+        "a waiter that misses events of its key is not looked for",
+        "core/station.py",
+        "        self._station.call_duty(reread=True)\n",
+        "        pass\n",
+        "core/test_station.py::test_after_a_gap_everything_is_read_again",
+    ),
+    Mutant(
+        "a semaphore that is waited for is forgotten",
+        "core/station.py",
+        "busy = station.grants or station.waiting or tally",
+        "busy = station.grants or tally",
+        "core/test_station.py::test_stations_in_use_are_not_forgotten",
+    ),
+    Mutant(
+        "a semaphore that is being acquired is forgotten",
+        "core/station.py",
+        "tally.pending or tally.overbooked",
+        "tally.overbooked",
+        "core/test_station.py::test_stations_in_use_are_not_forgotten",
+    ),
+    Mutant(
+        "semaphores of made-up names are never forgotten",
+        "core/station.py",
+        "len(self.stations) > 1000",
+        "len(self.stations) > 10000",
+        "core/test_station.py::test_stations_in_use_are_not_forgotten",
+    ),
+    Mutant(
+        "a bound by max_hold is warned of again and again",
+        "core/station.py",
+        "        self.warn_at = math.inf\n        log.warning",
+        "        log.warning",
+        "core/test_station.py::test_a_grant_that_was_bound_is_warned_of_once",
+    ),
+    # ------------------------------------------------------------ keeper process
+    Mutant(
+        "the helper process goes on renewing a lease that was taken back meanwhile",
+        "keeper_process.py",
+        "        if self.table.forbidden(place):\n            self.drop(lease_id)",
+        "        if place < 0:\n            self.drop(lease_id)",
+        "keeper/test_keeper.py::test_the_helper_keeps_nothing_that_was_taken_back",
+    ),
+    Mutant(
+        "the helper process takes a lease over that was taken back before",
+        "keeper_process.py",
+        'b"K" and not self._table.forbidden(place):',
+        'b"K":',
+        "keeper/test_keeper.py::test_the_helper_keeps_nothing_that_was_taken_back",
+    ),
+    Mutant(
+        "a helper process that hears nothing any more goes on renewing",
+        "keeper/__init__.py",
+        "self._process.kill()\n            return",
+        "pass\n            return",
+        "keeper/test_keeper.py::test_a_helper_that_cannot_be_told_is_killed",
+    ),
+    # ------------------------------------------------------------ etcd
+    Mutant(
+        "a read that a cancelled task leaves behind is cancelled: some etcd releases crash",
+        "etcd/connection.py",
+        'whole = name == "read"',
+        "whole = False",
+        "etcd/test_connection.py::test_a_read_must_not_be_cancelled",
+    ),
+    # ------------------------------------------------------------ asyncio
+    Mutant(
+        "a second cancellation interrupts the clean-up",
+        "aio.py",
+        "interrupted = interrupted or not isinstance(raised, Exception)",
+        "interrupted = False",
+        "aio/test_cancel_every_step.py::test_cancelled_again_while_it_cleans_up",
+    ),
+    Mutant(
+        "notes are taken in the wrong order",
+        "aio.py",
+        "return self._notes.pop(0)",
+        "return self._notes.pop()",
+        "aio/test_engine.py::test_notes_come_in_their_order",
+    ),
+    Mutant(
+        "a wait ends when a timer of the loop comes early",
+        "aio.py",
+        "        while not self._notes:\n",
+        "        for _ in range(not self._notes):\n",
+        "aio/test_engine.py::test_a_wait_ends_by_the_clock_of_its_client",
+    ),
+    Mutant(
+        "a revocation in the background ends when its task is cancelled",
+        "aio.py",
+        "if self._over or not isinstance(command, Wait | RevokeLease):",
+        "if command is not None:",
+        "aio/test_engine.py::test_what_runs_beside_the_callers_is_cancelled_by_nobody",
+    ),
+    Mutant(
+        "after a failed request a task cannot be cancelled any more",
+        "aio.py",
+        "interrupted = interrupted or not isinstance(raised, Exception)",
+        "interrupted = True",
+        "aio/test_engine.py::test_an_error_does_not_shield_what_follows",
+    ),
+    Mutant(
+        "closing a client cuts off what is under way",
+        "aio.py",
+        "while self._driving and (left",
+        "while not self._driving and (left",
+        "aio/test_engine.py::test_closing_waits_for_what_is_under_way",
+    ),
+    Mutant(
+        "a closed client goes on performing",
+        "aio.py",
+        "        if self._over:\n            raise _Over\n",
+        "",
+        "aio/test_engine.py::test_a_closed_client_performs_nothing",
+    ),
+    Mutant(
+        "a closed client is opened again",
+        "aio.py",
+        "if self._closed or (engine is not None and engine.session.closed):",
+        "if engine is not None and engine.session.stations is None:",
+        "aio/test_engine.py::test_a_closed_client_performs_nothing",
+    ),
+    Mutant(
+        "a block whose lease was lost ends as if nothing had happened",
+        "aio.py",
+        "            await lease._end()\n",
+        "            await lease.release()\n",
+        "aio/test_engine.py::test_a_block_whose_lease_was_lost_says_so",
+    ),
+    Mutant(
+        "a coroutine function as on_lost is never awaited",
+        "aio.py",
+        "if inspect.isawaitable(result):",
+        "if result is NotImplemented:",
+        "aio/test_engine.py::test_on_lost_runs_in_the_loop",
+    ),
+    Mutant(
+        "errors in the background are not logged",
+        "aio.py",
+        'log.exception("etcdsem: error in %s", name)',
+        "pass",
+        "aio/test_engine.py::test_an_error_in_the_background_is_logged",
+    ),
+    Mutant(
+        "a client is used from another event loop",
+        "aio.py",
+        "if engine is not None and engine.loop is not loop:",
+        "if engine is not None and engine.loop is None:",
+        "aio/test_engine.py::test_a_client_of_another_loop_is_refused",
+    ),
+    Mutant(
+        "a default client that was closed stays the default",
+        "aio.py",
+        "if client is None or client._closed or (",
+        "if client is None or (",
+        "aio/test_engine.py::test_a_closed_default_client_is_replaced",
+    ),
+    Mutant(
+        "when its loop ends nothing is given back",
+        "aio.py",
+        "        with contextlib.suppress(asyncio.CancelledError):\n"
+        "            await self._end.wait()\n",
+        "        await self._end.wait()\n",
+        "aio/test_processes.py::test_a_loop_ends_without_close",
+    ),
+    Mutant(
+        "a forked child uses gRPC's asyncio library, which is dead there",
+        "aio.py",
+        "        if _grpc_aio_is_dead:\n",
+        "        if not renewed:\n",
+        "aio/test_processes.py::test_a_forked_child_starts_clean",
+    ),
+    # ------------------------------------------------------------ command line
+    Mutant(
+        "the guardian never hears of renewals: every long command is killed",
+        "cli/supervisor.py",
+        "self._guardian.extend(now + left)",
+        "pass",
+        "cli/test_supervise.py::test_a_command_may_outlast_its_lease_timeout",
+    ),
+    Mutant(
+        "SIGTERM comes so late that SIGKILL lands after the lease's end",
+        "cli/supervisor.py",
+        "left <= self._policy.kill_after + self._policy.slack:",
+        "left <= self._policy.slack:",
+        "cli/test_supervisor.py::test_a_lease_that_cannot_be_refreshed",
+    ),
+    Mutant(
+        "SIGKILL comes at the very end of the lease",
+        "cli/supervisor.py",
+        "now + left - self._policy.slack,",
+        "now + left,",
+        "cli/test_supervisor.py::test_a_lease_that_cannot_be_refreshed",
+    ),
+    Mutant(
+        "no SIGKILL follows",
+        "cli/supervisor.py",
+        "self._group.send(signal.SIGKILL)\n\n    def _warn",
+        "pass\n\n    def _warn",
+        "cli/test_supervisor.py::test_a_lease_that_cannot_be_refreshed",
+    ),
+    Mutant(
+        "a stopped command never hears SIGTERM",
+        "cli/supervisor.py",
+        "        self._group.send(signal.SIGCONT)  # a stopped",
+        "        pass  # a stopped",
+        "cli/test_supervisor.py::test_a_lease_that_was_lost",
+    ),
+    Mutant(
+        "after an eviction the command goes on until the lease would have ended",
+        "cli/supervisor.py",
+        "self._lease.remaining if self._lease.valid else 0.0",
+        "self._lease.remaining",
+        "cli/test_supervisor.py::test_a_lease_that_was_lost",
+    ),
+    Mutant(
+        "the guardian kills earlier than --kill-after",
+        "cli/supervisor.py",
+        "        self._guardian.extend(kill_at + self._policy.slack)\n",
+        "",
+        "cli/test_supervisor.py::test_a_lease_that_was_lost",
+    ),
+    Mutant(
+        "with warn the command is ended",
+        "cli/supervisor.py",
+        "        if not self._policy.terminate:\n            if left",
+        "        if False:\n            if left",
+        "cli/test_supervisor.py::test_with_warn_the_command_goes_on",
+    ),
+    Mutant(
+        "with warn it is said at every look",
+        "cli/supervisor.py",
+        "                self._warned = True\n",
+        "",
+        "cli/test_supervisor.py::test_with_warn_the_command_goes_on",
+    ),
+    Mutant(
+        "the end by --max-hold is said at every look",
+        "cli/supervisor.py",
+        "            self._warn_at = -math.inf\n            self._warn(bound)",
+        "            self._warn(bound)",
+        "cli/test_supervisor.py::test_the_end_by_max_hold_is_announced_once",
+    ),
+    Mutant(
+        "it sleeps through the moment for SIGTERM",
+        "cli/supervisor.py",
+        "return min(self._policy.tick, left)",
+        "return self._policy.tick",
+        "cli/test_supervisor.py::test_nothing_is_slept_through",
+    ),
+    Mutant(
+        "no time is kept between SIGKILL and the lease's end",
+        "cli/supervisor.py",
+        "return min(0.5, 0.05 * ttl)",
+        "return 0.0",
+        "cli/test_supervisor.py::test_a_lease_that_cannot_be_refreshed",
+    ),
+    Mutant(
+        "of several leases only the losing of the first counts",
+        "cli/jointly.py",
+        "return all(lease.valid for lease in self.leases)",
+        "return self.leases[0].valid",
+        "cli/test_supervisor.py::test_the_losing_of_any_one_counts",
+    ),
+    Mutant(
+        "of several leases the last to end counts",
+        "cli/jointly.py",
+        "return min(self.leases, key=",
+        "return max(self.leases, key=",
+        "cli/test_supervisor.py::test_several_leases_end_with_the_first",
+    ),
+    Mutant(
+        "a killed wrapper leaves the command's children running",
+        "cli/guardian.py",
+        "            group.send(signal.SIGKILL)\n        return",
+        "            pass\n        return",
+        "cli/test_supervise.py::test_killed_wrapper_leaves_no_command",
+    ),
+    Mutant(
+        "a stopped wrapper keeps the command beyond its lease",
+        "cli/guardian.py",
+        "left = deadline - boottime()",
+        "left = 1.0",
+        "cli/test_supervise.py::test_stopped_wrapper_cannot_keep_the_command",
+    ),
+    Mutant(
+        "the guardian keeps the wrapper's output open",
+        "cli/guardian.py",
+        "            os.dup2(null, fd)\n    if pipe",
+        "            pass\n    if pipe",
+        "cli/test_run.py::test_a_stream_that_the_command_closes_is_closed",
+    ),
+    Mutant(
+        "a signal ends the guardian",
+        "cli/guardian.py",
+        "            signal.signal(number, signal.SIG_IGN)\n",
+        "            pass\n",
+        "cli/test_supervise.py::test_the_guardian_is_deaf",
+    ),
+    Mutant(
+        "where the guardian is gone the command outlives its wrapper",
+        "cli/launcher.py",
+        "        _die_with_parent(parent)\n",
+        "",
+        "cli/test_supervise.py::test_wrapper_and_guardian_killed_at_once",
+    ),
+    Mutant(
+        "the command ignores SIGPIPE",
+        "cli/launcher.py",
+        "            signal.signal(sig, signal.SIG_DFL)\n        _exec",
+        "            pass\n        _exec",
+        "cli/test_run.py::test_the_commands_signals_are_as_ours_were",
+    ),
+    Mutant(
+        "a signal that was ignored is heard",
+        "cli/signals.py",
+        "if not ignored or number in",
+        "if number != 0 or number in",
+        "cli/test_run.py::test_an_ignored_signal_stays_ignored",
+    ),
+    Mutant(
+        "after a loss what the command started goes on",
+        "cli/supervisor.py",
+        "            self._signals.wait(_LEFTOVERS_TICK)\n        self._group.send(signal.SIGKILL)",
+        "            self._signals.wait(_LEFTOVERS_TICK)",
+        "cli/test_supervise.py::test_a_child_that_outlives_the_command_after_a_loss_is_killed",
+    ),
+    Mutant(
+        "as a container's process 1 it reaps no orphans",
+        "cli/supervisor.py",
+        "            self._reap_orphans()\n",
+        "",
+        "cli/test_supervise.py::test_as_pid_1_it_reaps_orphans",
+    ),
+    Mutant(
+        "a command that the guardian killed ends with 137 instead of 70",
+        "cli/supervisor.py",
+        "            self.lost = True\n            say(",
+        "            say(",
+        "cli/test_supervise.py::test_stopped_wrapper_cannot_keep_the_command",
+    ),
+    Mutant(
+        "signals are not passed on",
+        "cli/supervisor.py",
+        "            self._stopping = True\n        self._group.send(number)",
+        "            self._stopping = True",
+        "cli/test_supervise.py::test_signals_go_to_the_command",
+    ),
+    Mutant(
+        "at the end it waits for an etcd that is away",
+        "cli/line.py",
+        "worker.join(LAST_WORDS)",
+        "worker.join()",
+        "cli/test_run.py::test_etcd_gone_at_the_end",
+    ),
+    Mutant(
+        "a signal does not leave the line",
+        "cli/line.py",
+        "            signals.stop(min(left",
+        "            signals.wait(min(left",
+        "cli/test_run.py::test_a_signal_leaves_the_line_at_once",
+    ),
+    Mutant(
+        "--wait counts from the answer of etcd on",
+        "cli/line.py",
+        "left = None if self._until == math.inf else",
+        "left = None if self._until > 0 else",
+        "cli/test_run.py::test_wait_gives_up",
+    ),
+    Mutant(
+        "the exit code of a lost lease is the command's",
+        "cli/job.py",
+        "return codes.LOST if supervisor.lost else code",
+        "return code",
+        "cli/test_supervise.py::test_evicted_is_70",
+    ),
+    Mutant(
+        "the command is told another slot",
+        "cli/job.py",
+        '"ETCDSEM_SLOT": str(lease.slot)',
+        '"ETCDSEM_SLOT": str(lease.slot + 1)',
+        "cli/test_run.py::test_token_and_lease_are_etcds",
+    ),
+    Mutant(
+        "the grace ignores that a refresh may have failed",
+        "cli/wish.py",
+        "slack(ttl) - wish.refresh",
+        "slack(ttl)",
+        "cli/test_wish.py::test_a_grace_that_does_not_fit_is_refused",
+    ),
+    Mutant(
+        "the grace that is taken by itself does not fit into a short lease",
+        "cli/wish.py",
+        "min(5.0, ttl / 3, max(0.0, 0.9 * room), longest / 3)",
+        "min(5.0, longest / 3)",
+        "cli/test_wish.py::test_the_grace_that_is_taken_by_itself_fits",
+    ),
+    Mutant(
+        "ready is taken back only when the lease ends",
+        "cli/hold.py",
+        "lease.remaining - self._plan.notice - slack(lease.ttl)",
+        "lease.remaining",
+        "cli/test_hold.py::test_lost_with_notice_when_etcd_is_silent",
+    ),
+    Mutant(
+        "the ready file goes stale while the lease is held",
+        "cli/hold.py",
+        "            if self._file is not None and told",
+        "            if self._file is None and told",
+        "cli/test_hold.py::test_lost_with_notice_when_etcd_is_silent",
+    ),
+    Mutant(
+        "the port says ready after the lease was lost",
+        "cli/hold.py",
+        "return facts(lease, good) if good > 0 else None",
+        "return facts(lease, good)",
+        "cli/test_hold.py::test_a_probe_is_answered_by_the_clock",
+    ),
+    Mutant(
+        "a ready file of before the machine's start is believed",
+        "cli/ready.py",
+        "if boot != _boot_id():",
+        "if boot is None:",
+        "cli/test_hold.py::test_check_of_what_is_no_ready_file",
+    ),
+    Mutant(
+        "a stale ready file is believed",
+        "cli/ready.py",
+        "if boottime() >= until:",
+        "if until < 0:",
+        "cli/test_hold.py::test_killed_its_file_goes_stale",
+    ),
+    Mutant(
+        "the probe says ready while it waits",
+        "cli/ready.py",
+        "200 if now else 503",
+        "200",
+        "cli/test_hold.py::test_not_ready_while_it_waits",
+    ),
+    Mutant(
+        "what an earlier holder left in the ready file stays while it waits",
+        "cli/ready.py",
+        "            self.remove()\n        except",
+        "        except",
+        "cli/test_hold.py::test_not_ready_while_it_waits",
+    ),
+    Mutant(
+        "a drain that gave up says that it is done",
+        "cli/drain.py",
+        "return codes.CONFLICT",
+        "return codes.OK",
+        "cli/test_operate.py::test_drain_that_takes_too_long",
+    ),
+)
+
+
+def problems(mutants: Iterable[Mutant] = MUTANTS, root: Path = ROOT) -> list[str]:
+    """Which faults cannot be put in any more, and which of their tests are gone."""
+    wrong = []
+    for mutant in mutants:
+        count = (root / "etcdsem" / mutant.file).read_text().count(mutant.old)
+        if count != 1:
+            wrong.append(f"{mutant.file}: {count} times instead of once: {mutant.old!r}")
+        for test in mutant.tests.split():
+            path, _, name = test.partition("::")
+            if not re.search(rf"^(async )?def {name}\(", (root / "tests" / path).read_text(), re.M):
+                wrong.append(f"{mutant.file}: there is no test {test}")
+    return wrong
+
+
+class Copy:
+    """A copy of the package and its tests, into which faults are put."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        ignored = shutil.ignore_patterns("__pycache__", ".*")
+        for folder in ("etcdsem", "tests"):
+            shutil.copytree(ROOT / folder, place / folder, ignore=ignored)
+        shutil.copy(ROOT / "pyproject.toml", place)
+        self._env = {**os.environ, "PYTHONPATH": str(place)}
+
+    def check(self) -> None:
+        """Raise if the tests would not use this copy."""
+        code = "import etcdsem; print(etcdsem.__file__)"
+        run = [sys.executable, "-c", code]
+        used = subprocess.check_output(run, cwd=self.place, env=self._env, text=True)
+        if not Path(used.strip()).is_relative_to(self.place):
+            raise SystemExit(f"the tests would use {used.strip()}, not {self.place}")
+
+    def write(self, file: str, text: str) -> None:
+        """Give a file of the package another text."""
+        path = self.place / "etcdsem" / file
+        path.write_text(text)
+        # A compiled file is taken for fresh if the source has the same size and whole second.
+        Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
+
+    def test(self, tests: Iterable[str]) -> tuple[int, str]:
+        """Run some tests; gives pytest's exit code and what it printed."""
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+        # A fault may keep a test from ending even when it is told to.
+        command += [f"--timeout={TIMEOUT}", "--timeout-method=thread"]
+        command += ["--tb=line", f"--etcd={next(iter(_binaries()))}"]
+        command += [f"tests/{test}" for test in tests]
+        done = subprocess.run(
+            command,
+            cwd=self.place,
+            env=self._env,
+            text=True,
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        return done.returncode, done.stdout
+
+    def caught(self, mutant: Mutant) -> bool:
+        """Put a fault in, run its tests, and take it out again: has one of them failed?"""
+        good = (self.place / "etcdsem" / mutant.file).read_text()
+        self.write(mutant.file, good.replace(mutant.old, mutant.new))
+        try:
+            code, said = self.test(mutant.tests.split())
+        finally:
+            self.write(mutant.file, good)
+        if code not in (0, 1):
+            raise SystemExit(f"{mutant.what}: pytest could not run ({code}):\n{said}")
+        return code == 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Put the faults in, one at a time; the exit code is 1 if one survives."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="", help="those whose file or description contains this")
+    parser.add_argument("--list", action="store_true", help="print them, and do nothing")
+    given = parser.parse_args(arguments)
+    chosen = [one for one in MUTANTS if given.only in f"{one.file} {one.what}"]
+    if not chosen:
+        raise SystemExit(f"no fault matches {given.only!r}")
+    if given.list:
+        for one in chosen:
+            print(f"{one.file}: {one.what}\n    {one.tests}")
+        return 0
+    if wrong := problems(chosen):
+        raise SystemExit("\n".join(wrong))
+    survivors = []
+    with tempfile.TemporaryDirectory(prefix="etcdsem-mutants-") as place:
+        copy = Copy(Path(place).resolve())
+        copy.check()
+        code, said = copy.test(dict.fromkeys(test for one in chosen for test in one.tests.split()))
+        if code != 0:
+            raise SystemExit(f"the tests fail without any fault:\n{said}")
+        for one in chosen:
+            caught = copy.caught(one)
+            print(f"{'caught' if caught else 'SURVIVED':8} {one.file}: {one.what}", flush=True)
+            if not caught:
+                survivors.append(one)
+    print(f"{len(chosen)} faults, {len(survivors)} survived")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
