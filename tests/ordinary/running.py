@@ -184,7 +184,7 @@ class Run:
             if not _eventually(lambda: not left()):
                 self.note(f"leases are left in etcd: {sorted(left())}")
         if not _eventually(lambda: not self._extra_threads()):
-            self.note(f"threads are left: {self._extra_threads()}")
+            self.note(f"threads are left: {self._extra_threads()}\n{all_stacks()}")
         for violation in guard.take_violations():
             self.note(violation)
         for record in list(self.records):
