@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -22,6 +23,8 @@ from functools import partial
 from types import TracebackType
 
 from etcdsem.clock import boot_time
+
+log = logging.getLogger("etcdsem")
 
 AGAIN_AFTER = 0.2
 """Seconds after which a thread that has not begun is started again."""
@@ -127,8 +130,8 @@ class ClientLock:
 
     @property
     def starved(self) -> str:
-        """Why threads that were asked for could not be started; empty if there are none."""
-        return next((job.failed for job in list(self._jobs) if job.failed), "")
+        """Why a thread that serves all could not be started; empty if there is none."""
+        return next((job.failed for job in list(self._jobs) if job.failed and job.serves), "")
 
     # -- and done
 
@@ -163,7 +166,11 @@ class ClientLock:
                 self._start_thread(partial(self._run, job), job.name)
                 job.failed = ""
             except (RuntimeError, MemoryError) as error:
-                job.failed = str(error) or type(error).__name__
+                why = str(error) or type(error).__name__
+                if not job.failed:
+                    message = "etcdsem: the thread %s cannot be started: %s; trying again"
+                    self.log(partial(log.warning, message, job.name, why))
+                job.failed = why
 
     def _run(self, job: Job) -> None:
         if self._jobs.pop(job, self) is self:
@@ -180,7 +187,8 @@ class ClientLock:
             job.function()
         finally:
             self.settle()
-            while self.starved and not self.closed:  # nobody else may come by
+            while not self.closed and any(job.failed for job in list(self._jobs)):
+                # Nobody else may come by.
                 time.sleep(AGAIN_AFTER)
                 self.settle()
 

@@ -511,8 +511,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "one who was served stays in the known line",
         "core/station.py",
-        "if queued.created > created:",
-        "if queued.created >= created:",
+        "if queued.created > self.served_until:",
+        "if queued.created >= self.served_until:",
         "core/test_station.py::test_old_news_of_the_line_is_left_aside",
     ),
     Mutant(
@@ -553,8 +553,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a bound by max_hold is warned of again and again",
         "core/station.py",
-        "        self.warn_at = math.inf\n        log.warning",
-        "        log.warning",
+        "        self.warn_at = math.inf\n        self.station",
+        "        self.station",
         "core/test_station.py::test_a_grant_that_was_bound_is_warned_of_once",
     ),
     # ------------------------------------------------------------ keeper process
@@ -575,8 +575,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a helper process that hears nothing any more goes on renewing",
         "keeper/__init__.py",
-        "self._process.kill()\n            return",
-        "pass\n            return",
+        "self.kill()\n        return False",
+        "return False",
         "keeper/test_keeper.py::test_a_helper_that_cannot_be_told_is_killed",
     ),
     # ------------------------------------------------------------ etcd
@@ -803,7 +803,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a stopped wrapper keeps the command beyond its lease",
         "cli/guardian.py",
-        "left = deadline - boottime()",
+        "left = deadline - boot_time()",
         "left = 1.0",
         "cli/test_supervise.py::test_stopped_wrapper_cannot_keep_the_command",
     ),
@@ -950,7 +950,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a stale ready file is believed",
         "cli/ready.py",
-        "if boottime() >= until:",
+        "if boot_time() >= until:",
         "if until < 0:",
         "cli/test_hold.py::test_killed_its_file_goes_stale",
     ),

@@ -14,6 +14,7 @@ from etcdsem.core.commands import AccessDenied, Event, KeyValue, Listener, Watch
 from etcdsem.core.keys import ORDINARY, Limit, Queued, Wants
 from etcdsem.core.leases import TtlLease
 from etcdsem.core.station import (
+    FORGET_AFTER,
     RECENT,
     WATCH_AFTER_LAST_WAITER,
     WATCH_HELD_AFTER,
@@ -301,7 +302,7 @@ def test_stations_in_use_are_not_forgotten(hand: Hand) -> None:
     hold(stations[1])
     wait_in_line(stations[2])
     stations[3].tally.overbooked = 1
-    hand.time += WATCH_WAITER_AFTER  # all watches are set up now: nothing else is due
+    hand.time += FORGET_AFTER + 1.0  # all watches are set up now: nothing else is due
     session._tidy(hand.time)
     assert {station.name for station in session.stations.values()} >= {"s0", "s1", "s2", "s3"}
     assert len(session.stations) <= 1000

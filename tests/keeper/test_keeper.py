@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -311,7 +312,6 @@ class Broken:
         ("no_python", "cannot be started: sys.executable is not set"),
         ("no_process", "cannot be started: [Errno 11] Resource temporarily unavailable"),
         ("no_memory", "cannot be started: MemoryError"),
-        ("no_thread", "cannot be started: can't start new thread"),
     ],
 )
 def test_no_helper_can_be_started(
@@ -340,6 +340,30 @@ def test_no_helper_can_be_started(
     errors = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
     assert len(errors) == 1
     assert f"the keeper process {said}" in errors[0]
+    assert_clean(etcd, name)
+
+
+def test_no_thread_for_the_start_of_another_helper(
+    etcd: EtcdServer,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    """It is tried again until there is one, and meanwhile the program refreshes by itself."""
+    with etcdsem.connect(etcd.endpoint, keeper=True) as client:
+        sem = Semaphore(1, name, client=client, lease_timeout=TTL)
+        with sem.hold() as lease:
+            keeper = client.engine.helper
+            assert keeper is not None
+            first = keeper.pid
+            with monkeypatch.context() as patch:
+                Broken(patch, tmp_path).no_thread()
+                os.kill(first, signal.SIGKILL)
+                eventually(lambda: "etcdsem-keeper cannot be started" in caplog.text)
+                assert sem.client.engine.starved() == ""
+            eventually(lambda: keeper.pid not in (0, first))
+            assert lease.valid
     assert_clean(etcd, name)
 
 
@@ -383,6 +407,26 @@ def test_closed_while_another_helper_starts(monkeypatch: pytest.MonkeyPatch) -> 
     go.set()
     eventually(lambda: made and made[0].returncode is not None)
     assert len(made) == 1
+
+
+def test_a_helper_that_cannot_be_told_is_killed() -> None:
+    """Its pipe is full, so it would go on renewing a lease that was given back."""
+    keeper = KeeperProcess(etcdsem.connect("h:1").settings, 600)
+    lease = TtlLease(7, 10, 10.0, boot_time())
+    keeper.hand_over(lease)
+    helper = keeper._helper
+    assert helper is not None
+    read, full = os.pipe()
+    os.set_blocking(full, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(full, bytes(4096))
+    pipe, helper._pipe = helper._pipe, full
+    keeper.take_back(lease)
+    assert helper._process.wait(10) == -signal.SIGKILL
+    keeper.close()
+    os.close(pipe)
+    os.close(read)
 
 
 def test_an_error_of_ours_ends_the_helper(caplog: pytest.LogCaptureFixture) -> None:
