@@ -282,6 +282,13 @@ class _Engine(BaseEngine):
         finally:
             leave()
 
+    @property
+    def struck(self) -> bool:
+        """Is this thread at work in a client, so that whoever asks is a finalizer or a signal
+        handler that struck there?
+        """
+        return self.turn.held or inside() is not None
+
     def run_later(self, procedure: Procedure[object]) -> None:
         """Run a procedure that gives something back in another thread, a moment later."""
         guarded = functools.partial(self._guarded, lambda: self.run(procedure), "release")
@@ -329,10 +336,6 @@ class _Engine(BaseEngine):
 
     # -- its end
 
-    def dropped(self) -> None:
-        """Its client was garbage, so nothing is held (a lease keeps its client alive)."""
-        self.close(EXIT_GRACE)
-
     def close(self, grace: float) -> None:
         """Give everything back, for `grace` seconds at most, and let go of etcd."""
         with contextlib.suppress(Failure):
@@ -349,12 +352,19 @@ MARKED.add(_Engine._drive.__code__)
 
 
 def _drop(engine: _Engine) -> None:
-    """The end of a client that nobody has any more; perhaps a finalizer's call."""
-    within = inside()
-    if within is None:
-        engine.call(engine.dropped, "close")
+    """Its client was garbage, so nothing is held (a lease keeps its client alive)."""
+    _close_engine(engine, EXIT_GRACE, beside=True)
+
+
+def _close_engine(engine: _Engine, grace: float, *, beside: bool = False) -> None:
+    """Close it, or in a finalizer or signal handler have it closed (`beside`: that anyway)."""
+    close = functools.partial(engine.close, grace)
+    if engine.struck:
+        (inside() or engine.turn).note(close, "etcdsem-close", serves=False)
+    elif beside:
+        engine.call(close, "close")
     else:
-        within.note(engine.dropped, "etcdsem-close", serves=False)
+        close()
 
 
 # ---------------------------------------------------------------- client
@@ -442,13 +452,8 @@ class Client(BaseClient):
         with self._lock:
             engine, self._engine = self._engine, None
             self._closed = True
-        if engine is None or engine.pid != os.getpid():
-            return
-        within = inside()
-        if within is None:
-            engine.close(grace)
-        else:  # a finalizer, or a signal handler
-            within.note(functools.partial(engine.close, grace), "etcdsem-close", serves=False)
+        if engine is not None and engine.pid == os.getpid():
+            _close_engine(engine, grace)
 
     def _after_fork_in_child(self) -> None:
         self._lock = threading.RLock()
@@ -733,7 +738,7 @@ class Lease(BaseLease):
         """
         if not self._here:
             return False
-        if inside() is None:
+        if not self._engine.struck:
             return self._engine.run(self._releasing())
         self._semaphore._forget(self)
         self._engine.run_later(self._releasing())
@@ -742,10 +747,10 @@ class Lease(BaseLease):
     def _end(self) -> None:
         if not self._here:
             return
-        if inside() is None:
-            self._engine.run(self._ending())
-        else:
+        if self._engine.struck:
             self.release()
+        else:
+            self._engine.run(self._ending())
 
 
 def _to_caller(lease: Lease) -> None:
@@ -1028,7 +1033,7 @@ class Semaphore(Decorator, _Bound, BaseSemaphore[Lease]):
         """
         while True:
             lease = self._oldest()
-            if inside() is None:
+            if not lease._engine.struck:
                 done = lease._engine.run(self._releasing(lease._engine))
                 if done is not None:
                     return done
@@ -1225,7 +1230,7 @@ class _HeldAll(Decorator, AbstractContextManager[tuple[Lease, ...], None]):
         leases = self._leases
         if not leases or not leases[0]._here:
             return
-        if inside() is None:
+        if not leases[0]._engine.struck:
             leases[0]._engine.run(several.ending(leases, quietly=quietly))
         else:
             for lease in leases:

@@ -307,8 +307,8 @@ class Keeper:
             return math.inf
         due = lease.sent + lease.refresh
         if lease.asked is None and now >= due and not self._unrefreshed(lease, now):
-            lease.asked = now
             self.env.renew(lease.id)
+            lease.asked = now
         if lease.asked is not None:
             due = lease.asked + max(1.0, lease.ttl / 6)
         elif self._unrefreshed(lease, now):
@@ -395,8 +395,8 @@ def freshen(keeper: Keeper, lease: TtlLease, need: float, until: float) -> Proce
         box = lease.told = env.mailbox()
         try:
             if lease.asked is None:
-                lease.asked = now
                 env.renew(lease.id)
+                lease.asked = now
             yield from perform(Wait(box, min(until, now + TICK)))
         finally:
             lease.told = None

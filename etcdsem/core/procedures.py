@@ -963,6 +963,10 @@ def release(grant: Grant) -> Procedure[bool]:
         grant.given_back()
         keeper.settle_later(grant.lease)
         raise
+    if not there and station.session.closed:
+        grant.given_back()  # shutdown has revoked its lease meanwhile
+        keeper.settle_later(grant.lease)
+        return True
     if not there:
         grant.count_lost("its key in etcd was gone when it was released")
         keeper.settle_later(grant.lease)

@@ -116,6 +116,9 @@ Calling: TypeAlias = Generator[Rpc, Any, R]
 """Yields the calls to be made; the answer is sent in, an error of gRPC thrown in."""
 
 
+_abandoned: list[Any] = []  # channels that even the collector must not close
+
+
 class Link:
     """One endpoint's channels. `trusted` once it has answered, until it fails."""
 
@@ -153,11 +156,12 @@ class Link:
         )
         return call
 
-    def forget_streams(self) -> None:
-        """The channel for streams is of no use any more."""
-        channel, self._stream_channel = self._stream_channel, None
-        if channel is not None and not self._lent:
-            channel.close()
+    def abandon_streams(self) -> None:
+        """The channel for streams is of no use any more. To close it would wait for ever for the
+        thread that gRPC could not start.
+        """
+        _abandoned.append(self._stream_channel)
+        self._stream_channel = None
 
     def channels(self) -> list[Any]:
         """The channels that were opened, and are ours to close."""
@@ -560,7 +564,7 @@ class Connection(Calls):
             return Stream(link.stream(name)(requests, metadata=metadata_of(token)), link, token)
         except (RuntimeError, MemoryError) as error:
             # gRPC could not start a thread of its own, and thinks from now on that it runs.
-            link.forget_streams()
+            link.abandon_streams()
             raise NotApplied(f"no stream can be opened: {error}", str(link.endpoint)) from error
 
     def close(self) -> None:
