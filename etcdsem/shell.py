@@ -756,8 +756,10 @@ class BaseSemaphore(Named, Generic[L]):
         return lease
 
     def _oldest(self) -> L:
-        """The lease that `release` gives back."""
-        lease = min(self.leases, key=lambda one: OWNERS.index(one.owner), default=None)
+        """The lease that `release` gives back. One that is lost comes first: whoever had it will
+        release too, and must not give back that of somebody who is at work.
+        """
+        lease = min(self.leases, key=lambda one: (OWNERS.index(one.owner), one.valid), default=None)
         if lease is None:
             raise ReleasedTooOften("Released too often")
         return lease

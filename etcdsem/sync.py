@@ -555,7 +555,8 @@ class Client(BaseClient):
     def evict(
         self, name: str, *, slot: int | None = None, lease: str | None = None
     ) -> Holder | Waiter | Junk:
-        """End one lease: that of the holder of `slot`, or the one with the id `lease` (hex).
+        """End one lease: that of the holder of `slot`, or the one with the id `lease` (hex). The
+        acquire of a waiter ends with the error `Evicted`.
 
         Raises NobodyThere if nobody has it.
         """
@@ -963,10 +964,13 @@ class Semaphore(Decorator, _Bound, BaseSemaphore[Lease]):
 
         Raises:
             SemaphoreClosed: the semaphore is not known (any more).
+            Evicted: an operator ended this acquire while it waited (`evict`).
             WeightExceedsLimit: the limit is less than `weight`, or was lowered so far meanwhile
                 (to 0, or paused: then one waits).
             EtcdUnavailable: etcd could not be reached during the whole timeout (without one: for
                 the client's `dial_timeout` at first contact, or for 60 s later on).
+            EtcdSemError: no thread can be started, so nothing would refresh the lease; or the
+                client was closed.
         """
         taken: list[Lease] = []
         try:
@@ -1020,13 +1024,14 @@ class Semaphore(Decorator, _Bound, BaseSemaphore[Lease]):
 
     def release(self) -> bool:
         """Give back this object's oldest lease. Any thread may do so; as many releases as acquires
-        leave nothing held.
+        leave nothing held. A lease that was lost comes first, one that somebody has in hand
+        (`acquire_lease`, `hold`, ``with``) last.
 
         Returns:
-            True when etcd knows. False when etcd could not be told (its TTL will free the slot),
-            or when the lease was lost before; then a warning is logged. False too in a finalizer
-            or signal handler that strikes while this thread is inside etcdsem: then another
-            thread gives it back a moment later.
+            True when etcd knows. False when etcd could not be told within some 5 seconds (its TTL
+            will free the slot), or when the lease was lost before; then a warning is logged. False
+            too in a finalizer or signal handler that strikes while this thread is inside etcdsem:
+            then another thread gives it back a moment later.
 
         Raises:
             ReleasedTooOften: this object holds no lease; nothing changes in etcd.

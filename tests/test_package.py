@@ -51,7 +51,7 @@ MAY: dict[str, set[str]] = {
     "sync": FACADE,
     "aio": FACADE,
     "server": {"errors", "interpreter"},
-    "testing": {*PLAIN, "core", "sync", "aio", "server"},
+    "testing": {*PLAIN, "core", "shell", "sync", "aio", "server"},
     "cli": {*PLAIN, "", "clock", "interpreter", "sync", "aio", "metrics", "server", "testing"},
     "__main__": {"cli"},
     "": {*PLAIN, "sync"},

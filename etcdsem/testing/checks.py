@@ -28,7 +28,8 @@ Of what operators and bounds do:
     is over, and there are no faults, its slot is given up soon.
 
 At the end:
-9. All callers have returned, and no key is left but the limit (and the mark).
+9. All callers have returned, and no key is left but the limit (and the mark). An object that
+   threads shared, and released as often as they acquired, holds no lease.
 """
 
 from __future__ import annotations

@@ -106,10 +106,17 @@ class Options:
     """Its priority: one of these."""
     eager: float = 0.0
     """The share of acquires that are eager."""
+    shared: bool = False
+    """Most workers of a client share one semaphore object, and release some lease of it."""
 
     @classmethod
     def of(cls, seed: int) -> Options:
         """Draw them from a seed; some have themes, to which chance comes too seldom."""
+        shared = Random(f"what they share, {seed}").random() < 0.2
+        return replace(cls._themed(seed), shared=shared)
+
+    @classmethod
+    def _themed(cls, seed: int) -> Options:
         options = cls._drawn(seed)
         wants = Random(f"what they want, {seed}")
         if seed % 10 == 5:

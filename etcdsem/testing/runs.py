@@ -28,6 +28,7 @@ from etcdsem.errors import (
 )
 from etcdsem.testing.checks import Checker
 from etcdsem.testing.faults import KINDS, Nemesis, Options
+from etcdsem.testing.shared import SharedObject
 from etcdsem.testing.simulator import PREFIX, Cancelled, Process, SimClient, World
 
 SETTLE = 8.0
@@ -76,6 +77,7 @@ class Run:
         self.world.on_drained = lambda name, client, began: self.checkers[name].told_drained(
             client, began
         )
+        self.shared: dict[tuple[SimClient, str], SharedObject] = {}
         self.stopping = False
         self.calm = False
         self.workers: list[tuple[SimClient, Process]] = []
@@ -113,6 +115,11 @@ class Run:
         station = client.session.station(PREFIX, name)
         station.group.lanes = options.lanes
         box = client.mailbox()
+        shared = None
+        if options.shared and int(client.world.rng.random() * 4):
+            shared = self.shared.get((client, name))
+            if shared is None:
+                shared = self.shared[client, name] = SharedObject(client, name, self.checkers[name])
         while not self.stopping and not client.session.closed:
             try:
                 yield from perform(Wait(box, client.now() + rng.expovariate(1 / options.idle)))
@@ -124,7 +131,12 @@ class Run:
                 if grants is None:
                     yield from perform(Wait(box, client.now() + 0.05 * rng.random()))
                     continue
-                yield from self._work(client, grants)
+                if shared is not None and len(grants) == 1:
+                    shared.take(grants[0])
+                    world.counters["leases of a shared object"] += 1
+                    yield from self._work(client, grants, shared)
+                else:
+                    yield from self._work(client, grants)
             except Cancelled:
                 world.counters["cancelled"] += 1
 
@@ -210,7 +222,9 @@ class Run:
             return several.Taken([], several.Full(several.Want(stations[0], order)))
         return several.Taken([grant])
 
-    def _work(self, client: SimClient, grants: list[Grant]) -> Procedure[None]:
+    def _work(
+        self, client: SimClient, grants: list[Grant], shared: SharedObject | None = None
+    ) -> Procedure[None]:
         rng = self.world.rng
         box = client.mailbox()
         for grant in grants:
@@ -228,9 +242,13 @@ class Run:
                 self.checkers[lost.station.name].told_lost(client, lost)
                 self.world.counters["lost leases"] += 1
         finally:
-            for grant in grants:
-                self.checkers[grant.station.name].ended(grant)
-            yield from self._give_back(client, grants)
+            if shared is not None:
+                done = yield from shared.release()
+                client.trace("release of some lease of", grants[0].station.name, "gives", done)
+            else:
+                for grant in grants:
+                    self.checkers[grant.station.name].ended(grant)
+                yield from self._give_back(client, grants)
 
     def _give_back(self, client: SimClient, grants: list[Grant]) -> Procedure[None]:
         try:
@@ -260,6 +278,7 @@ class Run:
         if world.counters["grants"] < before:
             raise AssertionError("counters never go back")
         self._everybody_is_back()
+        self._everything_is_given_back()
         self._close()
         world.run(world.now + 2 * options.ttl + 10.0)
         for checker in self.checkers.values():
@@ -280,6 +299,14 @@ class Run:
 
     def _live_workers(self) -> list[tuple[SimClient, Process]]:
         return [pair for pair in self.workers if pair[0].fine]
+
+    def _everything_is_given_back(self) -> None:
+        for (client, name), shared in self.shared.items():
+            if client.fine and not client.session.closed and shared.leases:
+                self.world.fail(
+                    f"client {client.number}'s object of {name} was released as often as acquired, "
+                    f"and still has {shared.leases}"
+                )
 
     def _everybody_is_back(self) -> None:
         for client, process in self._live_workers():

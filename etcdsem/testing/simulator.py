@@ -408,6 +408,9 @@ class Link:
 class SimClient:
     """A client process: an `Env` for the core, its procedures, its streams."""
 
+    helper = None  # no keeper process
+    here = True
+
     def __init__(self, world: World, number: int, *, rate: float = 1.0) -> None:
         self.world = world
         self.number = number
@@ -462,6 +465,9 @@ class SimClient:
 
     def starved(self) -> str:
         return ""
+
+    def after(self, action: Callable[[], object]) -> None:
+        action()
 
     def call(self, function: Callable[[], object], name: str) -> None:
         self.soon(function)

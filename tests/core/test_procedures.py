@@ -219,3 +219,27 @@ def test_a_release_whose_outcome_is_unknown_ends_the_lease(
     assert lease.id not in etcd.leases()
     assert sem.acquire(timeout=0)
     assert sem.leases[0].id != lease.id
+
+
+def test_a_release_that_its_clients_end_overtakes_is_no_loss(
+    etcd: Memory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Closing revokes its lease too, so it finds its slot gone. Nobody has lost anything."""
+    client = etcd.client()
+    lost: list[object] = []
+    sem = Semaphore(1, "db", client=client, on_lost=lost.append)
+    assert sem.acquire()
+    session = client.engine.session
+
+    def overtaken(perform: Callable[[], object]) -> object:
+        shutdown = procedures.shutdown(session, client.engine.now() + 10.0)
+        closing = threading.Thread(target=client.engine.run, args=(shutdown,))
+        closing.start()
+        closing.join()
+        assert held(etcd) == {}
+        return perform()
+
+    meddle(client, Transact, overtaken)
+    sem.release()
+    assert lost == []
+    assert "CRITICAL" not in caplog.text

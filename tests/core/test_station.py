@@ -445,3 +445,21 @@ def test_a_grant_that_was_bound_is_warned_of_once(station: Station, hand: Hand) 
     assert grant.warn_at == warn_at
     station.tidy(warn_at)
     assert grant.warn_at == math.inf
+
+
+def test_threads_get_the_same_station(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that use a new name at the same moment: what one holds, the other's client knows."""
+    session = Session(hand, "host.1.a")
+    made: list[Station] = []
+    make = Station.__init__
+
+    def meet(station: Station, *arguments: Any) -> None:
+        """Another thread comes while the first one's station is made."""
+        make(station, *arguments)
+        made.append(station)
+        if len(made) == 1:
+            made.append(session.station("/etcdsem", "db"))
+
+    monkeypatch.setattr(Station, "__init__", meet)
+    assert session.station("/etcdsem", "db") is made[-1]
+    assert list(session.stations.values()) == [made[-1]]

@@ -36,6 +36,7 @@ from etcdsem.core.transactions import Mine, Wish
 from etcdsem.testing import checks
 from etcdsem.testing.faults import PASSING, SEVERAL
 from etcdsem.testing.runs import run_seed
+from etcdsem.testing.shared import SharedObject
 from etcdsem.testing.simulator import SimClient, SimWatch, Violation
 from tests.scenarios.scenarios import a_big_one_that_leaves
 from tests.scenarios.stages import SimStage
@@ -60,6 +61,18 @@ FIRST = {
 """Where to look first for a bug that has a theme of its own among the seeds (`Options.of`)."""
 
 Patch = pytest.MonkeyPatch
+
+
+def chosen_before(patch: Patch) -> None:
+    """`release` chooses the lease first, and begins to give it back in another step."""
+
+    def releasing(shared: SharedObject, engine: object) -> Procedure[bool | None]:
+        lease = shared._oldest()
+        client = shared.client
+        yield from perform(Wait(client.mailbox(), client.now() + 0.01 * client.random()))
+        return (yield from lease._releasing())
+
+    patch.setattr(SharedObject, "_releasing", releasing)
 
 
 def repeat_on_unavailable(patch: Patch) -> None:
@@ -350,6 +363,7 @@ BUGS: list[tuple[Callable[[Patch], None], str]] = [
     (a_bound_stays_with_the_lease, "for its max_hold, which was not over"),
     (a_renewal_forgets_the_bound, "beyond its max_hold|held still"),
     (holders_stand_in_line, "duplicate key"),
+    (chosen_before, "released as often as acquired"),
 ]
 
 

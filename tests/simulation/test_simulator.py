@@ -66,6 +66,7 @@ NON_VACUOUS = (
     "batches of hand-overs",
     "several at once",
     "several in one transaction",
+    "leases of a shared object",
     "watch gaps",
     "watch streams cut",
     "renewal streams restarted",

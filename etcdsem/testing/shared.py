@@ -1,0 +1,79 @@
+"""One semaphore object that several simulated threads share: `acquire` and `release`, no ``with``.
+
+1. The bookkeeping is the library's own (`BaseSemaphore`): which leases an object has, and which of
+   them a `release` gives back.
+2. A thread may be held up wherever it is not in a step. So some releases begin a moment after they
+   were called.
+3. Whoever releases gives back some lease of the object, not its own. At the end as many must have
+   been given back as were taken.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from etcdsem.core.commands import Procedure, Wait, perform
+from etcdsem.core.station import Grant
+from etcdsem.shell import BaseEngine, BaseLease, BaseSemaphore
+from etcdsem.testing.checks import Checker
+from etcdsem.testing.simulator import SimClient
+
+
+class _Flag:
+    """The event of a lost lease."""
+
+    def __init__(self) -> None:
+        self._set = False
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def set(self) -> None:
+        self._set = True
+
+
+class SharedLease(BaseLease):
+    """A lease of a shared object."""
+
+    def __init__(self, shared: SharedObject, grant: Grant) -> None:
+        self.lost = _Flag()
+        self._checker = shared.checker
+        super().__init__(shared, shared.engine, grant)
+
+    def _releasing(self) -> Procedure[bool]:
+        self._checker.ended(self._grant)  # nobody relies on it from now on
+        return super()._releasing()
+
+    def _on_lost(self, grant: Grant) -> None:
+        pass  # the worker hears of it in its own way
+
+
+class SharedObject(BaseSemaphore[SharedLease]):
+    """What the threads of one client share."""
+
+    def __init__(self, client: SimClient, name: str, checker: Checker) -> None:
+        settings: dict[str, Any] = dict.fromkeys(
+            ("lease_timeout", "refresh_interval", "on_lost", "labels", "prefix", "owner", "rate")
+        )
+        super().__init__(None, name, raise_on_loss=False, max_hold=None, **settings)
+        self.client = client
+        self.checker = checker
+        self.engine = cast("BaseEngine", client)
+
+    def take(self, grant: Grant) -> None:
+        """`acquire` has got a lease for some thread."""
+        self._list(grant, lambda one: SharedLease(self, one))
+
+    def release(self) -> Procedure[bool | None]:
+        """A thread calls `release`."""
+        rng, box = self.client.world.rng, self.client.mailbox()
+        if rng.random() < 0.3:
+            try:
+                yield from perform(Wait(box, self.client.now() + 0.01 * rng.random()))
+            except BaseException:
+                yield from self._releasing(self.engine)
+                raise
+        return (yield from self._releasing(self.engine))
+
+
+__all__ = ["SharedObject"]
