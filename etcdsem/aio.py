@@ -248,7 +248,7 @@ class _Engine(BaseEngine):
         # Not in the midst of a step: a handler may block the loop, or look at what we do.
         self._noted.append(functools.partial(log.log, level, message, *args, exc_info=error))
         if not self._stepping:
-            self.loop.call_soon(self._report)
+            self.later(self._report)
 
     def _report(self) -> None:
         while self._noted:

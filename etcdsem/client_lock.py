@@ -252,6 +252,17 @@ def inside() -> ClientLock | None:
     return within[-1] if within else None
 
 
+def elsewhere(own: ClientLock, function: Callable[[], object], name: str) -> None:
+    """Run a function in a thread of its own, started by whoever may start one: this thread once it
+    leaves the client that it is in, else now.
+    """
+    within = inside()
+    if within is None or within is _NOBODYS:
+        own.start(function, name, serves=False)
+    else:
+        within.note(function, name, serves=False)
+
+
 MARKED: set[object] = {ClientLock._serve.__code__}
 """The code of functions that work for a client."""
 

@@ -38,7 +38,7 @@ from typing import (
 )
 
 from etcdsem import endings, several
-from etcdsem.client_lock import MARKED, ClientLock, enter, inside, leave
+from etcdsem.client_lock import MARKED, ClientLock, elsewhere, enter, inside, leave
 from etcdsem.clock import boot_time
 from etcdsem.core import inspection, procedures
 from etcdsem.core.commands import (
@@ -359,10 +359,9 @@ def _drop(engine: _Engine) -> None:
 def _close_engine(engine: _Engine, grace: float, *, beside: bool = False) -> None:
     """Close it, or in a finalizer or signal handler have it closed (`beside`: that anyway)."""
     close = functools.partial(engine.close, grace)
-    if engine.struck:
-        (inside() or engine.turn).note(close, "etcdsem-close", serves=False)
-    elif beside:
-        engine.call(close, "close")
+    if beside or engine.struck:
+        guarded = functools.partial(engine._guarded, close, "close")
+        elsewhere(engine.turn, guarded, "etcdsem-close")
     else:
         close()
 
