@@ -41,8 +41,11 @@ class _Thread(threading.local):
     strike anywhere, and leaves it as it was."""
     serves = False
     """It serves all of a client, so it must not wait for foreign code."""
+    records: deque[Callable[[], object]] = deque()  # noqa: RUF012 - if a finalizer strikes below
+    """What this thread is to log."""
 
     def __init__(self) -> None:
+        self.records = deque()
         if _in_grpc():
             self.inside = (_NOBODYS,)
 
@@ -82,7 +85,8 @@ class ClientLock:
         self._jobs: dict[Job, None] = {}  # until they have begun
         self._actions: deque[Callable[[], object]] = deque()  # ours: quick, harmless when repeated
         self._records: deque[Callable[[], object]] = deque(maxlen=MOST_RECORDS)
-        self._reporter: Job | None = None  # logs for those who serve all
+        """Of the threads that serve all; the reporter logs them."""
+        self._reporter: Job | None = None
         self.closed = False  # threads that cannot be started are waited for no more
 
     def __enter__(self) -> None:
@@ -125,8 +129,8 @@ class ClientLock:
         self._actions.append(action)
 
     def log(self, record: Callable[[], object]) -> None:
-        """Log something."""
-        self._records.append(record)
+        """Log something. A thread that does not serve all logs its own, before its call returns."""
+        (self._records if _thread.serves else _thread.records).append(record)
 
     @property
     def starved(self) -> str:
@@ -137,15 +141,18 @@ class ClientLock:
 
     def settle(self) -> None:
         """Do what was noted, unless this thread holds the lock."""
-        if (self._jobs or self._actions or self._records) and not self.held:
+        mine = _thread.records
+        if (mine or self._jobs or self._actions or self._records) and not self.held:
             self._act()
             if self._jobs:
                 self._start_jobs()
+            if mine:
+                self._report(mine)
             if self._records:
                 if _thread.serves:
                     self._report_elsewhere()
                 else:
-                    self._report()
+                    self._report(self._records)
 
     def _act(self) -> None:
         while self._actions:
@@ -192,13 +199,14 @@ class ClientLock:
                 time.sleep(AGAIN_AFTER)
                 self.settle()
 
-    def _report(self) -> None:
+    @staticmethod
+    def _report(records: deque[Callable[[], object]]) -> None:
         """Log, outside of everything: a handler may well use this client."""
         outer, _thread.inside = _thread.inside, ()
         try:
-            while self._records:
+            while records:
                 try:
-                    record = self._records.popleft()
+                    record = records.popleft()
                 except IndexError:
                     return  # another thread was faster
                 try:
@@ -215,12 +223,12 @@ class ClientLock:
         if reporter in self._jobs:
             self._start_jobs()
         if reporter.failed:
-            self._report()
+            self._report(self._records)
 
     def _report_all(self) -> None:
         try:
             while self._records:
-                self._report()
+                self._report(self._records)
         finally:
             self._reporter = None
 

@@ -21,7 +21,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 import etcdsem
-from etcdsem import Client, RateLimit, Semaphore, aio, metrics
+from etcdsem import Client, RateLimit, Semaphore, aio, counting, metrics
 from etcdsem.core.tally import OTHER_RATES, OTHERS, Histogram, Tallies
 from etcdsem.metrics import RateLimitMetrics, SemaphoreMetrics
 from etcdsem.model import Rate
@@ -29,6 +29,12 @@ from tests.test_semaphore import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
+
+
+@pytest.fixture(autouse=True)
+def counted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a thousand semaphores of one process, further ones are not listed by name."""
+    monkeypatch.setattr(counting, "_counted", counting._Counted())
 
 
 def of(name: str) -> SemaphoreMetrics:

@@ -127,7 +127,7 @@ def test_a_big_one_is_not_passed(any_etcd: EtcdServer, client: Client, name: str
     assert_clean(any_etcd, name)
 
 
-@pytest.mark.parametrize("how", ["timeout", "evict"])
+@pytest.mark.parametrize("how", ["timeout", "evict", "deletion"])
 def test_who_stands_behind_a_big_one_that_leaves_is_served(
     any_etcd: EtcdServer, client: Client, name: str, how: str
 ) -> None:
@@ -139,16 +139,18 @@ def test_who_stands_behind_a_big_one_that_leaves_is_served(
         big = Asking(sem, weight=2, timeout=1.0 if how == "timeout" else None)
         small = Asking(here)
         assert small.waits
-        if how == "evict":
+        waiter = f"/etcdsem/{name}/waiters/{client.id}/{sem.waiters()[0].lease_id}"
+        if how == "deletion":  # it goes to the end of the line then, behind the small one
+            any_etcd.etcdctl("del", waiter)
+        elif how == "evict":
             client.evict(name, lease=sem.waiters()[0].lease_id)
-            # It goes to the end of the line then, behind the small one.
         small.get().release()
         held.release()
-        if how == "timeout":
+        if how == "deletion":
+            big.get().release()
+        else:
             big.thread.join(20)
             assert big.lease is None
-        else:
-            big.get().release()
 
 
 def test_released_slots_go_to_as_many_as_they_suffice_for(

@@ -41,7 +41,7 @@ class Watched:
         self.sent: list[signal.Signals] = []
         self.guarded: list[float] = []
         self.said: list[str] = []
-        monkeypatch.setattr(supervisor, "boottime", lambda: self.now)
+        monkeypatch.setattr(supervisor, "boot_time", lambda: self.now)
         monkeypatch.setattr(supervisor, "say", self.said.append)
         anything: Any = self
         self.supervisor = Supervisor("db", lease, anything, anything, anything, anything, policy)

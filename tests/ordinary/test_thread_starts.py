@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
+import signal
 import subprocess
 import threading
 import time
@@ -283,7 +285,7 @@ def keeper_dies(run: Run) -> None:
 
     helper: Any = client.engine.helper
     with unittest.mock.patch("subprocess.Popen", Ending):
-        helper._process.kill()
+        os.kill(helper.pid, signal.SIGKILL)
         end = time.monotonic() + 2 * TTL + 0.5
         while sem.leases[0].valid and time.monotonic() < end:
             time.sleep(0.05)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import etcdsem
@@ -199,8 +200,8 @@ class AioRates(_Judged):
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
         self.tasks: set[asyncio.Task[None]] = set()
-        self.clients = [self.do(self.connect()) for _ in range(3)]
-        self.limits = [self.do(self.limit(one)) for one in self.clients]
+        self.clients = [self.do(self.connect) for _ in range(3)]
+        self.limits = [self.do(partial(self.limit, one)) for one in self.clients]
         self.seen = self.limits[2]
 
     async def connect(self) -> aio.Client:
@@ -211,9 +212,13 @@ class AioRates(_Judged):
         """The rate limit, registered."""
         return await aio.RateLimit(self.name, FIRST_RATE.starts, FIRST_RATE.period, client=client)
 
-    def do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run something in the loop, and wait for it."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(IN_TIME)
+    def do(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Call something in the loop, and wait for it."""
+
+        async def work() -> T:
+            return await call()
+
+        return asyncio.run_coroutine_threadsafe(work(), self.loop).result(IN_TIME)
 
     def now(self) -> float:
         """By the clock of the stage."""
@@ -239,7 +244,7 @@ class AioRates(_Judged):
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
 
-        self.do(begin())
+        self.do(begin)
         if timeout is None:
             self.until(lambda: attempt.outcome.done() or self.waiting() > before)
         return attempt
@@ -251,7 +256,7 @@ class AioRates(_Judged):
         return not _own(asked).outcome.done()
 
     def retry_after(self, client: int) -> float:
-        later = self.do(self.limits[client].try_acquire())
+        later = self.do(lambda: self.limits[client].try_acquire())
         assert isinstance(later, Later)
         return later.retry_after
 
@@ -262,36 +267,36 @@ class AioRates(_Judged):
             station = self.clients[2].station(self.name)
             await self.clients[2].run(operating.resize(station, rate), "resize")
 
-        self.do(resize())
+        self.do(resize)
 
     def pause(self) -> bool:
-        return self.do(self.seen.pause())
+        return self.do(lambda: self.seen.pause())
 
     def resume(self) -> bool:
-        return self.do(self.seen.resume())
+        return self.do(lambda: self.seen.resume())
 
     def evict(self, slot: int) -> None:
-        self.do(self.clients[2].evict(self.name, slot=slot))
+        self.do(lambda: self.clients[2].evict(self.name, slot=slot))
 
     def leave(self, client: int) -> None:
-        self.do(self.clients[client].close())
+        self.do(lambda: self.clients[client].close())
 
     def close(self) -> None:
-        self.do(self.seen.close())
+        self.do(lambda: self.seen.close())
 
     def held(self) -> int:
-        return self.do(self.seen.status(ttl=False)).held
+        return self.do(lambda: self.seen.status(ttl=False)).held
 
     def waiting(self) -> int:
         try:
-            return len(self.do(self.seen.status(ttl=False)).waiters)
+            return len(self.do(lambda: self.seen.status(ttl=False)).waiters)
         except SemaphoreClosed:
             return 0
 
     def end(self) -> None:
         """Close the clients: whoever waits leaves the line."""
         for client in self.clients:
-            self.do(client.close())
+            self.do(client.close)
         self.stop()
 
     def stop(self) -> None:
@@ -338,13 +343,13 @@ class AioRatesInMemory(AioRates):
         until = self.etcd.now + IN_TIME
         while not condition():
             assert self.etcd.now < until, "it did not come about in time"
-            self.do(self.etcd.advance(0.01))
+            self.do(lambda: self.etcd.advance(0.01))
 
     def a_moment(self) -> None:
-        self.do(self.etcd.advance(0.03))
+        self.do(lambda: self.etcd.advance(0.03))
 
     def end(self) -> None:
-        self.do(self.etcd.close())
+        self.do(lambda: self.etcd.close())
         self.stop()
 
 

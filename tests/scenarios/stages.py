@@ -204,9 +204,13 @@ class AioStage(RealStage):
         self.clients = [aio.connect(etcd.endpoint) for _ in range(2)]
         self.semaphores = [aio.Semaphore(LIMIT, name, client=one) for one in self.clients]
 
-    def do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run something in the loop, and wait for it."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+    def do(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Call something in the loop, and wait for it."""
+
+        async def work() -> T:
+            return await call()
+
+        return asyncio.run_coroutine_threadsafe(work(), self.loop).result(30)
 
     def start(self, attempt: RealAttempt, timeout: float | None, wants: Wants) -> None:
         async def work() -> None:
@@ -220,7 +224,7 @@ class AioStage(RealStage):
         async def begin() -> None:
             attempt.task = asyncio.create_task(work())
 
-        self.do(begin())
+        self.do(begin)
 
     def cancel(self, attempt: Attempt) -> None:
         task = _real(attempt).task
@@ -228,12 +232,12 @@ class AioStage(RealStage):
         self.loop.call_soon_threadsafe(task.cancel)
 
     def release(self, attempt: Attempt) -> bool:
-        done: bool = self.do(_real(attempt).lease.release())
+        done: bool = self.do(lambda: _real(attempt).lease.release())
         return done
 
     def end(self) -> None:
         for client in self.clients:
-            self.do(client.close())
+            self.do(client.close)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(10)
         self.loop.close()
