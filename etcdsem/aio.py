@@ -252,7 +252,11 @@ class _Engine(BaseEngine):
 
     def _report(self) -> None:
         while self._noted:
-            self._noted.pop(0)()
+            try:
+                self._noted.pop(0)()
+            except Exception as error:  # a filter's, or a handler's: no matter of who logs
+                context = {"message": "etcdsem: error while logging", "exception": error}
+                self.loop.call_exception_handler(context)
 
     def watch(
         self,
