@@ -348,6 +348,7 @@ class _Engine(BaseEngine):
         self.turn.settle()
 
 
+        self.session.until = self.now()  # who is still at it need not try again
 MARKED.add(_Engine._drive.__code__)
 
 

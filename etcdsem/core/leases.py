@@ -159,6 +159,7 @@ class Keeper:
         self._complained = -math.inf  # when an error of the heartbeat was logged
         self.unsettled: dict[int, int] = {}  # lease id: how many revocations of it are under way
         self.closed = False
+        self.ended: set[int] = set()  # the leases that the end of the client has revoked
         self.last_contact = -math.inf  # when etcd answered last
         self.chores: list[Callable[[float], float]] = []
         """Called by the heartbeat with the time; each gives the time it wants to be called next."""

@@ -1016,7 +1016,9 @@ def _revoke(session: Session, lease: TtlLease) -> Procedure[None]:
         except AccessDenied:
             raise
         except Failure:
-            if env.now() + pause >= until:
+            if lease.id in session.keeper.ended:
+                return  # by `shutdown`
+            if env.now() + pause >= min(until, session.until):
                 raise
         yield from sleep(session, pause * (0.5 + env.random()))
         now = env.now()
@@ -1237,3 +1239,7 @@ def shutdown(session: Session, until: float) -> Procedure[None]:
             yield from perform(RevokeLease(lease_id, min(left, RPC_TIMEOUT)))
         except Failure:
             continue
+        except LeaseNotFound:
+            keeper.ended.add(lease_id)
+        else:
+            keeper.ended.add(lease_id)
