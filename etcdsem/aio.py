@@ -1147,6 +1147,8 @@ class _HeldAll(AsyncDecorator, AbstractAsyncContextManager[tuple[Lease, ...], No
         return taken
 
     def _keep(self, leases: tuple[Lease, ...]) -> None:
+        for lease in leases:
+            lease.owner = "block"
         self._leases = leases
 
     def __aexit__(

@@ -202,11 +202,16 @@ class Keeper:
         lease.idle_since = self.env.now()
         self.spares.setdefault(lease.wanted, []).append(lease)
 
+    def _unspare(self, lease: TtlLease) -> None:
+        # Not by its state: an interruption may strike between the two.
+        spares = self.spares.get(lease.wanted, [])
+        if lease in spares:
+            spares.remove(lease)
+
     def retire(self, lease: TtlLease) -> None:
         """Keep it alive no longer; the caller revokes it, or has."""
         lease.on_lost = None
-        if lease.state == "spare":
-            self.spares[lease.wanted].remove(lease)
+        self._unspare(lease)
         if lease.state in ("busy", "spare"):
             lease.state = "settled"
         self.leases.pop(lease.id, None)
@@ -272,7 +277,7 @@ class Keeper:
         self.leases.pop(lease.id, None)
         if lease.state == "spare":
             lease.state = "gone"
-            self.spares[lease.wanted].remove(lease)
+        self._unspare(lease)
         if lease.state != "busy":
             return
         lease.state = "lost"
