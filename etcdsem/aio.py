@@ -252,7 +252,11 @@ class _Engine(BaseEngine):
 
     def _report(self) -> None:
         while self._noted:
-            self._noted.pop(0)()
+            try:
+                self._noted.pop(0)()
+            except Exception as error:  # a filter's, or a handler's: no matter of who logs
+                context = {"message": "etcdsem: error while logging", "exception": error}
+                self.loop.call_exception_handler(context)
 
     def watch(
         self,
@@ -1143,6 +1147,8 @@ class _HeldAll(AsyncDecorator, AbstractAsyncContextManager[tuple[Lease, ...], No
         return taken
 
     def _keep(self, leases: tuple[Lease, ...]) -> None:
+        for lease in leases:
+            lease.owner = "block"
         self._leases = leases
 
     def __aexit__(

@@ -97,8 +97,8 @@ def acquiring(
     on_wait: Callable[[str], object] | None,
     keep: Callable[[tuple[Any, ...]], object] | None = None,
 ) -> Procedure[tuple[Any, ...] | str]:
-    """A lease of each, in the order given; or the name of the one that was full. `keep` gets those
-    of a block, in the step in which they are granted.
+    """A lease of each, in the order given; or the name of the one that was full. `keep` gets
+    them in the step in which they are granted.
     """
     env = parts[0].station.session.env
     until = math.inf if limit is None else env.now() + limit
@@ -115,14 +115,19 @@ def acquiring(
     taken = yield from several.acquire_all(wants, until, once=limit == 0)
     if taken.full is not None:
         return taken.full.want.station.name
-    leases = tuple(
-        part.semaphore._list(grant, part.lease_of)
-        for part, grant in zip(parts, taken.grants, strict=True)
-    )
-    for lease in leases:
-        lease.owner = "caller" if keep is None else "block"
-    if keep is not None:
-        keep(leases)
+    try:  # whatever interrupts, as in `BaseSemaphore._acquiring`
+        leases = tuple(
+            part.semaphore._list(grant, part.lease_of)
+            for part, grant in zip(parts, taken.grants, strict=True)
+        )
+        for lease in leases:
+            lease.owner = "caller"
+        if keep is not None:
+            keep(leases)
+    except BaseException:
+        for part, grant in zip(parts, taken.grants, strict=True):
+            yield from part.semaphore._unlist(grant)
+        raise
     return leases
 
 

@@ -568,19 +568,36 @@ class Blocks(Generic[B]):
 
     def leave(self, frame: FrameType, owner: object) -> B:
         """The block that is left there; where that cannot be told apart, the one most like it, and
-        of several the last.
+        of several the last. What interrupts comes out once the block is not listed any more: one
+        that nobody refers to gives its lease back.
         """
+        interruption: BaseException | None = None
+        block: Block[B] | None = None
         while True:
-            entered = list(self._entered)
-            if not entered:
-                raise RuntimeError("a with block was left that was not entered")
-            entered.reverse()  # max() takes the first of those that are alike
-            block = max(entered, key=lambda one: one.likeness(frame, owner))
             try:
-                self._entered.remove(block)
+                block = self._most_like(frame, owner)
+                if block is not None:
+                    self._entered.remove(block)
+                break
             except ValueError:
-                continue  # another thread was faster
-            return block.held
+                block = None  # another thread was faster
+            except BaseException as error:
+                interruption = error
+                if block is not None and block not in self._entered:
+                    break
+        if interruption is not None:
+            try:
+                raise interruption
+            finally:
+                del interruption, block  # else they refer to each other by the traceback
+        if block is None:
+            raise RuntimeError("a with block was left that was not entered")
+        return block.held
+
+    def _most_like(self, frame: FrameType, owner: object) -> Block[B] | None:
+        entered = list(self._entered)
+        entered.reverse()  # max() takes the first of those that are alike
+        return max(entered, key=lambda one: one.likeness(frame, owner), default=None)
 
 
 # ---------------------------------------------------------------- semaphore
@@ -705,14 +722,18 @@ class BaseSemaphore(Named, Generic[L]):
             grant = yield from procedures.acquire(station, order, until, once=limit == 0)
             if grant is None:
                 return None
-            if self.rate is not None:
-                paced = yield from self._paced(station, grant, until, on_wait, once=limit == 0)
-                if not paced:
-                    return None
-                if not grant.valid(station.session.env.now()):
-                    grant.let_go()  # lost while it waited for the start: from the beginning
-                    continue
-            return self._list(grant, lease_of)
+            try:  # whatever interrupts: Ctrl-C may strike at any byte code
+                if self.rate is not None:
+                    paced = yield from self._paced(station, grant, until, on_wait, once=limit == 0)
+                    if not paced:
+                        return None
+                    if not grant.valid(station.session.env.now()):
+                        grant.let_go()  # lost while it waited for the start: from the beginning
+                        continue
+                return self._list(grant, lease_of)
+            except BaseException:
+                yield from self._unlist(grant)
+                raise
 
     def _paced(
         self,
@@ -727,11 +748,7 @@ class BaseSemaphore(Named, Generic[L]):
         identity = station.session.identity(self.owner, self.labels)
         ask = rates.Ask(identity, on_wait)
         grant.lease.paused = not self._refresh_leases
-        try:
-            started = yield from rates.start(self._rate_station(station), ask, until, once=once)
-        except BaseException:
-            yield from procedures.release(grant)
-            raise
+        started = yield from rates.start(self._rate_station(station), ask, until, once=once)
         if started is None:
             yield from procedures.release(grant)
         return started is not None
@@ -754,6 +771,13 @@ class BaseSemaphore(Named, Generic[L]):
         self._leases.append(lease)
         grant.lease.paused = not self._refresh_leases
         return lease
+
+    def _unlist(self, grant: Grant) -> Procedure[None]:
+        """Give back what nobody has got, since something struck after the grant."""
+        for lease in list(self._leases):
+            if lease._grant is grant:
+                self._forget(lease)
+        yield from procedures.release(grant)
 
     def _oldest(self) -> L:
         """The lease that `release` gives back. One that is lost comes first: whoever had it will

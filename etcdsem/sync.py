@@ -278,7 +278,12 @@ class _Engine(BaseEngine):
         try:
             enter(self.turn)
             with self._clock.busy():
-                return self._drive(procedure)
+                try:
+                    return self._drive(procedure)
+                except BaseException as error:
+                    if closed_generator(procedure):
+                        raise
+                    return self._drive(procedure, error)  # it struck between two steps
         finally:
             leave()
 
@@ -295,10 +300,9 @@ class _Engine(BaseEngine):
         self.turn.note(guarded, "etcdsem-release")
         self.session.keeper.box.put(None)  # the heartbeat will start it, if nobody does before
 
-    def _drive(self, procedure: Procedure[T]) -> T:
+    def _drive(self, procedure: Procedure[T], error: BaseException | None = None) -> T:
         turn = self.turn
         result: Any = None
-        error: BaseException | None = None
         while True:
             try:
                 try:
@@ -306,9 +310,9 @@ class _Engine(BaseEngine):
                         if error is None:
                             command = procedure.send(result)
                         else:
-                            thrown, error = error, None
-                            command = procedure.throw(thrown)
+                            command = procedure.throw(error)
                 finally:
+                    error = None  # its traceback refers to us
                     turn.settle()
                 result = self._perform(command)
             except StopIteration as stop:
@@ -344,6 +348,7 @@ class _Engine(BaseEngine):
         self._watches.close()
         self._renewals.close()
         self._calls.close()
+        self.session.until = self.now()  # who is still at it need not try again
         self.turn.closed = True
         self.turn.settle()
 
@@ -762,12 +767,13 @@ class _Held(Decorator, AbstractContextManager[Lease, None]):
     an interruption struck there, gives its lease back.
     """
 
+    _lease: Lease | None = None
+
     def __init__(self, semaphore: Semaphore, timeout: Duration | None, **wants: Any) -> None:
         self._semaphore = semaphore
         self._timeout = timeout
         self._wants = wants
         self._entered = False
-        self._lease: Lease | None = None
 
     def _block(self) -> Self:
         return type(self)(self._semaphore, self._timeout, **self._wants)
@@ -796,10 +802,14 @@ class _Held(Decorator, AbstractContextManager[Lease, None]):
         traceback: TracebackType | None,
     ) -> None:
         if self._lease is not None:
-            if kind is None:
-                self._lease._end()
-            else:
-                self._lease.release()
+            try:
+                if kind is None:
+                    self._lease._end()
+                else:
+                    self._lease.release()
+            except BaseException:
+                self.__del__()  # if something struck before it was given back
+                raise
 
     def __del__(self) -> None:
         if self._lease is not None and self._lease._held:
@@ -1006,9 +1016,11 @@ class Semaphore(Decorator, _Bound, BaseSemaphore[Lease]):
     ) -> Lease | None:
         """`keep` gets the lease in the step in which it is granted."""
         engine = self.client.engine
+        taken: list[Lease] = []
 
         def lease_of(grant: Grant) -> Lease:
             lease = Lease(self, engine, grant)
+            taken.append(lease)
             keep(lease)
             return lease
 
@@ -1019,7 +1031,12 @@ class Semaphore(Decorator, _Bound, BaseSemaphore[Lease]):
             lease_of,
             wants=read_wants(weight, priority, eager),
         )
-        return self._run(acquiring, "acquire")
+        try:
+            return self._run(acquiring, "acquire")
+        except BaseException:
+            for lease in taken:  # it was granted, and then something struck
+                lease.release()
+            raise
 
     def release(self) -> bool:
         """Give back this object's oldest lease. Any thread may do so; as many releases as acquires
@@ -1168,7 +1185,13 @@ def acquire_all(
         EtcdUnavailable: etcd could not be reached, as for `Semaphore.acquire`.
     """
     several.refuse_wants(weight, priority, eager)
-    taken = _acquire_all(semaphores, timeout, on_wait)
+    granted: list[Lease] = []
+    try:
+        taken = _acquire_all(semaphores, timeout, on_wait, granted.extend)
+    except BaseException:
+        for lease in granted:  # and then something struck
+            lease.release()
+        raise
     return None if isinstance(taken, str) else taken
 
 
@@ -1193,11 +1216,12 @@ def hold_all(
 class _HeldAll(Decorator, AbstractContextManager[tuple[Lease, ...], None]):
     """The block of ``with hold_all(...)``; see `_Held`."""
 
+    _leases: tuple[Lease, ...] = ()
+
     def __init__(self, semaphores: tuple[Semaphore, ...], timeout: Duration | None) -> None:
         self._semaphores = semaphores
         self._timeout = timeout
         self._entered = False
-        self._leases: tuple[Lease, ...] = ()
 
     def _block(self) -> Self:
         return type(self)(self._semaphores, self._timeout)
@@ -1216,6 +1240,8 @@ class _HeldAll(Decorator, AbstractContextManager[tuple[Lease, ...], None]):
             raise
 
     def _keep(self, leases: tuple[Lease, ...]) -> None:
+        for lease in leases:
+            lease.owner = "block"
         self._leases = leases
 
     def __exit__(
@@ -1224,7 +1250,11 @@ class _HeldAll(Decorator, AbstractContextManager[tuple[Lease, ...], None]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._end(quietly=kind is not None)
+        try:
+            self._end(quietly=kind is not None)
+        except BaseException:
+            self.__del__()  # if something struck before they were given back
+            raise
 
     def __del__(self) -> None:
         if any(lease._held for lease in self._leases):
@@ -1245,7 +1275,7 @@ def _acquire_all(
     semaphores: tuple[Semaphore, ...],
     timeout: Duration | None,
     on_wait: Callable[[str], object] | None,
-    keep: Callable[[tuple[Lease, ...]], object] | None = None,
+    keep: Callable[[tuple[Lease, ...]], object],
 ) -> tuple[Lease, ...] | str:
     parts = several.parts_of(semaphores, Semaphore, Lease)
     limit = timeout_seconds(timeout)

@@ -159,6 +159,7 @@ class Keeper:
         self._complained = -math.inf  # when an error of the heartbeat was logged
         self.unsettled: dict[int, int] = {}  # lease id: how many revocations of it are under way
         self.closed = False
+        self.ended: set[int] = set()  # the leases that the end of the client has revoked
         self.last_contact = -math.inf  # when etcd answered last
         self.chores: list[Callable[[float], float]] = []
         """Called by the heartbeat with the time; each gives the time it wants to be called next."""
@@ -201,11 +202,16 @@ class Keeper:
         lease.idle_since = self.env.now()
         self.spares.setdefault(lease.wanted, []).append(lease)
 
+    def _unspare(self, lease: TtlLease) -> None:
+        # Not by its state: an interruption may strike between the two.
+        spares = self.spares.get(lease.wanted, [])
+        if lease in spares:
+            spares.remove(lease)
+
     def retire(self, lease: TtlLease) -> None:
         """Keep it alive no longer; the caller revokes it, or has."""
         lease.on_lost = None
-        if lease.state == "spare":
-            self.spares[lease.wanted].remove(lease)
+        self._unspare(lease)
         if lease.state in ("busy", "spare"):
             lease.state = "settled"
         self.leases.pop(lease.id, None)
@@ -271,7 +277,7 @@ class Keeper:
         self.leases.pop(lease.id, None)
         if lease.state == "spare":
             lease.state = "gone"
-            self.spares[lease.wanted].remove(lease)
+        self._unspare(lease)
         if lease.state != "busy":
             return
         lease.state = "lost"

@@ -270,23 +270,21 @@ def acquire(station: Station, order: Order, until: float, *, once: bool) -> Proc
         )
     finally:
         tally.pending -= counted
-    if grant is not None:
-        try:
-            yield from refuse_starved(station.session)
-        except BaseException:
-            yield from release(grant)
-            raise
-    wrong = None if grant is None else _known_wrong(station, order)
-    if grant is not None and wrong is not None:
-        yield from release(grant)  # it was closed, and registered as another kind, meanwhile
-        raise wrong
     if grant is None:
         tally.timeouts += counted
-    else:
+        return None
+    try:  # whatever interrupts
+        yield from refuse_starved(station.session)
+        wrong = _known_wrong(station, order)
+        if wrong is not None:
+            raise wrong  # it was closed, and registered as another kind, meanwhile
         if counted:
             grant.count(env.now() - began)
         if order.max_hold is not None:
             grant.bind(order.max_hold)
+    except BaseException:
+        yield from release(grant)
+        raise
     return grant
 
 
@@ -429,6 +427,9 @@ def _alone(station: Station, txn: Txn, until: float = math.inf) -> Procedure[Txn
 
 def withdraw(session: Session, lease: TtlLease) -> Procedure[None]:
     """End an attempt that was interrupted: out of the line, and back with what was granted."""
+    for station in list(session.stations.values()):
+        if (grant := station.grants.get(lease.id)) is not None:  # that nobody has got
+            grant.detach()
     session.keeper.retire(lease)
     try:
         yield from perform(RevokeLease(lease.id, 1.5))
@@ -960,6 +961,7 @@ def release(grant: Grant) -> Procedure[bool]:
         grant.given_back()
         return (yield from _release_by_revoking(grant))
     except BaseException:
+        grant.detach()
         grant.given_back()
         keeper.settle_later(grant.lease)
         raise
@@ -1016,7 +1018,9 @@ def _revoke(session: Session, lease: TtlLease) -> Procedure[None]:
         except AccessDenied:
             raise
         except Failure:
-            if env.now() + pause >= until:
+            if lease.id in session.keeper.ended:
+                return  # by `shutdown`
+            if env.now() + pause >= min(until, session.until):
                 raise
         yield from sleep(session, pause * (0.5 + env.random()))
         now = env.now()
@@ -1235,5 +1239,9 @@ def shutdown(session: Session, until: float) -> Procedure[None]:
             keeper.retire(keeper.leases[lease_id])
         try:
             yield from perform(RevokeLease(lease_id, min(left, RPC_TIMEOUT)))
+        except LeaseNotFound:
+            keeper.ended.add(lease_id)
         except Failure:
             continue
+        else:
+            keeper.ended.add(lease_id)

@@ -82,23 +82,24 @@ def acquire_all(wants: Sequence[Want], until: float, *, once: bool) -> Procedure
         station.tally.pending += 1
         station.tally.carried = order.carried
     try:
-        full = yield from _take_all(wants, until, hand, once=once)
+        try:
+            full = yield from _take_all(wants, until, hand, once=once)
+        finally:
+            for want in wants:
+                want.station.tally.pending -= 1
         if full is None:
             yield from refuse_starved(wants[0].station.session)
+        for grant in hand:
+            grant.count(env.now() - began)
+        places = {want.station: place for place, want in enumerate(wants)}
+        taken = Taken(sorted(hand, key=lambda grant: places[grant.station]), full)
     except BaseException:
         yield from _put_back(hand)
         raise
-    finally:
-        for want in wants:
-            want.station.tally.pending -= 1
     if full is not None:
         for want in wants:
             want.station.tally.timeouts += 1
-        return Taken([], full)
-    for grant in hand:
-        grant.count(env.now() - began)
-    order_given = {want.station: place for place, want in enumerate(wants)}
-    return Taken(sorted(hand, key=lambda grant: order_given[grant.station]))
+    return taken
 
 
 def _take_all(

@@ -212,12 +212,13 @@ class Grant:
         self.warn_at = math.inf  # when its end by max_hold is near
         self.spent = False  # a start of a rate limit, handed out: not to be given back yet
         lease.on_lost = self.lost
-        station.grants[lease.id] = self
+        weight = len(self.slots)
+        station.grants[lease.id] = self  # together, whatever interrupts; see `detach`
+        station.tally.active += 1
+        station.tally.slots += weight
         for one in self.slots:
             station.recent.pop(one, None)
             station.held[one] = self
-        station.tally.active += 1
-        station.tally.slots += len(self.slots)
 
     @property
     def mine(self) -> Mine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -308,6 +309,39 @@ def test_an_error_in_the_background_is_logged(caplog: pytest.LogCaptureFixture) 
 
     in_memory(main)
     assert "error in on_wait" in caplog.text
+
+
+def test_a_handler_that_raises_harms_no_lease() -> None:
+    """The error is the event loop's to tell; the step that logged, the heartbeat too, goes on."""
+
+    class Full(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise OSError("no space left on device")
+
+    async def main(etcd: Memory) -> None:
+        told: list[object] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: told.append(context["exception"]))
+        client = etcd.client()
+        short = await Semaphore(1, "short", client=client, max_hold="1s")
+        kept = await Semaphore(1, "kept", client=client, lease_timeout="3s")
+        await kept.acquire()
+        await short.acquire()
+        (lost,), (lease,) = short.leases, kept.leases
+        await etcd.advance("10s")
+        assert lost.lost.is_set()
+        assert lease.valid
+        assert await lost.release() is False
+        assert await kept.release() is True
+        assert [str(error) for error in told] == ["no space left on device"] * len(told)
+        assert told
+
+    handler = Full()
+    logging.getLogger("etcdsem").addHandler(handler)
+    try:
+        in_memory(main)
+    finally:
+        logging.getLogger("etcdsem").removeHandler(handler)
 
 
 # ---------------------------------------------------------------- loops
