@@ -91,6 +91,7 @@ def holds(run: Run, sem: Semaphore, lost: threading.Event, *, must_live: bool) -
 
 def kth_start(run: Run) -> None:
     """The k-th thread of the program cannot be started."""
+    run.abandons = True
     run.expected += EXPECTED
     lasting: bool = run.options["lasting"]
     failing = Failing(run.options["k"], lasting=lasting)
