@@ -1006,7 +1006,8 @@ class Semaphore(AsyncDecorator, _Bound, BaseSemaphore[Lease]):
         return await self._run(acquiring, "acquire")
 
     async def release(self) -> bool:
-        """Give back this object's oldest lease; False if etcd could not be told, or it was lost.
+        """Give back this object's oldest lease that was acquired in this event loop; False if etcd
+        could not be told, or it was lost.
 
         Raises ReleasedTooOften if it holds none.
         """
@@ -1015,6 +1016,11 @@ class Semaphore(AsyncDecorator, _Bound, BaseSemaphore[Lease]):
             done = await lease._run(self._releasing(lease._engine))
             if done is not None:
                 return done
+
+    def _releasable(self) -> tuple[Lease, ...]:
+        loop = asyncio.get_running_loop()
+        ours = tuple(lease for lease in self.leases if lease._engine.loop is loop)
+        return ours or self.leases  # those of other loops: an error that says so
 
     def hold(
         self,

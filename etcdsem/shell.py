@@ -783,10 +783,14 @@ class BaseSemaphore(Named, Generic[L]):
         """The lease that `release` gives back. One that is lost comes first: whoever had it will
         release too, and must not give back that of somebody who is at work.
         """
-        lease = min(self.leases, key=lambda one: (OWNERS.index(one.owner), one.valid), default=None)
+        leases = self._releasable()
+        lease = min(leases, key=lambda one: (OWNERS.index(one.owner), one.valid), default=None)
         if lease is None:
             raise ReleasedTooOften("Released too often")
         return lease
+
+    def _releasable(self) -> tuple[L, ...]:
+        return self.leases
 
     def _releasing(self, engine: BaseEngine) -> Procedure[bool | None]:
         """Give back the oldest lease. It is chosen here, in one step with the beginning of its

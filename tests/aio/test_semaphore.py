@@ -6,6 +6,8 @@ import asyncio
 import inspect
 import logging
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -283,3 +285,31 @@ def test_each_loop_has_a_default_client(
 
     assert asyncio.run(main()) != asyncio.run(main())
     assert_clean(etcd, name)
+
+
+def test_release_takes_a_lease_of_its_own_loop(etcd: EtcdServer, name: str) -> None:
+    """Also where another loop, in another thread, has an older one of the same object."""
+    sem = Semaphore(2, name, client=None)
+    held, leave = threading.Event(), threading.Event()
+
+    async def elsewhere() -> None:
+        aio.swap_default_client(aio.connect(etcd.endpoint))
+        await sem.acquire()
+        held.set()
+        await asyncio.to_thread(leave.wait)
+        assert await sem.release() is True
+
+    async def main() -> None:
+        aio.swap_default_client(aio.connect(etcd.endpoint))
+        await sem.acquire()
+        assert await sem.release() is True
+
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(asyncio.run, elsewhere())
+        held.wait()
+        try:
+            asyncio.run(main())
+        finally:
+            leave.set()
+        other.result()
+    assert sem.leases == ()
