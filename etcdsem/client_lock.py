@@ -186,8 +186,11 @@ class ClientLock:
             _thread.serves = True
             _thread.inside = (self,)
             self._serve(job)
-        else:
+            return
+        try:
             job.function()
+        finally:
+            self.settle()  # what it has logged
 
     def _serve(self, job: Job) -> None:
         try:
