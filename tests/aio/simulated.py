@@ -342,6 +342,7 @@ class AioRun(Run):
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        self.shared = {}  # steps of a loop do not meet
         self.world: AioWorld = AioWorld(options.seed)
         names = [f"sem{number}" for number in range(options.semaphores)]
         self.checkers = {name: Checker(self.world, PREFIX, name) for name in names}
