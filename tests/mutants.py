@@ -1001,7 +1001,7 @@ class Copy:
         for folder in ("etcdsem", "tests"):
             shutil.copytree(ROOT / folder, place / folder, ignore=ignored)
         shutil.copy(ROOT / "pyproject.toml", place)
-        # Without PYTEST_ADDOPTS: an option of the run that we are part of, as --record, is not ours.
+        # PYTEST_ADDOPTS holds the options of the run that this is part of: --record is not ours.
         inherited = {v: it for v, it in os.environ.items() if not v.startswith("PYTEST_")}
         self._env = {**inherited, "PYTHONPATH": str(place)}
 
