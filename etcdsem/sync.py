@@ -758,10 +758,6 @@ class Lease(BaseLease):
             self._engine.run(self._ending())
 
 
-def _to_caller(lease: Lease) -> None:
-    lease.owner = "caller"
-
-
 class _Held(Decorator, AbstractContextManager[Lease, None]):
     """The block of ``with semaphore.hold()``. One that is dropped without having been left, since
     an interruption struck there, gives its lease back.
@@ -1003,7 +999,18 @@ class Semaphore(Decorator, _Bound, BaseSemaphore[Lease]):
 
         `on_wait` is called, in a thread of its own, once it is clear that one has to wait.
         """
-        return self._acquire(timeout, on_wait, _to_caller, weight, priority, eager)
+        taken: list[Lease] = []
+
+        def keep(lease: Lease) -> None:
+            lease.owner = "caller"
+            taken.append(lease)
+
+        try:
+            return self._acquire(timeout, on_wait, keep, weight, priority, eager)
+        except BaseException:
+            for lease in taken:  # it was granted, and then something struck
+                lease.release()
+            raise
 
     def _acquire(
         self,
@@ -1014,13 +1021,13 @@ class Semaphore(Decorator, _Bound, BaseSemaphore[Lease]):
         priority: int = 0,
         eager: bool = False,
     ) -> Lease | None:
-        """`keep` gets the lease in the step in which it is granted."""
+        """`keep` gets the lease in the step in which it is granted. Whoever calls gives it back if
+        something strikes after that.
+        """
         engine = self.client.engine
-        taken: list[Lease] = []
 
         def lease_of(grant: Grant) -> Lease:
             lease = Lease(self, engine, grant)
-            taken.append(lease)
             keep(lease)
             return lease
 
@@ -1031,12 +1038,7 @@ class Semaphore(Decorator, _Bound, BaseSemaphore[Lease]):
             lease_of,
             wants=read_wants(weight, priority, eager),
         )
-        try:
-            return self._run(acquiring, "acquire")
-        except BaseException:
-            for lease in taken:  # it was granted, and then something struck
-                lease.release()
-            raise
+        return self._run(acquiring, "acquire")
 
     def release(self) -> bool:
         """Give back this object's oldest lease. Any thread may do so; as many releases as acquires

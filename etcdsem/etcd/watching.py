@@ -96,8 +96,7 @@ class WatchStream:
         requests.end()
         if stream is not None:
             stream.call.cancel()
-        if self._thread is not None:
-            join(self._thread)
+        join(self._thread)
         requests.join()
 
     # -- the stream's thread
