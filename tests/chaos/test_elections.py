@@ -11,7 +11,6 @@ import pytest
 
 from tests.chaos.clusters import on_this_machine
 from tests.chaos.elections import StaleLeader, stale_leaders
-from tests.conftest import chosen
 from tests.test_semaphore import eventually
 
 AHEAD = 1_000_000.0
@@ -69,13 +68,9 @@ def test_who_was_killed() -> None:
     assert found(*restarted) == []
 
 
-@pytest.mark.parametrize("version", ["3.4", "3.5"])
-def test_a_leader_that_stands_still(request: pytest.FixtureRequest, version: str) -> None:
+def test_a_leader_that_stands_still(each_binary: str) -> None:
     """On a real cluster: it is stale until it goes on, by our clock too."""
-    binaries = chosen(request.config)
-    if version not in binaries:
-        pytest.skip(f"no etcd {version} here")
-    with on_this_machine(binaries[version]) as cluster:
+    with on_this_machine(each_binary) as cluster:
         number = cluster.leader()
         old = cluster.members[number]
         others = [member for member in cluster.members if member is not old]

@@ -9,5 +9,5 @@ from tests.conftest import chosen
 
 @pytest.fixture(scope="session")
 def module_binary(request: pytest.FixtureRequest) -> str:
-    """The newest etcd program."""
+    """The etcd program of the first kind."""
     return next(iter(chosen(request.config).values()))

@@ -35,15 +35,10 @@ def paste(etcd: SecuredEtcd, mark: str) -> None:
     )
 
 
-@pytest.fixture(scope="module", params=["3.5", "3.4"])
-def etcd(request: pytest.FixtureRequest) -> Iterator[SecuredEtcd]:
+@pytest.fixture(scope="module")
+def etcd(each_binary: str) -> Iterator[SecuredEtcd]:
     """One member of each kind, with all roles of the page."""
-    from tests.conftest import chosen
-
-    found = chosen(request.config)
-    if request.param not in found:
-        pytest.skip(f"no etcd {request.param} here, or not asked for")
-    with secured(found[request.param]) as one:
+    with secured(each_binary) as one:
         for mark in ("role-jobs", "role-smallest", "role-looking"):
             paste(one, mark)
         yield one

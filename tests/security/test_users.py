@@ -71,17 +71,6 @@ class Waiter:
         return self.outcome
 
 
-@pytest.fixture(params=["3.5", "3.4"])
-def each_binary(request: pytest.FixtureRequest) -> str:
-    """The etcd program of each kind."""
-    from tests.conftest import chosen
-
-    found = chosen(request.config)
-    if request.param not in found:
-        pytest.skip(f"no etcd {request.param} here, or not asked for")
-    return found[request.param]
-
-
 # ---------------------------------------------------------------- tokens
 
 
