@@ -18,6 +18,7 @@ any other image, also one without Python, C library or shell.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import shutil
@@ -35,7 +36,7 @@ LEFT_OUT = (
 
 USED = (
     *("etcdsem", "etcdsem.aio", "etcdsem.cli.main", "etcdsem.cli.run", "etcdsem.cli.hold"),
-    *("etcdsem.cli.operate", "etcdsem.etcd.rpc", "grpc", "grpc.aio", "google.protobuf"),
+    *("etcdsem.cli.operate", "etcdsem.etcd.stream_thread", "etcdsem.etcd.aio_streams", "ssl"),
     *("rich.console", "rich.table", "ctypes", "encodings.idna", "http.server"),
     "prometheus_client",  # an extra: may be missing
 )
@@ -115,7 +116,17 @@ def _needed(loader: Path, programs: Iterable[Path]) -> set[Path]:
         ).stdout  # fmt: skip
         for name, path in re.findall(r"^\s*(\S+) => (/\S+)", listed, re.M):
             found.setdefault(name, Path(path))
-    return {path for name, path in found.items() if not name.startswith("/")}
+    return {path for name, path in found.items() if not name.startswith("/")} | _at_thread_ends()
+
+
+def _at_thread_ends() -> set[Path]:
+    """What glibc loads only when a thread is ended: without it Python dies at its own end, if it
+    has daemon threads then (`hold`, `exporter`).
+    """
+    with contextlib.suppress(OSError):  # musl needs none
+        ctypes.CDLL("libgcc_s.so.1")
+    mapped = re.findall(r"(/\S*/libgcc_s\.so\.1)$", Path("/proc/self/maps").read_text(), re.M)
+    return set(map(Path, mapped))
 
 
 if __name__ == "__main__":

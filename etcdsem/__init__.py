@@ -5,7 +5,7 @@
     with Semaphore(max_leases=2, name="my_database"):
         ...
 
-Importing this loads no gRPC; that happens with the first connection.
+Importing this loads no protobuf; that happens with the first connection.
 """
 
 from etcdsem.errors import (

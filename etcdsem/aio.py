@@ -117,7 +117,7 @@ class Clock(Protocol):
 
 
 class Line(NamedTuple):
-    """All that an engine needs from outside: etcd over gRPC, or one in memory."""
+    """All that an engine needs from outside: a real etcd, or one in memory."""
 
     calls: Calls
     watches: Watches
@@ -128,7 +128,9 @@ class Line(NamedTuple):
 class Start(Protocol):
     """Starts a task that belongs to the engine."""
 
-    def __call__(self, work: Coroutine[Any, Any, None], name: str, /) -> object: ...
+    def __call__(
+        self, work: Coroutine[Any, Any, None], name: str, /
+    ) -> asyncio.Task[None] | None: ...
 
 
 Dial = Callable[[Start, Callable[[int, float], None]], Line]
@@ -215,7 +217,7 @@ class _Engine(BaseEngine):
 
     @property
     def connection(self) -> AioConnection:
-        """The gRPC connection, for what is no part of the core: counters."""
+        """The connection to etcd, for what is no part of the core: counters."""
         return cast("AioConnection", self._calls)
 
     @property
@@ -500,30 +502,12 @@ class Client(BaseClient):
         return _rebuild_client, (self.settings, self.prefix, self.keeper or False)
 
     def _dial(self, start: Start, renewed: Callable[[int, float], None]) -> Line:
-        if _grpc_aio_is_dead:
-            return self._dial_threads(renewed)
-        from etcdsem.etcd.aio_connection import AioConnection  # gRPC is loaded here
-        from etcdsem.etcd.aio_streams import AioKeepaliveStream, AioWatchStream
+        from etcdsem.etcd.aio_connection import AioConnection  # protobuf is loaded here
+        from etcdsem.etcd.aio_streams import AioStreams
 
         connection = AioConnection(self.settings)
-        return Line(
-            connection,
-            AioWatchStream(connection, start),
-            AioKeepaliveStream(connection, start, renewed),
-            RealClock(),
-        )
-
-    def _dial_threads(self, renewed: Callable[[int, float], None]) -> Line:
-        from etcdsem.etcd.aio_threads import ThreadCalls, ThreadRenewals, ThreadWatches
-        from etcdsem.etcd.connection import Connection
-
-        connection = Connection(self.settings)
-        return Line(
-            ThreadCalls(connection),
-            ThreadWatches(connection),
-            ThreadRenewals(connection, renewed),
-            RealClock(),
-        )
+        streams = AioStreams(connection, start, renewed)
+        return Line(connection, streams, streams, RealClock())
 
     @property
     def engine(self) -> _Engine:
@@ -710,14 +694,7 @@ _of_loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, Cli
 )
 
 
-_grpc_aio_is_dead = False
-"""In the forked child of a process that has used grpc.aio: its thread is not there, and there is
-no way to start it again."""
-
-
 def _after_fork_in_child() -> None:
-    global _grpc_aio_is_dead
-    _grpc_aio_is_dead = _grpc_aio_is_dead or "grpc.aio" in sys.modules
     for client in list(_clients):
         client._after_fork_in_child()
 

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 
+from etcdsem import endings
 from etcdsem.clock import boot_time
 
 log = logging.getLogger("etcdsem")
@@ -46,18 +47,6 @@ class _Thread(threading.local):
 
     def __init__(self) -> None:
         self.records = deque()
-        if _in_grpc():
-            self.inside = (_NOBODYS,)
-
-
-def _in_grpc() -> bool:
-    """Is this one of gRPC's own threads, or a thread within a call of gRPC's?"""
-    frame = sys._getframe()
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "grpc._channel":
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
 
 
 class Job:
@@ -124,6 +113,10 @@ class ClientLock:
         self._jobs[job] = None
         return job
 
+    def waits(self, job: Job | None) -> bool:
+        """Was it noted, and has not begun yet?"""
+        return job in self._jobs
+
     def after(self, action: Callable[[], object]) -> None:
         """Do something of ours that is quick, and harmless when it is done twice."""
         self._actions.append(action)
@@ -174,7 +167,7 @@ class ClientLock:
                 job.failed = ""
             except (RuntimeError, MemoryError) as error:
                 why = str(error) or type(error).__name__
-                if not job.failed:
+                if not job.failed and not endings.over():  # Python 3.12 refuses threads at the end
                     message = "etcdsem: the thread %s cannot be started: %s; trying again"
                     self.log(partial(log.warning, message, job.name, why))
                 job.failed = why
@@ -268,7 +261,7 @@ def elsewhere(own: ClientLock, function: Callable[[], object], name: str) -> Non
     leaves the client that it is in, else now.
     """
     within = inside()
-    if within is None or within is _NOBODYS:
+    if within is None:
         own.start(function, name, serves=False)
     else:
         within.note(function, name, serves=False)
@@ -283,7 +276,7 @@ _OUTSIDE = ClientLock._report.__code__
 def _on_the_stack() -> bool:
     frame = sys._getframe()
     while frame is not None:
-        if frame.f_code in MARKED or frame.f_globals.get("__name__") == "grpc._channel":
+        if frame.f_code in MARKED:
             return True
         if frame.f_code is _OUTSIDE:
             return False
@@ -291,5 +284,4 @@ def _on_the_stack() -> bool:
     return False
 
 
-_NOBODYS = ClientLock()
 _thread = _Thread()

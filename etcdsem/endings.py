@@ -4,7 +4,9 @@
 2. A child that `multiprocessing` forks ends by ``os._exit``, which `atexit` does not see. There
    it runs after the child's own work. `multiprocessing` does not wait for threads before that,
    and a thread may still work under a lease: so here they are waited for.
-3. Whatever calls ``os._exit`` by itself, or is killed, runs nothing: leases end by their TTL.
+3. Threads of ours, which end once their client is closed, are waited for: a sub-interpreter that
+   ends before a daemon thread of it aborts the whole process (Python before 3.13).
+4. Whatever calls ``os._exit`` by itself, or is killed, runs nothing: leases end by their TTL.
 """
 
 from __future__ import annotations
@@ -14,6 +16,11 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+
+from etcdsem.clock import boot_time
+
+JOIN_TIME = 1.0
+"""Seconds to wait for threads of ours. They end by themselves."""
 
 _functions: list[Callable[[], object]] = []
 _seen_to = 0  # the process that `see_to_child` has seen to
@@ -35,8 +42,18 @@ def over() -> bool:
 def _run() -> None:
     global _over
     _over = os.getpid()
+    if sys.is_finalizing():
+        return  # a sub-interpreter that nobody has ended: no thread runs any more
     for function in reversed(_functions):
         function()
+    _join_ours()
+
+
+def _join_ours() -> None:
+    until = boot_time() + JOIN_TIME
+    for thread in threading.enumerate():
+        if thread.daemon and thread.name.startswith("etcdsem-"):
+            thread.join(max(0.01, until - boot_time()))
 
 
 def see_to_child() -> None:

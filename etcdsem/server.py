@@ -31,6 +31,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from etcdsem import interpreter
+from etcdsem.clock import boot_time
 from etcdsem.errors import EtcdSemError, EtcdUnavailable
 
 START_TIMEOUT = 30.0
@@ -270,7 +271,7 @@ class EtcdServer:
 
     def wait_healthy(self, timeout: float = START_TIMEOUT) -> None:
         """Wait until it serves; raises EtcdUnavailable with the end of its log."""
-        until = time.monotonic() + timeout
+        until = boot_time() + timeout
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         while True:
             try:
@@ -279,7 +280,7 @@ class EtcdServer:
                         return
             except (OSError, urllib.error.URLError):
                 pass  # not yet
-            if not self.running or time.monotonic() > until:
+            if not self.running or boot_time() > until:
                 raise EtcdUnavailable(f"etcd did not start; its log:\n{self.log_end()}")
             time.sleep(0.02)
 

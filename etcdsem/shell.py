@@ -14,9 +14,7 @@ import logging
 import math
 import os
 import random
-import secrets
 import socket
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import FrameType
@@ -122,9 +120,7 @@ class BaseEngine(Env):
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.session = Session(
-            self, client_id(socket.gethostname(), self.pid, secrets.token_hex(4))
-        )
+        self.session = Session(self, client_id(socket.gethostname(), self.pid, os.urandom(4).hex()))
         follow(self.session)
         every = read_validation_interval()
         if every is not None:
@@ -167,7 +163,7 @@ class BaseEngine(Env):
         return random.random()
 
     def random_id(self) -> int:
-        return secrets.randbits(62) + 1
+        return (int.from_bytes(os.urandom(8), "big") >> 2) + 1
 
 
 def closed_generator(procedure: Procedure[Any]) -> bool:
@@ -669,7 +665,7 @@ class BaseSemaphore(Named, Generic[L]):
     ) -> None:
         self.max_leases = None if max_leases is None else check_limit(max_leases)
         super().__init__(
-            name if name is not None else f"semaphore-{uuid.uuid4().hex}",
+            name if name is not None else f"semaphore-{os.urandom(16).hex()}",
             labels=labels,
             prefix=prefix,
             owner=owner,

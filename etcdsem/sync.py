@@ -1,7 +1,7 @@
 """The blocking library: `Client`, `Semaphore`, `Lease`, driven by threads.
 
 1. A call talks to etcd from the caller's own thread. Beside it a client has a few daemon threads,
-   started when needed: the heartbeat, the watch stream, the keepalive stream.
+   started when needed: the heartbeat, and one for its watches and renewals.
 2. Every step of a procedure, and every callback of a watch, runs under the client's one lock;
    nothing else does (`client_lock`).
 3. A client opens no connection before it is used. After a fork the child's client starts clean:
@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import functools
 import logging
@@ -136,7 +137,7 @@ class Clock(Protocol):
 
 
 class Line(NamedTuple):
-    """All that an engine needs from outside: etcd over gRPC, or one in memory with its own time
+    """All that an engine needs from outside: etcd, or one in memory with its own time
     (`etcdsem.testing`).
     """
 
@@ -199,7 +200,7 @@ class _Engine(BaseEngine):
 
     @property
     def connection(self) -> Connection:
-        """The gRPC connection, for what is no part of the core: counters, a member's status."""
+        """The connection, for what is no part of the core: counters, a member's status."""
         return cast("Connection", self._calls)
 
     # -- Env
@@ -348,7 +349,9 @@ class _Engine(BaseEngine):
         self._watches.close()
         self._renewals.close()
         self._calls.close()
-        self.session.until = self.now()  # who is still at it need not try again
+        self.session.until = self.session.keeper.until = (
+            self.now()
+        )  # who is still at it need not try again
         self.turn.closed = True
         self.turn.settle()
 
@@ -358,7 +361,8 @@ MARKED.add(_Engine._drive.__code__)
 
 def _drop(engine: _Engine) -> None:
     """Its client was garbage, so nothing is held (a lease keeps its client alive)."""
-    _close_engine(engine, EXIT_GRACE, beside=True)
+    if engine.here:  # what a forked child drops is its parent's
+        _close_engine(engine, EXIT_GRACE, beside=True)
 
 
 def _close_engine(engine: _Engine, grace: float, *, beside: bool = False) -> None:
@@ -403,17 +407,12 @@ class Client(BaseClient):
         return _rebuild_client, (self.settings, self.prefix, self.keeper or False)
 
     def _dial(self, guard: ClientLock, renewed: Callable[[int, float], None]) -> Line:
-        from etcdsem.etcd.connection import Connection  # gRPC is loaded here, not on import
-        from etcdsem.etcd.keepalive import KeepaliveStream
-        from etcdsem.etcd.watching import WatchStream
+        from etcdsem.etcd.connection import Connection  # protobuf is loaded here, not on import
+        from etcdsem.etcd.stream_thread import ThreadStreams
 
         connection = Connection(self.settings)
-        return Line(
-            connection,
-            WatchStream(connection, guard),
-            KeepaliveStream(connection, guard, renewed),
-            RealClock(),
-        )
+        streams = ThreadStreams(connection, guard, renewed)
+        return Line(connection, streams, streams, RealClock())
 
     @property
     def engine(self) -> _Engine:
@@ -430,6 +429,7 @@ class Client(BaseClient):
                             "this process is ending, and all leases were given back: etcd cannot "
                             "be used any more (by what atexit runs after etcdsem's own part)"
                         )
+                    _refuse_isolation()
                     engine = _Engine(self._dial)
                     engine.session.first_contact = self.settings.dial_timeout
                     endings.see_to_child()
@@ -461,9 +461,7 @@ class Client(BaseClient):
 
     def _after_fork_in_child(self) -> None:
         self._lock = threading.RLock()
-        if self._engine is not None:
-            _inherited.append(self._engine)  # never collected: its end would touch the wire
-            self._engine = None
+        self._engine = None  # its sockets were closed
 
     @property
     def _session(self) -> Session:
@@ -571,6 +569,16 @@ class Client(BaseClient):
         return self.run(procedures.close(self.station(name), force=force), f"close {name!r}")
 
 
+def _refuse_isolation() -> None:
+    # (Python 3.11 cannot be asked: there the first thread fails, which is an error too.)
+    allowed = getattr(_thread, "daemon_threads_allowed", None)
+    if allowed is not None and not allowed():
+        raise EtcdSemError(
+            "etcdsem cannot refresh leases in an isolated sub-interpreter, where Python allows no "
+            "daemon threads: use the main one, or one that shares its lock"
+        )
+
+
 def connect(
     endpoints: str | Sequence[str] | None = None,
     *,
@@ -637,7 +645,7 @@ def from_etcd3(
     Raises:
         TypeError: it is no client of python-etcd3.
     """
-    from etcdsem.etcd.foreign import borrow, is_etcd3
+    from etcdsem.etcd.etcd3_adapter import borrow, is_etcd3
 
     if not is_etcd3(client):
         raise TypeError(f"from_etcd3 takes a client of python-etcd3, not {type(client).__name__}")
@@ -648,7 +656,7 @@ def _as_client(given: object) -> Client | None:
     """What a user gave as ``client=``."""
     if given is None or isinstance(given, Client):
         return given
-    from etcdsem.etcd.foreign import is_etcd3
+    from etcdsem.etcd.etcd3_adapter import is_etcd3
 
     if not is_etcd3(given):
         raise TypeError(
@@ -692,7 +700,6 @@ def _rebuild_client(
 
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
-_inherited: list[_Engine] = []
 _rebuilt: dict[tuple[ConnectionSettings, str, float | bool], Client] = {}
 _borrowed: weakref.WeakKeyDictionary[object, Client] = weakref.WeakKeyDictionary()
 _default: Client | None = None

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import etcdsem
+from etcdsem.server import EtcdServer
 
 PACKAGE = Path(etcdsem.__file__).parent
 
@@ -34,12 +35,12 @@ MAY: dict[str, set[str]] = {
     "errors": set(),
     "model": {"errors"},
     "core": PLAIN,
-    "etcd": {*PLAIN, "client_lock", "core"},
+    "etcd": {*PLAIN, "client_lock", "clock", "core"},
     "clock": set(),
-    "client_lock": {"clock"},
+    "client_lock": {"clock", "endings"},
     "decorators": set(),
     "loop_check": {"errors"},
-    "endings": set(),
+    "endings": {"clock"},
     "interpreter": set(),
     "counting": {"core"},
     "metrics": {"model", "counting", "core"},
@@ -50,8 +51,8 @@ MAY: dict[str, set[str]] = {
     "keeper_process": {"core", "keeper", "sync"},
     "sync": FACADE,
     "aio": FACADE,
-    "server": {"errors", "interpreter"},
-    "testing": {*PLAIN, "core", "shell", "sync", "aio", "server"},
+    "server": {"clock", "errors", "interpreter"},
+    "testing": {*PLAIN, "clock", "core", "shell", "sync", "aio", "server"},
     "cli": {*PLAIN, "", "clock", "interpreter", "sync", "aio", "metrics", "server", "testing"},
     "__main__": {"cli"},
     "": {*PLAIN, "sync"},
@@ -60,7 +61,8 @@ MAY: dict[str, set[str]] = {
 import. A layer may always import itself."""
 
 OUTSIDE = {
-    "grpc": {"etcd"},
+    "grpc": set(),
+    "hpack": {"etcd"},
     "google": {"etcd"},
     "grpc_tools": {"etcd"},
     "click": {"cli"},
@@ -71,8 +73,20 @@ OUTSIDE = {
 EXCEPTIONS = {
     "cli.bench": {"core.commands", "core.outward"},
     "cli.completion": {"etcd.connection"},
-    "cli.examine": {"core.commands", "etcd.connection", "etcd.rpc", "etcd.settings"},
-    "cli.gauge": {"client_lock", "core.commands", "etcd.connection", "etcd.rpc", "etcd.watching"},
+    "cli.examine": {
+        "core.commands",
+        "etcd.connection",
+        "etcd.dialing",
+        "etcd.rpc",
+        "etcd.settings",
+    },
+    "cli.gauge": {
+        "client_lock",
+        "core.commands",
+        "etcd.connection",
+        "etcd.rpc",
+        "etcd.stream_thread",
+    },
     "cli.jointly": {"core.several"},
     "cli.rate": {"core.operating", "core.rates"},
     "cli.operate": {"core.operating"},
@@ -191,7 +205,7 @@ def test_imports_go_one_way() -> None:
         ("core.keys", "if TYPE_CHECKING:\n    from etcdsem.cli import run", "etcdsem.cli.run"),
         ("core", "from ..shell import BaseClient", "etcdsem.shell"),
         ("model", "from .core import keys", "etcdsem.core.keys"),
-        ("shell", "import grpc", "grpc"),
+        ("shell", "import hpack", "hpack"),
         ("sync", "from etcdsem.testing import memory", "etcdsem.testing"),
         ("server", "import click", "click"),
         ("cli.dev", "import grpc", "grpc"),
@@ -227,8 +241,8 @@ def loaded_by(code: str) -> set[str]:
 
 @pytest.mark.smoke
 def test_an_import_loads_nothing_heavy() -> None:
-    """Importing etcdsem, and asking for help, loads neither gRPC nor protobuf nor rich."""
-    heavy = {"grpc", "google.protobuf", "rich", "multiprocessing", "asyncio"}
+    """Importing etcdsem, and asking for help, loads neither hpack nor protobuf nor rich."""
+    heavy = {"grpc", "hpack", "ssl", "google.protobuf", "rich", "multiprocessing", "asyncio"}
     heavy |= {"prometheus_client", "etcdsem.metrics"}
     assert not (heavy | {"click"}) & loaded_by("import etcdsem")
     helped = """
@@ -241,6 +255,24 @@ except SystemExit:
     pass
 """
     assert not heavy & loaded_by(helped)
+
+
+@pytest.mark.smoke
+def test_a_first_connection_loads_little(etcd: EtcdServer, name: str) -> None:
+    """Of other packages only protobuf and hpack; of Python's, no TLS and no asyncio."""
+    work = f"""
+import etcdsem
+with etcdsem.connect({etcd.endpoint!r}) as client:
+    with etcdsem.Semaphore(1, {name!r}, client=client) as sem:
+        pass
+"""
+    loaded = loaded_by(work)
+    foreign = {one.partition(".")[0] for one in loaded if one[0] != "_"}
+    foreign -= set(sys.stdlib_module_names)
+    startup = {one.partition(".")[0] for one in loaded_by("")}  # an editable install's, for one
+    assert foreign - startup <= {"etcdsem", "google", "hpack", "durationpy"}
+    assert "google" in foreign
+    assert not {"ssl", "asyncio", "multiprocessing", "http"} & loaded
 
 
 def test_public_names_exist_and_are_documented() -> None:

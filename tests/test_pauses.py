@@ -306,9 +306,6 @@ def test_a_wall_clock_that_jumps_changes_nothing(
 ) -> None:
     """Fault 7: an hour forwards and back, again and again, while a process holds and waits: its
     lease stays, its timeouts last as long as ever, and it is served.
-
-    One thing is gRPC's: it takes a call's deadline as a moment of the wall clock, so a call that
-    is being started at the very moment of a jump may fail at once. It is settled like any other.
     """
     sem = Semaphore(2, name, client=client)
     sem.acquire()
@@ -318,17 +315,14 @@ sem = Semaphore(2, sys.argv[1], lease_timeout=10, refresh_interval=1, on_lost=lo
 sem.acquire()
 say('held')
 began = time.monotonic()
-timeouts, struck, walls = 0, 0, []
+timeouts, walls = 0, []
 while time.monotonic() - began < 6:
     one = time.monotonic()
-    try:
-        assert sem.acquire(timeout=0.4) is False
-        assert 0.4 <= time.monotonic() - one < 5
-        timeouts += 1
-    except etcdsem.EtcdUnavailable:
-        struck += 1
+    assert sem.acquire(timeout=0.4) is False
+    assert 0.4 <= time.monotonic() - one < 5
+    timeouts += 1
     walls.append(time.time() - time.monotonic())
-say('timeouts', timeouts, struck, sem.leases[0].valid, len(lost), max(walls) - min(walls))
+say('timeouts', timeouts, sem.leases[0].valid, len(lost), max(walls) - min(walls))
 say('served', sem.acquire(timeout=60))
 sys.stdin.readline()
 assert sem.release() and sem.release()
@@ -349,9 +343,8 @@ say('released')
     thread = threading.Thread(target=jump)
     thread.start()
     try:
-        _, timeouts, struck, valid, lost, spread = workers[0].expect("timeouts")
+        _, timeouts, valid, lost, spread = workers[0].expect("timeouts")
         assert int(timeouts) > 1
-        assert int(struck) <= int(timeouts) / 2
         assert float(spread) > 3000, "its wall clock did jump"
         assert (valid, lost) == ("True", "0")
         eventually(sem.waiters)

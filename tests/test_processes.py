@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 class Worker:
     """A Python process that runs `code`; it says what it does on its standard output."""
 
-    def __init__(
-        self, etcd: EtcdServer, code: str, *arguments: object, fork_support: str = ""
-    ) -> None:
+    def __init__(self, etcd: EtcdServer, code: str, *arguments: object, first: str = "") -> None:
         prelude = (
+            f"{first}\n"
             "import sys, os, time, signal, threading\n"
             "import etcdsem\n"
             "from etcdsem import Semaphore\n"
@@ -36,11 +35,7 @@ class Worker:
         )
         self.process = subprocess.Popen(
             [sys.executable, "-c", prelude + code, *map(str, arguments)],
-            env={
-                **os.environ,
-                **etcd.env(),
-                **({"GRPC_ENABLE_FORK_SUPPORT": fork_support} if fork_support else {}),
-            },
+            env={**os.environ, **etcd.env()},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -76,12 +76,12 @@ def _known(ctx: click.Context) -> list[Overview]:
     import etcdsem.etcd.connection  # noqa: F401 - loaded before the clock runs
 
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)  # nor is it for gRPC
+    os.dup2(null, 2)  # nor is it for warnings
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(PATIENCE + 0.5)
     if asking.is_alive():
-        os._exit(0)  # at the interpreter's end gRPC might wait for it
+        os._exit(0)  # closing the client might take as long again
     return found
 
 

@@ -330,16 +330,15 @@ def http_get(settings: ConnectionSettings, address: str, path: str) -> str | Non
 
 def open_http(settings: ConnectionSettings, address: str, path: str) -> Any:
     """An answer of etcd's HTTP server, with our certificates; raises OSError if there is none."""
-    import ssl
     import urllib.request
+
+    from etcdsem.etcd.dialing import tls_context
 
     if address.startswith("unix:"):
         raise OSError("no HTTP over a socket of this machine")
     handlers: list[Any] = [urllib.request.ProxyHandler({})]
     if settings.tls:
-        context = ssl.create_default_context(cafile=settings.cacert)
-        if settings.cert and settings.key:
-            context.load_cert_chain(settings.cert, settings.key)
+        context = tls_context(settings, "http/1.1")
         handlers.append(urllib.request.HTTPSHandler(context=context))
     opener = urllib.request.build_opener(*handlers)
     scheme = "https" if settings.tls else "http"

@@ -325,7 +325,7 @@ def _cycle(sem: Any) -> Callable[[], object]:
 @contextmanager
 def _watched(connection: Connection, key: bytes) -> Iterator[threading.Event]:
     """A watch on a key, and what is set by each of its events."""
-    from etcdsem.etcd.watching import WatchStream
+    from etcdsem.etcd.stream_thread import ThreadStreams
 
     heard, ready = threading.Event(), threading.Event()
 
@@ -342,7 +342,7 @@ def _watched(connection: Connection, key: bytes) -> Iterator[threading.Event]:
         def refused(self, error: Failure) -> None:
             ready.set()  # then the first event does not come, which is told
 
-    stream = WatchStream(connection, ClientLock())
+    stream = ThreadStreams(connection, ClientLock(), lambda lease, ttl: None)
     try:
         stream.watch(Ear(), key)
         ready.wait(TIMEOUT)

@@ -94,9 +94,7 @@ class Looks(Generic[T]):
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more. Waits for the thread: one that is in gRPC at the interpreter's end may
-        leave a lock there taken for ever.
-        """
+        """Look no more."""
         self._end.set()
         self._close()
         self._thread.join(1.0)

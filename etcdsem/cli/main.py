@@ -1,6 +1,6 @@
 """The command ``etcdsem``: finds the command that is meant, loads it, and ends with its code.
 
-1. `etcdsem --help` and a usage error load neither grpc nor rich, nor any command but the one.
+1. `etcdsem --help` and a usage error load neither protobuf nor rich, nor any command but the one.
 2. Every foreseen error is one line on stderr and a code of `codes.py`. ``ETCDSEM_DEBUG=1`` shows
    where it came from.
 3. A reader of stdout that goes away ends the command quietly, as SIGPIPE would.

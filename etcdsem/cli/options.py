@@ -79,7 +79,7 @@ def connection_options(function: F) -> F:
 
 
 def connect(ctx: click.Context, *, dial_timeout: float = DIAL_TIMEOUT) -> Client:
-    """A client as the options say. No I/O yet, but grpc is loaded: fork before, not after."""
+    """A client as the options say. No I/O yet."""
     given: dict[str, Any] = dict(ctx.meta.get(_KEY, {}))
     if "endpoints" in given:
         given["endpoints"] = [part.strip() for part in given["endpoints"].split(",")]

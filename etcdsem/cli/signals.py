@@ -1,9 +1,8 @@
 """How signals reach the wrapper: as bytes in a pipe, never as exceptions.
 
 1. Python runs a handler only when the main thread wakes, and an exception that is raised there
-   strikes wherever it happens to be: in the midst of gRPC it has left locks behind. So handlers
-   do nothing; their numbers are read from the pipe that the interpreter writes them to, whichever
-   thread the kernel gave the signal.
+   strikes wherever it happens to be. So handlers do nothing; their numbers are read from the pipe
+   that the interpreter writes them to, whichever thread the kernel gave the signal.
 2. A signal that was ignored when we were started (nohup, a background job) stays ignored, for us
    and for the command; SIGTERM is always heard.
 """

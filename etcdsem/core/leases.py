@@ -159,6 +159,7 @@ class Keeper:
         self._complained = -math.inf  # when an error of the heartbeat was logged
         self.unsettled: dict[int, int] = {}  # lease id: how many revocations of it are under way
         self.closed = False
+        self.until = math.inf  # when all must have ended, once it is closed
         self.ended: set[int] = set()  # the leases that the end of the client has revoked
         self.last_contact = -math.inf  # when etcd answered last
         self.chores: list[Callable[[float], float]] = []
@@ -236,7 +237,7 @@ class Keeper:
 
     def _settle(self, lease_id: int, ttl: float) -> Procedure[None]:
         try:
-            yield from settle(self.env, lease_id, ttl)
+            yield from settle(self.env, lease_id, ttl, lambda: self.until)
         finally:
             self.unsettled[lease_id] -= 1
             if not self.unsettled[lease_id]:
@@ -377,16 +378,19 @@ def take(keeper: Keeper, wanted: int) -> Procedure[TtlLease]:
         sent = keeper.env.now()
         try:
             ttl = yield from perform(GrantLease(lease_id, wanted, RPC_TIMEOUT))
+            lease = TtlLease(lease_id, wanted, ttl, sent)
+            keeper.adopt(lease)
+            return lease
         except LeaseExists:
             continue  # somebody else's: ids are random, so this is once in a lifetime
         except (NotApplied, Refused):
             raise
-        except BaseException:
+        except BaseException:  # also an interruption after it was granted
+            adopted = keeper.leases.get(lease_id)
+            if adopted is not None:
+                keeper.retire(adopted)
             keeper.settle_id(lease_id, float(wanted))
             raise
-        lease = TtlLease(lease_id, wanted, ttl, sent)
-        keeper.adopt(lease)
-        return lease
 
 
 def freshen(keeper: Keeper, lease: TtlLease, need: float, until: float) -> Procedure[bool]:
@@ -409,8 +413,10 @@ def freshen(keeper: Keeper, lease: TtlLease, need: float, until: float) -> Proce
     return False
 
 
-def settle(env: Env, lease_id: int, ttl: float) -> Procedure[None]:
-    """Revoke a lease until etcd says that it is gone, or its TTL has passed.
+def settle(
+    env: Env, lease_id: int, ttl: float, end: Callable[[], float] = lambda: math.inf
+) -> Procedure[None]:
+    """Revoke a lease until etcd says that it is gone, or its TTL has passed, or `end`.
 
     After that no write that carries the lease can take effect, however late it lands.
     """
@@ -426,7 +432,7 @@ def settle(env: Env, lease_id: int, ttl: float) -> Procedure[None]:
         except Failure:
             pass
         now = env.now()
-        if now >= until:
+        if now >= min(until, end()):
             return
         yield from perform(Wait(box, now + pause * (0.5 + env.random())))
         pause = min(2 * pause, 2.0)

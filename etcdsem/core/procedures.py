@@ -162,7 +162,8 @@ def read(session: Session, txn: Txn, *, once: bool = False) -> Procedure[TxnRepl
         try:
             return (yield from transact(session, txn, until))
         except (NotApplied, OutcomeUnknown) as failure:
-            if _hopeless(session, failure) or session.env.now() + pause >= until:
+            last = min(until, session.until)  # the client may have been closed meanwhile
+            if _hopeless(session, failure) or session.env.now() + pause >= last:
                 raise
             if once and isinstance(failure, OutcomeUnknown):
                 raise
@@ -1211,7 +1212,7 @@ def shutdown(session: Session, until: float) -> Procedure[None]:
     So do the starts of a rate limit that were handed out, and must not be given back yet.
     """
     session.closed = True
-    session.until = until
+    session.until = session.keeper.until = until
     session.keeper.closed = True
     session.keeper.box.put(None)
     for station in session.stations.values():

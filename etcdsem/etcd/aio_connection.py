@@ -1,45 +1,34 @@
-"""Calls to etcd from an event loop: `Calls` decides, this makes them with grpc.aio.
+"""Calls to etcd from an event loop: `Calls` decides, `AioTransport` makes them.
 
-1. A call whose task was cancelled is left to its end, which nobody waits for: grpc.aio leaks some
-   hundred bytes for each call that it cancels (grpc #43360), and to cancel one that only reads can
-   crash etcd (see `Rpc.whole`). Where etcd is silent that would heap up, so of the others only
-   `LEFT_ALONE` are left.
-2. A call that was cancelled by somebody else (the loop's end cancels gRPC's own tasks too) is no
-   cancellation of ours, but an unknown outcome.
-3. Thousands of tasks that all find an endpoint untried, or the login run out, make one probe and
-   one login between them.
+1. A caller that is cancelled leaves its call to its end, which nobody waits for (`aio_transport`).
+2. Thousands of tasks that all find an endpoint untried, or the login run out, make one probe and
+   one login between them. It belongs to none of them, so no caller's cancellation ends it; if
+   something else does (a loop's end cancels all tasks), it is made again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import time
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
-import grpc
-import grpc.aio
-
-from etcdsem.core.commands import Failure, OutcomeUnknown, Txn, TxnReply
-from etcdsem.etcd.connection import AT_ONCE, Calling, Calls, Link, Rpc, Stream, metadata_of
-from etcdsem.etcd.settings import ConnectionSettings
+from etcdsem.clock import boot_time
+from etcdsem.core.commands import Failure, Txn, TxnReply
+from etcdsem.etcd.aio_transport import AioTransport
+from etcdsem.etcd.connection import AT_ONCE, Calling, Calls, Link, Rpc
+from etcdsem.etcd.dialing import Dialer
+from etcdsem.etcd.settings import ConnectionSettings, Endpoint
 
 R = TypeVar("R")
 
-LEFT_ALONE = 1000
-"""How many calls of a client may be under way whose answer nobody waits for; each has 25 kB."""
 
-
-class AioConnection(Calls):
+class AioConnection(Calls[AioTransport]):
     """Calls to etcd; for any number of tasks of one event loop."""
-
-    _library = grpc.aio
 
     def __init__(self, settings: ConnectionSettings) -> None:
         super().__init__(settings)
         self._same: dict[str, asyncio.Task[Any]] = {}  # calls that one of many callers makes
-        self._left_alone: set[Any] = set()  # calls under way whose answer nobody waits for
 
     # -- what the core asks for
 
@@ -59,7 +48,7 @@ class AioConnection(Calls):
         self, lease_ids: Sequence[int], timeout: float
     ) -> tuple[float | None, ...]:
         """Seconds that leases have left; raises the failure of the first, None for later ones."""
-        until = time.monotonic() + timeout
+        until = boot_time() + timeout
         answers: list[float | None] = [
             await self._make(self.asking_time_to_live(lease_ids[0], timeout))
         ]
@@ -69,7 +58,7 @@ class AioConnection(Calls):
         return tuple(answers)
 
     async def _seconds_left(self, lease_id: int, until: float) -> float | None:
-        left = max(0.001, until - time.monotonic())
+        left = max(0.001, until - boot_time())
         try:
             return await self._make(self.asking_time_to_live(lease_id, left))
         except Failure:
@@ -86,71 +75,47 @@ class AioConnection(Calls):
             except StopIteration as stop:
                 result: R = stop.value
                 return result
-            answer = error = None
+            finally:
+                answer = error = None  # the traceback of an error refers to us
             try:
-                answer = await (self._one_for_all(one) if one.same else self._call(one))
+                answer = await (self._one_for_all(one) if one.same else _call(one))
             except BaseException as raised:  # also an interruption: it comes out of `throw`
                 error = raised
 
     async def _one_for_all(self, one: Rpc) -> Any:
-        task = self._same.get(one.same)
-        if task is None or task.done():
-            task = self._same[one.same] = asyncio.get_running_loop().create_task(self._call(one))
-            task.add_done_callback(functools.partial(self._heard, one.same))
-        return await asyncio.shield(task)
-
-    async def _call(self, one: Rpc) -> Any:
-        try:
-            call = one.method(one.request, timeout=one.timeout, metadata=one.metadata)
-        except grpc.aio.UsageError as closed:
-            raise ValueError(str(closed)) from closed  # as blocking gRPC calls it
-        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        call.add_done_callback(_setter(over))
-        try:
-            await over
-        except BaseException:
-            if one.whole or len(self._left_alone) < LEFT_ALONE:
-                self._left_alone.add(call)  # dropped, grpc.aio would cancel it
-                call.add_done_callback(self._left_alone.discard)
-            else:
-                call.cancel()
-            raise
-        if call.cancelled():
-            raise OutcomeUnknown("the call was cancelled")
-        return await call
+        while True:
+            task = self._same.get(one.same)
+            if task is None or task.done():
+                task = self._same[one.same] = asyncio.get_running_loop().create_task(_call(one))
+                task.add_done_callback(functools.partial(self._heard, one.same))
+            await asyncio.wait([task])
+            if not task.cancelled():
+                return task.result()
 
     def _heard(self, same: str, task: asyncio.Task[Any]) -> None:
-        """Forget it: an error keeps its call, and that keeps its connection open."""
+        """Forget it."""
         if self._same.get(same) is task:
             del self._same[same]
         if not task.cancelled():
             task.exception()  # asyncio complains about an error that nobody looked at
 
-    # -- streams
+    # -- connections
 
-    async def open_stream(self, name: str, requests: AsyncIterable[Any], timeout: float) -> Stream:
-        """Open a stream at the present endpoint; raises a Failure."""
-        link, token = await self._make(self.opening(timeout))
-        return Stream(link.stream(name)(requests, metadata=metadata_of(token)), link, token)
+    def _connect(self, endpoint: Endpoint) -> AioTransport:
+        return AioTransport(Dialer(self.settings, endpoint))
+
+    async def open_streams(self, timeout: float) -> tuple[Link[AioTransport], str | None]:
+        """Before streams are opened: the link to open them on, and the token; raises a Failure."""
+        return await self._make(self.opening(timeout))
 
     async def close(self) -> None:
         """Hang up; calls under way fail."""
         for link in self._shut():
-            await _hang_up(link)
-        # grpc.aio hears of calls that were cancelled a moment later, and complains loudly if the
-        # loop is closed by then.
-        await asyncio.sleep(0.02)
+            link.transport.close()
 
 
-async def _hang_up(link: Link) -> None:
-    channels = link.let_go()
-    while channels:
-        await channels.pop().close(0.5)
-
-
-def _setter(future: asyncio.Future[None]) -> Callable[[object], None]:
-    def done(_: object) -> None:
-        if not future.done():
-            future.set_result(None)
-
-    return done
+async def _call(one: Rpc) -> Any:
+    data = await one.link.transport.call(
+        one.path, one.encoded(), one.timeout, one.token, whole=one.whole
+    )
+    return one.decoded(data)

@@ -1,13 +1,14 @@
 """Calls to etcd: one endpoint at a time, the next one when it fails.
 
 1. All that goes wrong comes out as a `Failure`, sorted by `outcomes`. An interruption passes, and
-   cancels the call.
+   takes the connection of its call out of use (`transport`).
 2. A request is sent again, here, only where it is certain that it was not applied *because
-   nothing was sent* (then to the next endpoint) or *because the login had run out* (after a new
-   login). All other decisions to repeat are the core's.
+   nothing was sent* (then to the next endpoint), *because the server says that it did not process
+   it* (then once, on another connection), or *because the login had run out* (after a new login).
+   All other decisions to repeat are the core's.
 3. An endpoint that is new, or has failed, is asked for its status before anything is entrusted to
    it: if that fails, nothing was sent, and its answer says what is wrong.
-4. Streams have a channel of their own, so that a blocked stream holds up no call.
+4. Streams have a connection of their own, so that a blocked stream holds up no call.
 5. `Calls` decides: its generators yield each `Rpc` that has to be made, and get the answer or the
    error. `Connection` makes them in the caller's thread; `aio_connection` in an event loop.
 """
@@ -15,13 +16,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Generator, Sequence
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
-import grpc
+from google.protobuf.message import DecodeError
 
+from etcdsem.clock import boot_time
 from etcdsem.core.commands import (
     AccessDenied,
     Failure,
@@ -29,61 +30,33 @@ from etcdsem.core.commands import (
     NoSpace,
     NotApplied,
     NotConnected,
-    Refused,
     Txn,
     TxnReply,
 )
 from etcdsem.core.outward import first_line
 from etcdsem.etcd import encode, rpc
-from etcdsem.etcd.diagnosis import explain
+from etcdsem.etcd.diagnosis import explain_call
+from etcdsem.etcd.dialing import Dialer
+from etcdsem.etcd.grpc_protocol import NOT_PROCESSED, RpcError
 from etcdsem.etcd.outcomes import Outcome, classify
 from etcdsem.etcd.settings import ConnectionSettings, Endpoint
+from etcdsem.etcd.transport import Transport
 
-# Measured on etcd 3.5.1 with grpcio 1.85.1; to be measured again for each grpcio release.
-CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.keepalive_time_ms", 10_000),  # below 5000 etcd hangs up: too_many_pings
-    ("grpc.keepalive_timeout_ms", 3_000),
-    ("grpc.http2.ping_timeout_ms", 3_000),  # else a hung peer is found after 60 s
-    ("grpc.http2.max_pings_without_data", 0),  # else idle streams are never pinged
-    ("grpc.max_receive_message_length", -1),  # a write whose answer is too large was applied
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    ("grpc.use_local_subchannel_pool", 1),  # else channels share one connection's backoff
-    ("grpc.enable_http_proxy", 0),
-)
-
-# Where a request is `bytes` it was encoded already.
-_METHODS: dict[str, tuple[str, type[Any], type[Any]]] = {
-    "txn": ("/etcdserverpb.KV/Txn", bytes, rpc.TxnResponse),
-    "read": ("/etcdserverpb.KV/Txn", bytes, rpc.TxnResponse),  # counted apart
-    "range": ("/etcdserverpb.KV/Range", rpc.RangeRequest, rpc.RangeResponse),
-    "compact": ("/etcdserverpb.KV/Compact", rpc.CompactionRequest, rpc.CompactionResponse),
-    "grant": ("/etcdserverpb.Lease/LeaseGrant", rpc.LeaseGrantRequest, rpc.LeaseGrantResponse),
-    "revoke": ("/etcdserverpb.Lease/LeaseRevoke", rpc.LeaseRevokeRequest, rpc.LeaseRevokeResponse),
-    "time_to_live": (
-        "/etcdserverpb.Lease/LeaseTimeToLive",
-        rpc.LeaseTimeToLiveRequest,
-        rpc.LeaseTimeToLiveResponse,
-    ),
-    "leases": ("/etcdserverpb.Lease/LeaseLeases", rpc.LeaseLeasesRequest, rpc.LeaseLeasesResponse),
-    "status": ("/etcdserverpb.Maintenance/Status", rpc.StatusRequest, rpc.StatusResponse),
-    "alarm": ("/etcdserverpb.Maintenance/Alarm", rpc.AlarmRequest, rpc.AlarmResponse),
-    "members": ("/etcdserverpb.Cluster/MemberList", rpc.MemberListRequest, rpc.MemberListResponse),
-    "login": (
-        "/etcdserverpb.Auth/Authenticate",
-        rpc.AuthenticateRequest,
-        rpc.AuthenticateResponse,
-    ),
+METHODS: dict[str, tuple[str, type[Any]]] = {
+    "txn": ("/etcdserverpb.KV/Txn", rpc.TxnResponse),
+    "read": ("/etcdserverpb.KV/Txn", rpc.TxnResponse),  # counted apart
+    "range": ("/etcdserverpb.KV/Range", rpc.RangeResponse),
+    "compact": ("/etcdserverpb.KV/Compact", rpc.CompactionResponse),
+    "grant": ("/etcdserverpb.Lease/LeaseGrant", rpc.LeaseGrantResponse),
+    "revoke": ("/etcdserverpb.Lease/LeaseRevoke", rpc.LeaseRevokeResponse),
+    "time_to_live": ("/etcdserverpb.Lease/LeaseTimeToLive", rpc.LeaseTimeToLiveResponse),
+    "leases": ("/etcdserverpb.Lease/LeaseLeases", rpc.LeaseLeasesResponse),
+    "status": ("/etcdserverpb.Maintenance/Status", rpc.StatusResponse),
+    "alarm": ("/etcdserverpb.Maintenance/Alarm", rpc.AlarmResponse),
+    "members": ("/etcdserverpb.Cluster/MemberList", rpc.MemberListResponse),
+    "login": ("/etcdserverpb.Auth/Authenticate", rpc.AuthenticateResponse),
 }
-_STREAMS: dict[str, tuple[str, type[Any], type[Any]]] = {
-    "watch": ("/etcdserverpb.Watch/Watch", rpc.WatchRequest, rpc.WatchResponse),
-    "keepalive": (
-        "/etcdserverpb.Lease/LeaseKeepAlive",
-        rpc.LeaseKeepAliveRequest,
-        rpc.LeaseKeepAliveResponse,
-    ),
-}
+"""Where to call, and the message that comes back."""
 
 PROBE_TIMEOUT = 5.0
 """Seconds for an endpoint to answer at all."""
@@ -91,105 +64,73 @@ PROBE_TIMEOUT = 5.0
 AT_ONCE = 128
 """How many requests of one kind are under way at a time, where there are thousands to make."""
 
+_NO_ETCD = (
+    "NOT_PROCESSED",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "UNKNOWN",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+)
+"""Answers to a probe by which an endpoint is of no use. With any other, an etcd says no."""
+
 NO_LOGIN = ""
 """The token while etcd has authentication switched off: as etcdctl, we take our user for one who
 will be needed later. Once it is switched on, calls are refused without a token, and we log in."""
 
-Metadata = tuple[tuple[str, str], ...]
 R = TypeVar("R")
+T = TypeVar("T")
+
+
+class Link(Generic[T]):
+    """One endpoint. `trusted` once it has answered, until it fails."""
+
+    def __init__(self, endpoint: Endpoint, transport: T) -> None:
+        self.endpoint = endpoint
+        self.transport = transport
+        self.trusted = False
 
 
 class Rpc(NamedTuple):
-    """A call to be made: ``method(request, timeout=timeout, metadata=metadata)``."""
+    """A call to be made."""
 
-    method: Callable[..., Any]
+    link: Link[Any]
+    name: str
     request: Any
+    """A message, or its bytes."""
     timeout: float
-    metadata: Metadata | None = None
+    token: str | None = None
     same: str = ""
     """Calls under way that share this text ask for the same: one of them will do."""
-    whole: bool = False
-    """It must not be cancelled under way, whatever leaving it to its end may cost."""
+
+    @property
+    def path(self) -> str:
+        """The method, as gRPC writes it."""
+        return METHODS[self.name][0]
+
+    @property
+    def whole(self) -> bool:
+        """It must not be cancelled under way. etcd 3.5 before 3.5.5 crashes when a transaction that
+        only reads is cancelled (#14110), and before 3.5.7 when it was slow besides (#14891).
+        """
+        return self.name == "read"
+
+    def encoded(self) -> bytes:
+        """The request as it is sent."""
+        request = self.request
+        data: bytes = request if isinstance(request, bytes) else request.SerializeToString()
+        return data
+
+    def decoded(self, data: bytes) -> Any:
+        """The response as a message; raises RpcError."""
+        try:
+            return METHODS[self.name][1].FromString(data)
+        except DecodeError as error:
+            raise RpcError("INTERNAL", f"Exception deserializing response: {error}") from None
 
 
 Calling: TypeAlias = Generator[Rpc, Any, R]
-"""Yields the calls to be made; the answer is sent in, an error of gRPC thrown in."""
-
-
-_abandoned: list[Any] = []  # channels that even the collector must not close
-
-
-class Link:
-    """One endpoint's channels. `trusted` once it has answered, until it fails."""
-
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        open_channel: Callable[[Endpoint], Any],
-        stamp: tuple[int, ...] = (),
-        *,
-        lent: bool = False,
-    ) -> None:
-        self.endpoint = endpoint
-        self._lent = lent
-        self.stamp = stamp  # of the certificates that it was opened with
-        self.trusted = False
-        self._open = open_channel
-        self.channel = open_channel(endpoint)
-        self._stream_channel: Any = None
-        self.calls: dict[str, Any] = {
-            name: self.channel.unary_unary(
-                path,
-                request_serializer=None if sent is bytes else sent.SerializeToString,
-                response_deserializer=got.FromString,
-            )
-            for name, (path, sent, got) in _METHODS.items()
-        }
-
-    def stream(self, name: str) -> Callable[..., Any]:
-        """A bidirectional stream, on the channel for streams."""
-        if self._stream_channel is None:
-            self._stream_channel = self._open(self.endpoint)
-        path, sent, got = _STREAMS[name]
-        call: Callable[..., Any] = self._stream_channel.stream_stream(
-            path, request_serializer=sent.SerializeToString, response_deserializer=got.FromString
-        )
-        return call
-
-    def abandon_streams(self) -> None:
-        """The channel for streams is of no use any more. To close it would wait for ever for the
-        thread that gRPC could not start.
-        """
-        _abandoned.append(self._stream_channel)
-        self._stream_channel = None
-
-    def channels(self) -> list[Any]:
-        """The channels that were opened, and are ours to close."""
-        if self._lent:
-            return []
-        return [one for one in (self.channel, self._stream_channel) if one is not None]
-
-    def let_go(self) -> list[Any]:
-        """The same, and forget them: a channel of grpc.aio keeps its socket until it is garbage."""
-        channels = self.channels()
-        self.calls = _HungUp()
-        self.channel = self._stream_channel = None
-        return channels
-
-
-class _HungUp(dict[str, Any]):
-    """The calls of a link that was closed."""
-
-    def __missing__(self, name: str) -> Any:
-        raise ValueError("the channel was closed")  # as gRPC says it
-
-
-class Stream(NamedTuple):
-    """A stream that was opened, and on which link."""
-
-    call: Any
-    link: Link
-    token: str | None
+"""Yields the calls to be made; the answer is sent in, an RpcError thrown in."""
 
 
 class MemberStatus(NamedTuple):
@@ -206,18 +147,16 @@ class MemberStatus(NamedTuple):
     learner: bool
 
 
-class Calls:
+class Calls(Generic[T]):
     """What to call, where, and what to make of the answer. Makes no call itself."""
-
-    _library: Any = grpc  # where channels come from
 
     def __init__(self, settings: ConnectionSettings) -> None:
         self.settings = settings
         self.counters: Counter[str] = Counter()
         self._lock = threading.RLock()  # a finalizer may come back
-        self._links: list[Link | None] = [None] * len(settings.endpoints)
+        self._links: list[Link[T] | None] = [None] * len(settings.endpoints)
         self._at = 0
-        self._token = None if settings.lender is None else settings.lender.token()
+        self._token = None if settings.external is None else settings.external.token()
         self._closed = False
 
     # -- what the core asks for
@@ -263,10 +202,10 @@ class Calls:
 
     def calling(self, name: str, request: Any, timeout: float) -> Calling[Any]:
         """One unary call; raises a Failure."""
-        until = time.monotonic() + timeout
+        until = boot_time() + timeout
         untried = len(self._links)
         unreached: list[NotConnected] = []
-        logins = 1
+        logins = repeats = 1
         while True:
             link = self._link()
             try:
@@ -276,27 +215,20 @@ class Calls:
                     yield from self._log_in(link, None, until)
                 token = self._token
                 self.counters[name] += 1
-                left = max(0.001, until - time.monotonic())
-                # etcd 3.5 before 3.5.5 crashes when a transaction that only reads is cancelled
-                # (#14110), and before 3.5.7 when it was slow besides (#14891).
-                whole = name == "read"
-                return (yield Rpc(link.calls[name], request, left, metadata_of(token), whole=whole))
-            except grpc.RpcError as error:
+                return (yield Rpc(link, name, request, max(0.001, until - boot_time()), token))
+            except RpcError as error:
+                if error.code == NOT_PROCESSED and repeats and boot_time() < until:
+                    repeats -= 1
+                    continue
                 outcome, failure = self._sort(error, link.endpoint)
             except NotConnected as error:
                 outcome, failure = None, error
-            except ValueError as closed:
-                if self.settings.lender is not None and not self._closed:
-                    raise Refused("the etcd3 client whose channel we use was closed") from closed
-                if not self._closed:
-                    raise
-                raise NotApplied("the client was closed", str(link.endpoint)) from closed
             if outcome is None or outcome.elsewhere:
                 self.leave(link)
             if isinstance(failure, NotConnected):
                 untried -= 1
                 unreached.append(failure)
-                if untried > 0 and time.monotonic() < until:
+                if untried > 0 and boot_time() < until:
                     continue
                 failure = _together(unreached)
             elif outcome is not None and outcome.login:
@@ -310,67 +242,43 @@ class Calls:
                     continue
             raise failure
 
-    def _probe(self, link: Link, until: float, untried: int) -> Calling[None]:
+    def _probe(self, link: Link[T], until: float, untried: int) -> Calling[None]:
         """Ask an endpoint for its status; raise NotConnected, with the reason, if it has none."""
-        left = until - time.monotonic()
+        left = until - boot_time()
         budget = min(self.settings.dial_timeout, PROBE_TIMEOUT, left / max(1, untried))
         if untried > 1:
             budget = min(budget, 1.5)
+        request, same = rpc.StatusRequest(), f"probe {link.endpoint}"
         try:
-            yield Rpc(
-                link.calls["status"],
-                rpc.StatusRequest(),
-                max(0.05, budget),
-                same=f"probe {link.endpoint}",
-            )
-        except grpc.RpcError as error:
-            code, details = error.code().name, error.details() or ""
-            if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNKNOWN", "UNIMPLEMENTED", "INTERNAL"):
-                reason = explain(code, details, tls=self.settings.tls)
-                self._renew_certificates(link)
+            yield Rpc(link, "status", request, max(0.05, budget), same=same)
+        except RpcError as error:
+            if error.code in _NO_ETCD:
+                reason = explain_call(error.code, error.details)
                 kind = Misconfigured if reason.settings else NotConnected
                 raise kind(reason.text, str(link.endpoint)) from error
         link.trusted = True
 
     # -- endpoints
 
-    def _link(self) -> Link:
+    def _link(self) -> Link[T]:
         with self._lock:
             if self._closed:
                 raise NotApplied("the client was closed")
             link = self._links[self._at]
             if link is None:
-                stamp = self.settings.stamp()
-                endpoint, lent = self.settings.endpoints[self._at], self.settings.lender is not None
-                link = Link(endpoint, self._open_channel, stamp, lent=lent)
-                self._links[self._at] = link
+                endpoint = self.settings.endpoints[self._at]
+                link = self._links[self._at] = Link(endpoint, self._connect(endpoint))
             return link
 
-    def _renew_certificates(self, link: Link) -> None:
-        """Certificates that were put in the place of ours are read with the next link."""
-        if link.stamp != self.settings.stamp():
-            with self._lock:
-                self._links = [None if one is link else one for one in self._links]
+    def _connect(self, endpoint: Endpoint) -> T:
+        raise NotImplementedError
 
-    def leave(self, link: Link) -> None:
+    def leave(self, link: Link[T]) -> None:
         """An endpoint has failed: the next one's turn, unless another thread has moved on."""
         link.trusted = False
         with self._lock:
             if self._links[self._at] is link:
                 self._at = (self._at + 1) % len(self._links)
-
-    def _open_channel(self, endpoint: Endpoint) -> Any:
-        settings = self.settings
-        if settings.lender is not None:
-            return settings.lender.channel(endpoint)
-        if not settings.tls:
-            return self._library.insecure_channel(endpoint.address, options=CHANNEL_OPTIONS)
-        credentials = grpc.ssl_channel_credentials(
-            root_certificates=_read(settings.cacert),
-            private_key=_read(settings.key),
-            certificate_chain=_read(settings.cert),
-        )
-        return self._library.secure_channel(endpoint.address, credentials, options=CHANNEL_OPTIONS)
 
     # -- the login
 
@@ -380,15 +288,14 @@ class Calls:
         user = self.settings.user
         return " (no user was given)" if user is None else f" (user {user!r})"
 
-    def _sort(self, error: grpc.RpcError, endpoint: Endpoint) -> tuple[Outcome, Failure]:
-        code, details = error.code().name, error.details() or ""
-        outcome = classify(code, details)
-        detail = first_line(details) or code
+    def _sort(self, error: RpcError, endpoint: Endpoint) -> tuple[Outcome, Failure]:
+        outcome = classify(error.code, error.details)
+        detail = first_line(error.details) or error.code
         if outcome.failure is AccessDenied:
             detail += self.whoami
         return outcome, outcome.failure(detail, str(endpoint))
 
-    def _log_in(self, link: Link, stale: str | None, until: float) -> Calling[None]:
+    def _log_in(self, link: Link[T], stale: str | None, until: float) -> Calling[None]:
         """Get a new token, unless another thread has since `stale`."""
         with self._lock:
             if self._token != stale:
@@ -403,10 +310,10 @@ class Calls:
         request = rpc.AuthenticateRequest(name=user, password=password)
         self.counters["login"] += 1
         try:
-            left = max(0.05, until - time.monotonic())
-            answer = yield Rpc(link.calls["login"], request, left, same=f"login {link.endpoint}")
+            left = max(0.05, until - boot_time())
+            answer = yield Rpc(link, "login", request, left, same=f"login {link.endpoint}")
             token = answer.token
-        except grpc.RpcError as error:
+        except RpcError as error:
             _, failure = self._sort(error, link.endpoint)
             if "authentication is not enabled" in failure.detail:
                 token = NO_LOGIN
@@ -421,9 +328,9 @@ class Calls:
             self._token = token
 
     def _borrow_login(self, stale: str | None) -> bool:
-        """Take a lender's newer token, if it has one."""
-        lender = self.settings.lender
-        fresh = None if lender is None else lender.token()
+        """Take an external client's newer token, if it has one."""
+        external = self.settings.external
+        fresh = None if external is None else external.token()
         if fresh in (None, stale):
             return False
         with self._lock:
@@ -432,7 +339,7 @@ class Calls:
 
     def _no_login(self, failure: Failure) -> AccessDenied:
         detail = failure.detail
-        if self.settings.lender is not None:
+        if self.settings.external is not None:
             detail += (
                 ": the login of the etcd3 client has run out, and it keeps no password; give user "
                 "and password to etcdsem.from_etcd3() too"
@@ -441,9 +348,9 @@ class Calls:
 
     # -- streams
 
-    def opening(self, timeout: float) -> Calling[tuple[Link, str | None]]:
+    def opening(self, timeout: float) -> Calling[tuple[Link[T], str | None]]:
         """Before a stream is opened: the link to open it on, and the token; raises a Failure."""
-        until = time.monotonic() + timeout
+        until = boot_time() + timeout
         link = self._link()
         try:
             if not link.trusted:
@@ -453,36 +360,34 @@ class Calls:
         except NotConnected:
             self.leave(link)
             raise
-        except ValueError as closed:
-            raise NotApplied("the client was closed") from closed
         return link, self._token
 
-    def stream_broke(self, stream: Stream, error: grpc.RpcError) -> Failure:
+    def stream_broke(self, link: Link[T], token: str | None, error: RpcError) -> Failure:
         """A stream has ended: log in again, or take the next endpoint. Gives the failure."""
-        outcome, failure = self._sort(error, stream.link.endpoint)
+        outcome, failure = self._sort(error, link.endpoint)
         if outcome.login:
-            self.forget_login(stream)
+            self.forget_login(token)
         elif not isinstance(failure, AccessDenied):
-            self.leave(stream.link)
+            self.leave(link)
         return failure
 
-    def forget_login(self, stream: Stream) -> None:
+    def forget_login(self, token: str | None) -> None:
         """The token of a stream is no good any more."""
         if self.settings.user is None:
-            self._borrow_login(stream.token)
+            self._borrow_login(token)
             return
         with self._lock:
-            if self._token == stream.token:
+            if self._token == token:
                 self._token = None
 
-    def _shut(self) -> list[Link]:
+    def _shut(self) -> list[Link[T]]:
         """From now on nothing is called; gives the links to hang up."""
         with self._lock:
             self._closed = True
             return [link for link in self._links if link is not None]
 
 
-class Connection(Calls):
+class Connection(Calls[Transport]):
     """Blocking calls to etcd; for any number of threads."""
 
     # -- what the core asks for
@@ -508,16 +413,18 @@ class Connection(Calls):
 
         Raises the failure of the first request, which also chooses the endpoint and logs in.
         """
-        until = time.monotonic() + timeout
+        until = boot_time() + timeout
         answers: list[float | None] = [self.time_to_live(lease_ids[0], timeout)]
-        link, metadata = self._link(), metadata_of(self._token)
+        link, token = self._link(), self._token
+        path, kind = METHODS["time_to_live"]
         for start in range(1, len(lease_ids), AT_ONCE):
-            left = max(0.001, until - time.monotonic())
-            calls = [
-                _begin(link, rpc.LeaseTimeToLiveRequest(ID=lease_id), left, metadata)
+            requests = [
+                rpc.LeaseTimeToLiveRequest(ID=lease_id).SerializeToString()
                 for lease_id in lease_ids[start : start + AT_ONCE]
             ]
-            answers += map(_seconds_left, calls)
+            left = max(0.001, until - boot_time())
+            found = link.transport.call_many(path, requests, left, token)
+            answers += [None if one is None else float(kind.FromString(one).TTL) for one in found]
         return tuple(answers)
 
     def call(self, name: str, request: Any, timeout: float) -> Any:
@@ -555,31 +462,30 @@ class Connection(Calls):
         answer = self.call("alarm", rpc.AlarmRequest(), timeout)
         return [names.get(one.alarm, str(one.alarm)) for one in answer.alarms]
 
-    # -- streams
+    # -- connections
 
-    def open_stream(self, name: str, requests: Iterator[Any], timeout: float) -> Stream:
-        """Open a stream at the present endpoint; raises a Failure."""
-        link, token = _make(self.opening(timeout))
-        try:
-            return Stream(link.stream(name)(requests, metadata=metadata_of(token)), link, token)
-        except (RuntimeError, MemoryError) as error:
-            # gRPC could not start a thread of its own, and thinks from now on that it runs.
-            link.abandon_streams()
-            raise NotApplied(f"no stream can be opened: {error}", str(link.endpoint)) from error
+    def _connect(self, endpoint: Endpoint) -> Transport:
+        external = self.settings.external
+        return (
+            Transport(Dialer(self.settings, endpoint))
+            if external is None
+            else external.transport(endpoint)
+        )
+
+    def open_streams(self, timeout: float) -> tuple[Link[Transport], str | None]:
+        """Before streams are opened: the link to open them on, and the token; raises a Failure."""
+        return _make(self.opening(timeout))
+
+    def sweep(self) -> None:
+        """Close connections that have been idle for a while. Never blocks."""
+        for link in self._links:
+            if link is not None:
+                link.transport.sweep()
 
     def close(self) -> None:
-        """Hang up; calls under way fail.
-
-        In a thread of its own, for a second at most: an interruption that struck inside gRPC (a
-        signal handler that raises) can leave a lock there taken for ever.
-        """
-        links = self._shut()
-        thread = threading.Thread(target=_hang_up, args=(links,), name="etcdsem-close", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:
-            return  # the interpreter is ending, and the system hangs up for us
-        thread.join(1.0)
+        """Hang up; calls under way fail."""
+        for link in self._shut():
+            link.transport.close()
 
 
 def _make(calling: Calling[R]) -> R:
@@ -592,31 +498,15 @@ def _make(calling: Calling[R]) -> R:
         except StopIteration as stop:
             result: R = stop.value
             return result
-        answer = error = None
+        finally:
+            answer = error = None  # the traceback of an error refers to us
         try:
-            answer = one.method(one.request, timeout=one.timeout, metadata=one.metadata)
+            data = one.link.transport.call(
+                one.path, one.encoded(), one.timeout, one.token, whole=one.whole
+            )
+            answer = one.decoded(data)
         except BaseException as raised:  # also an interruption: it comes out of `throw`
             error = raised
-
-
-def _begin(link: Link, request: Any, timeout: float, metadata: Metadata) -> Any:
-    try:
-        return link.calls["time_to_live"].future(request, timeout=timeout, metadata=metadata)
-    except ValueError:
-        return None  # the channel was closed meanwhile
-
-
-def _seconds_left(call: Any) -> float | None:
-    try:
-        return None if call is None else float(call.result().TTL)
-    except (grpc.RpcError, grpc.FutureCancelledError):
-        return None
-
-
-def _hang_up(links: list[Link]) -> None:
-    for link in links:
-        for channel in link.channels():
-            channel.close()
 
 
 def _together(failures: list[NotConnected]) -> NotConnected:
@@ -630,17 +520,3 @@ def _together(failures: list[NotConnected]) -> NotConnected:
     hopeless = all(isinstance(failure, Misconfigured) for failure in failures)
     kind = Misconfigured if hopeless else NotConnected
     return kind(detail, ", ".join(dict.fromkeys(failure.endpoint for failure in failures)))
-
-
-def metadata_of(token: str | None) -> Metadata:
-    """What goes with each call."""
-    if not token:
-        return (("hasleader", "true"),)
-    return (("hasleader", "true"), ("token", token))
-
-
-def _read(path: str | None) -> bytes | None:
-    if path is None:
-        return None
-    with open(path, "rb") as file:
-        return file.read()

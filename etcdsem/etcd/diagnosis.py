@@ -1,18 +1,17 @@
 """Why no connection came about, in words that say what to do: a table.
 
-1. The first row whose text occurs in gRPC's details, in small letters, decides. Rows of TLS count
-   only where TLS was tried.
+1. What fails is an exception of `socket` or `ssl`, or, once bytes flow, a text of `http2`. For TLS
+   the first row whose text occurs in the exception's, in small letters, decides.
 2. `settings`: the settings are wrong, and trying again is of no use until they are changed.
-
-gRPC's texts are those of grpcio 1.60 to 1.85; what no row knows is shown as it is.
 """
 
 from __future__ import annotations
 
-import re
+import socket
 from typing import NamedTuple
 
 from etcdsem.core.outward import first_line
+from etcdsem.etcd.http2 import NO_HTTP2
 
 
 class Reason(NamedTuple):
@@ -27,10 +26,10 @@ _NOT_FOR = Reason(
     "that the certificate lists (openssl x509 -noout -ext subjectAltName -in server.pem)",
     True,
 )
-_OURS = Reason(
-    "TLS: etcd wants a client certificate that it trusts, and ours is missing, expired, or signed "
-    "by another authority; give one with cert and key (ETCDSEM_CERT, ETCDSEM_KEY)",
-    True,
+_PLAIN = Reason("TLS: what listens there speaks no TLS; write http://", True)
+_CLOSED = Reason(
+    "TLS: the connection was closed in the handshake; if this etcd speaks no TLS, write "
+    "http:// and give no certificates"
 )
 _TLS: tuple[tuple[str, Reason], ...] = (
     (
@@ -42,8 +41,8 @@ _TLS: tuple[tuple[str, Reason], ...] = (
         ),
     ),
     ("not yet valid", Reason("TLS: etcd's certificate is not valid yet; check the clocks", True)),
-    ("hostname verification check failed", _NOT_FOR),
-    ("is not in peer certificate", _NOT_FOR),
+    ("hostname mismatch", _NOT_FOR),
+    ("ip address mismatch", _NOT_FOR),
     (
         "certificate_verify_failed",
         Reason(
@@ -52,51 +51,75 @@ _TLS: tuple[tuple[str, Reason], ...] = (
             True,
         ),
     ),
-    ("wrong_version_number", Reason("TLS: what listens there speaks no TLS; write http://", True)),
-    ("unwrap failed", _OURS),
-    ("certificate_required", _OURS),
-    ("bad_certificate", _OURS),
-    ("alert", _OURS),
+    # What OpenSSL calls a peer that answers in plain text differs from release to release.
+    ("wrong_version_number", _PLAIN),
+    ("wrong version number", _PLAIN),
+    ("record_layer_failure", _PLAIN),
+    ("record layer failure", _PLAIN),
+    ("http_request", _PLAIN),
     (
-        "handshake read failed",
+        "alert",
         Reason(
-            "TLS: the connection was closed in the handshake; if this etcd speaks no TLS, write "
-            "http:// and give no certificates"
+            "TLS: etcd wants a client certificate that it trusts, and ours is missing, expired, or "
+            "signed by another authority; give one with cert and key (ETCDSEM_CERT, ETCDSEM_KEY)",
+            True,
         ),
     ),
+    ("eof occurred", _CLOSED),
+    ("unexpected_eof", _CLOSED),
 )
 
-_WEB = ("http status", "content-type", "failed parsing http/2")
+
+def explain(error: OSError, *, tls: bool) -> Reason:
+    """What to say of an error of a socket that was to be connected."""
+    if isinstance(error, socket.gaierror):
+        if error.errno in _NO_SUCH_NAME:
+            return Reason("there is no host of that name")
+        return Reason(f"the name cannot be looked up: {error.strerror}")
+    if isinstance(error, TimeoutError):
+        return Reason("no answer in time")
+    text = str(error)
+    lower = text.lower()
+    if tls:
+        for part, reason in _TLS:
+            if part in lower:
+                return reason
+        if isinstance(error, (ConnectionResetError, BrokenPipeError)):
+            return _CLOSED
+        if type(error).__module__ == "ssl":
+            return Reason(f"TLS: {first_line(text)}")
+    elif isinstance(error, (ConnectionResetError, BrokenPipeError)):
+        return explain_start("the connection was closed at once", tls=False)
+    return Reason(f"Failed to connect: {error.strerror or first_line(text)}")
 
 
-def explain(code: str, details: str, *, tls: bool) -> Reason:
-    """What to say of a gRPC status that came instead of a connection."""
-    lower = details.lower()
+_NO_SUCH_NAME = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
+
+
+def explain_start(text: str, *, tls: bool) -> Reason:
+    """What to say of a peer that was reached, but did not begin as an HTTP/2 server does."""
+    if "answers in TLS" in text:
+        return Reason(
+            "this etcd wants TLS: write https:// and give the certificate of its authority with "
+            "cacert (ETCDSEM_CACERT)",
+            True,
+        )
+    if NO_HTTP2 in text or "not on HTTP/2" in text:
+        return Reason(f"something answers there that is not etcd's client port ({text})", True)
+    if tls:
+        return _CLOSED
+    return Reason(
+        f"{text}; if this etcd wants TLS, write https:// and give the certificate of its authority "
+        "with cacert (ETCDSEM_CACERT)"
+    )
+
+
+def explain_call(code: str, details: str) -> Reason:
+    """What to say of an endpoint that was connected, and whose first call failed."""
     if code == "DEADLINE_EXCEEDED":
         return Reason("no answer in time")
-    if code == "UNIMPLEMENTED" or any(text in lower for text in _WEB):
+    if code == "UNIMPLEMENTED" or "http status" in details or "content-type" in details:
         return Reason(
-            f"something answers there that is not etcd's client port ({_plain(details)})", True
+            f"something answers there that is not etcd's client port ({first_line(details)})", True
         )
-    if "before receiving settings frame" in lower:
-        return Reason("something accepts connections there, and says nothing")
-    if "domain name not found" in lower:
-        return Reason("there is no host of that name")
-    if tls:
-        for text, reason in _TLS:
-            if text in lower:
-                return reason
-        if "handshake" in lower:
-            return Reason(f"TLS: {_plain(details)}")
-    elif "socket closed" in lower:
-        return Reason(
-            "the connection was closed at once; if this etcd wants TLS, write https:// and give "
-            "the certificate of its authority with cacert (ETCDSEM_CACERT)"
-        )
-    return Reason(_plain(details) or code)
-
-
-def _plain(details: str) -> str:
-    """GRPC's details without what it says each time, and without the address, which we tell."""
-    text = re.sub(r"failed to connect to all addresses; last error: [A-Z_]+: ", "", details)
-    return first_line(re.sub(r"^(ipv4|ipv6|unix):\S+: ", "", text))
+    return Reason(first_line(details) or code)

@@ -15,6 +15,7 @@ _HERE = Path(__file__).parent
 
 def generate() -> dict[str, bytes]:
     """The contents of the generated files, by name."""
+    from google.protobuf.descriptor_pb2 import FileDescriptorSet
     from grpc_tools import protoc
 
     with tempfile.TemporaryDirectory() as folder:
@@ -28,8 +29,9 @@ def generate() -> dict[str, bytes]:
         ]
         if protoc.main(arguments) != 0:
             raise RuntimeError("protoc failed; its message is above")
+        (file,) = FileDescriptorSet.FromString((made / "rpc.binpb").read_bytes()).file
         return {
-            "rpc.binpb": (made / "rpc.binpb").read_bytes(),
+            "rpc.binpb": file.SerializeToString(deterministic=True),
             "rpc.pyi": (made / "rpc_pb2.pyi").read_bytes(),
         }
 

@@ -45,11 +45,9 @@ class Applied(OutcomeUnknown):
 
 
 OUTCOMES: tuple[Outcome, ...] = (
-    # Nothing was sent: gRPC had no connection to send it on.
-    Outcome("UNAVAILABLE", "failed to connect to all addresses", NotConnected, elsewhere=True),
-    Outcome("UNAVAILABLE", "connections to all backends failing", NotConnected, elsewhere=True),
-    Outcome("UNAVAILABLE", "DNS resolution failed", NotConnected, elsewhere=True),
-    Outcome("UNAVAILABLE", "empty address list", NotConnected, elsewhere=True),
+    # Our own: no connection, so nothing was sent; or the server says that it did nothing.
+    Outcome("NOT_CONNECTED", "", NotConnected, elsewhere=True),
+    Outcome("NOT_PROCESSED", "", NotApplied),
     # Refused by the interceptor, thanks to the metadata hasleader.
     Outcome("UNAVAILABLE", "etcdserver: no leader", NotApplied, elsewhere=True),
     Outcome("UNAVAILABLE", "etcdserver: not capable", NotApplied, elsewhere=True),

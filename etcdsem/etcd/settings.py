@@ -1,6 +1,6 @@
 """Where etcd is and who we are: arguments, else ETCDSEM_*, else ETCDCTL_*, else the default.
 
-Knows no gRPC, so that bad settings are told before anything is loaded. An empty variable counts
+Loads nothing, so that bad settings are told at once. An empty variable counts
 as one that is not set. A password is never shown and never pickled; one that comes from a file is
 read again for each login, so that it can be changed under a running program.
 """
@@ -24,7 +24,7 @@ DEFAULT_DIAL_TIMEOUT = 10.0
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One member of etcd. `address` is what gRPC takes, `shown` what the user wrote."""
+    """One member of etcd. `address` is host:port or unix:path, `shown` what the user wrote."""
 
     address: str
     shown: str
@@ -34,12 +34,27 @@ class Endpoint:
     def __str__(self) -> str:
         return self.shown
 
+    @property
+    def path(self) -> str:
+        """Of its Unix socket; empty if it has none."""
+        return self.address[5:] if self.address.startswith("unix:") else ""
 
-class Lender(Protocol):
+    @property
+    def host(self) -> str:
+        """Its name or its address; empty for a Unix socket."""
+        return "" if self.path else self.address.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """Its port; 0 for a Unix socket."""
+        return 0 if self.path else int(self.address.rpartition(":")[2])
+
+
+class ExternalClient(Protocol):
     """Another library's client, whose channels and login we use."""
 
-    def channel(self, endpoint: Endpoint) -> Any:
-        """Its channel to an endpoint."""
+    def transport(self, endpoint: Endpoint) -> Any:
+        """Calls and streams over its channel to an endpoint, as `transport.Transport` has them."""
 
     def token(self) -> str | None:
         """The token of its login, as it is now."""
@@ -58,7 +73,7 @@ class ConnectionSettings:
     dial_timeout: float = DEFAULT_DIAL_TIMEOUT
     """Seconds to try to reach etcd, by whatever endpoint, when it has never been reached."""
     password_file: str | None = None
-    lender: Lender | None = field(default=None, repr=False)
+    external: ExternalClient | None = field(default=None, repr=False)
 
     @property
     def tls(self) -> bool:
@@ -83,12 +98,12 @@ class ConnectionSettings:
         return self.password
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "password": None, "lender": self.lender is not None}
+        return {**self.__dict__, "password": None, "external": self.external is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if state["lender"]:  # was lent there; here we have only the endpoints
+        if state["external"]:  # was lent there; here we have only the endpoints
             state = read_settings([one.shown for one in state["endpoints"]]).__dict__
-        self.__dict__.update({**state, "lender": None})
+        self.__dict__.update({**state, "external": None})
         if self.user is not None:  # the password is where we are now, if anywhere
             _, self.__dict__["password"], file = _login(self.user, None, None)
             self.__dict__["password_file"] = file
@@ -162,7 +177,7 @@ def _file(given: str | None, name: str) -> str | None:
 
 
 def _check_certificates(cacert: str | None, cert: str | None, key: str | None) -> None:
-    """Raise InvalidSetting for files that hold something else: gRPC would not say which."""
+    """Raise InvalidSetting for files that hold something else."""
     if cacert is None and cert is None:
         return
     import ssl

@@ -4,7 +4,7 @@
    another: requests go to `EtcdModel`, and time is `VirtualTime`. Nothing is implemented twice.
 2. Each client stands for a process of its own. Any number of threads may use them.
 3. What a call here brings about (a lease that ends, a hand-over, a callback) has happened when
-   the call returns. Nothing loads gRPC.
+   the call returns. Nothing loads protobuf.
 4. What etcd tells a client goes through the line's `inbox` and is delivered under the engine's
    lock, by whichever thread comes by next without holding one.
 """
@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar
 
 from etcdsem import sync
+from etcdsem.clock import boot_time
 from etcdsem.core.commands import (
     Delete,
     DeleteReply,
@@ -514,9 +515,9 @@ class Memory(BaseMemory):
 
         Raises TimeoutError when the condition has not come about within 30 real seconds.
         """
-        until = time.monotonic() + PATIENCE
+        until = boot_time() + PATIENCE
         while not condition():
-            if time.monotonic() > until:
+            if boot_time() > until:
                 raise TimeoutError(f"{condition!r} did not come about; time stands still: advance?")
             time.sleep(0.001)
         self._time.settle()

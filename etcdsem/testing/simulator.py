@@ -783,7 +783,7 @@ class _Stream:
             function(*args)
 
     def _lose(self) -> None:
-        """A message is gone, so the stream is: noticed by gRPC's keepalive after a while."""
+        """A message is gone, so the stream is: noticed by a PING after a while."""
         world = self.client.world
         generation = self.generation
         world.after(8.0 + 3 * world.rng.random(), self._cut_if, generation)

@@ -16,11 +16,11 @@ import contextlib
 import logging
 import math
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from etcdsem.clock import boot_time
 from etcdsem.core.commands import NotApplied
 
 log = logging.getLogger("etcdsem")
@@ -236,7 +236,7 @@ class VirtualTime:
 
     def settle(self) -> None:
         """Let everything that is to happen now happen."""
-        until = time.monotonic() + PATIENCE
+        until = boot_time() + PATIENCE
         while True:
             while self.deliver():
                 pass
@@ -244,7 +244,7 @@ class VirtualTime:
                 others = self._others_busy()
                 if not others:
                     return
-                if time.monotonic() >= until:
+                if boot_time() >= until:
                     log.warning("etcdsem: time goes on without %s", ", ".join(sorted(others)))
                     return
                 self._rest.wait(0.5)

@@ -41,7 +41,7 @@ def test_no_connection_outlives_its_client(etcd: EtcdServer, name: str) -> None:
         for _ in range(4):
             await live()
             least = sockets()
-            for _ in range(50):  # gRPC's own threads let go in a moment
+            for _ in range(50):  # what lets go in a moment
                 await asyncio.sleep(0.02)
                 least = min(least, sockets())
             seen.append(least)

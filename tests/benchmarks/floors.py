@@ -20,8 +20,13 @@ import grpc
 import grpc.aio
 
 from etcdsem.etcd import rpc
-from etcdsem.etcd.connection import CHANNEL_OPTIONS
 from tests.benchmarks.load import Load, run_threads
+
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+)
 
 TXN = ("/etcdserverpb.KV/Txn", rpc.TxnRequest, rpc.TxnResponse)
 WATCH = ("/etcdserverpb.Watch/Watch", rpc.WatchRequest, rpc.WatchResponse)
@@ -43,7 +48,8 @@ def _stream(channel: Any) -> Callable[..., Any]:
     return call
 
 
-def _take(key: bytes) -> Any:
+def take_request(key: bytes) -> Any:
+    """Take a key that nobody has."""
     request = rpc.TxnRequest()
     free = request.compare.add()
     free.target, free.key, free.create_revision = rpc.Compare.CREATE, key, 0
@@ -52,7 +58,8 @@ def _take(key: bytes) -> Any:
     return request
 
 
-def _give_back(key: bytes) -> Any:
+def give_back_request(key: bytes) -> Any:
+    """Give it back."""
     request = rpc.TxnRequest()
     mine = request.compare.add()
     mine.target, mine.key, mine.mod_revision = rpc.Compare.MOD, key, 1
@@ -61,7 +68,8 @@ def _give_back(key: bytes) -> Any:
     return request
 
 
-def _put(key: bytes) -> Any:
+def put_request(key: bytes) -> Any:
+    """Write a key."""
     request = rpc.TxnRequest()
     put = request.success.add().request_put
     put.key, put.value = key, b"x" * 150
@@ -78,7 +86,7 @@ def two(load: Load) -> None:
 
         def work(number: int) -> Iterator[None]:
             key = f"/floor/{load.name}/{number}".encode()
-            take, give_back = _take(key), _give_back(key)
+            take, give_back = take_request(key), give_back_request(key)
             while True:
                 if not call(take, timeout=4).succeeded or not call(give_back, timeout=4).succeeded:
                     raise AssertionError("nobody else has this key")
@@ -94,7 +102,7 @@ async def two_async(load: Load) -> None:
 
         async def work(number: int) -> None:
             key = f"/floor/{load.name}/{number}".encode()
-            take, give_back = _take(key), _give_back(key)
+            take, give_back = take_request(key), give_back_request(key)
             while True:
                 await call(take, timeout=4)
                 await call(give_back, timeout=4)
@@ -107,18 +115,21 @@ async def two_async(load: Load) -> None:
 # ---------------------------------------------------------------- batons
 
 
-def _baton_key(load: Load, number: int) -> bytes:
+def baton_key(load: Load, number: int) -> bytes:
+    """Where a client finds its baton."""
     return f"/floor/{load.name}/baton/{number % load.processes}/{number}".encode()
 
 
-def _watch_request(load: Load) -> Any:
+def watch_request(load: Load) -> Any:
+    """Watch the batons of this process."""
     base = f"/floor/{load.name}/baton/{load.process}"
     create = rpc.WatchCreateRequest(key=f"{base}/".encode(), range_end=f"{base}0".encode())
     create.start_revision = 1  # another process may have begun before we were there
     return rpc.WatchRequest(create_request=create)
 
 
-def _number(kv: Any) -> int:
+def baton_number(kv: Any) -> int:
+    """Whose baton it is."""
     return int(kv.key.rsplit(b"/", 1)[1])
 
 
@@ -131,20 +142,20 @@ def _batons(load: Load, *, enters: bool) -> None:
         call = _unary(channel)
         boxes: dict[int, queue.SimpleQueue[bool]] = {n: queue.SimpleQueue() for n in load.mine}
         requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        requests.put(_watch_request(load))
+        requests.put(watch_request(load))
         watch = _stream(streams)(iter(requests.get, None))
         next(watch)  # created
 
         def listen() -> None:
             for response in watch:
                 for event in response.events:
-                    boxes[_number(event.kv)].put(True)
+                    boxes[baton_number(event.kv)].put(True)
 
         threading.Thread(target=listen, daemon=True).start()
 
         def work(number: int) -> Iterator[None]:
-            hand_over = _put(_baton_key(load, (number + load.limit) % load.clients))
-            enter = _put(f"/floor/{load.name}/line/{number}".encode())
+            hand_over = put_request(baton_key(load, (number + load.limit) % load.clients))
+            enter = put_request(f"/floor/{load.name}/line/{number}".encode())
             if number < load.limit:
                 boxes[number].put(True)
             while True:
@@ -176,17 +187,17 @@ async def queue_async(load: Load) -> None:
         call = _unary(channel)
         boxes: dict[int, asyncio.Queue[bool]] = {n: asyncio.Queue() for n in load.mine}
         watch = _stream(streams)()
-        await watch.write(_watch_request(load))
+        await watch.write(watch_request(load))
         await watch.read()  # created
 
         async def listen() -> None:
             while True:
                 for event in (await watch.read()).events:
-                    boxes[_number(event.kv)].put_nowait(True)
+                    boxes[baton_number(event.kv)].put_nowait(True)
 
         async def work(number: int) -> None:
-            hand_over = _put(_baton_key(load, (number + load.limit) % load.clients))
-            enter = _put(f"/floor/{load.name}/line/{number}".encode())
+            hand_over = put_request(baton_key(load, (number + load.limit) % load.clients))
+            enter = put_request(f"/floor/{load.name}/line/{number}".encode())
             if number < load.limit:
                 boxes[number].put_nowait(True)
             while True:

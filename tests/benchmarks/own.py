@@ -44,26 +44,25 @@ def main() -> None:
 
 def _play_back(sem: etcdsem.Semaphore) -> None:
     """From now on an acquire and a release get the answers that they got once."""
-    link = sem.client.engine.connection._link()
-    call, answers = link.calls["txn"], []
+    transport: Any = sem.client.engine.connection._link().transport
+    call: Any = transport.call
+    said: list[bytes] = []
 
-    def listen(request: Any, **how: Any) -> Any:
-        answers.append(call(request, **how))
-        return answers[-1]
+    def listen(*request: Any, **how: Any) -> bytes:
+        said.append(call(*request, **how))
+        return said[-1]
 
     for _ in range(3):
-        link.calls["txn"] = listen
-        answers.clear()
+        transport.call = listen
+        said.clear()
         sem.acquire()
         sem.release()
-    kind = type(answers[0])
-    said = [answer.SerializeToString() for answer in answers]
 
-    def play(request: Any, **_how: Any) -> Any:
+    def play(*_request: Any, **_how: Any) -> bytes:
         said.append(said.pop(0))
-        return kind.FromString(said[-1])
+        return said[-1]
 
-    link.calls["txn"] = play
+    transport.call = play
 
 
 def _run(sem: etcdsem.Semaphore) -> None:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import importlib.util
@@ -162,22 +163,19 @@ def _pip(target: str) -> dict[str, Path | str]:
 
 def _libraries(programs: Iterable[Path]) -> dict[str, Path | str]:
     """The shared libraries that programs need, and the loader, at the paths where they are; those
-    of Python itself go beside the C library, where they are looked for. The C++ library too, which
-    grpcio's wheel takes from the system.
+    of Python itself go beside the C library, where they are looked for. So does what the C library
+    loads only when a thread is ended.
     """
     standard = re.compile(r"^(/usr)?/lib(64)?/")
     beside = f"/lib/{sysconfig.get_config_var('MULTIARCH') or ''}"
     files: dict[str, Path | str] = {}
-    for program in [*programs, *_cython()]:
+    for program in programs:
         listed = subprocess.run(
             ["ldd", str(program)], capture_output=True, text=True, check=False
         ).stdout
         for path in re.findall(r"(?:=> |^\s*)(/\S+) \(0x", listed, re.M):
             place = path if standard.match(path) else f"{beside}/{Path(path).name}"
             files[place] = Path(path).resolve()
-    return files
-
-
-def _cython() -> list[Path]:
-    found = importlib.util.find_spec("grpc._cython.cygrpc")
-    return [Path(found.origin)] if found is not None and found.origin else []
+    ctypes.CDLL("libgcc_s.so.1")
+    mapped = re.findall(r"(/\S*/libgcc_s\.so\.1)$", Path("/proc/self/maps").read_text(), re.M)
+    return files | {f"{beside}/libgcc_s.so.1": Path(mapped[0])}

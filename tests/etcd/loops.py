@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 
 from etcdsem.core.commands import Listener
 from etcdsem.etcd.aio_connection import AioConnection
-from etcdsem.etcd.aio_streams import AioKeepaliveStream, AioWatchStream
+from etcdsem.etcd.aio_streams import AioStreams
 from etcdsem.etcd.settings import read_settings
 
 T = TypeVar("T")
@@ -37,11 +37,12 @@ class LoopThread:
 
         return self.do(work())
 
-    def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """A task for a stream."""
         task = self.loop.create_task(work, name=name)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+        return task
 
     @property
     def held(self) -> bool:
@@ -75,27 +76,30 @@ class _Watch:
         self._guard.call(self._watch.cancel)
 
 
-class _Watches:
-    def __init__(self, guard: LoopThread, stream: AioWatchStream) -> None:
+class _Streams:
+    """What tests ask of streams, done in their loop."""
+
+    def __init__(self, guard: LoopThread, streams: AioStreams) -> None:
         self._guard = guard
-        self._stream = stream
+        self._streams = streams
 
     def watch(self, listener: Listener, key: bytes, end: bytes = b"", **more: Any) -> _Watch:
-        watch = self._guard.call(self._stream.watch, listener, key, end, **more)
-        return _Watch(self._guard, watch)
+        return _Watch(
+            self._guard, self._guard.call(self._streams.watch, listener, key, end, **more)
+        )
 
-
-class _Keepalives:
-    def __init__(self, guard: LoopThread, stream: AioKeepaliveStream) -> None:
-        self._guard = guard
-        self._stream = stream
+    def renew(self, lease_id: int) -> None:
+        self._guard.call(self._streams.renew, lease_id)
 
     def restart(self) -> None:
-        self._guard.call(self._stream.restart)
+        self._guard.call(self._streams.restart)
+
+    def close(self) -> None:
+        self._guard.call(self._streams.close)
 
     @property
-    def _requests(self) -> object:
-        return self._guard.call(lambda: self._stream._requests)
+    def _keepalive(self) -> object:
+        return self._guard.call(lambda: self._streams._keepalive)
 
 
 class AioLine:
@@ -103,24 +107,22 @@ class AioLine:
 
     def __init__(self, endpoint: str) -> None:
         self.guard = LoopThread()
-        connection = AioConnection(read_settings(endpoint))
-        self.connection = connection
+        self.connection = AioConnection(read_settings(endpoint))
         self.renewed: SimpleQueue[tuple[int, float]] = SimpleQueue()
-        start = self.guard.start
-        self._watching = self.guard.call(AioWatchStream, connection, start)
-        self._keeping = self.guard.call(
-            AioKeepaliveStream, connection, start, lambda lease, ttl: self.renewed.put((lease, ttl))
+        streams = self.guard.call(
+            AioStreams,
+            self.connection,
+            self.guard.start,
+            lambda lease, ttl: self.renewed.put((lease, ttl)),
         )
-        self.watches = _Watches(self.guard, self._watching)
-        self.keepalives = _Keepalives(self.guard, self._keeping)
+        self.watches = self.keepalives = _Streams(self.guard, streams)
 
     def renew(self, lease: int) -> None:
         """As the heartbeat does."""
-        self.guard.call(self._keeping.renew, lease)
+        self.keepalives.renew(lease)
 
     def close(self) -> None:
         """End it all."""
-        self.guard.call(self._watching.close)
-        self.guard.call(self._keeping.close)
+        self.watches.close()
         self.guard.do(self.connection.close())
         self.guard.stop()

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
+from threading import Event, Thread, main_thread
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import pytest
 
 from etcdsem import server
+from etcdsem.clock import boot_time
 from etcdsem.core.commands import (
     AccessDenied,
     Compare,
@@ -29,7 +34,9 @@ from etcdsem.core.commands import (
     Txn,
 )
 from etcdsem.etcd.connection import Connection
+from etcdsem.etcd.grpc_protocol import NOT_PROCESSED, RpcError
 from etcdsem.etcd.settings import read_settings
+from etcdsem.etcd.transport import IDLE_TIME, MOST
 from tests.etcd.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -141,6 +148,111 @@ def test_a_connection_that_breaks_under_a_call(etcd: EtcdServer, name: str) -> N
                 break
             except NotConnected:
                 assert time.monotonic() < until
+
+
+def test_lost_connections_make_room_for_others(etcd: EtcdServer, name: str) -> None:
+    """However many have broken, and whoever keeps the failures with their tracebacks."""
+    kept = []
+    with connected(etcd.endpoint) as connection:
+        put(connection, name)
+        transport = connection._link().transport
+        for _ in range(MOST + 1):
+            (one,) = transport._idle
+            one.used = boot_time()  # it is taken without a look
+            one.sock.shutdown(socket.SHUT_WR)
+            with pytest.raises(OutcomeUnknown) as caught:
+                put(connection, name)
+            kept.append(caught.value)
+            put(connection, name, timeout=1.0)
+        assert len(transport._alive) == 1
+
+
+def test_who_waits_for_a_connection_has_its_turn(
+    etcd: EtcdServer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads that call without a break do not keep all connections among themselves."""
+    monkeypatch.setattr("etcdsem.etcd.transport.MOST", 2)
+    done = [0] * 6
+    everybody = Event()
+
+    def work(number: int) -> None:
+        while not everybody.is_set() and not failures:
+            try:
+                put(connection, f"{name}/{number}")
+            except NotApplied as failure:
+                failures.append(failure)
+            done[number] += 1
+            if min(done) >= 20:
+                everybody.set()
+
+    failures: list[NotApplied] = []
+    with connected(etcd.endpoint) as connection:
+        put(connection, name)
+        transport = connection._link().transport
+        transport._idle.append(transport._dial(boot_time() + 5))  # both are there
+        threads = [Thread(target=work, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert not failures
+        assert everybody.is_set()
+        assert len(transport._alive) == 2
+
+
+def test_an_old_connection_is_not_used_again(etcd: EtcdServer, name: str) -> None:
+    """A load balancer may have dropped it without a word, and so may the sleep of a machine."""
+    with Proxy(etcd.endpoint) as proxy, connected(proxy.endpoint) as connection:
+        put(connection, name)
+        (one,) = connection._link().transport._idle
+        one.used -= 2 * IDLE_TIME
+        put(connection, name)
+        (other,) = connection._link().transport._idle
+        assert other is not one
+
+
+def test_interrupted_while_the_client_is_closed(etcd: EtcdServer, name: str) -> None:
+    """The connection of that call does not stay open."""
+    with connected(etcd.endpoint) as connection:
+        put(connection, name)
+        transport = connection._link().transport
+        (one,) = transport._idle
+        transport.close()
+        transport._set_aside(one)
+        assert not transport._aside
+
+
+def test_what_was_not_processed_is_repeated_in_time_only(etcd: EtcdServer) -> None:
+    """A call whose time is over is not sent once more, for then its outcome would be unknown."""
+    with connected(etcd.endpoint) as connection:
+        connection._link().trusted = True
+        for timeout, failure in ((60.0, None), (0.0, NotApplied)):
+            calling = connection.calling("txn", b"", timeout)
+            next(calling)
+            error = RpcError(NOT_PROCESSED, "the server says so")
+            if failure is None:
+                assert calling.throw(error).name == "txn"
+            else:
+                with pytest.raises(failure):
+                    calling.throw(error)
+
+
+def test_a_failure_is_no_cycle(etcd: EtcdServer, name: str) -> None:
+    """What a failed call has referred to goes with its failure: no collector need come by."""
+    with connected(etcd.endpoint) as connection:
+        put(connection, name)
+        (one,) = connection._link().transport._idle
+        one.used = boot_time()
+        one.sock.shutdown(socket.SHUT_WR)
+        gone = weakref.ref(one)
+        del one
+        gc.disable()
+        try:
+            with pytest.raises(OutcomeUnknown):
+                put(connection, name)
+            assert gone() is None
+        finally:
+            gc.enable()
 
 
 def test_http_servers_are_not_etcd() -> None:
@@ -259,6 +371,60 @@ def test_ctrl_c_in_a_call(etcd: EtcdServer) -> None:
         process.communicate()
 
 
+class TimeIsUp(TimeoutError):
+    """What a signal handler of the user's raises, as many do."""
+
+
+@pytest.fixture
+def strike() -> Iterator[Callable[[], None]]:
+    """Has a signal handler raise in the main thread; to be called by another one."""
+
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        raise TimeIsUp
+
+    former = signal.signal(signal.SIGALRM, handle)
+    yield lambda: signal.pthread_kill(main_thread().ident or 0, signal.SIGALRM)
+    signal.signal(signal.SIGALRM, former)
+
+
+def test_a_time_limit_of_the_users_in_a_call(
+    etcd: EtcdServer, name: str, strike: Callable[[], None]
+) -> None:
+    """It passes, and is not taken for the socket's; the next call has another connection."""
+    with Proxy(etcd.endpoint) as proxy, connected(proxy.endpoint) as connection:
+        put(connection, name)
+        proxy.down = "drop"
+        proxy.passed_up.clear()
+
+        def strike_then() -> None:
+            if proxy.passed_up.wait(10):
+                strike()
+
+        Thread(target=strike_then).start()
+        with pytest.raises(TimeIsUp):
+            put(connection, name, timeout=60)
+        proxy.down = "pass"
+        assert there(connection, name)
+
+
+def test_a_time_limit_of_the_users_while_connecting(strike: Callable[[], None]) -> None:
+    """The same, before a server has said anything."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+
+        def serve() -> None:
+            with silent.accept()[0] as one:
+                one.recv(1)
+                strike()
+                ended.wait(10)
+
+        ended = Event()
+        Thread(target=serve).start()
+        with connected(f"127.0.0.1:{silent.getsockname()[1]}") as connection:
+            with pytest.raises(TimeIsUp):
+                put(connection, "x", timeout=60)
+            ended.set()
+
+
 @pytest.mark.parametrize(
     ("txn", "whole"),
     [
@@ -271,5 +437,38 @@ def test_a_read_must_not_be_cancelled(txn: Txn, whole: bool) -> None:
     """It would crash etcd 3.5.0 to 3.5.6: whoever makes the call is told to leave it to its end."""
     with connected("127.0.0.1:1") as connection:
         connection._link().trusted = True  # no probe
-        call = next(connection.transacting(txn, 1.0))
-        assert call.whole == whole
+        assert next(connection.transacting(txn, 1.0)).whole == whole
+
+
+def test_connections_under_way_count(etcd: EtcdServer, name: str) -> None:
+    """However many threads begin at the same moment, they share `MOST` connections."""
+    with Proxy(etcd.endpoint) as proxy, connected(proxy.endpoint) as connection:
+        put(connection, name)
+        threads = [Thread(target=put, args=(connection, f"{name}/{n}", 20)) for n in range(60)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert len(proxy._pairs) <= MOST
+        assert all(there(connection, f"{name}/{n}") for n in range(60))
+
+
+def test_all_wait_for_one_that_cannot_connect() -> None:
+    """Those that wait for a connection are told why there is none, not that all are busy."""
+    failures: list[BaseException] = []
+
+    def call(connection: Connection) -> None:
+        try:
+            put(connection, "x", timeout=1)
+        except NotConnected as failure:
+            failures.append(failure)
+
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        where = f"127.0.0.1:{deaf.getsockname()[1]}"
+        with connected(where) as connection:
+            threads = [Thread(target=call, args=(connection,)) for _ in range(3 * MOST)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(30)
+    assert len(failures) == 3 * MOST

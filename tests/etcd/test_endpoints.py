@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import os
 import socket
-import struct
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +25,6 @@ from etcdsem import Semaphore, aio, server
 from etcdsem.core.commands import Failure
 from etcdsem.errors import EtcdUnavailable
 from etcdsem.etcd.connection import Connection
-from etcdsem.etcd.settings import ConnectionSettings, Endpoint
 from etcdsem.server import EtcdServer
 from tests.etcd.proxy import Proxy
 from tests.etcd.test_connection import leads
@@ -242,45 +241,23 @@ def test_unix_sockets(
                 hand_over(Semaphore(1, f"{name}-{number}", client=client))
 
 
-class NameServer:
-    """Answers every question for an IPv4 address with the same addresses."""
-
-    def __init__(self, *addresses: str) -> None:
-        self._answers = [socket.inet_aton(one) for one in addresses]
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", 0))
-        self.port = self._socket.getsockname()[1]
-        self.asked = 0
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                query, client = self._socket.recvfrom(4096)
-            except OSError:
-                return
-            self.asked += 1
-            end = query.index(b"\0", 12) + 5
-            (kind,) = struct.unpack("!H", query[end - 4 : end - 2])
-            answers = self._answers if kind == 1 else []
-            header = query[:2] + struct.pack("!HHHHH", 0x8180, 1, len(answers), 0, 0)
-            found = b"".join(
-                b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 1, 4) + one for one in answers
-            )
-            self._socket.sendto(header + query[12:end] + found, client)
-
-    def close(self) -> None:
-        """No more answers."""
-        self._socket.close()
-
-
-def test_a_name_with_several_addresses(etcd: EtcdServer, name: str) -> None:
+def test_a_name_with_several_addresses(
+    etcd: EtcdServer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Only one of them answers; then only the other does: the lease is kept all the time."""
     (port,) = server.free_ports(1)
-    names = NameServer("127.0.0.2", "127.0.0.3")
-    endpoint = Endpoint(f"dns://127.0.0.1:{names.port}/etcd.test:{port}", f"etcd.test:{port}")
+    asked: list[str] = []
+    look_up = socket.getaddrinfo
+
+    def names(host: str, port: int, *more: int, **options: int) -> list[Any]:
+        if host != "etcd.test" or options["flags"] & socket.AI_NUMERICHOST:
+            return look_up(host, port, *more, **options)
+        asked.append(host)
+        return look_up("127.0.0.2", port, **options) + look_up("127.0.0.3", port, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", names)
     first = Proxy(etcd.endpoint, host="127.0.0.3", port=port)
-    with etcdsem.Client(ConnectionSettings((endpoint,))) as client:
+    with etcdsem.connect(f"etcd.test:{port}") as client:
         sem = Semaphore(1, name, client=client, lease_timeout=15, refresh_interval=1)
         assert sem.acquire(timeout=20)
         lease = sem.leases[0]
@@ -293,8 +270,7 @@ def test_a_name_with_several_addresses(etcd: EtcdServer, name: str) -> None:
             assert sem.release()
             waiters.join()
             assert waiters.leases[0].release()
-    assert names.asked
-    names.close()
+    assert asked
 
 
 # ---------------------------------------------------------------- the wrong thing

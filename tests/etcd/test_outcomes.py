@@ -16,7 +16,7 @@ CASES = [
     ("UNAVAILABLE", "Socket closed", commands.OutcomeUnknown),
     ("UNAVAILABLE", "recvmsg:Connection reset by peer", commands.OutcomeUnknown),
     ("UNAVAILABLE", "etcdserver: no leader", commands.NotApplied),
-    ("UNAVAILABLE", "failed to connect to all addresses; last error: x", commands.NotConnected),
+    ("NOT_CONNECTED", "whatever", commands.NotConnected),
     ("UNKNOWN", "context deadline exceeded", commands.OutcomeUnknown),
     ("UNKNOWN", "etcdserver: too many requests", commands.NotApplied),
     ("RESOURCE_EXHAUSTED", "etcdserver: too many requests", commands.NotApplied),

@@ -12,9 +12,8 @@ import pytest
 from etcdsem.client_lock import ClientLock
 from etcdsem.core.commands import Delete, Event, Failure, Put, Txn
 from etcdsem.etcd.connection import Connection
-from etcdsem.etcd.keepalive import KeepaliveStream
 from etcdsem.etcd.settings import read_settings
-from etcdsem.etcd.watching import WatchStream
+from etcdsem.etcd.stream_thread import ThreadStreams
 from tests.etcd.loops import AioLine
 from tests.etcd.proxy import Proxy
 from tests.test_semaphore import eventually
@@ -58,9 +57,8 @@ class Line:
     def __init__(self, endpoint: str) -> None:
         self.guard = ClientLock()
         self.connection = Connection(read_settings(endpoint))
-        self.watches = WatchStream(self.connection, self.guard)
         self.renewed: SimpleQueue[tuple[int, float]] = SimpleQueue()
-        self.keepalives = KeepaliveStream(
+        self.watches = self.keepalives = ThreadStreams(
             self.connection, self.guard, lambda lease, ttl: self.renewed.put((lease, ttl))
         )
 
@@ -72,7 +70,6 @@ class Line:
     def close(self) -> None:
         """End it all."""
         self.watches.close()
-        self.keepalives.close()
         self.connection.close()
 
 
@@ -207,13 +204,53 @@ def test_a_broken_keepalive_stream_is_opened_again(
     line.renew(111)
     assert line.renewed.get(timeout=10)[0] == 111
     proxy.reset()
-    eventually(lambda: line.keepalives._requests is None)
+    eventually(lambda: line.keepalives._keepalive is None)
 
     def renewed() -> bool:
         line.renew(111)
         return not line.renewed.empty()
 
     eventually(renewed)
+
+
+class Interrupted(BaseException):
+    """Raised by a signal handler."""
+
+
+def fails_once(kind: type, name: str, error: BaseException, patch: pytest.MonkeyPatch) -> None:
+    """The next call of a method raises, and has no effect."""
+
+    def fail(*_arguments: object, **_options: object) -> Any:
+        patch.undo()
+        raise error
+
+    patch.setattr(kind, name, fail)
+
+
+def test_an_interruption_while_the_thread_is_asked_for(
+    fresh_etcd: EtcdServer, direct: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked for again."""
+    direct.grant(7, 60, 5)
+    line = Line(fresh_etcd.endpoint)
+    fails_once(ClientLock, "start", Interrupted(), monkeypatch)
+    with pytest.raises(Interrupted):
+        line.renew(7)
+    line.renew(7)
+    assert line.renewed.get(timeout=20)[0] == 7
+    line.close()
+
+
+def test_an_error_while_connecting(
+    fresh_etcd: EtcdServer, direct: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is, the thread tries again."""
+    direct.grant(7, 60, 5)
+    line = Line(fresh_etcd.endpoint)
+    fails_once(Connection, "open_streams", MemoryError(), monkeypatch)
+    line.renew(7)
+    assert line.renewed.get(timeout=20)[0] == 7
+    line.close()
 
 
 def test_close_ends_all_threads(fresh_etcd: EtcdServer) -> None:

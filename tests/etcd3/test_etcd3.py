@@ -14,13 +14,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import etcdsem
 from etcdsem import Semaphore
-from etcdsem.errors import EtcdSemError, PermissionDenied
+from etcdsem.core.commands import Failure
+from etcdsem.core.station import Ear
+from etcdsem.errors import EtcdRefused, EtcdSemError, PermissionDenied
 from tests.security.authority import Authority
 from tests.security.secured import JOB, SECRET, secured
 from tests.security.test_tls import serving
@@ -74,8 +77,8 @@ def test_its_channel_is_used(theirs: Any, etcd: EtcdServer, name: str) -> None:
     """Calls and streams go through its channel; both libraries work side by side."""
     theirs.put(f"/theirs/{name}", "1")
     sem = Semaphore(1, name, client=theirs)
-    link = sem.client.engine.connection._link()
-    assert link.channel is theirs.channel
+    transport: Any = sem.client.engine.connection._link().transport
+    assert transport.channel is theirs.channel
     hand_over(sem)
     with sem.hold() as lease:
         value, meta = theirs.get(f"/etcdsem/{name}/leases/{lease.slot:05d}")
@@ -108,6 +111,106 @@ def test_what_is_lent_is_not_closed(theirs: Any, name: str) -> None:
     theirs.close()
     with pytest.raises(EtcdSemError, match="closed"):
         other.acquire(timeout=5)
+
+
+def stream_threads() -> list[str]:
+    """The threads of our streams on a channel of grpcio."""
+    return [one.name for one in threading.enumerate() if one.name == "etcdsem-etcd3"]
+
+
+def test_their_client_is_closed_while_we_use_it(
+    theirs: Any, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who waits is told at once, later calls and renewals are refused, and it is logged once."""
+    sem = Semaphore(1, name, client=theirs, lease_timeout=30)
+    lease = sem.acquire_lease(10)
+    assert lease is not None
+    in_line, told = threading.Event(), SimpleQueue[Exception]()
+
+    def wait() -> None:
+        with pytest.raises(EtcdRefused, match="the etcd3 client whose channel we use was closed"):
+            sem.acquire_lease(on_wait=in_line.set)
+        told.put(EtcdRefused())
+
+    threading.Thread(target=wait, daemon=True).start()
+    assert in_line.wait(10)
+    eventually(stream_threads)
+    theirs.close()
+    assert told.get(timeout=10)
+    eventually(lambda: not stream_threads())
+    engine = sem.client.engine
+    streams: Any = engine._renewals
+    for _ in range(3):
+        engine.renew(int(lease.id, 16))
+        eventually(lambda: not streams._wanted)
+    assert lease.valid
+    with pytest.raises(EtcdRefused, match="was closed"):
+        sem.get_value()
+    sem.client.close()
+    eventually(lambda: streams._thread is None)
+    assert [one.exc_info for one in caplog.records if one.exc_info] == []
+    assert caplog.text.count("nothing can be watched or renewed") == 1
+    assert caplog.text.count("\n") < 8
+
+
+def test_a_watch_after_their_client_was_closed(
+    theirs: Any, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first watch of a client that has made calls before: refused, without a traceback."""
+    sem = Semaphore(1, name, client=theirs)
+    theirs.close()
+    refusals = SimpleQueue[Failure]()
+    sem.client.engine.watch(Ear(lambda events: None, refused=refusals.put), b"key")
+    assert "was closed" in refusals.get(timeout=10).detail
+    sem.client.close()
+    assert [one.exc_info for one in caplog.records if one.exc_info] == []
+
+
+def test_grpc_is_loaded_for_it_only(etcd: EtcdServer, name: str) -> None:
+    """A client of our own, and even the adapter's module, load neither grpc nor etcd3."""
+    script = f"""
+import sys
+import etcdsem, etcdsem.etcd.etcd3_adapter
+with etcdsem.connect({etcd.endpoint!r}) as client, etcdsem.Semaphore(1, {name!r}, client=client):
+    pass
+assert not {{"grpc", "etcd3"}} & set(sys.modules)
+import etcd3
+etcdsem.Semaphore(1, {name!r}, client=etcd3.client(port={etcd.port})).client.close()
+assert "grpc" in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_child_that_was_forked_ends(etcd: EtcdServer, name: str) -> None:
+    """What it has inherited, streams that are open included, does not keep it from its end."""
+    script = f"""
+import os, time, etcd3
+from etcdsem import Semaphore
+sem = Semaphore(1, {name!r}, client=etcd3.client(port={etcd.port}))
+with sem:
+    while sem.client.engine._renewals._carrier is None:
+        time.sleep(0.01)
+    child = os.fork()
+    if not child:
+        raise SystemExit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert sem.get_value() == 1
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_eviction_by_their_hand(theirs: Any, name: str) -> None:

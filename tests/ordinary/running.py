@@ -60,7 +60,6 @@ class Run:
         self.seconds = seconds
         self.options = options
         self.wrong: list[str] = []
-        self.abandons = False  # a channel of gRPC's that cannot be closed any more, and its thread
         self.expected: list[str] = []
         """Patterns of log messages that this scenario expects, at any level."""
         self.counts: Counter[str] = Counter()
@@ -211,13 +210,7 @@ class Run:
                 self.note(f"{name}: {lease} was not released")
 
     def _extra_threads(self) -> list[threading.Thread]:
-        extra = [one for one in threading.enumerate() if one not in self._threads]
-        return [one for one in extra if not (self.abandons and _spins_for_grpc(one))]
-
-
-def _spins_for_grpc(thread: threading.Thread) -> bool:
-    frame = sys._current_frames().get(thread.ident or 0)
-    return frame is not None and frame.f_code.co_name == "channel_spin"
+        return [one for one in threading.enumerate() if one not in self._threads]
 
 
 def _eventually(condition: Callable[[], object], seconds: float = PATIENCE) -> bool:

@@ -14,7 +14,6 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import grpc
 import pytest
 
 import etcdsem
@@ -149,7 +148,7 @@ def test_garbage_of_two_clients(etcd: EtcdServer, name: str, seconds: float) -> 
 
 
 def anywhere(run: Run) -> None:
-    """Leases are released at random places of all threads: in this library, in gRPC and in
+    """Leases are released at random places of all threads: in this library and in
     `threading`, as a collector may do that runs there.
     """
     clients = [run.client() for _ in range(2)]
@@ -157,7 +156,7 @@ def anywhere(run: Run) -> None:
     short = [Semaphore(LIMIT, run.name, client=one, lease_timeout=2) for one in clients]
     held = [sem.acquire_lease() for sem in short]
     stock: deque[Lease] = deque()
-    where = (HERE, str(grpc.__path__[0]), threading.__file__)
+    where = (HERE, threading.__file__)
     busy = threading.local()
 
     def trace(frame: FrameType, _event: str, _arg: object) -> Any:

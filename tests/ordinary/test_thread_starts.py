@@ -91,7 +91,6 @@ def holds(run: Run, sem: Semaphore, lost: threading.Event, *, must_live: bool) -
 
 def kth_start(run: Run) -> None:
     """The k-th thread of the program cannot be started."""
-    run.abandons = True
     run.expected += EXPECTED
     lasting: bool = run.options["lasting"]
     failing = Failing(run.options["k"], lasting=lasting)
@@ -130,7 +129,7 @@ def test_the_kth_start_fails(etcd: EtcdServer, name: str, lasting: bool) -> None
     ]
     assert not wrong, "\n".join(wrong)
     counts = [one for one in outcomes if not isinstance(one, AssertionError)]
-    assert sum(one["seen"] for one in counts) >= 3  # so many threads a client needs at least
+    assert sum(one["seen"] for one in counts) >= 2  # so many threads a client needs at least
 
 
 @contextlib.contextmanager

@@ -32,41 +32,73 @@ signal.pause()
 """
 
 
-def test_a_sub_interpreter_is_refused(
+def test_a_sub_interpreter(
     etcd: EtcdServer, client: Client, name: str, workers: list[Worker]
 ) -> None:
-    """In a sub-interpreter, where gRPC would hang, an error says so at once; the main one goes
-    on, also when the sub-interpreter has ended.
+    """In a sub-interpreter, as mod_wsgi has them, leases are waited for and refreshed. Its end,
+    whatever its threads do, gives back what it holds, and its process goes on.
     """
+    pytest.importorskip("_testcapi", reason="this Python is without its test modules")
     code = """
-import importlib
-for module in ('_interpreters', '_xxsubinterpreters'):
-    try:
-        interpreters = importlib.import_module(module)
-        break
-    except ImportError:
-        pass
-sem = Semaphore(1, sys.argv[1])
+import _testcapi
+os.environ['NAME'] = sys.argv[1]
 inner = '''
-import etcdsem
-try:
-    etcdsem.Semaphore(1, "x")
-except etcdsem.EtcdSemError as error:
-    print("refused", error, flush=True)
+import os, time, etcdsem
+from etcdsem import Semaphore
+def say(*words): print(*words, flush=True)
+sem = Semaphore(1, os.environ['NAME'], lease_timeout=2)
+say('full', sem.acquire(timeout=0))
+assert sem.acquire(timeout=60)
+lease = sem.leases[0]
+time.sleep(3)
+say('refreshed', lease.valid, sem.get_value())
 '''
-new = interpreters.create()
-run = getattr(interpreters, 'exec', None) or interpreters.run_string
-problem = run(new, inner)
-assert problem is None, problem
-interpreters.destroy(new)
+sem = Semaphore(1, sys.argv[1])
+def hand_over():
+    while not sem.waiters(): time.sleep(0.01)
+    sem.release()
+sem.acquire()
+thread = threading.Thread(target=hand_over)
+thread.start()
+assert _testcapi.run_in_subinterp(inner) == 0
+thread.join()
+say('free', sem.get_value())
+inner = '''
+import atexit, os, threading, time
+from etcdsem import Semaphore
+Semaphore(1, os.environ['NAME'], lease_timeout=600).acquire()
+time.sleep(0.4)
+@atexit.register
+def as_python_3_12_does():
+    def start(self): raise RuntimeError("can't create new thread at interpreter shutdown")
+    threading.Thread.start = start
+'''
+assert _testcapi.run_in_subinterp(inner) == 0
 with sem:
     say('main', sem.get_value())
 """
     workers.append(Worker(etcd, code, name))
-    assert "sub-interpreter," in workers[0].expect("refused")
+    assert workers[0].expect("full") == ["full", "False"]
+    assert workers[0].expect("refreshed") == ["refreshed", "True", "1"]
+    assert workers[0].expect("free") == ["free", "0"]
     assert workers[0].expect("main") == ["main", "1"]
     assert workers[0].end() == 0
-    assert Semaphore(1, name, client=client).get_value() == 0
+    assert_clean(etcd, name)
+
+
+def test_an_isolated_sub_interpreter_is_refused(etcd: EtcdServer, workers: list[Worker]) -> None:
+    """Where no daemon thread is allowed, no lease could be refreshed: an error says so at once."""
+    code = """
+import _thread
+_thread.daemon_threads_allowed = lambda: False
+try:
+    Semaphore(1, 'x')
+except etcdsem.EtcdSemError as error:
+    say('refused', error)
+"""
+    workers.append(Worker(etcd, code))
+    assert "sub-interpreter," in workers[0].expect("refused")
+    assert workers[0].end() == 0
 
 
 # -- signals
@@ -153,6 +185,30 @@ def late():
     assert "ending," in workers[0].expect("early")
     assert workers[0].end() == 0
     assert Semaphore(2, name, client=client).get_value() == 0
+    assert_clean(etcd, name)
+
+
+def test_an_end_without_new_threads_is_silent(
+    etcd: EtcdServer, client: Client, name: str, workers: list[Worker]
+) -> None:
+    """Python 3.12 starts no thread any more when the interpreter ends: all is given back, and
+    nothing is logged.
+    """
+    code = """
+import atexit
+sem = Semaphore(1, sys.argv[1], lease_timeout=600)
+sem.acquire()
+time.sleep(0.4)
+@atexit.register
+def end():
+    def start(self): raise RuntimeError("can't create new thread at interpreter shutdown")
+    threading.Thread.start = start
+    sys.stderr = sys.stdout
+"""
+    workers.append(Worker(etcd, code, name))
+    assert workers[0].out.read() == ""
+    assert workers[0].end() == 0
+    assert Semaphore(1, name, client=client).get_value() == 0
     assert_clean(etcd, name)
 
 

@@ -1,9 +1,4 @@
-"""os.fork at any moment: the child has none of its parent's leases and never touches them.
-
-gRPC cannot make itself fit for a child of a fork while streams are open, as they are while a
-lease is held or waited for: 1 of 200 such children crashed when it used etcd (grpcio 1.85.3; see
-docs/guarantees.md). GRPC_ENABLE_FORK_SUPPORT=1 mends that, so the tests that fork then set it.
-"""
+"""os.fork at any moment: the child has none of its parent's leases and never touches them."""
 
 from __future__ import annotations
 
@@ -65,7 +60,7 @@ if pid == 0:
     os._exit(0)
 say('parent', sem.get_value())
 """
-    workers.append(Worker(any_etcd, code, name, fork_support="1"))
+    workers.append(Worker(any_etcd, code, name))
     assert workers[0].expect("parent") == ["parent", "0"]
     assert workers[0].end() == 0
     assert_clean(any_etcd, name)
@@ -100,7 +95,7 @@ code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 thread.join()
 say('done', code)
 """
-    workers.append(Worker(any_etcd, code, name, fork_support="1"))
+    workers.append(Worker(any_etcd, code, name))
     _, parent, child = workers[0].expect("forked")
     assert [str(waiter.pid) for waiter in sem.waiters()] == [parent, child]
     sem.release()
@@ -153,13 +148,16 @@ say('held', sem.get_value())
 def test_fork_while_others_are_busy(
     etcd: EtcdServer, client: Client, name: str, workers: list[Worker]
 ) -> None:
-    """Forks at random moments of other threads' acquires and releases: no lock of ours that they
-    hold stays taken in a child, and no child gives back what is theirs. (gRPC is not up to such
-    forks: these children don't use etcd, and its own handlers are off.)
+    """Forks at random moments of other threads' acquires, waits and releases, while a lease is held
+    and watched: no lock of theirs stays taken in a child, no child gives back what is theirs, and
+    each child can hold leases of its own.
     """
     code = """
 import pickle
+from etcdsem import RateLimit
 sem = Semaphore(3, sys.argv[1])
+rate = RateLimit(sys.argv[1] + '-rate', 1000, '1s')
+mine = sem.acquire_lease()
 stop = threading.Event()
 failed = []; codes = []
 def busy():
@@ -171,7 +169,7 @@ for thread in threads: thread.start()
 for turn in range(40):
     pid = os.fork()
     if pid == 0:
-        signal.alarm(30)
+        signal.alarm(60)
         assert sem.leases == ()
         try:
             sem.release()
@@ -181,15 +179,54 @@ for turn in range(40):
             os._exit(1)
         assert etcdsem.connect('127.0.0.1:1') is not sem.client
         assert repr(pickle.loads(pickle.dumps(sem)))
+        with sem.hold() as lease:
+            lease.check()
+        assert rate.acquire(timeout=20)
+        sem.client.close()
         os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     codes.append(code)
 stop.set()
 for thread in threads: thread.join()
-say('done', len(failed), *codes)
+say('done', mine.release(), len(failed), *codes)
 """
-    workers.append(Worker(etcd, code, name, fork_support="0"))
-    assert workers[0].expect("done") == ["done", "0", *["0"] * 40]
+    workers.append(Worker(etcd, code, name))
+    assert workers[0].expect("done") == ["done", "True", "0", *["0"] * 40]
     assert workers[0].end() == 0
     eventually(lambda: client.status(name, ttl=False).held == 0)
     assert_clean(etcd, name)
+
+
+def test_a_child_drops_what_it_inherited(
+    fresh_etcd: EtcdServer, name: str, workers: list[Worker]
+) -> None:
+    """The inherited clients are garbage in the child: that ends nothing of the parent's, neither
+    leases that are held nor spare ones.
+    """
+    code = """
+import gc
+client = etcdsem.connect()
+sem = Semaphore(2, sys.argv[1], client=client, lease_timeout=600)
+with sem: pass   # leaves a spare lease
+lease = sem.acquire_lease()
+idle = etcdsem.connect()
+with Semaphore(2, sys.argv[1], client=idle, lease_timeout=600): pass
+say('before', *sorted(client.engine.connection.leases(5)))
+time.sleep(0.1)  # after which a connection is looked at before it is used
+pid = os.fork()
+if pid == 0:
+    del client, sem, lease, idle
+    gc.collect()
+    assert threading.active_count() == 1
+    time.sleep(0.2)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+say('after', *sorted(client.engine.connection.leases(5)))
+say('valid', lease.valid, sem.get_value(), lease.release())
+"""
+    workers.append(Worker(fresh_etcd, code, name))
+    before = workers[0].expect("before")[1:]
+    assert workers[0].expect("after")[1:] == before
+    assert workers[0].expect("valid") == ["valid", "True", "1", "True"]
+    assert workers[0].end() == 0
+    assert_clean(fresh_etcd, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import pytest
 import etcdsem
 from etcdsem import Semaphore, server
 from etcdsem.errors import EtcdUnavailable, InvalidSetting
-from etcdsem.etcd.diagnosis import explain
+from etcdsem.etcd.diagnosis import explain, explain_call
 from tests.security.authority import Authority, Pair
 
 
@@ -234,16 +235,18 @@ def test_a_certificate_that_is_renewed(
         assert sem.release()
 
 
-def test_texts_of_other_grpc_releases() -> None:
-    """The same reasons in the words of older releases; what is unknown is shown as it is."""
+def test_texts_of_other_releases() -> None:
+    """The same reasons in the words of other releases of OpenSSL; what is unknown is shown."""
     words = {
-        "Ssl handshake failed: CERTIFICATE_VERIFY_FAILED: self signed certificate": "authority",
-        "Peer name 127.0.0.1 is not in peer certificate": "not for the host",
-        "SSL_ERROR_SSL: WRONG_VERSION_NUMBER": "no TLS",
-        "Handshake failed: TLSV1_ALERT_BAD_CERTIFICATE": "client certificate",
-        "handshake: something new": "something new",
+        "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed": "authority",
+        "[SSL: RECORD_LAYER_FAILURE] record layer failure (_ssl.c:1000)": "no TLS",
+        "[SSL: WRONG_VERSION_NUMBER] wrong version number": "no TLS",
+        "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert certificate required": "client cert",
+        "[SSL: SSLV3_ALERT_BAD_CERTIFICATE] sslv3 alert bad certificate": "client certificate",
+        "[SSL: SOMETHING_NEW] something new": "TLS: [SSL: SOMETHING_NEW]",
     }
-    for details, word in words.items():
-        assert word in explain("UNAVAILABLE", details, tls=True).text
-    assert explain("UNAVAILABLE", "quite new", tls=False).text == "quite new"
-    assert "http" in explain("UNKNOWN", "Received http2 header with http status 404", tls=True).text
+    for text, word in words.items():
+        assert word in explain(ssl.SSLError(1, text), tls=True).text
+    assert explain(OSError(5, "quite new"), tls=False).text == "Failed to connect: quite new"
+    assert "http:" in explain(ConnectionResetError(104, "reset"), tls=True).text
+    assert "not etcd" in explain_call("UNKNOWN", "Received http2 header with http status 404").text

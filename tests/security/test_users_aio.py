@@ -26,14 +26,15 @@ def test_a_restart_forgets_tokens(module_binary: str, name: str) -> None:
                 sem.acquire_lease(60, on_wait=lambda: loop.call_soon_threadsafe(in_line.set))
             )
             await asyncio.wait_for(in_line.wait(), 20)
-            calls = client.engine.connection._link().calls
-            log_in, made = calls["login"], []
+            transport = client.engine.connection._link().transport
+            call, made = transport.call, []
 
-            def counted(*arguments: Any, **options: Any) -> Any:
-                made.append(arguments)
-                return log_in(*arguments, **options)
+            async def counted(path: str, *arguments: Any, **options: Any) -> bytes:
+                if path.endswith("/Authenticate"):
+                    made.append(path)
+                return await call(path, *arguments, **options)
 
-            calls["login"] = counted
+            transport.call = counted  # type: ignore[method-assign]
             await asyncio.to_thread(restart)
             values = await asyncio.gather(*(sem.get_value() for _ in range(20)))
             assert values == [1] * 20

@@ -37,7 +37,8 @@ from etcdsem.core.commands import (
 from etcdsem.etcd import encode
 from etcdsem.etcd.connection import Connection
 from etcdsem.etcd.settings import read_settings
-from etcdsem.etcd.watching import WatchHandle, WatchStream
+from etcdsem.etcd.stream_thread import ThreadStreams
+from etcdsem.etcd.streams import WatchHandle
 from etcdsem.server import EtcdServer
 from etcdsem.testing.model import EtcdModel, ModelWatch
 
@@ -312,7 +313,9 @@ class Told:
 class Watched:
     """One watch on the model and on etcd."""
 
-    def __init__(self, both: Both, stream: WatchStream, key: bytes, end: bytes, **how: Any) -> None:
+    def __init__(
+        self, both: Both, stream: ThreadStreams, key: bytes, end: bytes, **how: Any
+    ) -> None:
         self.what = (key, end, how)
         self.expected, self.got = Told(), Told()
         self.real: WatchHandle = stream.watch(self.got, key, end, **how)
@@ -335,8 +338,8 @@ class Watched:
 
 
 @contextmanager
-def _watch_stream(both: Both) -> Iterator[WatchStream]:
-    stream = WatchStream(both.real, ClientLock())
+def _watch_stream(both: Both) -> Iterator[ThreadStreams]:
+    stream = ThreadStreams(both.real, ClientLock(), lambda lease, ttl: None)
     yield stream
     stream.close()
 

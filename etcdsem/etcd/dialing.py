@@ -1,0 +1,339 @@
+"""Connect to an endpoint, blocking: name, socket, TLS, and the peer's first sign of HTTP/2.
+
+1. Whatever fails is a `NotConnected` (or `Misconfigured`) that says what to do: until the peer has
+   sent its SETTINGS, nothing was entrusted to it.
+2. A name may have several addresses. Each gets its share of the time; the one that answered last
+   is tried first.
+3. A name is looked up in a thread: the system's resolver knows no deadline, and no Ctrl-C.
+4. Certificates are read again once their files have changed.
+5. A forked child closes the sockets that it inherited, and says nothing on them.
+6. `close` ends what other threads are dialing, at once.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import socket
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from etcdsem.clock import boot_time
+from etcdsem.core.commands import Misconfigured, NotConnected
+from etcdsem.etcd.diagnosis import Reason, explain, explain_start
+from etcdsem.etcd.http2 import Http2
+
+if TYPE_CHECKING:
+    import ssl
+
+    from etcdsem.etcd.settings import ConnectionSettings, Endpoint
+
+T = TypeVar("T")
+
+CHUNK = 65_536
+"""Bytes to ask a socket for at a time."""
+
+_NAP = 0.1
+"""Seconds after which one who waits for the name server looks whether we are closed."""
+
+
+class Living(Generic[T]):
+    """Objects as long as they live, for any number of threads. All is done by single operations of
+    a set, without callbacks: a signal handler that raises loses nothing (it would in a WeakSet).
+    """
+
+    def __init__(self) -> None:
+        self._refs: set[weakref.ref[T]] = set()
+        self._most = 16  # when to look for those that are gone
+
+    def __len__(self) -> int:
+        return len(self.list())
+
+    def list(self) -> list[T]:
+        """Those that live now."""
+        return [one for ref in list(self._refs) if (one := ref()) is not None]
+
+    def add(self, one: T) -> T:
+        """Gives it back."""
+        self._refs.add(weakref.ref(one))
+        if len(self._refs) > self._most:
+            for ref in list(self._refs):
+                if ref() is None:
+                    self._refs.discard(ref)
+            self._most = 2 * len(self._refs) + 16
+        return one
+
+    def discard(self, one: T) -> None:
+        """Forget it, if it is there."""
+        self._refs.discard(weakref.ref(one))
+
+
+_sockets = Living[socket.socket]()
+
+not_for_children = _sockets.add
+"""A forked child shall close this socket."""
+
+
+def _after_fork_in_child() -> None:
+    for sock in _sockets.list():
+        sock.close()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class Address(NamedTuple):
+    """Where a socket connects to."""
+
+    family: int
+    where: Any
+
+
+class Dialer:
+    """Connects to one endpoint."""
+
+    def __init__(self, settings: ConnectionSettings, endpoint: Endpoint) -> None:
+        self._settings = settings
+        self.endpoint = endpoint
+        self.scheme = "https" if settings.tls else "http"
+        self.authority = "localhost" if endpoint.path else endpoint.address
+        self._stamp: tuple[int, ...] | None = None
+        self._context: ssl.SSLContext | None = None
+        self._last: Any = None  # the address that answered last
+        self._dialing = Living[socket.socket]()
+        self._closed = False
+
+    def close(self) -> None:
+        """Connect no more; whoever is at it fails."""
+        self._closed = True
+        for sock in self._dialing.list():
+            hang_up(sock)
+
+    def dial(self, until: float) -> tuple[socket.socket, Http2]:
+        """A connection whose peer has sent its SETTINGS; raises NotConnected."""
+        context = self.tls_context()
+        addresses = self.in_order(self._look_up(until))
+        for number, address in enumerate(addresses):
+            share = (until - boot_time()) / (len(addresses) - number)
+            try:
+                found = self._connect(address, context, max(0.01, share))
+            except NotConnected:
+                if address is addresses[-1]:
+                    raise
+            else:
+                self.answered(address)
+                return found
+        raise AssertionError("a name without addresses is an error of the resolver")
+
+    def in_order(self, addresses: list[Address]) -> list[Address]:
+        """The addresses, that which answered last first."""
+        return sorted(addresses, key=lambda one: one.where != self._last)
+
+    def answered(self, address: Address) -> None:
+        """Try this one first the next time."""
+        self._last = address.where
+
+    def error(self, reason: Reason) -> NotConnected:
+        """What to raise."""
+        kind = Misconfigured if reason.settings else NotConnected
+        return kind(reason.text, str(self.endpoint))
+
+    # -- TLS
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """None for plain text."""
+        if not self._settings.tls:
+            return None
+        stamp = self._settings.stamp()
+        if self._context is None or stamp != self._stamp:
+            try:
+                self._context = tls_context(self._settings)
+            except OSError as error:
+                raise self.error(Reason(f"TLS: the certificates cannot be read: {error}")) from None
+            self._stamp = stamp
+        return self._context
+
+    @property
+    def server_name(self) -> str:
+        """The name that the server's certificate must have."""
+        return self.endpoint.host.partition("%")[0] or "localhost"
+
+    # -- addresses
+
+    def addresses(self) -> list[Address] | None:
+        """What needs no name server; None if one must be asked."""
+        endpoint = self.endpoint
+        if endpoint.path:
+            return [Address(socket.AF_UNIX, endpoint.path)]
+        try:
+            return self.resolve(socket.AI_NUMERICHOST)
+        except socket.gaierror:
+            return None
+
+    def resolve(self, flags: int = 0) -> list[Address]:
+        """Ask the system; raises OSError."""
+        host, port = self.endpoint.host, self.endpoint.port
+        # An address as bytes: a str goes through Python's IDNA codec, which is slow to load, and
+        # hides what a signal handler raises in it.
+        name = host.encode() if flags & socket.AI_NUMERICHOST else host
+        try:
+            found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=flags)
+        except UnicodeError:  # Python refuses a part of more than 63 characters by itself
+            raise socket.gaierror(socket.EAI_NONAME, "not a valid name") from None
+        return list(dict.fromkeys(Address(one[0], one[4]) for one in found))
+
+    def _look_up(self, until: float) -> list[Address]:
+        found = self.addresses()
+        if found is not None:
+            return found
+        answer: list[list[Address] | OSError] = []
+
+        def ask() -> None:
+            try:
+                answer.append(self.resolve())
+            except OSError as error:
+                answer.append(error)
+
+        thread = threading.Thread(target=ask, name="etcdsem-resolve", daemon=True)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError):
+            ask()  # no thread can be started; better late than never
+        else:
+            while thread.is_alive() and not self._closed and boot_time() < until:
+                thread.join(_NAP)
+        if not answer:
+            raise self.error(Reason("the name server does not answer"))
+        if isinstance(answer[0], OSError):
+            raise self.error(explain(answer[0], tls=False))
+        return answer[0]
+
+    # -- sockets
+
+    def new_socket(self, address: Address) -> socket.socket:
+        """A socket for an address; raises OSError."""
+        sock = not_for_children(socket.socket(address.family, socket.SOCK_STREAM))
+        if address.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+    def _connect(
+        self, address: Address, context: ssl.SSLContext | None, timeout: float
+    ) -> tuple[socket.socket, Http2]:
+        until = boot_time() + timeout
+        sock = None
+        try:
+            sock = self._begin(self.new_socket(address))
+            sock.settimeout(timeout)
+            sock.connect(address.where)
+            if context is not None:
+                wrapped = context.wrap_socket(
+                    sock, server_hostname=self.server_name, do_handshake_on_connect=False
+                )
+                sock = self._begin(not_for_children(wrapped))
+                wrapped.do_handshake()
+                self.check_protocol(wrapped.selected_alpn_protocol())
+            return sock, self._greet(sock, until)
+        except BaseException as error:
+            if sock is not None:
+                sock.close()
+            if isinstance(error, OSError) and not interrupts(error):
+                raise self.error(explain(error, tls=context is not None)) from None
+            raise
+        finally:
+            if sock is not None:
+                self._dialing.discard(sock)
+
+    def _begin(self, sock: socket.socket) -> socket.socket:
+        """From now on `close` ends it."""
+        self._dialing.add(sock)
+        if self._closed:
+            sock.close()
+            raise self.error(Reason("the client was closed"))
+        return sock
+
+    def check_protocol(self, agreed: str | None) -> None:
+        """TLS was agreed on; was HTTP/2, too?"""
+        if agreed != "h2":
+            raise self.error(explain_start("the server agreed on TLS, but not on HTTP/2", tls=True))
+
+    def _greet(self, sock: socket.socket, until: float) -> Http2:
+        """Wait for the peer's SETTINGS, which come at once. The answer goes with the first call."""
+        http2 = Http2()
+        try:
+            sock.sendall(http2.outgoing)
+        except OSError as error:
+            if interrupts(error):
+                raise
+            # What the peer said before it hung up is still to be read.
+        http2.outgoing.clear()
+        while not http2.ready and http2.closed is None:
+            left = until - boot_time()
+            try:
+                if left <= 0:
+                    raise TimeoutError("timed out")
+                sock.settimeout(left)
+                data = sock.recv(CHUNK)
+            except TimeoutError as error:
+                if interrupts(error):
+                    raise
+                raise self.error(
+                    Reason("something accepts connections there, and says nothing")
+                ) from None
+            if data:
+                http2.receive(data)
+            else:
+                http2.lost("the connection was closed at once")
+        if http2.closed is not None:
+            raise self.error(explain_start(http2.closed.text, tls=self._settings.tls))
+        return http2
+
+
+def hang_up(sock: socket.socket) -> None:
+    """End what another thread does with a socket."""
+    # Not TLS's own `shutdown`, which is not for threads. eventlet's class has none, but a socket.
+    shutdown = getattr(socket.socket, "shutdown", None)
+    try:
+        if shutdown is not None:
+            shutdown(sock, socket.SHUT_RDWR)
+        else:
+            _socket.socket.shutdown(getattr(sock, "fd", sock), socket.SHUT_RDWR)
+    except OSError:
+        pass  # it has ended already
+
+
+def would_block(error: OSError) -> bool:
+    """Is this how a socket that must not block, or TLS, says that it would?"""
+    return (
+        isinstance(error, BlockingIOError)
+        or timed_out(error)  # eventlet's TLS
+        or type(error).__name__ in ("SSLWantReadError", "SSLWantWriteError")
+    )
+
+
+def timed_out(error: OSError) -> bool:
+    """Is this how a socket, or TLS, says that its timeout is over?"""
+    return type(error) is TimeoutError and str(error).endswith("timed out")
+
+
+def interrupts(error: OSError) -> bool:
+    """Is it no socket's error, but what a signal handler has raised? `raise TimeoutError` is the
+    usual recipe for SIGALRM; the system's own ETIMEDOUT has a number.
+    """
+    return isinstance(error, TimeoutError) and error.errno is None and not timed_out(error)
+
+
+def tls_context(settings: ConnectionSettings, protocol: str = "h2") -> ssl.SSLContext:
+    """How to speak TLS as the settings say; raises OSError where a file cannot be read."""
+    import ssl  # takes time and memory that plain text need not pay
+
+    context = ssl.create_default_context(cafile=settings.cacert)
+    # Python 3.13 demands key identifiers that RFC 5280 wants and many private authorities, and
+    # etcd's other clients, do without.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols([protocol])
+    if settings.cert is not None:
+        context.load_cert_chain(settings.cert, settings.key)
+    return context

@@ -1,0 +1,418 @@
+"""Unary calls of any number of threads to one endpoint, blocking.
+
+1. A call has a connection to itself while it is under way: no reader thread, no wake-up between
+   threads, no lock. Beyond `MOST` connections a call waits for its turn, within its deadline: a
+   connection goes from hand to hand, else busy threads would take it before one that waits.
+2. Whatever interrupts a call (its deadline, a signal handler that raises) takes its connection out
+   of use for ever; other threads have others. The connection is closed once the answer has come,
+   or after `ASIDE_TIME`: closing at once would cancel the call in the server, and a read that is
+   cancelled crashes etcd 3.5.0 to 3.5.4 (etcd #14110).
+3. Nothing is counted: a connection that an interruption makes a thread forget is gone with the
+   objects that held it. All steps that threads share are single operations of lists.
+4. A connection that is idle for `IDLE_TIME` is closed, by whoever comes by. It is not used again:
+   something on the way may have forgotten it, and says nothing.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+from etcdsem.clock import boot_time
+from etcdsem.core.commands import NotApplied, NotConnected
+from etcdsem.etcd.diagnosis import explain
+from etcdsem.etcd.dialing import CHUNK, Dialer, Living, hang_up, interrupts, would_block
+from etcdsem.etcd.grpc_protocol import RpcError, frame_message, header_block, response
+from etcdsem.etcd.http2 import Http2, Stream
+from etcdsem.etcd.stream_connection import StreamConnection
+
+MOST = 16
+"""Connections for calls of one client."""
+
+IDLE_TIME = 10.0
+"""Seconds after which an idle connection is closed."""
+
+ASIDE_TIME = 5.0
+"""Seconds to wait for an answer that came too late, before its connection is closed."""
+
+MOST_ASIDE = 64
+"""Connections that are kept for such answers; beyond, the oldest are closed at once."""
+
+ACK_INTERVAL = 1.0
+"""Seconds between two answers to the peer's PINGs; see `Http2.acknowledge`."""
+
+_EARLY = 0.005
+"""Seconds by which a socket's timeout may come too early."""
+
+_FRESH_TIME = 0.05
+"""Seconds within which a connection is taken as alive, without a look."""
+
+_NAP = 0.1
+"""Seconds after which one who waits for its turn looks by itself: an interruption may have struck
+the thread that was to wake it."""
+
+
+class _TooLate(Exception):
+    """The deadline is over."""
+
+
+class CallConnection:
+    """One connection, for one call at a time."""
+
+    def __init__(self, sock: socket.socket, http2: Http2) -> None:
+        self.sock = sock
+        self.used = boot_time()
+        self.torn = False  # interrupted: what it has read may be in any state
+        self._http2 = http2
+        self._timeout = -1.0  # of the socket
+        self._acknowledged = self.used  # when the peer's PINGs were last answered
+
+    def exchange(self, calls: Sequence[tuple[bytes, bytes]], until: float) -> list[Stream]:
+        """Make calls, each a header block and a body; returns when all are done.
+
+        Raises _TooLate or OSError.
+        """
+        streams = [self._http2.request(block, body) for block, body in calls]
+        while not all(one.done for one in streams):
+            now = self._limit(until)
+            if now - self._acknowledged > ACK_INTERVAL:
+                self._acknowledged = now
+                self._http2.acknowledge()
+            try:
+                if self._http2.outgoing:
+                    self._write()
+                self._read(self.sock.recv(CHUNK))
+            except OSError as error:
+                if would_block(error) and boot_time() >= until - _EARLY:
+                    raise _TooLate from None
+                raise
+        self.used = boot_time()
+        return streams
+
+    def _limit(self, until: float) -> float:
+        """Set the socket's timeout, which takes a system call, unless it is much the same. When the
+        time is over, what has arrived counts still: this process may have stood still.
+        """
+        now = boot_time()
+        left = until - now
+        if left <= 0:
+            if self._http2.outgoing:
+                raise _TooLate
+            self._timeout = 0.0
+            self.sock.settimeout(0.0)
+        elif not left <= self._timeout <= left + 0.1:
+            self._timeout = left + 0.05
+            self.sock.settimeout(self._timeout)
+        return now
+
+    def _write(self) -> None:
+        data = bytes(self._http2.outgoing)
+        self._http2.outgoing.clear()
+        self.sock.sendall(data)
+
+    def _read(self, data: bytes) -> None:
+        if data:
+            self._http2.receive(data)
+        else:
+            self._http2.lost("the connection was closed")
+
+    def alive(self) -> bool:
+        """Is it still there, and does it take calls? Never blocks."""
+        idle = boot_time() - self.used
+        if idle > IDLE_TIME:
+            return False
+        if idle > _FRESH_TIME and not self._http2.retired:
+            try:
+                self._timeout = 0.0
+                self.sock.settimeout(0.0)
+                while True:
+                    self._read(self.sock.recv(CHUNK))
+                    if self._http2.closed is not None:
+                        break
+            except OSError as error:
+                if interrupts(error):
+                    raise
+                if not would_block(error):
+                    return False
+        return self._http2.closed is None and not self._http2.retired
+
+    def answered(self) -> bool:
+        """Set aside: have all answers come, or has it broken? Never blocks."""
+        if self.torn:
+            return False  # it cannot tell
+        try:
+            self.sock.settimeout(0.0)
+            while self._http2.streams:
+                self._read(self.sock.recv(CHUNK))
+        except OSError as error:
+            if interrupts(error):
+                self.torn = True
+                raise
+            return not would_block(error)
+        return True
+
+    def hang_up(self) -> None:
+        """End the call that is under way in another thread."""
+        hang_up(self.sock)
+
+    def close(self) -> None:
+        """Close it."""
+        self.sock.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "sock"):  # else an interruption struck at its very beginning
+            self.sock.close()  # an interruption made its thread forget it
+
+
+class _Turn:
+    """One who waits for a connection, or for room for one."""
+
+    def __init__(self) -> None:
+        self.connection: CallConnection | None = None
+        self._come = threading.Lock()
+        self._come.acquire()
+
+    def give(self, connection: CallConnection | None) -> None:
+        """It is its turn. None: there is room."""
+        self.connection = connection
+        self._come.release()
+
+    def wait(self, seconds: float) -> bool:
+        """Has it come?"""
+        return self._come.acquire(timeout=max(0.0, seconds))
+
+
+class _Place:
+    """Of a connection that is being made. It is free again when its thread forgets it."""
+
+
+class Transport:
+    """The connections for calls to one endpoint."""
+
+    def __init__(self, dialer: Dialer) -> None:
+        self._dialer = dialer
+        self._idle: list[CallConnection] = []
+        self._alive = Living[CallConnection]()
+        self._dials = Living[_Place]()
+        self._failure: NotConnected | None = None  # of the last attempt to connect
+        self._aside: deque[tuple[float, CallConnection]] = deque()
+        self._waiting: deque[_Turn] = deque()
+        self._closed = False
+
+    def call(
+        self, path: str, request: bytes, timeout: float, token: str | None, *, whole: bool = False
+    ) -> bytes:
+        """Make a call; raises RpcError, or NotApplied.
+
+        Args:
+            path: the method, as gRPC writes it.
+            request: the message.
+            timeout: seconds.
+            token: of the login.
+            whole: the server must not give up, either, when the time is over.
+        """
+        (stream,) = self._exchange(path, (request,), timeout, token, whole=whole)
+        return response(stream)
+
+    def call_many(
+        self, path: str, requests: Sequence[bytes], timeout: float, token: str | None
+    ) -> list[bytes | None]:
+        """Make many calls at a time on one connection; None for those that failed, for whatever
+        reason.
+        """
+        try:
+            streams = self._exchange(path, requests, timeout, token, whole=False)
+        except (RpcError, NotApplied):
+            return [None] * len(requests)
+        return [_response_or_none(one) for one in streams]
+
+    def _exchange(
+        self,
+        path: str,
+        requests: Sequence[bytes],
+        timeout: float,
+        token: str | None,
+        *,
+        whole: bool,
+    ) -> list[Stream]:
+        until = boot_time() + timeout
+        block = header_block(
+            path, self._dialer.authority, self._dialer.scheme, token, None if whole else timeout
+        )
+        calls = [(block, frame_message(request)) for request in requests]
+        connection = self._take(until)
+        try:
+            streams = connection.exchange(calls, until)
+        except _TooLate:
+            self._set_aside(connection)
+            raise RpcError("DEADLINE_EXCEEDED", "no answer in time") from None
+        except OSError as error:
+            if isinstance(error, TimeoutError) and error.errno is None:  # a signal handler's
+                self._set_aside(connection, torn=True)
+                raise
+            self._drop(connection)
+            self._give(None)
+            raise RpcError("UNAVAILABLE", f"the connection was lost: {error}") from None
+        except BaseException:
+            self._set_aside(connection, torn=True)
+            raise
+        self._give(connection)
+        if self._closed:
+            self.close()
+        return streams
+
+    def connect_streams(self, timeout: float) -> StreamConnection:
+        """A connection of their own for streams; raises NotConnected."""
+        sock, http2 = self._dialer.dial(boot_time() + timeout)
+        try:
+            return StreamConnection(self._dialer, sock, http2)
+        except OSError as error:  # no file descriptor is free
+            sock.close()
+            raise self._dialer.error(explain(error, tls=False)) from None
+
+    # -- connections
+
+    def _take(self, until: float) -> CallConnection:
+        while True:
+            if self._closed:
+                raise NotApplied("the client was closed", str(self._dialer.endpoint))
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                if self._room:
+                    break
+                given = self._wait(until)
+                if given is None:
+                    continue
+                connection = given
+            if connection.alive():
+                return connection
+            self._drop(connection)
+        return self._dial(until)
+
+    def _dial(self, until: float) -> CallConnection:
+        self.sweep()
+        place = self._dials.add(_Place())
+        try:
+            connection = CallConnection(*self._dialer.dial(until))
+            self._failure = None
+            self._alive.add(connection)
+        except NotConnected as error:
+            self._failure = _again(error)
+            raise
+        finally:
+            self._dials.discard(place)
+            if not self._alive:
+                self._give(None)  # it may be the turn of another to try
+        if self._closed:  # meanwhile
+            self._drop(connection)
+            raise NotApplied("the client was closed", str(self._dialer.endpoint))
+        return connection
+
+    def _wait(self, until: float) -> CallConnection | None:
+        """Wait for a connection, or for room for one: None."""
+        turn, come = _Turn(), False
+        self._waiting.append(turn)
+        try:
+            while not come and not self._idle and not self._room:
+                come = turn.wait(min(until - boot_time(), _NAP))
+                if not come and boot_time() >= until:
+                    break
+        finally:
+            try:
+                self._waiting.remove(turn)
+            except ValueError:
+                if not come:
+                    turn.wait(_NAP)  # it is coming
+        if turn.connection is None and boot_time() >= until:
+            failure = self._failure
+            if failure is not None and not self._alive:  # so that another endpoint is tried
+                raise _again(failure)
+            raise NotApplied("all connections are busy", str(self._dialer.endpoint))
+        return turn.connection
+
+    @property
+    def _room(self) -> bool:
+        """May one more be made?"""
+        return len(self._alive) + len(self._dials) < MOST
+
+    def _give(self, connection: CallConnection | None) -> None:
+        """Give a connection to whoever waits first. None: there is room for one."""
+        if connection is not None and not self._waiting:
+            self._idle.append(connection)
+            if not self._waiting:
+                return
+            connection = None  # one has come meanwhile, and looks at those that are idle
+        try:
+            self._waiting.popleft().give(connection)
+        except IndexError:
+            if connection is not None:
+                self._idle.append(connection)
+
+    def _drop(self, connection: CallConnection) -> None:
+        """Close it. The traceback of a failure may refer to it for long: it counts no more."""
+        self._alive.discard(connection)
+        connection.close()
+
+    def _set_aside(self, connection: CallConnection, *, torn: bool = False) -> None:
+        connection.torn = torn
+        self._alive.discard(connection)
+        self._aside.append((boot_time() + ASIDE_TIME, connection))
+        while len(self._aside) > MOST_ASIDE:
+            self._aside.popleft()[1].close()
+        self._give(None)
+        if self._closed:  # meanwhile
+            self.close()
+
+    def sweep(self) -> None:
+        """Close what is not needed any more. Never blocks."""
+        now = boot_time()
+        for _ in range(len(self._aside)):
+            try:
+                until, connection = self._aside.popleft()
+            except IndexError:
+                break
+            if now >= until or connection.answered():
+                connection.close()
+            else:
+                self._aside.append((until, connection))
+        for connection in list(self._idle):
+            if now - connection.used > IDLE_TIME:
+                try:
+                    self._idle.remove(connection)
+                except ValueError:
+                    continue  # another thread was faster
+                self._drop(connection)
+
+    def close(self) -> None:
+        """Hang up; calls under way fail."""
+        self._closed = True
+        while self._idle:
+            try:
+                self._idle.pop().close()
+            except IndexError:
+                break  # another thread was faster
+        while self._aside:
+            try:
+                self._aside.pop()[1].close()
+            except IndexError:
+                break
+        self._dialer.close()
+        for connection in self._alive.list():
+            connection.hang_up()
+        while self._waiting:
+            self._give(None)
+
+
+def _again(failure: NotConnected) -> NotConnected:
+    """The same, without the traceback and all that it refers to."""
+    return type(failure)(failure.detail, failure.endpoint)
+
+
+def _response_or_none(stream: Stream) -> bytes | None:
+    try:
+        return response(stream)
+    except RpcError:
+        return None
