@@ -43,6 +43,7 @@ def test_a_row_of_the_benchmarks(tmp_path: Path) -> None:
     book = Book(found)
     row = contended(1, 2)
     names = {"floor baton", "floor queue", "floor queue asyncio", "etcdsem", "etcdsem asyncio"}
+    names |= {"wire queue", "wire queue asyncio"}
     assert set(book.contestants(row)) == names
     assert all(one["rate"] > 0 and one["least"] > 0 for one in book.speed)
     assert book.parts["machine"]["etcd"]
@@ -68,8 +69,8 @@ def book() -> Book:
         "speed",
         [
             *measured(uncontended(1), "floor two", 100, 200, 100),
-            *measured(uncontended(1), "etcdsem", 96, 192, 96),
-            *measured(uncontended(1), "dask", 120, 240),
+            *measured(uncontended(1), "etcdsem", 132, 264, 132),
+            *measured(uncontended(1), "dask", 165, 330),
             *measured(contended(1, 10), "floor queue", 100, 200),
             *measured(contended(1, 10), "etcdsem", 70, 140, jain=0.999, commits=2.0, starved=0),
         ],
@@ -80,7 +81,7 @@ def book() -> Book:
 def test_ratios_are_those_of_each_round(book: Book) -> None:
     """A machine that gets faster in between does not show; only common rounds count."""
     row = uncontended(1)
-    assert book.ratio((row, "etcdsem"), (row, "floor two")) == pytest.approx(0.96)
+    assert book.ratio((row, "etcdsem"), (row, "floor two")) == pytest.approx(1.32)
     assert book.ratio((row, "etcdsem"), (row, "dask")) == pytest.approx(0.8)
     assert book.median(row, "floor two") == 100
     assert book.ratio((row, "etcdsem"), (row, "kazoo")) is None
@@ -198,8 +199,10 @@ def test_what_waiting_costs_etcd(tmp_path: Path) -> None:
     run(".sizing", "--quick", "--json", found)
     part = Book(found).parts["sizing"]
     for one in part["crowds"]:
-        for name in ("leases", "watchers", "streams", "connections", "writes"):
+        for name in ("leases", "watchers", "streams", "writes"):
             assert one["found"][name] == one["expected"][name], name
+        most = one["expected"]["connections"]
+        assert most / 2 <= one["found"]["connections"] <= most  # idle ones are closed
     assert part["growth"]["handed over"]["bytes"] > part["growth"]["uncontended"]["bytes"] > 0
     assert part["simulated"]["read"] > 0
 

@@ -231,6 +231,8 @@ def main() -> None:
     facts: dict[str, object] = {"machine": machine()}
     if "task" in found:
         facts["task_kb"] = found["task"]
+    if "process" in found:
+        facts["process_mb"] = found["process"]
     if "client" in found:
         facts["client_mb"] = found["client"] / 1024
     table = [["", ""], *([TITLES[what], f"{value:.1f}"] for what, value in found.items())]

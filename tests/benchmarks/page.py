@@ -20,9 +20,13 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 _NAMES = {
     "floor two": "floor",
     "floor two asyncio": "floor, asyncio",
+    "wire two": "wire",
+    "wire two asyncio": "wire, asyncio",
     "floor baton": "baton",
     "floor queue": "queue floor",
     "floor queue asyncio": "queue floor, asyncio",
+    "wire queue": "queue on the wire",
+    "wire queue asyncio": "queue on the wire, asyncio",
     "etcdsem": "**etcdsem**",
     "etcdsem asyncio": "**etcdsem, asyncio**",
     "dask": "Dask",

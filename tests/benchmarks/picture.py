@@ -37,6 +37,7 @@ LINES = (
     Line("etcdsem asyncio", "etcdsem, asyncio", "ours2"),
     Line("floor baton", "floor: baton, 1 commit", "floor1"),
     Line("floor queue", "floor: queue, 2 commits", "floor"),
+    Line("wire queue", "the same on our wire", "floor2"),
     Line("dask", "Dask (not durable)", "peer1"),
     Line("kazoo", "kazoo on ZooKeeper", "peer2"),
     Line("etcd3 Lock", "python-etcd3 Lock", "peer3"),
@@ -49,6 +50,7 @@ _COLOURS = {  # on light paper, and on dark
     "ours2": ("#6639ba", "#c9a6ff"),
     "floor": ("#59636e", "#9da7b1"),
     "floor1": ("#59636e", "#9da7b1"),
+    "floor2": ("#59636e", "#9da7b1"),
     "peer1": ("#b35900", "#f0a35e"),
     "peer2": ("#1a7f37", "#63c97b"),
     "peer3": ("#b02a55", "#ff8fab"),
@@ -64,6 +66,7 @@ text { font-family: system-ui, "DejaVu Sans", sans-serif; font-size: 13px; }
 .line.ours2 { stroke-width: 3; }
 .line.floor { stroke-dasharray: 7 4; }
 .line.floor1 { stroke-dasharray: 2 4; }
+.line.floor2 { stroke-dasharray: 12 3 2 3; }
 text.ours, text.ours2 { font-weight: 600; }
 """
 

@@ -14,11 +14,17 @@ FLOORS = {
     "floor queue": "tests.benchmarks.floors:queue_",
     "floor queue asyncio": "tests.benchmarks.floors:queue_async",
 }
+WIRE = {
+    "wire two": "tests.benchmarks.wire_floors:two",
+    "wire two asyncio": "tests.benchmarks.wire_floors:two_async",
+    "wire queue": "tests.benchmarks.wire_floors:queue_",
+    "wire queue asyncio": "tests.benchmarks.wire_floors:queue_async",
+}
 OURS = {
     "etcdsem": "tests.benchmarks.ours:threads",
     "etcdsem asyncio": "tests.benchmarks.ours:tasks",
 }
-TARGETS = {**FLOORS, **OURS, **peers.TARGETS}
+TARGETS = {**FLOORS, **WIRE, **OURS, **peers.TARGETS}
 
 TURNS = 5
 """Turns that a client should have on average: with fewer, a fair share of 1 or 2 looks unfair."""
@@ -67,15 +73,16 @@ def contended(limit: int, clients: int) -> str:
 
 def rows() -> Iterator[Row]:
     """All of them."""
-    two = ("floor two", "etcdsem", "floor two asyncio", "etcdsem asyncio")
+    blocking = ("floor two", "etcdsem", "wire two")
+    two = (*blocking, *(f"{name} asyncio" for name in blocking))
     for clients, others in _UNCONTENDED.items():
         room = 2 * clients  # for all, also while some are on their way
         yield Row(uncontended(clients), clients, room, 1, (*two, *others))
     for limit, table in ((1, _LIMIT_1), (5, _LIMIT_5)):
         for clients, others in table.items():
-            names = ["floor queue", "etcdsem"]
+            names = ["floor queue", "etcdsem", "wire queue"]
             if (limit, clients) not in _BLOCKING_ONLY:
-                names += ["floor queue asyncio", "etcdsem asyncio"]
+                names += ["floor queue asyncio", "etcdsem asyncio", "wire queue asyncio"]
             if limit == 1:
                 names.insert(0, "floor baton")
             yield Row(contended(limit, clients), clients, limit, 2, (*names, *others))
@@ -94,7 +101,7 @@ def chosen(series: str, only: str, quick: bool) -> list[Row]:
         names = [
             name
             for name in row.contestants
-            if (only in name or name in FLOORS) and not peers.missing(name)
+            if (only in name or name in FLOORS or name in WIRE) and not peers.missing(name)
         ]
         found.append(row._replace(contestants=tuple(names)))
     return found

@@ -5,7 +5,8 @@
    and its memory and CPU.
 2. Cycles are made, uncontended and handed over, and the database's growth is taken, before and
    after a compaction.
-3. With ``--simulate N``: N clients on the etcd in memory, for ten minutes of its time, to see that
+3. With ``--connections N``: so many connections to an etcd, which tells what each costs it.
+4. With ``--simulate N``: N clients on the etcd in memory, for ten minutes of its time, to see that
    the formulas hold for more than this machine bears.
 
 `docs/sizing.md` explains them. Refreshing is made quicker here (every 2 s instead of 10), so that
@@ -26,6 +27,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from etcdsem.etcd import rpc
 from etcdsem.server import EtcdServer
 from tests.benchmarks.book import Book
 from tests.benchmarks.measure import fresh_etcd, machine, metrics
@@ -74,7 +76,7 @@ def formulas(crowd: Crowd, refresh: float) -> dict[str, float]:
     pairs = crowd.clients * crowd.semaphores
     leases = crowd.waiters + held
     return {
-        "connections": 2.0 * (crowd.clients + 1),
+        "connections": 2.0 * (crowd.clients + 1),  # at most: those for calls are closed when idle
         "leases": leases,
         "streams": 2.0 * (crowd.clients + 1),
         "watchers": 3 * pairs + crowd.waiters + held,
@@ -229,6 +231,49 @@ def _cycles(sems: list[Any], cycles: int) -> None:
         one.join()
 
 
+# ---------------------------------------------------------------- connections
+
+
+def connections(count: int) -> dict[str, float]:
+    """What an idle connection costs etcd, and one with a watch, in KB."""
+    from etcdsem.etcd.dialing import Dialer
+    from etcdsem.etcd.settings import read_settings
+    from etcdsem.etcd.streams import WATCH
+    from etcdsem.etcd.transport import Transport
+
+    kept: list[object] = []
+    with fresh_etcd() as etcd:
+        settings = read_settings(etcd.endpoint)
+
+        def connect(number: int) -> None:
+            transport = Transport(Dialer(settings, settings.endpoints[0]))
+            transport.call("/etcdserverpb.Maintenance/Status", b"", 5, None)
+            kept.append(transport)
+
+        def watch(number: int) -> None:
+            carrier = Transport(Dialer(settings, settings.endpoints[0])).connect_streams(5)
+            create = rpc.WatchCreateRequest(key=f"/sizing/{number}".encode())
+            request = rpc.WatchRequest(create_request=create)
+            carrier.send(carrier.open(WATCH, None), request.SerializeToString())
+            carrier.wait()
+            kept.append(carrier)
+
+        connect(-1)
+        found, before = {}, _settled_kb(etcd)
+        for kind, make in (("idle", connect), ("with a watch", watch)):
+            for number in range(count):
+                make(number)
+            after = _settled_kb(etcd)
+            found[kind] = (after - before) / count
+            before = after
+    return found
+
+
+def _settled_kb(etcd: EtcdServer) -> float:
+    time.sleep(5)
+    return counters(etcd)["rss_mb"] * 1024
+
+
 # ---------------------------------------------------------------- in memory
 
 
@@ -269,6 +314,9 @@ def main() -> None:
     parser.add_argument("--simulate", type=int, default=100, metavar="N", help="default 100")
     parser.add_argument("--json", type=Path, help="add it to this file")
     parser.add_argument(
+        "--connections", type=int, metavar="N", help="only what a connection costs, of so many"
+    )
+    parser.add_argument(
         "--predict",
         metavar="CxSxW",
         type=parse,
@@ -283,6 +331,10 @@ def main() -> None:
     if options.predict:
         for name, value in formulas(options.predict, DEFAULT_REFRESH).items():
             print(f"{value:12,.1f}  {TITLES[name]}")
+        return
+    if options.connections:
+        for kind, size in connections(options.connections).items():
+            print(f"{size:8.0f} KB  a connection, {kind}")
         return
     window = WINDOW / 4 if options.quick else WINDOW
     names = [*TITLES, "memory, MB", "cores"]

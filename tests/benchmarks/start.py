@@ -22,19 +22,18 @@ from tests.benchmarks.measure import fresh_etcd, machine
 PROGRAM = str(Path(sys.executable).parent / "etcdsem")
 COMMANDS: dict[str, list[str]] = {
     "python": [sys.executable, "-c", "pass"],
-    "grpc": [sys.executable, "-c", "import grpc"],
     "import": [sys.executable, "-c", "import etcdsem"],
     "help": [PROGRAM, "--help"],
     "run": [PROGRAM, "run", "x", "--limit", "1", "--", "true"],
 }
 TITLES = {
     "python": "`python -c pass`",
-    "grpc": "`python -c 'import grpc'`",
     "import": "`python -c 'import etcdsem'`",
     "help": "`etcdsem --help`",
     "child": "`etcdsem run x -- ...`, until the command's first instruction",
     "run": "`etcdsem run x -- true`, all of it",
 }
+BEFORE = "the same with another etcdsem (`--before`)"
 
 
 def took(command: list[str], environment: dict[str, str]) -> float:
@@ -58,16 +57,19 @@ def _environment(etcd: EtcdServer) -> dict[str, str]:
     return {**kept, **etcd.env()}
 
 
-def measure(etcd: EtcdServer, times: int) -> dict[str, float]:
-    """The medians, in seconds."""
+def measure(etcd: EtcdServer, times: int, before: str | None = None) -> dict[str, float]:
+    """The medians, in seconds. `before`: the path of another etcdsem, run in turn."""
     environment = _environment(etcd)
-    found: dict[str, list[float]] = {name: [] for name in TITLES}
+    commands = dict(COMMANDS)
+    if before is not None:
+        commands["before"] = [before, *COMMANDS["run"][1:]]
+    found: dict[str, list[float]] = {name: [] for name in (*commands, "child")}
     for number in range(times + 1):
-        for name, command in COMMANDS.items():
+        for name, command in commands.items():
             found[name].append(took(command, environment))
         found["child"].append(until_child(environment))
         if number == 0:
-            found = {name: [] for name in TITLES}  # now the files are in memory
+            found = {name: [] for name in found}  # now the files are in memory
     return {name: statistics.median(values) for name, values in found.items()}
 
 
@@ -92,15 +94,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.start", description=__doc__)
     parser.add_argument("--times", type=int, default=15, help="runs of each, default 15")
     parser.add_argument("--imports", action="store_true", help="which modules take how long")
+    parser.add_argument("--before", help="the path of another etcdsem, to compare with")
     parser.add_argument("--json", type=Path, help="add it to this file")
     options = parser.parse_args()
+    titles = {**TITLES, "before": BEFORE} if options.before else TITLES
     with fresh_etcd() as etcd:
-        found = measure(etcd, options.times)
-        for name, title in TITLES.items():
+        found = measure(etcd, options.times, options.before)
+        for name, title in titles.items():
             print(f"{found[name]:6.3f} s  {title}")
         if options.imports:
             print(imports(etcd))
-    table = [["", "s"], *([title, f"{found[name]:.3f}"] for name, title in TITLES.items())]
+    table = [["", "s"], *([title, f"{found[name]:.3f}"] for name, title in titles.items())]
     facts = {"machine": machine(), "times": options.times}
     Book(options.json).put("start", {**facts, **found, "table": table})
 
