@@ -349,9 +349,7 @@ class _Engine(BaseEngine):
         self._watches.close()
         self._renewals.close()
         self._calls.close()
-        self.session.until = self.session.keeper.until = (
-            self.now()
-        )  # who is still at it need not try again
+        self.session.keeper.until = self.now()  # who is still at it need not try again
         self.turn.closed = True
         self.turn.settle()
 

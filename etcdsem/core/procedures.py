@@ -162,7 +162,7 @@ def read(session: Session, txn: Txn, *, once: bool = False) -> Procedure[TxnRepl
         try:
             return (yield from transact(session, txn, until))
         except (NotApplied, OutcomeUnknown) as failure:
-            last = min(until, session.until)  # the client may have been closed meanwhile
+            last = min(until, session.keeper.until)  # the client may have been closed meanwhile
             if _hopeless(session, failure) or session.env.now() + pause >= last:
                 raise
             if once and isinstance(failure, OutcomeUnknown):
@@ -1021,7 +1021,7 @@ def _revoke(session: Session, lease: TtlLease) -> Procedure[None]:
         except Failure:
             if lease.id in session.keeper.ended:
                 return  # by `shutdown`
-            if env.now() + pause >= min(until, session.until):
+            if env.now() + pause >= min(until, session.keeper.until):
                 raise
         yield from sleep(session, pause * (0.5 + env.random()))
         now = env.now()
@@ -1212,7 +1212,7 @@ def shutdown(session: Session, until: float) -> Procedure[None]:
     So do the starts of a rate limit that were handed out, and must not be given back yet.
     """
     session.closed = True
-    session.until = session.keeper.until = until
+    session.keeper.until = until
     session.keeper.closed = True
     session.keeper.box.put(None)
     for station in session.stations.values():

@@ -775,7 +775,6 @@ class Session:
         self.stations: dict[tuple[str, str], Station] = {}
         self.losses = 0
         self.closed = False
-        self.until = math.inf  # when it must have ended, once it is closed
         self.reread = REREAD
         self.first_contact = FIRST_CONTACT
         self.keeper.chores.append(self._tidy)
@@ -800,7 +799,7 @@ class Session:
 
     def grace(self, now: float) -> float:
         """Seconds that a request may last: without bound, until the client is closed."""
-        return max(0.1, self.until - now)
+        return max(0.1, self.keeper.until - now)
 
     def who(self, lease: TtlLease) -> bytes:
         """How a waiter or holder with this lease is named in keys."""
