@@ -1,6 +1,6 @@
 """The process that becomes the command.
 
-1. It is forked while the wrapper is single-threaded and has started no thread, and waits on a pipe.
+1. It is forked while the wrapper has no thread but one, and waits on a pipe.
    So no fork ever happens beside threads, and the command starts without an interpreter's delay.
 2. It is in a process group of its own from the start: the group that may be killed, and that
    nothing which we did not start can be in.

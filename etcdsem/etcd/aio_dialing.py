@@ -16,20 +16,18 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from etcdsem.clock import boot_time
 from etcdsem.core.commands import NotConnected
-from etcdsem.etcd.diagnosis import Reason, explain, explain_start
-from etcdsem.etcd.dialing import CHUNK, Address, Dialer, not_for_children
+from etcdsem.etcd.diagnosis import NO_NAME_SERVER, SILENT, Reason, explain, explain_start
+from etcdsem.etcd.dialing import CHUNK, Address, Dialer, Way, not_for_children, waits_for
 from etcdsem.etcd.http2 import Http2
 
 if TYPE_CHECKING:
     import ssl
 
 R = TypeVar("R")
-
-Way: TypeAlias = Literal["read", "write"]
 
 _BUSY_NAP = 0.01
 """Seconds until a Unix socket is tried again whose server is behind with accepting."""
@@ -67,7 +65,7 @@ class AioDial:
         found = self._dialer.addresses()
         if found is not None:
             return found
-        self.waits = Reason("the name server does not answer")
+        self.waits = NO_NAME_SERVER
         try:
             async with asyncio.timeout(max(0.01, self._until - boot_time())):
                 answer = await self._ask()
@@ -127,7 +125,7 @@ class AioDial:
     async def _greet(self, sock: socket.socket, until: float) -> Http2:
         """Wait for the peer's SETTINGS, which come at once. The answer goes with the first call."""
         http2 = Http2()
-        silent = self.waits = Reason("something accepts connections there, and says nothing")
+        self.waits = SILENT
         try:
             async with asyncio.timeout(max(0.01, until - boot_time())):
                 with contextlib.suppress(OSError):  # what the peer said is still to be read
@@ -142,21 +140,11 @@ class AioDial:
                     else:
                         http2.lost("the connection was closed at once")
         except TimeoutError:
-            raise self._dialer.error(silent) from None
+            raise self._dialer.error(SILENT) from None
         if http2.closed is not None:
             tls = self._dialer.scheme == "https"
             raise self._dialer.error(explain_start(http2.closed.text, tls=tls))
         return http2
-
-
-def waits_for(error: OSError, doing: Way) -> Way | None:
-    """How a socket that would block must become ready; None if it has failed."""
-    if isinstance(error, BlockingIOError):
-        return doing
-    kind = type(error).__name__  # importing ssl takes time and memory
-    return (
-        "read" if kind == "SSLWantReadError" else "write" if kind == "SSLWantWriteError" else None
-    )
 
 
 async def _reach(sock: socket.socket, address: Address) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from etcdsem.etcd.aio_wire import Wire
-from etcdsem.etcd.grpc_protocol import RpcError, frame_message, header_block
+from etcdsem.etcd.grpc_protocol import RpcError, frame_message
 from etcdsem.etcd.http2 import Http2, Stream
 from etcdsem.etcd.stream_connection import Liveness, news
 
@@ -46,7 +46,7 @@ class StreamWire(Wire):
 
     def open(self, path: str, token: str | None) -> Stream:
         """Open a stream. Never blocks."""
-        block = header_block(path, self._dialer.authority, self._dialer.scheme, token)
+        block = self._dialer.headers(path, token)
         return self.http2.request(block, last=False)
 
     def send(self, stream: Stream, message: bytes) -> None:

@@ -19,12 +19,9 @@ from etcdsem.etcd.aio_connection import AioConnection
 from etcdsem.etcd.aio_stream_wire import StreamWire
 from etcdsem.etcd.grpc_protocol import RpcError
 from etcdsem.etcd.http2 import Stream
-from etcdsem.etcd.streams import LONGEST_PAUSE, OPEN_TIMEOUT, Streams
+from etcdsem.etcd.streams import LONGEST_PAUSE, OPEN_TIMEOUT, SHORTEST_PAUSE, Streams
 
 log = logging.getLogger("etcdsem")
-
-SHORTEST_PAUSE = 0.01
-"""Seconds between two attempts to connect."""
 
 
 class Start(Protocol):

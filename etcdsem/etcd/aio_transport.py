@@ -29,16 +29,10 @@ from etcdsem.etcd.grpc_protocol import (
     NOT_PROCESSED,
     RpcError,
     frame_message,
-    header_block,
     response,
 )
 from etcdsem.etcd.http2 import Failure, Http2, Stream
-
-IDLE_TIME = 10.0
-"""Seconds after which an idle connection is closed."""
-
-ASIDE_TIME = 5.0
-"""Seconds to wait for late answers, before their connection is closed."""
+from etcdsem.etcd.transport import ASIDE_TIME, IDLE_TIME
 
 LEAST_DIAL_TIME = 1.0
 """Seconds for an attempt to connect, even if its caller has less: others may wait for it, too."""
@@ -219,7 +213,7 @@ class AioTransport:
             token: of the login.
             whole: the server must not give up, either, when the time is over.
         """
-        dialer, now = self._dialer, boot_time()
+        now = boot_time()
         until = now + timeout
         wire = self._wire
         if wire is not None and now > wire.used + IDLE_TIME:
@@ -228,9 +222,7 @@ class AioTransport:
         if wire is None or not wire.usable:
             wire = await self._connected(until)
         wire.used = now
-        block = header_block(
-            path, dialer.authority, dialer.scheme, token, None if whole else timeout
-        )
+        block = self._dialer.headers(path, token, None if whole else timeout)
         stream, answered = wire.start(block, frame_message(request), until)
         try:
             error = await answered

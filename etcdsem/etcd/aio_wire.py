@@ -16,8 +16,7 @@ import asyncio
 import socket
 import weakref
 
-from etcdsem.etcd.aio_dialing import waits_for
-from etcdsem.etcd.dialing import CHUNK
+from etcdsem.etcd.dialing import CHUNK, waits_for
 from etcdsem.etcd.http2 import Http2, Stream
 
 MOST_UNSENT = 2**24

@@ -21,6 +21,9 @@ class Reason(NamedTuple):
     settings: bool = False
 
 
+NO_NAME_SERVER = Reason("the name server does not answer")
+SILENT = Reason("something accepts connections there, and says nothing")
+
 _NOT_FOR = Reason(
     "TLS: etcd's certificate is not for the host of this endpoint; connect to a name or an address "
     "that the certificate lists (openssl x509 -noout -ext subjectAltName -in server.pem)",

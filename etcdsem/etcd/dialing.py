@@ -17,11 +17,12 @@ import os
 import socket
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from etcdsem.clock import boot_time
 from etcdsem.core.commands import Misconfigured, NotConnected
-from etcdsem.etcd.diagnosis import Reason, explain, explain_start
+from etcdsem.etcd.diagnosis import NO_NAME_SERVER, SILENT, Reason, explain, explain_start
+from etcdsem.etcd.grpc_protocol import header_block
 from etcdsem.etcd.http2 import Http2
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from etcdsem.etcd.settings import ConnectionSettings, Endpoint
 
 T = TypeVar("T")
+
+Way: TypeAlias = Literal["read", "write"]
 
 CHUNK = 65_536
 """Bytes to ask a socket for at a time."""
@@ -139,6 +142,10 @@ class Dialer:
         kind = Misconfigured if reason.settings else NotConnected
         return kind(reason.text, str(self.endpoint))
 
+    def headers(self, path: str, token: str | None, timeout: float | None = None) -> bytes:
+        """The header block of a call to this endpoint (`grpc_protocol.header_block`)."""
+        return header_block(path, self.authority, self.scheme, token, timeout)
+
     # -- TLS
 
     def tls_context(self) -> ssl.SSLContext | None:
@@ -204,7 +211,7 @@ class Dialer:
             while thread.is_alive() and not self._closed and boot_time() < until:
                 thread.join(_NAP)
         if not answer:
-            raise self.error(Reason("the name server does not answer"))
+            raise self.error(NO_NAME_SERVER)
         if isinstance(answer[0], OSError):
             raise self.error(explain(answer[0], tls=False))
         return answer[0]
@@ -278,9 +285,7 @@ class Dialer:
             except TimeoutError as error:
                 if interrupts(error):
                     raise
-                raise self.error(
-                    Reason("something accepts connections there, and says nothing")
-                ) from None
+                raise self.error(SILENT) from None
             if data:
                 http2.receive(data)
             else:
@@ -303,13 +308,19 @@ def hang_up(sock: socket.socket) -> None:
         pass  # it has ended already
 
 
+def waits_for(error: OSError, doing: Way) -> Way | None:
+    """How a socket that would block must become ready; None if it has failed."""
+    if isinstance(error, BlockingIOError):
+        return doing
+    kind = type(error).__name__  # importing ssl takes time and memory
+    return (
+        "read" if kind == "SSLWantReadError" else "write" if kind == "SSLWantWriteError" else None
+    )
+
+
 def would_block(error: OSError) -> bool:
     """Is this how a socket that must not block, or TLS, says that it would?"""
-    return (
-        isinstance(error, BlockingIOError)
-        or timed_out(error)  # eventlet's TLS
-        or type(error).__name__ in ("SSLWantReadError", "SSLWantWriteError")
-    )
+    return waits_for(error, "read") is not None or timed_out(error)  # as eventlet's TLS says it
 
 
 def timed_out(error: OSError) -> bool:

@@ -17,7 +17,6 @@ from etcdsem.etcd.grpc_protocol import (
     RpcError,
     error_of,
     frame_message,
-    header_block,
     messages,
 )
 from etcdsem.etcd.http2 import Http2, Stream
@@ -96,7 +95,7 @@ class StreamConnection:
 
     def open(self, path: str, token: str | None) -> Stream:
         """Open a stream. Never blocks."""
-        block = header_block(path, self._dialer.authority, self._dialer.scheme, token)
+        block = self._dialer.headers(path, token)
         return self._http2.request(block, last=False)
 
     def send(self, stream: Stream, message: bytes) -> None:

@@ -18,12 +18,9 @@ from etcdsem.client_lock import ClientLock, Job
 from etcdsem.core.commands import Failure, NotConnected, Refused
 from etcdsem.etcd.connection import Connection
 from etcdsem.etcd.grpc_protocol import RpcError
-from etcdsem.etcd.streams import LONGEST_PAUSE, OPEN_TIMEOUT, Streams
+from etcdsem.etcd.streams import LONGEST_PAUSE, OPEN_TIMEOUT, SHORTEST_PAUSE, Streams
 
 log = logging.getLogger("etcdsem")
-
-SHORTEST_PAUSE = 0.01
-"""Seconds between two attempts to connect."""
 
 
 class ThreadStreams(Streams):

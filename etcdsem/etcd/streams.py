@@ -36,7 +36,7 @@ KEEPALIVE = "/etcdserverpb.Lease/LeaseKeepAlive"
 OPEN_TIMEOUT = 5.0
 """Seconds to find an endpoint and connect to it."""
 
-LONGEST_PAUSE = 1.0
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
 """Seconds between two attempts to connect."""
 
 

@@ -24,7 +24,7 @@ from etcdsem.clock import boot_time
 from etcdsem.core.commands import NotApplied, NotConnected
 from etcdsem.etcd.diagnosis import explain
 from etcdsem.etcd.dialing import CHUNK, Dialer, Living, hang_up, interrupts, would_block
-from etcdsem.etcd.grpc_protocol import RpcError, frame_message, header_block, response
+from etcdsem.etcd.grpc_protocol import RpcError, frame_message, response
 from etcdsem.etcd.http2 import Http2, Stream
 from etcdsem.etcd.stream_connection import StreamConnection
 
@@ -238,9 +238,7 @@ class Transport:
         whole: bool,
     ) -> list[Stream]:
         until = boot_time() + timeout
-        block = header_block(
-            path, self._dialer.authority, self._dialer.scheme, token, None if whole else timeout
-        )
+        block = self._dialer.headers(path, token, None if whole else timeout)
         calls = [(block, frame_message(request)) for request in requests]
         connection = self._take(until)
         try:

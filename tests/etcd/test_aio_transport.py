@@ -28,6 +28,7 @@ from etcdsem.etcd.dialing import Dialer
 from etcdsem.etcd.grpc_protocol import NOT_PROCESSED, RpcError
 from etcdsem.etcd.http2 import Http2
 from etcdsem.etcd.settings import read_settings
+from etcdsem.etcd.transport import IDLE_TIME
 from etcdsem.server import EtcdServer
 from tests.aio.running import eventually, run
 from tests.aio.test_closing import sockets
@@ -616,7 +617,7 @@ def test_an_old_connection_is_not_used_again() -> None:
     async def main(scripted: H2Server, one: AioTransport) -> None:
         await ask(one)
         assert one._wire is not None
-        one._wire.used -= 2 * aio_transport.IDLE_TIME
+        one._wire.used -= 2 * IDLE_TIME
         await ask(one)
         assert len(scripted.talks) == 2
 
