@@ -7,8 +7,11 @@
    it again where that failed (the process is at its limit of threads or memory).
 3. A thread that serves all of a client (the heartbeat, a stream) must not wait for a log handler.
    It hands its records to a thread of their own; only where none can be had it logs by itself.
+   Any other thread logs its own when its call is over: in the midst of it, others may wait for what
+   it does next, and one of them may have the handler's lock. Before it waits, it hands them over.
 4. A finalizer or a signal handler may strike in a thread that is inside the client. `inside` tells;
-   what it wants is noted too, and done elsewhere. To note something takes no lock.
+   what it wants is noted too, and done elsewhere, or refused: it would wait for what its own thread
+   is to do next. To note something takes no lock.
 """
 
 from __future__ import annotations
@@ -139,13 +142,19 @@ class ClientLock:
             self._act()
             if self._jobs:
                 self._start_jobs()
-            if mine:
+            if not _thread.inside:
                 self._report(mine)
-            if self._records:
-                if _thread.serves:
-                    self._report_elsewhere()
-                else:
-                    self._report(self._records)
+                self._report(self._records)
+            elif self._records:
+                self._report_elsewhere()
+
+    def hand_over_records(self) -> None:
+        """This thread will wait: what it has noted so far is logged elsewhere."""
+        mine = _thread.records
+        if mine:
+            self._records.extend(mine)
+            mine.clear()
+            self._report_elsewhere()
 
     def _act(self) -> None:
         while self._actions:

@@ -215,7 +215,7 @@ class _Engine(BaseEngine):
         return self._clock.mailbox()
 
     def spawn(self, procedure: Procedure[Any], name: str) -> None:
-        self._start(functools.partial(self.run, procedure), name, serves=True)
+        self._start(functools.partial(self._run, procedure), name, serves=True)
 
     def call(self, function: Callable[[], object], name: str) -> None:
         self._start(function, name, serves=False)
@@ -270,12 +270,16 @@ class _Engine(BaseEngine):
         An exception that interrupts (Ctrl-C) is thrown into the procedure, and what it yields to
         clean up is still performed.
         """
-        if self.turn.held:  # in the midst of a step: nothing may come between
+        if self.struck:  # it could wait for what this very thread is to do next
             procedure.close()
             raise EtcdSemError(
                 "etcdsem was called by a finalizer, or a signal handler, that struck while this "
-                "thread was at work in it: only a lease can be given back there"
+                "thread was at work in it: only a lease can be given back there; do the rest in "
+                "another thread"
             )
+        return self._run(procedure)
+
+    def _run(self, procedure: Procedure[T]) -> T:
         try:
             enter(self.turn)
             with self._clock.busy():
@@ -287,6 +291,7 @@ class _Engine(BaseEngine):
                     return self._drive(procedure, error)  # it struck between two steps
         finally:
             leave()
+            self.turn.settle()
 
     @property
     def struck(self) -> bool:
@@ -297,7 +302,7 @@ class _Engine(BaseEngine):
 
     def run_later(self, procedure: Procedure[object]) -> None:
         """Run a procedure that gives something back in another thread, a moment later."""
-        guarded = functools.partial(self._guarded, lambda: self.run(procedure), "release")
+        guarded = functools.partial(self._guarded, lambda: self._run(procedure), "release")
         self.turn.note(guarded, "etcdsem-release")
         self.session.keeper.box.put(None)  # the heartbeat will start it, if nobody does before
 
@@ -329,6 +334,7 @@ class _Engine(BaseEngine):
             case Transact():
                 return self._calls.transact(command.txn, command.timeout)
             case Wait():
+                self.turn.hand_over_records()
                 return self._clock.wait(command.box, command.until)
             case GrantLease():
                 return self._calls.grant(command.lease_id, command.ttl, command.timeout)

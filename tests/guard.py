@@ -1,20 +1,24 @@
 """No foreign code may run under a client's lock: log handlers, callbacks, the start of a thread.
+Nothing is logged in the midst of a procedure either.
 
-Foreign code can take any time, and can wait for another thread that needs this lock. `install`
-watches every call of the `etcdsem` logger, also of a level that is switched off,
-`watch_starts` every `Thread.start`; a test calls `check` from its own callbacks.
+Foreign code can take any time, and can wait for another thread that needs this lock, or what the
+procedure does next. `install` watches every call of the `etcdsem` logger, also of a level that is
+switched off, `watch_starts` every `Thread.start`; a test calls `check` from its own callbacks.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import sys
 import threading
 import traceback
 import weakref
+from types import FrameType
 from typing import Any
 
 from etcdsem import sync
+from etcdsem.client_lock import ClientLock
 
 violations: list[str] = []
 """What was called under a client's lock, with the stack."""
@@ -38,6 +42,22 @@ def check(what: str) -> None:
     if owned():
         stack = "".join(traceback.format_stack(limit=12)[:-1])
         violations.append(f"{what} under a client's lock:\n{stack}")
+
+
+def _check_procedure() -> None:
+    """Note a violation if this thread is in the midst of a procedure, and some other thread could
+    have been found to log instead.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not _FALLBACK:
+        if frame.f_code is _DRIVE:
+            stack = "".join(traceback.format_stack(limit=12)[:-1])
+            violations.append(f"a log record in the midst of a procedure:\n{stack}")
+        frame = frame.f_back
+
+
+_DRIVE = sync._Engine._drive.__code__
+_FALLBACK = ClientLock._report_elsewhere.__code__
 
 
 def take_violations() -> list[str]:
@@ -67,6 +87,7 @@ def _watched_call(original: Any) -> Any:
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> None:
         check("a log record")
+        _check_procedure()
         original(*args, **{"stacklevel": 2, **kwargs})
 
     return call

@@ -58,6 +58,8 @@ class Meeting:
         self.results: list[Any] = [None, None]
         """What the call and the other gave: a value, or an exception."""
         self._second: threading.Thread | None = None
+        # Kept alive: CPython 3.11 calls a trace function that a finalizer has just taken out.
+        self._tracer = self._trace
 
     def run(self) -> None:
         """Let both happen; raises StandsStill."""
@@ -70,7 +72,7 @@ class Meeting:
             raise StandsStill(f"stopped at {self.place}:\n{all_stacks()}")
 
     def _first(self) -> None:
-        sys.settrace(self._trace)
+        sys.settrace(self._tracer)
         try:
             self._keep(0, self._call)
         finally:
@@ -87,14 +89,14 @@ class Meeting:
         if not path.startswith(self._where) or path.startswith(MEMORY):
             return None
         if not self._same_thread and guard.owned():
-            return self._trace  # the other would only wait for us
+            return self._tracer  # the other would only wait for us
         self._step += 1
         if self._step == self._at:
             sys.settrace(None)
             frame.f_trace = None
             self.place = f"{frame.f_code.co_filename}:{frame.f_lineno} ({event})"
             self._meet()
-        return self._trace if self._step < self._at else None
+        return self._tracer if self._step < self._at else None
 
     def _meet(self) -> None:
         if self._same_thread:
