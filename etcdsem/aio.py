@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, Protocol,
 
 from etcdsem import model, several
 from etcdsem.clock import boot_time
-from etcdsem.core import inspection, procedures
+from etcdsem.core import inspection, lifecycle
 from etcdsem.core.commands import (
     Command,
     Failure,
@@ -418,7 +418,7 @@ class _Engine(BaseEngine):
 
     async def _close(self, until: float) -> None:
         with contextlib.suppress(Failure, _Over):
-            await self.run(procedures.shutdown(self.session, until))
+            await self.run(lifecycle.shutdown(self.session, until))
         while self._driving and (left := until - self.now()) > 0:
             self._at_rest = self.loop.create_future()
             await asyncio.wait([self._at_rest], timeout=left)
@@ -617,7 +617,7 @@ class Client(BaseClient):
 
     async def close_semaphore(self, name: str, *, force: bool = False) -> CloseResult:
         """Remove a semaphore; without `force` only if nobody holds or waits. See `CloseResult`."""
-        closing = procedures.close(self.station(name), force=force)
+        closing = lifecycle.close(self.station(name), force=force)
         return await self.run(closing, f"close {name!r}")
 
 

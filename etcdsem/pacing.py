@@ -6,8 +6,9 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 
-from etcdsem.core import inspection, operating, procedures, rates
+from etcdsem.core import inspection, lifecycle, operating, rates
 from etcdsem.core.commands import Procedure
+from etcdsem.core.limits import learn_limit
 from etcdsem.core.station import Station
 from etcdsem.errors import AcquireTimeout, InvalidSetting
 from etcdsem.model import Duration, Later, Start, Status, make_rate
@@ -65,7 +66,7 @@ class BaseRateLimit(Named):
 
     def _registering(self, station: Station) -> Procedure[None]:
         if self.wanted is None:
-            rates.rate_of(station, (yield from procedures.learn_limit(station)))
+            rates.rate_of(station, (yield from learn_limit(station)))
             return
         yield from register_rate(station, self.wanted, any_block=self._any_block)
 
@@ -81,7 +82,7 @@ class BaseRateLimit(Named):
         return seen
 
     def _closing(self, station: Station) -> Procedure[None]:
-        closing = yield from procedures.close(station, force=True, rate=self._is_rate)
+        closing = yield from lifecycle.close(station, force=True, rate=self._is_rate)
         if closing.waiters:
             station.session.env.log(
                 logging.WARNING,

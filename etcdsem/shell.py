@@ -21,10 +21,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from etcdsem import interpreter
-from etcdsem.core import inspection, operating, procedures, rates
+from etcdsem.core import inspection, lifecycle, operating, rates
+from etcdsem.core.acquire import Order, acquire
 from etcdsem.core.commands import Env, Listener, Procedure, Watch
 from etcdsem.core.keys import ORDINARY, Wants, client_id, lease_hex
 from etcdsem.core.leases import TICK, TtlLease, margin
+from etcdsem.core.limits import check_kind, learn_limit, wrong_kind
+from etcdsem.core.release import release
 from etcdsem.core.station import Grant, Session, Station
 from etcdsem.counting import follow
 from etcdsem.errors import (
@@ -203,8 +206,8 @@ class BaseClient:
 
     def _reading_limit(self, name: str) -> Procedure[int | None]:
         station = self.station(name)
-        limit = yield from procedures.learn_limit(station)
-        procedures.check_kind(station, rate=False)
+        limit = yield from learn_limit(station)
+        check_kind(station, rate=False)
         return limit.number
 
     def _resizing(self, name: str, max_leases: int) -> Procedure[tuple[int | None, int]]:
@@ -471,7 +474,7 @@ class BaseLease:
         grant = self._grant
         self._take_back()
         known = grant.state == "lost"
-        done = yield from procedures.release(grant)
+        done = yield from release(grant)
         if grant.state != "lost":
             return done
         if not known:  # it is found out only now
@@ -715,7 +718,7 @@ class BaseSemaphore(Named, Generic[L]):
         until = math.inf if limit is None else station.session.env.now() + limit
         order = self._order(station, on_wait, wants)
         while True:
-            grant = yield from procedures.acquire(station, order, until, once=limit == 0)
+            grant = yield from acquire(station, order, until, once=limit == 0)
             if grant is None:
                 return None
             try:  # whatever interrupts: Ctrl-C may strike at any byte code
@@ -746,13 +749,13 @@ class BaseSemaphore(Named, Generic[L]):
         grant.lease.paused = not self._refresh_leases
         started = yield from rates.start(self._rate_station(station), ask, until, once=once)
         if started is None:
-            yield from procedures.release(grant)
+            yield from release(grant)
         return started is not None
 
     def _order(
         self, station: Station, on_wait: Callable[[], object] | None, wants: Wants = ORDINARY
-    ) -> procedures.Order:
-        return procedures.Order(
+    ) -> Order:
+        return Order(
             self.lease_timeout,
             self.refresh_interval,
             station.session.identity(self.owner, self.labels, self.max_hold),
@@ -773,7 +776,7 @@ class BaseSemaphore(Named, Generic[L]):
         for lease in list(self._leases):
             if lease._grant is grant:
                 self._forget(lease)
-        yield from procedures.release(grant)
+        yield from release(grant)
 
     def _oldest(self) -> L:
         """The lease that `release` gives back. One that is lost comes first: whoever had it will
@@ -824,10 +827,10 @@ class BaseSemaphore(Named, Generic[L]):
 
     def _registering_limit(self, station: Station) -> Procedure[None]:
         if self.max_leases is None:
-            limit = yield from procedures.learn_limit(station)
+            limit = yield from learn_limit(station)
         else:
-            limit = yield from procedures.register(station, self.max_leases)
-        wrong = procedures.wrong_kind(station, limit, rate=False)
+            limit = yield from lifecycle.register(station, self.max_leases)
+        wrong = wrong_kind(station, limit, rate=False)
         if wrong is not None:
             raise wrong
         if self.max_leases is None:
@@ -855,16 +858,16 @@ class BaseSemaphore(Named, Generic[L]):
 
     def _status(self, station: Station, *, ttl: bool) -> Procedure[Status]:
         seen = yield from inspection.status(station, ttl=ttl)
-        procedures.check_kind(station, rate=self._is_rate)
+        check_kind(station, rate=self._is_rate)
         return seen
 
     def _counting(self, station: Station) -> Procedure[int]:
         held = yield from inspection.held(station)
-        procedures.check_kind(station, rate=self._is_rate)
+        check_kind(station, rate=self._is_rate)
         return held
 
     def _closing(self, station: Station) -> Procedure[None]:
-        closing = yield from procedures.close(station, force=True, rate=self._is_rate)
+        closing = yield from lifecycle.close(station, force=True, rate=self._is_rate)
         if closing.holders or closing.waiters:
             station.session.env.log(
                 logging.WARNING,
@@ -889,7 +892,7 @@ class BaseSemaphore(Named, Generic[L]):
 
 def register_rate(station: Station, wanted: Rate, *, any_block: bool) -> Procedure[None]:
     """Write the rate if it is new, else check that it is the same."""
-    limit = yield from procedures.register(station, wanted)
+    limit = yield from lifecycle.register(station, wanted)
     rate = rates.rate_of(station, limit)
     same = rate == wanted or (any_block and rate[:2] == wanted[:2])
     if limit.registered and not same:

@@ -41,7 +41,7 @@ from typing import (
 from etcdsem import endings, several
 from etcdsem.client_lock import MARKED, ClientLock, elsewhere, enter, inside, leave
 from etcdsem.clock import boot_time
-from etcdsem.core import inspection, procedures
+from etcdsem.core import inspection, lifecycle
 from etcdsem.core.commands import (
     Command,
     Failure,
@@ -350,7 +350,7 @@ class _Engine(BaseEngine):
     def close(self, grace: float) -> None:
         """Give everything back, for `grace` seconds at most, and let go of etcd."""
         with contextlib.suppress(Failure):
-            self.run(procedures.shutdown(self.session, self.now() + grace))
+            self.run(lifecycle.shutdown(self.session, self.now() + grace))
         self.stop_keeper()
         self._watches.close()
         self._renewals.close()
@@ -570,7 +570,7 @@ class Client(BaseClient):
 
     def close_semaphore(self, name: str, *, force: bool = False) -> CloseResult:
         """Remove a semaphore; without `force` only if nobody holds or waits. See `CloseResult`."""
-        return self.run(procedures.close(self.station(name), force=force), f"close {name!r}")
+        return self.run(lifecycle.close(self.station(name), force=force), f"close {name!r}")
 
 
 def _refuse_isolation() -> None:

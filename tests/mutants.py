@@ -203,7 +203,7 @@ MUTANTS: tuple[Mutant, ...] = (
     # ------------------------------------------------------------ procedures
     Mutant(
         "an interrupted attempt whose revocation fails stays until its TTL is over",
-        "core/procedures.py",
+        "core/acquire.py",
         "    except BaseException:\n        session.keeper.settle_id(lease.id, lease.ttl)",
         "    except BaseException:\n        pass",
         "core/test_procedures.py::"
@@ -211,35 +211,35 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a waiter does not use the room that JOIN saw: up to 15 s late",
-        "core/procedures.py",
+        "core/wait.py",
         "heal_at = env.now() if room else math.inf",
         "heal_at = math.inf",
         "core/test_procedures.py::test_room_that_join_saw_is_used_at_once",
     ),
     Mutant(
         "each waiter looks at once, also where nothing was free",
-        "core/procedures.py",
+        "core/wait.py",
         "heal_at = env.now() if room else math.inf",
         "heal_at = env.now()",
         "core/test_procedures.py::test_room_that_join_did_not_see_is_not_looked_for",
     ),
     Mutant(
         "requests that were not applied are counted as unknown",
-        "core/procedures.py",
+        "core/retry.py",
         'return "not applied"',
         'return "unknown"',
         "core/test_procedures.py::test_failed_requests_are_counted_by_what_is_known",
     ),
     Mutant(
         "a slot is handed out although its lease ran out before the answer came",
-        "core/procedures.py",
+        "core/acquire.py",
         "    if not lease.valid(station.session.env.now()):\n",
         "    if False:\n",
         "core/test_procedures.py::test_a_slot_whose_lease_ran_out_on_the_way_is_not_handed_out",
     ),
     Mutant(
         "a lease whose release was interrupted stays until its TTL is over",
-        "core/procedures.py",
+        "core/release.py",
         "        grant.given_back()\n        keeper.settle_later(grant.lease)\n        raise",
         "        grant.given_back()\n        raise",
         "core/test_procedures.py::test_a_release_whose_outcome_is_unknown_ends_the_lease",

@@ -382,7 +382,7 @@ def test_a_pause_that_lands_late_changes_nothing(client: Client, name: str) -> N
     client.resize(name, 3)
 
     def send() -> Procedure[TxnReply]:
-        from etcdsem.core.procedures import transact
+        from etcdsem.core.retry import transact
 
         return transact(client.engine.session, late)
 

@@ -95,7 +95,7 @@ EXCEPTIONS = {
         "core.census",
         "core.commands",
         "core.outward",
-        "core.procedures",
+        "core.retry",
         "core.station",
         "core.transactions",
     },

@@ -13,7 +13,7 @@ import pytest
 
 import etcdsem
 from etcdsem import Lease, Semaphore, aio, server
-from etcdsem.core import procedures
+from etcdsem.core import release
 from etcdsem.errors import EtcdSemError
 from tests.aio.running import run
 from tests.etcd.proxy import Proxy
@@ -175,7 +175,7 @@ def test_a_release_that_etcd_cannot_be_told_says_so(
     """Etcd stays away: False after some seconds, a warning that says why and what comes of the
     slot, and it is free as soon as etcd is back.
     """
-    monkeypatch.setattr(procedures, "RELEASE_PATIENCE", 0.5)
+    monkeypatch.setattr(release, "RELEASE_PATIENCE", 0.5)
     with Proxy(etcd.endpoint) as proxy, etcdsem.connect(proxy.endpoint) as client:
         sem = Semaphore(1, name, client=client)
         assert sem.acquire()

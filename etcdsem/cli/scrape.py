@@ -19,7 +19,7 @@ from etcdsem.core import transactions
 from etcdsem.core.census import Census, Line
 from etcdsem.core.commands import Event, Failure, NotApplied, OutcomeUnknown, Procedure, Range, Txn
 from etcdsem.core.outward import public_error
-from etcdsem.core.procedures import transact
+from etcdsem.core.retry import transact
 from etcdsem.core.station import Ear
 from etcdsem.errors import EtcdSemError
 from etcdsem.metrics import Family, to_prometheus

@@ -2,5 +2,5 @@
 
 `commands` is the contract with the drivers, `keys` names what lies in etcd, `transactions`
 builds the protocol's transactions, `decisions` reads snapshots, `leases` keeps etcd leases
-alive, and `procedures` joins, waits, passes on and heals.
+alive. There is a module for each verb: `acquire`, `wait`, `release`, `reconcile`, `lifecycle`.
 """

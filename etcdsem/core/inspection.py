@@ -29,7 +29,7 @@ from etcdsem.core.keys import (
     write_eviction,
 )
 from etcdsem.core.leases import RPC_TIMEOUT, take
-from etcdsem.core.procedures import read
+from etcdsem.core.retry import read
 from etcdsem.core.station import Session, Station
 from etcdsem.errors import EtcdSemError, InvalidSetting, NobodyThere, SemaphoreClosed
 from etcdsem.model import MAX_WEIGHT, Holder, Junk, Overview, Status, Waiter, check_name

@@ -35,7 +35,8 @@ from etcdsem.core.keys import (
     write_resized,
     write_resumed,
 )
-from etcdsem.core.procedures import PATIENCE, closed, read, sleep, transact, wrong_kind
+from etcdsem.core.limits import semaphore_closed, wrong_kind
+from etcdsem.core.retry import PATIENCE, read, sleep, transact
 from etcdsem.core.station import Ear, Station
 from etcdsem.errors import EtcdSemError, EtcdUnavailable, InvalidSetting
 from etcdsem.model import MAX_LIMIT, Rate
@@ -140,7 +141,7 @@ def _rewrite(
         found = transactions.as_range(reply.replies[0]).kvs
         station.learn(read_limit(found[0]) if found else None, reply.revision)
         if not found:
-            raise closed(station)
+            raise semaphore_closed(station)
         kv = found[0]
         if before is not None and kv.value == written and not once:
             return Change(read_limit(before), read_limit(kv), changed=True)
@@ -167,7 +168,7 @@ def _untold(station: Station, before: KeyValue, reply: TxnReply) -> EtcdSemError
     found = transactions.as_range(reply.replies[0]).kvs
     station.learn(read_limit(found[0]) if found else None, reply.revision)
     if not found:
-        return closed(station)
+        return semaphore_closed(station)
     return EtcdUnavailable(
         f"semaphore {station.name!r}: etcd's answer was lost. The limit was "
         f"{read_limit(before).number} and is now {read_limit(found[0]).number}; it is not known "
@@ -237,7 +238,7 @@ def _holding(station: Station, until: float) -> Procedure[tuple[int, set[bytes]]
     limit = read_limit(limits.kvs[0]) if limits.kvs else None
     station.learn(limit, reply.revision)
     if limit is None:
-        raise closed(station)
+        raise semaphore_closed(station)
     held = {
         kv.key for kv in found.kvs if kv.lease and slot_number(keys, kv.key) is not None
     }  # what somebody has put there by hand is nobody's lease

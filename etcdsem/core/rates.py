@@ -24,11 +24,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from etcdsem.core import procedures
+from etcdsem.core.acquire import Order, acquire
 from etcdsem.core.commands import Event, Failure, Mailbox, NotApplied, Procedure, Wait, perform
 from etcdsem.core.keys import Identity, Limit, read_limit
 from etcdsem.core.leases import freshen, margin
+from etcdsem.core.limits import learn_limit, wrong_kind
 from etcdsem.core.outward import public_error
+from etcdsem.core.release import release
+from etcdsem.core.retry import sleep
 from etcdsem.core.station import Ear, Grant, Several, Station
 from etcdsem.errors import EtcdSemError
 from etcdsem.model import Rate, Status
@@ -282,7 +285,7 @@ def _give_back_in_time(purse: Purse) -> Procedure[None]:
             if grant.state != "held":
                 continue
             grant.on_lost = None
-            if not (yield from procedures.release(grant)) and grant.lost_reason:
+            if not (yield from release(grant)) and grant.lost_reason:
                 env.log(logging.INFO, "rate limit %s: %s", purse.station.name, grant.lost_reason)
     finally:
         purse.givers -= 1
@@ -320,7 +323,7 @@ def purse_of(station: Station) -> Purse:
 
 def rate_of(station: Station, limit: Limit) -> Rate:
     """The rate of a limit; raises if it has none."""
-    wrong = procedures.wrong_kind(station, limit, rate=True)
+    wrong = wrong_kind(station, limit, rate=True)
     if wrong is not None:
         raise wrong
     if limit.rate is None:
@@ -334,7 +337,7 @@ def rate_of(station: Station, limit: Limit) -> Rate:
 def start(station: Station, ask: Ask, until: float, *, once: bool) -> Procedure[Started | None]:
     """A start, or None if there was none until `until` (`once`: right now).
 
-    Raises what `procedures.acquire` does, and WrongKind.
+    Raises what `acquire` does, and WrongKind.
     """
     tally = station.tally
     tally.pending += 1
@@ -354,7 +357,7 @@ def _start(station: Station, ask: Ask, until: float, *, once: bool) -> Procedure
     began = session.env.now()
     limit = station.limit
     if limit is None or limit.rate is None:  # unknown; or is it still another kind?
-        limit = yield from procedures.learn_limit(station)
+        limit = yield from learn_limit(station)
     if rate_of(station, limit).block > 1:
         return (yield from _start_of_block(purse, ask, until, began, once=once))
     return (yield from _fetch(purse, ask, until, began, once=once))
@@ -407,27 +410,27 @@ def _fetch(
     limit = station.limit
     while True:
         if limit is None:
-            limit = yield from procedures.learn_limit(station)
+            limit = yield from learn_limit(station)
         ttl = lease_ttl(rate_of(station, limit))
-        order = procedures.Order(ttl, ttl / 3, ask.identity, ask.on_wait, rate=True)
-        grant = yield from procedures.acquire(station, order, until, once=once)
+        order = Order(ttl, ttl / 3, ask.identity, ask.on_wait, rate=True)
+        grant = yield from acquire(station, order, until, once=once)
         if grant is None:
             return None
         try:
             block = yield from _usable(station, grant)
         except BaseException:  # interrupted, or closed: nothing was handed out
-            yield from procedures.release(grant)
+            yield from release(grant)
             raise
         if isinstance(block, Block):
             started = purse.hand_out(block, began)
             if started is not None:
                 return started
             block = "stale"  # this process stood still since it was found usable
-        yield from procedures.release(grant)
+        yield from release(grant)
         limit = station.limit
         if block == "stale" and (once or env.now() >= until):
             raise _away(station, "a lease could not be renewed in time")
-        yield from procedures.sleep(station.session, 0.02 * env.random())
+        yield from sleep(station.session, 0.02 * env.random())
 
 
 def _usable(station: Station, grant: Grant) -> Procedure[Block | Literal["changed", "stale"]]:
@@ -437,7 +440,7 @@ def _usable(station: Station, grant: Grant) -> Procedure[Block | Literal["change
     session = station.session
     # Who was granted from the line does not know by which limit: it may have changed meanwhile.
     if grant.letter or station.limit is None:
-        limit = yield from procedures.learn_limit(station)
+        limit = yield from learn_limit(station)
     else:
         limit = station.limit
     if limit.revision >= grant.token or limit.paused or limit.rate is None:

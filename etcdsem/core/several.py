@@ -21,19 +21,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from etcdsem.core import decisions, procedures, transactions
+from etcdsem.core import decisions, transactions
+from etcdsem.core.acquire import Order, attempt, publish, refuse_starved, withdraw
 from etcdsem.core.commands import AccessDenied, NotApplied, Procedure, Txn
 from etcdsem.core.keys import Limit
 from etcdsem.core.leases import RPC_TIMEOUT, TtlLease, take
-from etcdsem.core.procedures import (
-    Order,
-    TryAgain,
-    known_limit,
-    persist,
-    refuse_starved,
-    transact,
-    withdraw,
-)
+from etcdsem.core.limits import known_limit, refuse_wrong_kind, semaphore_closed, wrong_kind
+from etcdsem.core.reconcile import reconcile
+from etcdsem.core.release import release
+from etcdsem.core.retry import TryAgain, retry_attempts, transact
 from etcdsem.core.station import Grant, Session, Station
 from etcdsem.core.transactions import Held, Look, Wish
 
@@ -71,7 +67,7 @@ class Taken(NamedTuple):
 def acquire_all(wants: Sequence[Want], until: float, *, once: bool) -> Procedure[Taken]:
     """A grant of each, in the order given; or which one was full at `until` (`once`: right now).
 
-    All are of one session, and different. Raises what `procedures.acquire` does.
+    All are of one session, and different. Raises what `acquire` does.
     """
     if not 1 <= len(wants) <= MOST or len({want.station for want in wants}) < len(wants):
         raise AssertionError(f"not several semaphores: {wants}")
@@ -143,7 +139,7 @@ def _put_back(hand: list[Grant]) -> Procedure[None]:
     interruption: BaseException | None = None
     while hand:
         try:
-            yield from procedures.release(hand[-1])
+            yield from release(hand[-1])
         except BaseException as error:
             interruption = error
         finally:
@@ -156,18 +152,22 @@ def _stand(want: Want, until: float, hand: list[Grant]) -> Procedure[bool]:
     """Wait in one line, as anybody does; False: it was full until then."""
     station, order = want
 
-    def attempt() -> Procedure[Grant | None]:
-        return procedures.attempt(station, order, until, once=False)
-
     what = f"acquire {station.name!r}"
-    grant = yield from persist(station.session, what, attempt, until, once=False, seen_full=True)
+    grant = yield from retry_attempts(
+        station.session,
+        what,
+        lambda: attempt(station, order, until, once=False),
+        until,
+        once=False,
+        seen_full=True,
+    )
     if grant is None:
         return False
     hand.append(grant)
     if order.max_hold is not None:
         grant.bind(order.max_hold)
     # It may have been closed, and registered as a rate limit, meanwhile.
-    yield from procedures.refuse_wrong_kind(station, order, until)
+    yield from refuse_wrong_kind(station, rate=order.rate, until=until)
     return True
 
 
@@ -185,11 +185,15 @@ def _free_ones(
     """
     session = wants[0].station.session
 
-    def attempt() -> Procedure[Taken | None]:
-        return _attempt(session, wants, until, once=once)
-
     what = f"acquire {', '.join(repr(want.station.name) for want in wants)}"
-    taken = yield from persist(session, what, attempt, until, once=once, seen_full=seen is not None)
+    taken = yield from retry_attempts(
+        session,
+        what,
+        lambda: _attempt(session, wants, until, once=once),
+        until,
+        once=once,
+        seen_full=seen is not None,
+    )
     if taken is None:
         return seen  # etcd was away at the end, and it was full before
     if taken.full is not None:
@@ -207,7 +211,7 @@ def _attempt(
     """One attempt with one lease for each."""
     for want in wants:
         yield from known_limit(want.station)
-        yield from procedures.refuse_wrong_kind(want.station, want.order, until)
+        yield from refuse_wrong_kind(want.station, rate=want.order.rate, until=until)
     leases: list[TtlLease] = []
     try:
         for _, order in wants:
@@ -258,7 +262,7 @@ def _take_at_once(
             if choice is None:
                 if once and seen.contended and seen.limit is not None and seen.limit.room:
                     # As for one alone: not full, perhaps, but somebody's heal is due.
-                    yield from procedures.heal(want.station, until=session.env.now() + RPC_TIMEOUT)
+                    yield from reconcile(want.station, until=session.env.now() + RPC_TIMEOUT)
                 return Taken([], Full(want))
             choices.append(choice)
             if seen.contended:
@@ -293,8 +297,8 @@ def _choice(want: Want, seen: Look) -> _Choice | None:
     station.learn(seen.limit, seen.revision)
     station.contended = seen.contended
     if seen.limit is None:
-        raise procedures.closed(station)
-    wrong = procedures.wrong_kind(station, seen.limit, rate=want.order.rate)
+        raise semaphore_closed(station)
+    wrong = wrong_kind(station, seen.limit, rate=want.order.rate)
     if wrong is not None:
         raise wrong
     if seen.contended and (seen.queue or not seen.complete):
@@ -334,6 +338,6 @@ def _granted(
     if not all(lease.valid(now) for lease in leases):
         raise TryAgain("slots were granted, but a lease had run out meanwhile")
     return [
-        procedures.publish(want.station, lease, session.who(lease), Held(choice.slot, revision))
+        publish(want.station, lease, session.who(lease), Held(choice.slot, revision))
         for want, lease, choice in zip(wants, leases, choices, strict=True)
     ]

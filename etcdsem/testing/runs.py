@@ -14,9 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
-from etcdsem.core import procedures, several
+from etcdsem.core import several
+from etcdsem.core.acquire import Order, acquire
 from etcdsem.core.commands import NoSpace, NotApplied, OutcomeUnknown, Procedure, Wait, perform
 from etcdsem.core.keys import ORDINARY, Identity, Wants
+from etcdsem.core.release import release
 from etcdsem.core.station import Grant, Station
 from etcdsem.errors import (
     EtcdRefused,
@@ -148,9 +150,7 @@ class Run:
         if max_hold is not None and rng.random() < 0.5:
             max_hold = None
         identity = Identity.of(client.id, None, {}, max_hold=max_hold)
-        order = procedures.Order(
-            options.ttl, options.refresh, identity, wants=wants, max_hold=max_hold
-        )
+        order = Order(options.ttl, options.refresh, identity, wants=wants, max_hold=max_hold)
         once = rng.random() < options.tries
         patience = 0.0 if once else rng.choice(options.patience)
         if 0.0 < patience < math.inf:
@@ -212,12 +212,12 @@ class Run:
         )
 
     def _taking(
-        self, stations: list[Station], order: procedures.Order, until: float, *, once: bool
+        self, stations: list[Station], order: Order, until: float, *, once: bool
     ) -> Procedure[several.Taken]:
         if len(stations) > 1:
             wants = [several.Want(station, order) for station in stations]
             return (yield from several.acquire_all(wants, until, once=once))
-        grant = yield from procedures.acquire(stations[0], order, until, once=once)
+        grant = yield from acquire(stations[0], order, until, once=once)
         if grant is None:
             return several.Taken([], several.Full(several.Want(stations[0], order)))
         return several.Taken([grant])
@@ -252,7 +252,7 @@ class Run:
 
     def _give_back(self, client: SimClient, grants: list[Grant]) -> Procedure[None]:
         try:
-            done = yield from procedures.release(grants[0])
+            done = yield from release(grants[0])
             client.trace("release", _show(grants[0]), "gives", done)
         finally:  # an interruption of one does not keep the others
             if len(grants) > 1:

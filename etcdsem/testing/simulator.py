@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from etcdsem.core import operating, procedures
+from etcdsem.core import lifecycle, operating
 from etcdsem.core.commands import (
     Command,
     Event,
@@ -506,7 +506,7 @@ class SimClient:
     def shut_down(self, grace: float) -> None:
         """End as a program that closes its client."""
         self.trace("shuts down")
-        self._start_admin(procedures.shutdown(self.session, self.now() + grace), "shutdown")
+        self._start_admin(lifecycle.shutdown(self.session, self.now() + grace), "shutdown")
 
     def resize(self, name: str, max_leases: int) -> None:
         """Change a limit as a program does."""

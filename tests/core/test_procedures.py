@@ -15,7 +15,7 @@ import pytest
 
 import etcdsem.testing
 from etcdsem import Semaphore
-from etcdsem.core import procedures
+from etcdsem.core import lifecycle, retry, wait
 from etcdsem.core.commands import (
     AccessDenied,
     Command,
@@ -103,7 +103,7 @@ def test_failed_requests_are_counted_by_what_is_known(
     client = etcd.client()
     session = client.engine.session
     before = dict(session.tallies.requests)
-    request = procedures.transact(session, Txn((), ()))
+    request = retry.transact(session, Txn((), ()))
     next(request)
     with pytest.raises(type(error)):
         request.throw(error)
@@ -119,7 +119,7 @@ def test_room_that_join_saw_is_used_at_once(etcd: Memory) -> None:
     """
     client = etcd.client()
     sem = Semaphore(1, "db", client=client)
-    assert client.engine.run(procedures.watch(client.station("db"), math.inf))
+    assert client.engine.run(wait.open_watches(client.station("db"), math.inf))
     etcd.put("/etcdsem/db/contended", "1")
     began = etcd.now
     assert sem.acquire()
@@ -130,7 +130,7 @@ def test_room_that_join_did_not_see_is_not_looked_for(etcd: Memory) -> None:
     """A waiter behind a full semaphore costs no look: thousands would look at the same moment."""
     client, other = etcd.client(), etcd.client()
     sem = Semaphore(1, "db", client=client)
-    assert client.engine.run(procedures.watch(client.station("db"), math.inf))
+    assert client.engine.run(wait.open_watches(client.station("db"), math.inf))
     Semaphore(1, "db", client=other).acquire()
     before = client.requests["read"]
     assert not sem.acquire(timeout=1)
@@ -148,7 +148,7 @@ def test_an_interrupted_attempt_is_settled_even_if_its_revocation_fails(
     sem = Semaphore(1, "db", client=client, lease_timeout=30)
     holder.acquire()
     left = set(etcd.leases())
-    assert client.engine.run(procedures.watch(client.station("db"), math.inf))
+    assert client.engine.run(wait.open_watches(client.station("db"), math.inf))
     spoil(client, Wait, Hit(), applied=False)
     spoil(client, RevokeLease, OutcomeUnknown("deadline exceeded"), applied=applied)
     with pytest.raises(Hit):
@@ -232,7 +232,7 @@ def test_a_release_that_its_clients_end_overtakes_is_no_loss(
     session = client.engine.session
 
     def overtaken(perform: Callable[[], object]) -> object:
-        shutdown = procedures.shutdown(session, client.engine.now() + 10.0)
+        shutdown = lifecycle.shutdown(session, client.engine.now() + 10.0)
         closing = threading.Thread(target=client.engine.run, args=(shutdown,))
         closing.start()
         closing.join()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from etcdsem import RateLimit
-from etcdsem.core import procedures, rates
+from etcdsem.core import acquire, rates, wait
 from etcdsem.core.commands import Transact, Wait
 from etcdsem.core.keys import Identity
 from etcdsem.core.station import Grant
@@ -27,8 +27,8 @@ def slots(etcd: Memory) -> set[str]:
 def fetched(client: MemoryClient, period: float = 10.0) -> Grant:
     """A slot that was granted for a start."""
     ttl = rates.lease_ttl(Rate(1, period, 1))
-    order = procedures.Order(ttl, ttl / 3, Identity.of(client.id, None, {}), rate=True)
-    grant = client.engine.run(procedures.acquire(client.station("api"), order, math.inf, once=True))
+    order = acquire.Order(ttl, ttl / 3, Identity.of(client.id, None, {}), rate=True)
+    grant = client.engine.run(acquire.acquire(client.station("api"), order, math.inf, once=True))
     assert grant is not None
     return grant
 
@@ -59,7 +59,7 @@ def test_nothing_starts_by_a_limit_that_was_changed_meanwhile(etcd: Memory) -> N
     mine, theirs = etcd.client(), etcd.client()
     limit = RateLimit("api", 1, "10s", client=mine)
     assert RateLimit("api", 1, "10s", client=theirs).acquire()
-    assert mine.engine.run(procedures.watch(mine.station("api"), math.inf))
+    assert mine.engine.run(wait.open_watches(mine.station("api"), math.inf))
 
     def granted_and_changed(perform: Callable[[], object]) -> object:
         note = perform()  # by now the slot is ours

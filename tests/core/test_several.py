@@ -9,7 +9,7 @@ import pytest
 
 import etcdsem
 from etcdsem import Semaphore
-from etcdsem.core import procedures, several
+from etcdsem.core import acquire, limits, retry, several, wait
 from etcdsem.core.commands import Transact, Wait
 from etcdsem.core.keys import Identity
 from etcdsem.core.leases import TtlLease
@@ -36,7 +36,7 @@ def test_a_lease_that_ended_while_the_others_were_taken(
     monkeypatch.setattr(several, "ROUNDS", rounds)
     mine, theirs = etcd.client(), Semaphore(1, "b", client=etcd.client())
     pair = [Semaphore(1, name, client=mine) for name in "ab"]
-    assert mine.engine.run(procedures.watch(mine.station("b"), math.inf))
+    assert mine.engine.run(wait.open_watches(mine.station("b"), math.inf))
     theirs.acquire()
     ended: list[str] = []
 
@@ -75,14 +75,12 @@ def test_an_answer_after_the_deadline_of_one_lease_grants_nothing(etcd: Memory, 
     wants, choices, leases = [], [], []
     for number, sem in enumerate(pair):
         station = client.station(sem.name)
-        limit = engine.run(procedures.known_limit(station))
-        wants.append(
-            several.Want(station, procedures.Order(30, 10.0, Identity(session.client, b"")))
-        )
+        limit = engine.run(limits.known_limit(station))
+        wants.append(several.Want(station, acquire.Order(30, 10.0, Identity(session.client, b""))))
         choices.append(several._Choice(limit, 0))
         leases.append(TtlLease(number + 1, 30, 30.0, engine.now()))
     leases[stale].deadline = engine.now()
-    with pytest.raises(procedures.TryAgain):
+    with pytest.raises(retry.TryAgain):
         several._granted(session, wants, leases, choices, 50)
     assert session.grants() == []
     leases[stale].deadline = engine.now() + 0.1

@@ -9,7 +9,7 @@ import pytest
 
 import etcdsem.testing
 from etcdsem import Semaphore
-from etcdsem.core import procedures
+from etcdsem.core import wait
 from etcdsem.core.commands import AccessDenied, Event, KeyValue, Listener, Watch
 from etcdsem.core.keys import ORDINARY, Limit, Queued, Wants
 from etcdsem.core.leases import TtlLease
@@ -43,7 +43,7 @@ def test_watches_outlast_the_moment_before_their_first_waiter_is_in_line() -> No
         sem = Semaphore(1, "db", client=client)
         assert sem.acquire()  # the heartbeat beats while there is a lease
         station, engine = client.station("db"), client.engine
-        assert engine.run(procedures.watch(station, math.inf))
+        assert engine.run(wait.open_watches(station, math.inf))
         with engine.lock:
             due = station.tidy(engine.now())
         assert station.watching

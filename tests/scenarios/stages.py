@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import etcdsem
 from etcdsem import aio
-from etcdsem.core import operating, procedures, transactions
+from etcdsem.core import acquire, operating, release, transactions
 from etcdsem.core.commands import Procedure
 from etcdsem.core.keys import ORDINARY, Identity, Wants
 from etcdsem.core.station import Grant, Station
@@ -305,9 +305,9 @@ class SimStage:
     ) -> SimAttempt:
         one, attempt, before = self.clients[client], SimAttempt(), self.waiting()
         until = math.inf if timeout is None else one.now() + timeout
-        order = procedures.Order(10, 3.0, Identity.of(one.id, None, {}), wants=wants)
+        order = acquire.Order(10, 3.0, Identity.of(one.id, None, {}), wants=wants)
         station = one.session.station(PREFIX, "scenario")
-        procedure = procedures.acquire(station, order, until, once=timeout == 0)
+        procedure = acquire.acquire(station, order, until, once=timeout == 0)
         attempt.process = one.start(procedure, "worker", attempt.ended)
         if timeout is None:
             self._until(lambda: attempt.done or self.waiting() > before)
@@ -343,7 +343,7 @@ class SimStage:
         env = grant.station.session.env
         assert isinstance(env, SimClient)
         done: list[bool] = []
-        env.start(procedures.release(grant), "release", lambda value, _: done.append(value))
+        env.start(release.release(grant), "release", lambda value, _: done.append(value))
         self._until(lambda: done)
         return done[0]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from etcdsem.core import decisions, operating, procedures, several, station, transactions
+from etcdsem.core import decisions, operating, retry, several, station, transactions
 from etcdsem.core.commands import (
     Compare,
     KeyValue,
@@ -86,7 +87,9 @@ def repeat_on_unavailable(patch: Patch) -> None:
                 continue
         return (yield from perform(Transact(txn, 2.0)))
 
-    patch.setattr(procedures, "transact", transact)
+    for module in list(sys.modules.values()):
+        if getattr(module, "transact", None) is retry.transact:
+            patch.setattr(module, "transact", transact)
 
 
 def no_revoke_barrier(patch: Patch) -> None:

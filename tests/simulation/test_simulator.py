@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from etcdsem.core import inspection, procedures, station
+from etcdsem.core import acquire, inspection, release, station, wait
 from etcdsem.core.commands import Procedure, RangeReply, TxnReply
 from etcdsem.core.holding import verify
 from etcdsem.core.keys import Identity
@@ -185,8 +185,8 @@ def acquiring(world: World | None = None, until: float = math.inf) -> Told:
         elif grant is not None:
             told.grants.append(grant)
 
-    order = procedures.Order(10, 3.0, Identity.of(client.id, None, {}))
-    client.start(procedures.acquire(station, order, until, once=False), "worker", done)
+    order = acquire.Order(10, 3.0, Identity.of(client.id, None, {}))
+    client.start(acquire.acquire(station, order, until, once=False), "worker", done)
     return told
 
 
@@ -254,7 +254,7 @@ def test_who_leaves_the_line_is_told_that_it_was_evicted() -> None:
 
 def test_a_program_that_knows_no_eviction_joins_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """An older one ignores the letter, notices that its key is gone, and is served in the end."""
-    monkeypatch.setattr(procedures, "read_eviction", lambda value: None)
+    monkeypatch.setattr(wait, "read_eviction", lambda value: None)
     monkeypatch.setattr(station, "addressee", lambda keys, letter: 0)
     line = in_line()
     former = line.key
@@ -262,7 +262,7 @@ def test_a_program_that_knows_no_eviction_joins_again(monkeypatch: pytest.Monkey
     line.world.run(2.5 + REREAD[1])
     assert line.key != former
     (grant,) = line.holder.grants
-    line.holder.client.start(procedures.release(grant), "release", lambda done, error: None)
+    line.holder.client.start(release.release(grant), "release", lambda done, error: None)
     line.world.run(line.world.now + 1.0)
     assert not line.waiter.errors
     assert line.waiter.grants
@@ -275,7 +275,7 @@ def test_who_was_put_out_of_line_by_hand_takes_what_is_freed() -> None:
     line = in_line()
     line.world.operate("del", lambda: line.world.etcd.delete(line.key))
     (grant,) = line.holder.grants
-    line.holder.client.start(procedures.release(grant), "release", lambda done, error: None)
+    line.holder.client.start(release.release(grant), "release", lambda done, error: None)
     line.world.run(2.0)
     assert line.waiter.grants
     assert not line.waiter.errors

@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings, target
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from etcdsem.core import procedures
+from etcdsem.core import acquire, release
 from etcdsem.core.commands import Failure, Procedure
 from etcdsem.core.keys import Identity
 from etcdsem.core.station import Grant
@@ -82,10 +82,10 @@ class SemaphoreMachine(RuleBasedStateMachine):
         self.pass_time(then)
 
     def _acquire(self, client: SimClient, patience: float) -> Procedure[None]:
-        order = procedures.Order(TTL, TTL / 3, Identity.of(client.id, None, {}))
+        order = acquire.Order(TTL, TTL / 3, Identity.of(client.id, None, {}))
         station = client.session.station(PREFIX, NAME)
         until = client.now() + patience
-        grant = yield from procedures.acquire(station, order, until, once=patience == 0.0)
+        grant = yield from acquire.acquire(station, order, until, once=patience == 0.0)
         if grant is not None:
             self.checker.acquired(client, grant)
             self.held.append((client, grant))
@@ -100,7 +100,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
         """A program gives its slot back."""
         client, grant = self.held.pop(which % len(self.held))
         self.checker.ended(grant)
-        client.run(client.start, procedures.release(grant), "release", self._done)
+        client.run(client.start, release.release(grant), "release", self._done)
         self.pass_time(then)
 
     @rule(which=st.integers(0, 9))

@@ -1,0 +1,375 @@
+"""Acquire a slot, or several with one lease: TRY, or JOIN and wait.
+
+1. One lease for each attempt. When the outcome of a write that carries it is unknown, the attempt
+   is over and its lease is revoked until etcd says that it is gone; the next attempt has another.
+2. A grant is given to the caller only while its lease is valid by the local clock.
+3. Whatever interrupts an acquire (an exception thrown in at any yield) leaves the queue and gives
+   back what may have been granted: revoking the attempt's lease does both.
+4. `None` only ever means "full": if etcd was away all the time, that is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from etcdsem.core import decisions, transactions
+from etcdsem.core.batching import Part, together
+from etcdsem.core.commands import (
+    AccessDenied,
+    LeaseNotFound,
+    NotApplied,
+    Procedure,
+    RevokeLease,
+    Txn,
+    perform,
+)
+from etcdsem.core.keys import ORDINARY, Identity, Limit, Wants
+from etcdsem.core.leases import RPC_TIMEOUT, TtlLease, take
+from etcdsem.core.limits import (
+    check_kind,
+    known_limit,
+    learned,
+    limit_read,
+    refuse_too_heavy,
+    refuse_wrong_kind,
+    semaphore_closed,
+    too_heavy,
+)
+from etcdsem.core.reconcile import look_with_limit, reconcile
+from etcdsem.core.release import release
+from etcdsem.core.retry import TryAgain, alone_in_group, retry_attempts, sender, sleep, transact
+from etcdsem.core.station import Grant, Session, Station, Waiting
+from etcdsem.core.transactions import Held
+from etcdsem.core.wait import open_watches, wait_in_line
+from etcdsem.errors import EtcdSemError
+
+STARVED = 0.8
+"""Seconds for which an acquire waits for threads that could not be started."""
+
+
+class Order(NamedTuple):
+    """What an acquire asks for: a lease of `ttl` seconds, refreshed every `refresh` seconds."""
+
+    ttl: int
+    refresh: float
+    identity: Identity
+    on_wait: Callable[[], object] | None = None
+    """Called once it is known that we are in line."""
+    carried: int | None = None
+    """The limit that the program was told; shown in etcd if it is not the one in force."""
+    wants: Wants = ORDINARY
+    """How many slots the lease shall hold, and who is passed meanwhile."""
+    max_hold: float | None = None
+    """Seconds after which the lease ends, counted from the grant."""
+    rate: bool = False
+    """It is for a start of a rate limit, see `rates`."""
+
+    def asking(self, limit: Limit) -> Identity:
+        """Who asks, and for what, as it is written into etcd."""
+        return self.identity.carrying(self.carried, limit).wanting(self.wants)
+
+
+def acquire(station: Station, order: Order, until: float, *, once: bool) -> Procedure[Grant | None]:
+    """A grant, or None if there was no room until `until` (`once`: right now).
+
+    Raises SemaphoreClosed, WeightExceedsLimit, Evicted, EtcdUnavailable, or a Failure that is not
+    worth another try.
+    """
+    tally, env = station.tally, station.session.env
+    began = env.now()
+    counted = not order.rate  # of a rate limit starts are counted, see `rates`
+    tally.pending += counted
+    tally.carried = order.carried
+    try:
+        grant = yield from retry_attempts(
+            session=station.session,
+            what=f"acquire {station.name!r}",
+            attempt=lambda: attempt(station, order, until, once=once),
+            until=until,
+            once=once,
+        )
+    finally:
+        tally.pending -= counted
+    if grant is None:
+        tally.timeouts += counted
+        return None
+    try:  # whatever interrupts
+        yield from refuse_starved(station.session)
+        check_kind(station, rate=order.rate)  # it may have been closed and registered anew
+        if counted:
+            grant.count(env.now() - began)
+        if order.max_hold is not None:
+            grant.bind(order.max_hold)
+    except BaseException:
+        yield from release(grant)
+        raise
+    return grant
+
+
+def refuse_starved(session: Session) -> Procedure[None]:
+    """Raise if a lease that is handed out now would not be refreshed: threads cannot be started,
+    after another try or two.
+    """
+    until = session.env.now() + STARVED
+    while session.env.starved():
+        if session.env.now() >= until:
+            raise EtcdSemError(
+                f"no lease was taken: etcdsem cannot start a thread ({session.env.starved()}), so "
+                "nothing would refresh it. Raise this process's limit on threads (ulimit -u, the "
+                "pod's pids limit) or on memory"
+            )
+        yield from sleep(session, STARVED / 8)
+
+
+def attempt(station: Station, order: Order, until: float, *, once: bool) -> Procedure[Grant | None]:
+    """One attempt with one lease."""
+    session = station.session
+    yield from known_limit(station)
+    yield from refuse_wrong_kind(station, rate=order.rate, until=until)
+    if too_heavy(station, order.wants.weight):  # is that still so?
+        learned(station, (yield from transact(session, limit_read(station), until)))
+        refuse_too_heavy(station, order.wants.weight)
+    watching = station.watching
+    lease = yield from take(session.keeper, order.ttl)
+    lease.refresh = min(order.refresh, lease.ttl / 2)
+    try:
+        grant = yield from _take_together(station, order, lease, until)
+        if grant is not None:
+            return grant
+        if once or not watching:
+            grant = yield from _try(station, order, lease, until, thorough=once)
+            if grant is not None or once:
+                if grant is None:
+                    session.keeper.give_back(lease)
+                return grant
+            if (yield from open_watches(station, until)):
+                grant = yield from _join(station, order, lease, until, look=not watching)
+            else:  # no time for the line; is it really full?
+                grant = yield from _try(station, order, lease, until, thorough=True)
+        else:
+            grant = yield from _join(station, order, lease, until, look=False)
+        if grant is None:
+            session.keeper.give_back(lease)
+        return grant
+    except (NotApplied, AccessDenied):
+        session.keeper.give_back(lease)  # refused before anything was written
+        raise
+    except Exception:
+        session.keeper.settle_later(lease)
+        raise
+    except BaseException:
+        # Interrupted. Out of the line now, while the caller still waits for us.
+        yield from withdraw(session, lease)
+        raise
+
+
+def _take_together(
+    station: Station, order: Order, lease: TtlLease, until: float
+) -> Procedure[Grant | None]:
+    """A slot by a batch, if others of this client are at it too. None says nothing."""
+    limit = station.limit
+    if limit is None or not station.may_share or order.wants.weight > 1:
+        return None
+    take = transactions.Take(lease.id, order.asking(limit))
+    part: Part[transactions.Take | transactions.Mine] = Part(take, station.session.env.mailbox())
+    held = yield from together(station.group, part, until, sender(station.session))
+    if not isinstance(held, Held):
+        return None
+    return granted(station, lease, station.session.who(lease), held)
+
+
+def withdraw(session: Session, lease: TtlLease) -> Procedure[None]:
+    """End an attempt that was interrupted: out of the line, and back with what was granted."""
+    for station in list(session.stations.values()):
+        if (grant := station.grants.get(lease.id)) is not None:  # that nobody has got
+            grant.detach()
+    session.keeper.retire(lease)
+    try:
+        yield from perform(RevokeLease(lease.id, 1.5))
+    except LeaseNotFound:
+        pass
+    except BaseException:
+        session.keeper.settle_id(lease.id, lease.ttl)
+
+
+def granted(station: Station, lease: TtlLease, who: bytes, held: Held) -> Grant:
+    """Publish a grant, if its lease is still good at this moment."""
+    if not lease.valid(station.session.env.now()):
+        raise TryAgain("a slot was granted, but its lease had run out meanwhile")
+    return publish(station, lease, who, held)
+
+
+def publish(station: Station, lease: TtlLease, who: bytes, held: Held) -> Grant:
+    """The grant of a slot that was taken; its lease was found valid a moment ago."""
+    station.contended = False
+    station.forget_line()
+    return Grant(station, lease, who, held.slot, held.token, letter=False, more=held.more)
+
+
+def _try(
+    station: Station, order: Order, lease: TtlLease, until: float, *, thorough: bool
+) -> Procedure[Grant | None]:
+    """TRY. If `thorough`, None means that it is full, or that others are in line."""
+    if order.wants.weight > 1:
+        return (yield from _try_heavy(station, order, lease, until, thorough=thorough))
+    session, keys, env = station.session, station.keys, station.session.env
+    # The slots are chosen by one limit, and the transaction holds only while that one stands.
+    limit = yield from known_limit(station)
+    slots = station.candidates(limit)
+    counted_at = 0
+    for _ in range(8):
+        result = yield from _take_now(station, order, lease, limit, slots, counted_at, until)
+        if isinstance(result, Grant):
+            return result
+        station.contended = result.contended
+        if result.limit is None:
+            raise semaphore_closed(station)
+        if not thorough or (result.held >= result.limit.room and not result.contended):
+            return None
+        # Not evidently full: a mark that nobody took away, a heal that is due, other slots.
+        reply = yield from transact(session, Txn((), transactions.look(keys)), until)
+        seen = transactions.read_look(keys, reply, reply.revision)
+        station.learn(seen.limit, seen.revision)
+        if seen.limit is None:
+            raise semaphore_closed(station)
+        limit = seen.limit
+        if seen.contended and (seen.queue or not seen.complete):
+            yield from reconcile(station, seen, until=env.now() + RPC_TIMEOUT)
+            yield from known_limit(station)  # raises if it was closed meanwhile
+            return None
+        slots, counted_at = decisions.room_seen(keys, seen)
+        if counted_at:
+            slots = slots[:1]
+        if not slots:
+            return None
+        if seen.contended:
+            yield from transact(session, transactions.uncontend(keys, seen.revision), until)
+    return None
+
+
+def _try_heavy(
+    station: Station, order: Order, lease: TtlLease, until: float, *, thorough: bool
+) -> Procedure[Grant | None]:
+    """TRY for several slots: first a look which are free, then all of them or none."""
+    session, keys, env = station.session, station.keys, station.session.env
+    weight = order.wants.weight
+    for _ in range(8):
+        seen, limit = yield from look_with_limit(station, until)
+        refuse_too_heavy(station, weight)
+        station.contended = seen.contended
+        if seen.contended and (seen.queue or not seen.complete):
+            if thorough:
+                yield from reconcile(station, seen, until=env.now() + RPC_TIMEOUT)
+                yield from known_limit(station)  # raises if it was closed meanwhile
+            return None
+        free = decisions.free_together(keys, seen, weight)
+        if free is None:
+            return None
+        slots, counted_at = free
+        if seen.contended:
+            yield from transact(session, transactions.uncontend(keys, seen.revision), until)
+        result = yield from _take_now(station, order, lease, limit, slots, counted_at, until)
+        if isinstance(result, Grant):
+            return result
+    return None
+
+
+def _take_now(
+    station: Station,
+    order: Order,
+    lease: TtlLease,
+    limit: Limit,
+    slots: Sequence[int],
+    counted_at: int,
+    until: float,
+) -> Procedure[Grant | transactions.Full]:
+    """TRY's transaction: the grant, or what stands in its way."""
+    session, keys, wants = station.session, station.keys, order.wants
+    who = session.who(lease)
+    txn = transactions.join(
+        keys,
+        limit,
+        slots,
+        lease.id,
+        who,
+        order.asking(limit),
+        session.env.wall(),
+        stand_in_line=False,
+        counted_at=counted_at,
+        wants=wants,
+    )
+    reply = yield from alone_in_group(station.session, station.group, txn, until)
+    result = transactions.read_join(keys, reply, slots, stand_in_line=False, weight=wants.weight)
+    if isinstance(result, Held):
+        return granted(station, lease, who, result)
+    if not isinstance(result, transactions.Full):
+        raise AssertionError(f"TRY stood in line: {result}")
+    station.learn(result.limit, reply.revision)
+    return result
+
+
+def _join(
+    station: Station, order: Order, lease: TtlLease, until: float, *, look: bool
+) -> Procedure[Grant | None]:
+    """JOIN, and wait if that put us in line. `look`: for room that a count would not show."""
+    session, env = station.session, station.session.env
+    who, weight = session.who(lease), order.wants.weight
+    limit = yield from known_limit(station)
+    if weight == 1:
+        slots = station.candidates(limit)
+    elif look:
+        slots = []  # just tried, and looked for in a moment
+    else:
+        limit, slots = yield from _choose_together(station, weight, until)
+    txn = transactions.join(
+        station.keys,
+        limit,
+        slots,
+        lease.id,
+        who,
+        order.asking(limit),
+        env.wall(),
+        stand_in_line=True,
+        wants=order.wants,
+    )
+    waiting = Waiting(lease, who, env.mailbox(), env.now(), order.wants)
+    station.enter(waiting)  # before JOIN: the letter may be faster than JOIN's answer
+    lease.on_lost = waiting.lost
+    try:
+        reply = yield from alone_in_group(station.session, station.group, txn, until)
+        del txn  # thousands may wait, and for long: nothing is kept that is not needed then
+        result = transactions.read_join(
+            station.keys, reply, slots, stand_in_line=True, weight=weight
+        )
+        if isinstance(result, Held):
+            return granted(station, lease, who, result)
+        if isinstance(result, transactions.Full):
+            station.learn(None, reply.revision)
+            raise semaphore_closed(station)
+        station.contended = True
+        waiting.created = result.created
+        station.learn(result.limit, reply.revision)
+        room = look or (result.limit is not None and result.held + weight <= result.limit.room)
+        if order.on_wait is not None:
+            env.call(order.on_wait, "on_wait")
+        del reply, result, slots
+        return (yield from wait_in_line(station, waiting, until, room=room))
+    finally:
+        station.exit(waiting)
+        if lease.on_lost is not None and lease.id not in station.grants:
+            lease.on_lost = None
+
+
+def _choose_together(
+    station: Station, weight: int, until: float
+) -> Procedure[tuple[Limit, list[int]]]:
+    """Free slots for a JOIN that wants several, and the limit they were chosen by; none if it will
+    have to stand in line.
+    """
+    seen, limit = yield from look_with_limit(station, until)
+    refuse_too_heavy(station, weight)
+    free = decisions.free_together(station.keys, seen, weight)
+    if free is None or free[1] or seen.contended:
+        return limit, []
+    return limit, free[0]

@@ -1,0 +1,95 @@
+"""A semaphore as a whole: REGISTER, CLOSE. And the end of a client."""
+
+from __future__ import annotations
+
+from etcdsem.core import transactions
+from etcdsem.core.commands import Failure, KeyValue, LeaseNotFound, Procedure, RevokeLease, perform
+from etcdsem.core.keys import Limit, read_holders, read_limit, read_waiters
+from etcdsem.core.leases import RPC_TIMEOUT
+from etcdsem.core.limits import limit_read, wrong_kind
+from etcdsem.core.release import release
+from etcdsem.core.retry import read
+from etcdsem.core.station import OutOfLine, Session, Station
+from etcdsem.model import CloseResult, Rate
+
+
+def register(station: Station, wanted: int | Rate) -> Procedure[Limit]:
+    """REGISTER: the limit that is in force afterwards."""
+    keys, text = station.keys, str(wanted).encode()
+    reply = yield from read(station.session, transactions.register(keys, text))
+    if reply.succeeded:
+        now = reply.revision
+        limit = read_limit(KeyValue(keys.max_leases, text, now, now))
+    else:
+        limit = read_limit(transactions.as_range(reply.replies[0]).kvs[0])
+    station.learn(limit, reply.revision)
+    return limit
+
+
+def close(station: Station, *, force: bool, rate: bool | None = None) -> Procedure[CloseResult]:
+    """CLOSE. Without `force` a semaphore that is in use is left alone.
+
+    `rate`: which kind it must be, else WrongKind; None: either.
+    """
+    if rate is not None:
+        reply = yield from read(station.session, limit_read(station))
+        kvs = transactions.as_range(reply.replies[0]).kvs
+        wrong = wrong_kind(station, read_limit(kvs[0]), rate=rate) if kvs else None
+        if wrong is not None:
+            raise wrong
+    txn = transactions.close(station.keys, force=force)
+    reply = yield from read(station.session, txn)
+    slots, waiting = map(transactions.as_range, reply.replies[:2])
+    holders, _ = read_holders(station.keys, slots.kvs, None)
+    waiters, _ = read_waiters(station.keys, waiting.kvs)
+    known = reply.succeeded or transactions.as_range(reply.replies[2]).count > 0
+    if reply.succeeded:
+        station.over(reply.revision)
+    return CloseResult(
+        done=reply.succeeded,
+        known=known,
+        holders=tuple(h.owner for h in holders),
+        waiters=tuple(w.owner for w in waiters),
+    )
+
+
+def shutdown(session: Session, until: float) -> Procedure[None]:
+    """Give everything back, as far as time allows; what is left ends by its TTL.
+
+    So do the starts of a rate limit that were handed out, and must not be given back yet.
+    """
+    session.closed = True
+    session.keeper.until = until
+    session.keeper.closed = True
+    session.keeper.box.put(None)
+    for station in session.stations.values():
+        for waiting in station.waiting.values():
+            waiting.box.put(OutOfLine("its client was closed"))
+        station.drop_watches()
+        if station.purse is not None:
+            station.purse.wake_giver()
+    for grant in session.grants():
+        if session.env.now() >= until:
+            return
+        grant.on_lost = None
+        if grant.spent:
+            grant.leave()
+        else:
+            yield from release(grant)
+    # First those whose revocation is under way beside us: the process may end before it is done,
+    # and such a lease may be that of a slot.
+    keeper = session.keeper
+    for lease_id in (*keeper.unsettled, *keeper.leases):
+        left = until - session.env.now()
+        if left <= 0:
+            return
+        if lease_id in keeper.leases:
+            keeper.retire(keeper.leases[lease_id])
+        try:
+            yield from perform(RevokeLease(lease_id, min(left, RPC_TIMEOUT)))
+        except LeaseNotFound:
+            keeper.ended.add(lease_id)
+        except Failure:
+            continue
+        else:
+            keeper.ended.add(lease_id)

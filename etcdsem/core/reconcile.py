@@ -1,0 +1,124 @@
+"""FILL: free slots are given to waiters, whoever should have done so.
+
+Waiters read again what their watches may have missed, and repair what other clients left undone.
+"""
+
+from __future__ import annotations
+
+import math
+
+from etcdsem.core import decisions, transactions
+from etcdsem.core.commands import KeyValue, Procedure, Txn
+from etcdsem.core.keys import Limit
+from etcdsem.core.limits import semaphore_closed
+from etcdsem.core.retry import transact
+from etcdsem.core.station import OutOfLine, Station
+from etcdsem.core.transactions import MAX_DEPTH, Look
+
+
+def reconcile_or_recheck(station: Station, until: float) -> Procedure[None]:
+    """Heal. A waiter of ours for whom there is room, and who is out of line, must be told to join
+    again: a watch of its own tells it only later, and a slot would be idle until then.
+    """
+    seen = yield from look(station)
+    if decisions.room_for_more(station.keys, seen) and station.misses(seen):
+        yield from recheck(station, until)
+    else:
+        yield from reconcile(station, seen, until=until)
+
+
+def reconcile(
+    station: Station, seen: Look | None = None, *, until: float = math.inf
+) -> Procedure[None]:
+    """FILL free slots with those in line, whoever should have done it.
+
+    Who does it for all has a deadline of its own: after `until` it is the next one's duty.
+    """
+    session, keys, env = station.session, station.keys, station.session.env
+    if seen is None:
+        seen = yield from look(station)
+    most = MAX_DEPTH
+    while True:
+        if env.now() >= until:
+            station.duty_due = True
+            return
+        station.learn(seen.limit, seen.revision)
+        station.crowd = decisions.clients_in_line(seen)
+        if seen.limit is None:
+            station.over(seen.revision)
+            return
+        step = decisions.next_fill(keys, seen, most, eager=station.eager)
+        if step is None or isinstance(step, decisions.Blocked):
+            station.block(step.head if step else None, seen.revision)
+            return
+        if isinstance(step, decisions.ReadAll):
+            seen = yield from look(station, queue=0)
+            if not seen.queue:
+                return
+            continue
+        txn = transactions.fill(
+            keys,
+            seen,
+            step.pairs,
+            step.behind,
+            env.wall(),
+            surplus=step.surplus,
+            last=step.last,
+            passed=step.passed,
+        )
+        reply = yield from transact(session, txn)
+        most = MAX_DEPTH if reply.succeeded else 1  # else one who leaves could spoil it for ever
+        if not reply.succeeded:
+            seen = transactions.read_look(keys, reply, reply.revision)
+        elif step.last:
+            return
+        elif step.surplus or not step.behind:
+            seen = yield from look(station)
+        else:
+            now = reply.revision
+            slots = (slot for slots, _ in step.pairs for slot in slots)
+            filled = tuple(KeyValue(keys.slot(slot), b"", now, now) for slot in slots)
+            seen = seen._replace(slots=(*seen.slots, *filled), queue=step.behind)
+            if transactions.end_priorities(seen.priorities, step.behind):
+                seen = seen._replace(priorities=0)
+
+
+def look(
+    station: Station, queue: int = transactions.QUEUE_READ, *, until: float = math.inf
+) -> Procedure[Look]:
+    """The slots, the limit and the front of the queue at one revision (`queue` 0: all of it)."""
+    txn = Txn((), transactions.look(station.keys, queue))
+    reply = yield from transact(station.session, txn, until)
+    seen = transactions.read_look(station.keys, reply, reply.revision)
+    station.saw_line(seen)
+    return seen
+
+
+def look_with_limit(station: Station, until: float) -> Procedure[tuple[Look, Limit]]:
+    """A look, and the limit that it saw; raises SemaphoreClosed if there is none."""
+    seen = yield from look(station, until=until)
+    station.learn(seen.limit, seen.revision)
+    if seen.limit is None:
+        raise semaphore_closed(station)
+    return seen, seen.limit
+
+
+def recheck(station: Station, until: float) -> Procedure[None]:
+    """Read what the watches should have told to all local waiters, and heal."""
+    reply = yield from transact(station.session, transactions.recheck(station.keys))
+    seen = transactions.read_recheck(station.keys, reply)
+    station.learn(seen.limit, seen.revision)
+    if seen.limit is None:
+        station.over(seen.revision)
+        return
+    granted = {kv.lease for kv in seen.letters}
+    for letter in seen.letters:
+        station.deliver(letter)
+    for waiting in list(station.waiting.values()):
+        if (
+            0 < waiting.created <= seen.revision
+            and waiting.who not in seen.waiting
+            and waiting.lease.id not in granted
+        ):
+            waiting.box.put(OutOfLine("its key in etcd is gone"))
+    yield from reconcile(station, until=until)

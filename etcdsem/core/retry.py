@@ -1,0 +1,184 @@
+"""One request to etcd, and when it is sent again.
+
+1. A read is sent again for a while; a write only where it is certain that it was not applied.
+2. An attempt to acquire is repeated with another lease (`acquire`, 1) until there is an outcome.
+3. What may last until somebody intervenes (wrong settings at first contact, etcd out of space) is
+   raised at once: waiting would hide it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+from etcdsem.core.batching import Group, alone
+from etcdsem.core.commands import (
+    Failure,
+    LeaseNotFound,
+    Misconfigured,
+    NoSpace,
+    NotApplied,
+    OutcomeUnknown,
+    Procedure,
+    Refused,
+    Transact,
+    Txn,
+    TxnReply,
+    Wait,
+    perform,
+)
+from etcdsem.core.leases import RPC_TIMEOUT
+from etcdsem.core.outward import public_error
+from etcdsem.core.station import Session
+from etcdsem.errors import EtcdSemError
+
+T = TypeVar("T")
+
+PATIENCE = 60.0
+"""Seconds that etcd may be away before an acquire without a timeout gives up. When this client
+has never reached it, `Session.first_contact` holds."""
+
+READ_PATIENCE = 10.0
+"""Seconds that etcd may be away before a question gives up. At first contact as above."""
+
+
+class TryAgain(Exception):
+    """This attempt is over without an outcome. `full`: it was in line, so there was no room."""
+
+    def __init__(self, why: str, *, full: bool = False) -> None:
+        super().__init__(why)
+        self.full = full
+
+
+def transact(session: Session, txn: Txn, until: float = math.inf) -> Procedure[TxnReply]:
+    """One transaction. Towards the caller's deadline it gets at least a second (at first contact
+    no more than that allows).
+    """
+    now = session.env.now()
+    timeout = max(1.0, min(RPC_TIMEOUT, until - now))
+    if not session.reached:
+        timeout = min(timeout, session.first_contact)
+    tallies = session.tallies
+    try:
+        reply = yield from perform(Transact(txn, min(timeout, session.grace(now))))
+    except BaseException as error:
+        tallies.requests[_outcome(error)] += 1
+        raise
+    session.keeper.last_contact = answered = session.env.now()
+    tallies.requests["done"] += 1
+    tallies.latency.observe(answered - now)
+    return reply
+
+
+def _outcome(error: BaseException) -> str:
+    """How the tallies name what came of a transaction that failed."""
+    match error:
+        case NotApplied():
+            return "not applied"
+        case Refused():
+            return "refused"
+    return "unknown"  # an interruption, too
+
+
+def read(session: Session, txn: Txn, *, once: bool = False) -> Procedure[TxnReply]:
+    """A transaction that only reads (or is right when applied twice): tried again for a while.
+
+    `once`: not if it may have been applied.
+    """
+    first = not session.reached
+    until = session.env.now() + (session.first_contact if first else READ_PATIENCE)
+    pause = 0.05
+    while True:
+        try:
+            return (yield from transact(session, txn, until))
+        except (NotApplied, OutcomeUnknown) as failure:
+            last = min(until, session.keeper.until)  # the client may have been closed meanwhile
+            if _hopeless(session, failure) or session.env.now() + pause >= last:
+                raise
+            if once and isinstance(failure, OutcomeUnknown):
+                raise
+        yield from sleep(session, pause * (0.5 + session.env.random()))
+        pause = min(2 * pause, 1.0)
+
+
+def _hopeless(session: Session, failure: Failure) -> bool:
+    """Not worth another try: it may last until somebody mends it, and waiting would hide it."""
+    if isinstance(failure, Misconfigured):
+        return not session.reached  # else the settings were right before
+    return isinstance(failure, NoSpace)
+
+
+def sleep(session: Session, seconds: float) -> Procedure[None]:
+    """Nothing for a while."""
+    yield from perform(Wait(session.env.mailbox(), session.env.now() + seconds))
+
+
+def retry_attempts(
+    session: Session,
+    what: str,
+    attempt: Callable[[], Procedure[T | None]],
+    until: float,
+    *,
+    once: bool,
+    seen_full: bool = False,
+) -> Procedure[T | None]:
+    """One attempt after the other, until there is an outcome; None: there was no room.
+
+    `what` says in an error what was tried; `seen_full`: it was full before.
+    """
+    env = session.env
+    began = env.now()
+    late = False
+    pause = 0.02
+    while True:
+        if session.closed:
+            raise EtcdSemError(f"{what}: its client was closed")
+        try:
+            outcome = yield from attempt()
+            if outcome is not None or once or env.now() >= until:
+                return outcome
+            seen_full = True
+            continue
+        except (TryAgain, LeaseNotFound) as again:
+            # LeaseNotFound: etcd has ended a lease of the pool. Definite; another will do.
+            if session.closed:
+                continue
+            env.log(logging.WARNING, "%s: %s; trying again", what, again)
+            seen_full = seen_full or (isinstance(again, TryAgain) and again.full)
+            if env.now() >= until:
+                if seen_full:
+                    return None
+                if late:
+                    raise public_error(NotApplied(str(again)), what) from again
+                late = True  # one more, since this says nothing about being full
+            wait = 0.01 * env.random()
+        except (NoSpace, NotApplied, OutcomeUnknown) as failure:
+            now = env.now()
+            heard = session.keeper.last_contact
+            away = now - max(heard, began)
+            patience = PATIENCE if session.reached else session.first_contact
+            if _hopeless(session, failure):
+                raise
+            if once or now + pause >= until or (until == math.inf and away >= patience):
+                if seen_full and now + pause >= until:
+                    return None
+                raise public_error(failure, what) from failure
+            wait = pause * (0.5 + env.random())
+            pause = min(2 * pause, 1.0)
+        if wait:
+            yield from sleep(session, min(wait, max(0.0, until - env.now())))
+
+
+def sender(session: Session) -> Callable[[Txn], Procedure[TxnReply]]:
+    """How a batch sends its transaction."""
+    return partial(transact, session)
+
+
+def alone_in_group(
+    session: Session, group: Group[Any, Any], txn: Txn, until: float = math.inf
+) -> Procedure[TxnReply]:
+    """A transaction of one's own, during which others may gather in the group."""
+    return alone(group, transact(session, txn, until))
