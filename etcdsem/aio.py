@@ -47,8 +47,10 @@ from etcdsem.core.commands import (
     Wait,
     Watch,
 )
+from etcdsem.core.grants import Grant
 from etcdsem.core.outward import public_error
-from etcdsem.core.station import Grant, Session, Station
+from etcdsem.core.semaphore import SemaphoreState
+from etcdsem.core.session import Session
 from etcdsem.decorators import AsyncDecorator
 from etcdsem.errors import EtcdSemError, WrongEventLoop
 from etcdsem.loop_check import methods_need_loop, needs_loop, running_loop
@@ -848,7 +850,7 @@ class _Bound(Named):
         """The client in use."""
         return default_client() if self._client is None else self._client
 
-    def _station(self) -> Station:
+    def _state(self) -> SemaphoreState:
         return self.client.station(self.name, self._prefix)
 
     async def _run(self, procedure: Procedure[T], what: str) -> T:
@@ -856,7 +858,7 @@ class _Bound(Named):
 
     async def register(self) -> None:
         """Write the limit, or the rate, to etcd if it is new, else check that it is the same."""
-        await self._run(self._registering(self._station()), "register")
+        await self._run(self._registering(self._state()), "register")
         self._to_register = False
 
     async def pause(self, *, reason: str | None = None) -> bool:
@@ -869,11 +871,11 @@ class _Bound(Named):
         Returns:
             False if it was paused before: then nothing was changed.
         """
-        return await self._run(self._pausing(self._station(), reason), "pause")
+        return await self._run(self._pausing(self._state(), reason), "pause")
 
     async def resume(self) -> bool:
         """Grant again. False if it was not paused: then nothing was changed."""
-        return await self._run(self._resuming(self._station()), "resume")
+        return await self._run(self._resuming(self._state()), "resume")
 
 
 @methods_need_loop
@@ -979,7 +981,7 @@ class Semaphore(AsyncDecorator, _Bound, BaseSemaphore[Lease]):
             keep(lease)
             return lease
 
-        acquiring = self._acquiring(self._station(), limit, on_wait, lease_of, wants=wants)
+        acquiring = self._acquiring(self._state(), limit, on_wait, lease_of, wants=wants)
         return await self._run(acquiring, "acquire")
 
     async def release(self) -> bool:
@@ -1040,21 +1042,21 @@ class Semaphore(AsyncDecorator, _Bound, BaseSemaphore[Lease]):
     async def get_value(self) -> int:
         """The number of slots held now, by anyone."""
         await self._ready()
-        return await self._run(self._counting(self._station()), "count the leases of")
+        return await self._run(self._counting(self._state()), "count the leases of")
 
     async def resize(self, max_leases: int) -> None:
         """Change the limit for everybody, live. Waiters get new room at once."""
         await self._ready()
-        await self._run(self._resizing(self._station(), max_leases), "resize")
+        await self._run(self._resizing(self._state(), max_leases), "resize")
 
     async def drain(self, timeout: Duration | None = None, *, reason: str | None = None) -> bool:
         """Pause it, and wait until nobody holds. False when somebody does after the timeout."""
-        return await self._run(self._draining(self._station(), timeout, reason), "drain")
+        return await self._run(self._draining(self._state(), timeout, reason), "drain")
 
     async def status(self, *, ttl: bool = True) -> Status:
         """Holders and waiters at one revision. `ttl`: also ask how long each lease has left."""
         await self._ready()
-        return await self._run(self._status(self._station(), ttl=ttl), "look at")
+        return await self._run(self._status(self._state(), ttl=ttl), "look at")
 
     async def holders(self) -> tuple[Holder, ...]:
         """Who holds a lease now, in the order of their slots."""
@@ -1067,7 +1069,7 @@ class Semaphore(AsyncDecorator, _Bound, BaseSemaphore[Lease]):
     async def close(self) -> None:
         """Remove the semaphore from etcd, for everybody. Closing twice is fine."""
         self._to_register = False
-        await self._run(self._closing(self._station()), "close")
+        await self._run(self._closing(self._state()), "close")
 
 
 # ---------------------------------------------------------------- several at once
@@ -1206,12 +1208,12 @@ class RateLimit(AsyncDecorator, _Bound, BaseRateLimit):
         """
         limit = timeout_seconds(timeout)
         await self._ready()
-        return await self._run(self._starting(self._station(), limit, on_wait), "acquire")
+        return await self._run(self._starting(self._state(), limit, on_wait), "acquire")
 
     async def try_acquire(self) -> model.Start | Later:
         """A start, if there is one now; else `Later`, which is false, and has `retry_after`."""
         await self._ready()
-        return await self._run(self._trying(self._station()), "acquire")
+        return await self._run(self._trying(self._state()), "acquire")
 
     async def __aenter__(self) -> Self:
         await self.acquire()
@@ -1226,17 +1228,17 @@ class RateLimit(AsyncDecorator, _Bound, BaseRateLimit):
     async def resize(self, limit: int, period: Duration) -> None:
         """Change the rate for everybody, live. Starts already made still count as they did."""
         await self._ready()
-        await self._run(self._resizing(self._station(), limit, period), "resize")
+        await self._run(self._resizing(self._state(), limit, period), "resize")
 
     async def status(self, *, ttl: bool = True) -> Status:
         """The starts that are in use (as `holders`), and who waits, at one revision."""
         await self._ready()
-        return await self._run(self._status(self._station(), ttl=ttl), "look at")
+        return await self._run(self._status(self._state(), ttl=ttl), "look at")
 
     async def close(self) -> None:
         """Remove it from etcd, for everybody; who waits gets SemaphoreClosed."""
         self._to_register = False
-        await self._run(self._closing(self._station()), "close")
+        await self._run(self._closing(self._state()), "close")
 
 
 __all__ = [

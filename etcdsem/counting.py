@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections import deque
 
-from etcdsem.core.station import Session
+from etcdsem.core.session import Session
 from etcdsem.core.tally import Tallies
 
 MOST_SEMAPHORES = 1000

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from etcdsem.core import inspection, lifecycle, operating, rates
 from etcdsem.core.commands import Procedure
 from etcdsem.core.limits import learn_limit
-from etcdsem.core.station import Station
+from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import AcquireTimeout, InvalidSetting
 from etcdsem.model import Duration, Later, Start, Status, make_rate
 from etcdsem.shell import Named, register_rate
@@ -43,48 +43,48 @@ class BaseRateLimit(Named):
     def __repr__(self) -> str:
         return f"<{self._package}.RateLimit {self.name!r}, {self.wanted or 'as registered'}>"
 
-    def _ask(self, station: Station, on_wait: Callable[[], object] | None = None) -> rates.Ask:
-        return rates.Ask(station.session.identity(self.owner, self.labels), on_wait)
+    def _ask(self, state: SemaphoreState, on_wait: Callable[[], object] | None = None) -> rates.Ask:
+        return rates.Ask(state.session.identity(self.owner, self.labels), on_wait)
 
     def _starting(
         self,
-        station: Station,
+        state: SemaphoreState,
         timeout: float | None,
         on_wait: Callable[[], object] | None = None,
     ) -> Procedure[Start | None]:
-        until = math.inf if timeout is None else station.session.env.now() + timeout
-        ask = self._ask(station, on_wait)
-        started = yield from rates.start(station, ask, until, once=timeout == 0)
+        until = math.inf if timeout is None else state.session.env.now() + timeout
+        ask = self._ask(state, on_wait)
+        started = yield from rates.start(state, ask, until, once=timeout == 0)
         return Start(started.waited) if started is not None else None
 
-    def _trying(self, station: Station) -> Procedure[Start | Later]:
-        start = yield from self._starting(station, 0.0)
+    def _trying(self, state: SemaphoreState) -> Procedure[Start | Later]:
+        start = yield from self._starting(state, 0.0)
         if start is not None:
             return start
-        seen = yield from inspection.status(station, ttl=False)
-        return Later(rates.next_free(seen, station.session.env.wall()))
+        seen = yield from inspection.status(state, ttl=False)
+        return Later(rates.next_free(seen, state.session.env.wall()))
 
-    def _registering(self, station: Station) -> Procedure[None]:
+    def _registering(self, state: SemaphoreState) -> Procedure[None]:
         if self.wanted is None:
-            rates.rate_of(station, (yield from learn_limit(station)))
+            rates.rate_of(state, (yield from learn_limit(state)))
             return
-        yield from register_rate(station, self.wanted, any_block=self._any_block)
+        yield from register_rate(state, self.wanted, any_block=self._any_block)
 
-    def _resizing(self, station: Station, limit: int, period: Duration) -> Procedure[None]:
+    def _resizing(self, state: SemaphoreState, limit: int, period: Duration) -> Procedure[None]:
         wanted = make_rate(limit, period, None)
-        yield from operating.resize(station, wanted)
+        yield from operating.resize(state, wanted)
         self.wanted = wanted
 
-    def _status(self, station: Station, *, ttl: bool) -> Procedure[Status]:
-        seen = yield from inspection.status(station, ttl=ttl)
-        if station.limit is not None:
-            rates.rate_of(station, station.limit)
+    def _status(self, state: SemaphoreState, *, ttl: bool) -> Procedure[Status]:
+        seen = yield from inspection.status(state, ttl=ttl)
+        if state.limit is not None:
+            rates.rate_of(state, state.limit)
         return seen
 
-    def _closing(self, station: Station) -> Procedure[None]:
-        closing = yield from lifecycle.close(station, force=True, rate=self._is_rate)
+    def _closing(self, state: SemaphoreState) -> Procedure[None]:
+        closing = yield from lifecycle.close(state, force=True, rate=self._is_rate)
         if closing.waiters:
-            station.session.env.log(
+            state.session.env.log(
                 logging.WARNING,
                 "rate limit %s was closed while %d waited",
                 self.name,

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from etcdsem.core import several
 from etcdsem.core.commands import Procedure
-from etcdsem.core.station import Grant, Station
+from etcdsem.core.grants import Grant
+from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import AcquireTimeout, InvalidSetting, LeaseLost
 from etcdsem.model import Duration
 from etcdsem.shell import BaseLease, BaseSemaphore
@@ -19,7 +20,7 @@ class Part(NamedTuple):
     """One of several semaphores: the object, its state in the core, and how to make its lease."""
 
     semaphore: BaseSemaphore[Any]
-    station: Station
+    state: SemaphoreState
     lease_of: Callable[[Grant], Any]
 
 
@@ -34,7 +35,7 @@ def parts_of(
     _check(semaphores, kind)
     clients = [one.client for one in semaphores]
     engine = clients[0].engine
-    parts = [Part(one, one._station(), partial(lease_of, one, engine)) for one in semaphores]
+    parts = [Part(one, one._state(), partial(lease_of, one, engine)) for one in semaphores]
     if any(client is not clients[0] for client in clients):
         raise InvalidSetting(
             "several semaphores at once must use the same client: give all of them the same "
@@ -71,19 +72,19 @@ def _check(semaphores: Sequence[object], kind: type[BaseSemaphore[Any]]) -> None
 
 
 def _check_parts(parts: Sequence[Part]) -> None:
-    seen: set[Station] = set()
+    seen: set[SemaphoreState] = set()
     for part in parts:
         if part.semaphore.rate is not None:
             raise InvalidSetting(
-                f"semaphore {part.station.name!r} has a rate: that is no part of several at once; "
+                f"semaphore {part.state.name!r} has a rate: that is no part of several at once; "
                 "take a start of its RateLimit before"
             )
-        if part.station in seen:
+        if part.state in seen:
             raise InvalidSetting(
-                f"semaphore {part.station.name!r} was given twice: several at once must be "
+                f"semaphore {part.state.name!r} was given twice: several at once must be "
                 "different ones"
             )
-        seen.add(part.station)
+        seen.add(part.state)
 
 
 def named(semaphores: Sequence[BaseSemaphore[Any]]) -> str:
@@ -100,21 +101,21 @@ def acquiring(
     """A lease of each, in the order given; or the name of the one that was full. `keep` gets
     them in the step in which they are granted.
     """
-    env = parts[0].station.session.env
+    env = parts[0].state.session.env
     until = math.inf if limit is None else env.now() + limit
     wants = [
         several.Want(
-            part.station,
+            part.state,
             part.semaphore._order(
-                part.station,
-                None if on_wait is None else partial(on_wait, part.station.name),
+                part.state,
+                None if on_wait is None else partial(on_wait, part.state.name),
             ),
         )
         for part in parts
     ]
     taken = yield from several.acquire_all(wants, until, once=limit == 0)
     if taken.full is not None:
-        return taken.full.want.station.name
+        return taken.full.want.semaphore.name
     try:  # whatever interrupts, as in `BaseSemaphore._acquiring`
         leases = tuple(
             part.semaphore._list(grant, part.lease_of)

@@ -24,11 +24,13 @@ from etcdsem import interpreter
 from etcdsem.core import inspection, lifecycle, operating, rates
 from etcdsem.core.acquire import Order, acquire
 from etcdsem.core.commands import Env, Listener, Procedure, Watch
+from etcdsem.core.grants import Grant
 from etcdsem.core.keys import ORDINARY, Wants, client_id, lease_hex
 from etcdsem.core.leases import TICK, TtlLease, margin
 from etcdsem.core.limits import check_kind, learn_limit, wrong_kind
 from etcdsem.core.release import release
-from etcdsem.core.station import Grant, Session, Station
+from etcdsem.core.semaphore import SemaphoreState
+from etcdsem.core.session import Session
 from etcdsem.counting import follow
 from etcdsem.errors import (
     AcquireTimeout,
@@ -200,14 +202,14 @@ class BaseClient:
     def _session(self) -> Session:
         raise NotImplementedError
 
-    def station(self, name: str, prefix: str | None = None) -> Station:
+    def station(self, name: str, prefix: str | None = None) -> SemaphoreState:
         """The core's state for a semaphore."""
-        return self._session.station(prefix or self.prefix, check_name(name))
+        return self._session.semaphore(prefix or self.prefix, check_name(name))
 
     def _reading_limit(self, name: str) -> Procedure[int | None]:
-        station = self.station(name)
-        limit = yield from learn_limit(station)
-        check_kind(station, rate=False)
+        state = self.station(name)
+        limit = yield from learn_limit(state)
+        check_kind(state, rate=False)
         return limit.number
 
     def _resizing(self, name: str, max_leases: int) -> Procedure[tuple[int | None, int]]:
@@ -239,21 +241,21 @@ class BaseClient:
 
 
 def pausing(
-    station: Station, by: str, reason: str | None, *, rate: bool | None = None
+    state: SemaphoreState, by: str, reason: str | None, *, rate: bool | None = None
 ) -> Procedure[bool]:
     """Pause a semaphore or a rate limit (`rate`: None either, else which); False if it was paused
     before.
     """
-    return (yield from operating.pause(station, by, _reason(reason), rate=rate)).changed
+    return (yield from operating.pause(state, by, _reason(reason), rate=rate)).changed
 
 
-def resuming(station: Station, *, rate: bool | None = None) -> Procedure[bool]:
+def resuming(state: SemaphoreState, *, rate: bool | None = None) -> Procedure[bool]:
     """Resume one; False if it was not paused."""
-    return (yield from operating.resume(station, rate=rate)).changed
+    return (yield from operating.resume(state, rate=rate)).changed
 
 
 def draining(
-    station: Station,
+    state: SemaphoreState,
     by: str,
     timeout: Duration | None,
     reason: str | None,
@@ -264,8 +266,8 @@ def draining(
     """Pause a semaphore and wait until nobody holds; False if somebody does when time is up."""
     limit = timeout_seconds(timeout)
     why = _reason(reason)
-    until = math.inf if limit is None else station.session.env.now() + limit
-    return (yield from operating.drain(station, by, why, until, on_wait, rate=rate))
+    until = math.inf if limit is None else state.session.env.now() + limit
+    return (yield from operating.drain(state, by, why, until, on_wait, rate=rate))
 
 
 def _reason(given: str | None) -> str | None:
@@ -379,7 +381,7 @@ class BaseLease:
     @property
     def name(self) -> str:
         """The semaphore's name."""
-        return self._grant.station.name
+        return self._grant.semaphore.name
 
     @property
     def slot(self) -> int:
@@ -636,14 +638,14 @@ class Named:
         self.__dict__.update(state)
         self._start_empty()
 
-    def _registering(self, station: Station) -> Procedure[None]:
+    def _registering(self, state: SemaphoreState) -> Procedure[None]:
         raise NotImplementedError
 
-    def _pausing(self, station: Station, reason: str | None) -> Procedure[bool]:
-        return pausing(station, self.owner or operator(), reason, rate=self._is_rate)
+    def _pausing(self, state: SemaphoreState, reason: str | None) -> Procedure[bool]:
+        return pausing(state, self.owner or operator(), reason, rate=self._is_rate)
 
-    def _resuming(self, station: Station) -> Procedure[bool]:
-        return resuming(station, rate=self._is_rate)
+    def _resuming(self, state: SemaphoreState) -> Procedure[bool]:
+        return resuming(state, rate=self._is_rate)
 
 
 class BaseSemaphore(Named, Generic[L]):
@@ -694,10 +696,10 @@ class BaseSemaphore(Named, Generic[L]):
     def _rate_name(self) -> str:
         return f"{self.name}.rate"
 
-    def _rate_station(self, station: Station) -> Station:
+    def _rate_state(self, state: SemaphoreState) -> SemaphoreState:
         """Of the rate limit beside this semaphore."""
-        prefix = station.keys.base.decode().removesuffix(f"/{self.name}/")
-        return station.session.station(prefix, self._rate_name)
+        prefix = state.keys.base.decode().removesuffix(f"/{self.name}/")
+        return state.session.semaphore(prefix, self._rate_name)
 
     def _owner_shown(self) -> str:
         return self.owner or f"{socket.gethostname()}:{os.getpid()}"
@@ -706,7 +708,7 @@ class BaseSemaphore(Named, Generic[L]):
 
     def _acquiring(
         self,
-        station: Station,
+        state: SemaphoreState,
         limit: float | None,
         on_wait: Callable[[], object] | None,
         lease_of: Callable[[Grant], L],
@@ -715,18 +717,18 @@ class BaseSemaphore(Named, Generic[L]):
     ) -> Procedure[L | None]:
         # Making the lease is part of the procedure, so that no interruption comes between the
         # grant and its listing.
-        until = math.inf if limit is None else station.session.env.now() + limit
-        order = self._order(station, on_wait, wants)
+        until = math.inf if limit is None else state.session.env.now() + limit
+        order = self._order(state, on_wait, wants)
         while True:
-            grant = yield from acquire(station, order, until, once=limit == 0)
+            grant = yield from acquire(state, order, until, once=limit == 0)
             if grant is None:
                 return None
             try:  # whatever interrupts: Ctrl-C may strike at any byte code
                 if self.rate is not None:
-                    paced = yield from self._paced(station, grant, until, on_wait, once=limit == 0)
+                    paced = yield from self._paced(state, grant, until, on_wait, once=limit == 0)
                     if not paced:
                         return None
-                    if not grant.valid(station.session.env.now()):
+                    if not grant.valid(state.session.env.now()):
                         grant.let_go()  # lost while it waited for the start: from the beginning
                         continue
                 return self._list(grant, lease_of)
@@ -736,7 +738,7 @@ class BaseSemaphore(Named, Generic[L]):
 
     def _paced(
         self,
-        station: Station,
+        state: SemaphoreState,
         grant: Grant,
         until: float,
         on_wait: Callable[[], object] | None,
@@ -744,21 +746,21 @@ class BaseSemaphore(Named, Generic[L]):
         once: bool,
     ) -> Procedure[bool]:
         """A start of the rate limit for one who holds a slot; without one it is given back."""
-        identity = station.session.identity(self.owner, self.labels)
+        identity = state.session.identity(self.owner, self.labels)
         ask = rates.Ask(identity, on_wait)
         grant.lease.paused = not self._refresh_leases
-        started = yield from rates.start(self._rate_station(station), ask, until, once=once)
+        started = yield from rates.start(self._rate_state(state), ask, until, once=once)
         if started is None:
             yield from release(grant)
         return started is not None
 
     def _order(
-        self, station: Station, on_wait: Callable[[], object] | None, wants: Wants = ORDINARY
+        self, state: SemaphoreState, on_wait: Callable[[], object] | None, wants: Wants = ORDINARY
     ) -> Order:
         return Order(
             self.lease_timeout,
             self.refresh_interval,
-            station.session.identity(self.owner, self.labels, self.max_hold),
+            state.session.identity(self.owner, self.labels, self.max_hold),
             on_wait,
             self.max_leases,
             wants,
@@ -819,18 +821,18 @@ class BaseSemaphore(Named, Generic[L]):
         """The leases that this object holds in this process, oldest first."""
         return tuple(lease for lease in list(self._leases) if lease._here)
 
-    def _registering(self, station: Station) -> Procedure[None]:
-        yield from self._registering_limit(station)
+    def _registering(self, state: SemaphoreState) -> Procedure[None]:
+        yield from self._registering_limit(state)
         if self.rate is not None:
-            there = self._rate_station(station)
+            there = self._rate_state(state)
             yield from register_rate(there, self.rate, any_block=self._any_block)
 
-    def _registering_limit(self, station: Station) -> Procedure[None]:
+    def _registering_limit(self, state: SemaphoreState) -> Procedure[None]:
         if self.max_leases is None:
-            limit = yield from learn_limit(station)
+            limit = yield from learn_limit(state)
         else:
-            limit = yield from lifecycle.register(station, self.max_leases)
-        wrong = wrong_kind(station, limit, rate=False)
+            limit = yield from lifecycle.register(state, self.max_leases)
+        wrong = wrong_kind(state, limit, rate=False)
         if wrong is not None:
             raise wrong
         if self.max_leases is None:
@@ -844,32 +846,32 @@ class BaseSemaphore(Named, Generic[L]):
                 registered=limit.number,
             )
 
-    def _resizing(self, station: Station, max_leases: int) -> Procedure[None]:
+    def _resizing(self, state: SemaphoreState, max_leases: int) -> Procedure[None]:
         number = check_limit(max_leases, least=0)
-        yield from operating.resize(station, number)
+        yield from operating.resize(state, number)
         if number:
             self.max_leases = number
 
     def _draining(
-        self, station: Station, timeout: Duration | None, reason: str | None
+        self, state: SemaphoreState, timeout: Duration | None, reason: str | None
     ) -> Procedure[bool]:
         by = self.owner or operator()
-        return draining(station, by, timeout, reason, None, rate=self._is_rate)
+        return draining(state, by, timeout, reason, None, rate=self._is_rate)
 
-    def _status(self, station: Station, *, ttl: bool) -> Procedure[Status]:
-        seen = yield from inspection.status(station, ttl=ttl)
-        check_kind(station, rate=self._is_rate)
+    def _status(self, state: SemaphoreState, *, ttl: bool) -> Procedure[Status]:
+        seen = yield from inspection.status(state, ttl=ttl)
+        check_kind(state, rate=self._is_rate)
         return seen
 
-    def _counting(self, station: Station) -> Procedure[int]:
-        held = yield from inspection.held(station)
-        check_kind(station, rate=self._is_rate)
+    def _counting(self, state: SemaphoreState) -> Procedure[int]:
+        held = yield from inspection.held(state)
+        check_kind(state, rate=self._is_rate)
         return held
 
-    def _closing(self, station: Station) -> Procedure[None]:
-        closing = yield from lifecycle.close(station, force=True, rate=self._is_rate)
+    def _closing(self, state: SemaphoreState) -> Procedure[None]:
+        closing = yield from lifecycle.close(state, force=True, rate=self._is_rate)
         if closing.holders or closing.waiters:
-            station.session.env.log(
+            state.session.env.log(
                 logging.WARNING,
                 "semaphore %s was closed while in use: %d held (%s), %d waiting",
                 self.name,
@@ -890,15 +892,15 @@ class BaseSemaphore(Named, Generic[L]):
             lease._grant.lease.paused = not on
 
 
-def register_rate(station: Station, wanted: Rate, *, any_block: bool) -> Procedure[None]:
+def register_rate(state: SemaphoreState, wanted: Rate, *, any_block: bool) -> Procedure[None]:
     """Write the rate if it is new, else check that it is the same."""
-    limit = yield from lifecycle.register(station, wanted)
-    rate = rates.rate_of(station, limit)
+    limit = yield from lifecycle.register(state, wanted)
+    rate = rates.rate_of(state, limit)
     same = rate == wanted or (any_block and rate[:2] == wanted[:2])
     if limit.registered and not same:
         raise InconsistentLimit(
-            f"Inconsistent rate: {wanted}, expected: {rate} (rate limit {station.name!r}: {rate} "
-            f"is registered; give that, or change it for everybody: etcdsem rate {station.name} "
+            f"Inconsistent rate: {wanted}, expected: {rate} (rate limit {state.name!r}: {rate} "
+            f"is registered; give that, or change it for everybody: etcdsem rate {state.name} "
             f"{wanted})",
             given=wanted.starts,
             registered=rate.starts,

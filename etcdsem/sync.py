@@ -57,8 +57,10 @@ from etcdsem.core.commands import (
     Wait,
     Watch,
 )
+from etcdsem.core.grants import Grant
 from etcdsem.core.outward import public_error
-from etcdsem.core.station import Grant, Session, Station
+from etcdsem.core.semaphore import SemaphoreState
+from etcdsem.core.session import Session
 from etcdsem.decorators import Decorator
 from etcdsem.errors import EtcdSemError
 from etcdsem.model import (
@@ -844,7 +846,7 @@ class _Bound(Named):
             self._client = default_client()
         return self._client
 
-    def _station(self) -> Station:
+    def _state(self) -> SemaphoreState:
         return self.client.station(self.name, self._prefix)
 
     def _run(self, procedure: Procedure[T], what: str) -> T:
@@ -860,7 +862,7 @@ class _Bound(Named):
             WrongKind: there is a rate limit of that name, and this is a semaphore; or the other
                 way round.
         """
-        self._run(self._registering(self._station()), "register")
+        self._run(self._registering(self._state()), "register")
 
     def pause(self, *, reason: str | None = None) -> bool:
         """Grant no lease of it, no start if it is a rate limit, to anybody until `resume`. Who
@@ -872,11 +874,11 @@ class _Bound(Named):
         Returns:
             False if it was paused before: then nothing was changed.
         """
-        return self._run(self._pausing(self._station(), reason), "pause")
+        return self._run(self._pausing(self._state(), reason), "pause")
 
     def resume(self) -> bool:
         """Grant again. False if it was not paused: then nothing was changed."""
-        return self._run(self._resuming(self._station()), "resume")
+        return self._run(self._resuming(self._state()), "resume")
 
 
 class Semaphore(Decorator, _Bound, BaseSemaphore[Lease]):
@@ -1043,7 +1045,7 @@ class Semaphore(Decorator, _Bound, BaseSemaphore[Lease]):
             return lease
 
         acquiring = self._acquiring(
-            self._station(),
+            self._state(),
             timeout_seconds(timeout),
             on_wait,
             lease_of,
@@ -1115,13 +1117,13 @@ class Semaphore(Decorator, _Bound, BaseSemaphore[Lease]):
 
     def get_value(self) -> int:
         """The number of slots held now, by anyone."""
-        return self._run(self._counting(self._station()), "count the leases of")
+        return self._run(self._counting(self._state()), "count the leases of")
 
     def resize(self, max_leases: int) -> None:
         """Change the limit for everybody, live. Waiters get new room at once; leases above a
         lowered limit stay until they are released. 0 lets nobody in. A pause stays.
         """
-        self._run(self._resizing(self._station(), max_leases), "resize")
+        self._run(self._resizing(self._state(), max_leases), "resize")
 
     def drain(self, timeout: Duration | None = None, *, reason: str | None = None) -> bool:
         """Pause it, and wait until nobody holds a lease, this object neither. It stays paused.
@@ -1136,11 +1138,11 @@ class Semaphore(Decorator, _Bound, BaseSemaphore[Lease]):
         Raises:
             EtcdSemError: somebody has resumed it meanwhile.
         """
-        return self._run(self._draining(self._station(), timeout, reason), "drain")
+        return self._run(self._draining(self._state(), timeout, reason), "drain")
 
     def status(self, *, ttl: bool = True) -> Status:
         """Holders and waiters at one revision. `ttl`: also ask how long each lease has left."""
-        return self._run(self._status(self._station(), ttl=ttl), "look at")
+        return self._run(self._status(self._state(), ttl=ttl), "look at")
 
     def holders(self) -> tuple[Holder, ...]:
         """Who holds a lease now, in the order of their slots."""
@@ -1156,7 +1158,7 @@ class Semaphore(Decorator, _Bound, BaseSemaphore[Lease]):
         A warning names leases that are still held or waited for: their holders lose them, and
         who waits gets SemaphoreClosed at once.
         """
-        self._run(self._closing(self._station()), "close")
+        self._run(self._closing(self._state()), "close")
 
 
 # ---------------------------------------------------------------- several at once
@@ -1364,12 +1366,12 @@ class RateLimit(Decorator, _Bound, BaseRateLimit):
             SemaphoreClosed: it is not known (any more).
             EtcdUnavailable: etcd could not be reached during the whole timeout.
         """
-        starting = self._starting(self._station(), timeout_seconds(timeout), on_wait)
+        starting = self._starting(self._state(), timeout_seconds(timeout), on_wait)
         return self._run(starting, "acquire")
 
     def try_acquire(self) -> Start | Later:
         """A start, if there is one now; else `Later`, which is false, and has `retry_after`."""
-        return self._run(self._trying(self._station()), "acquire")
+        return self._run(self._trying(self._state()), "acquire")
 
     def __enter__(self) -> Self:
         self.acquire()
@@ -1383,17 +1385,17 @@ class RateLimit(Decorator, _Bound, BaseRateLimit):
 
     def resize(self, limit: int, period: Duration) -> None:
         """Change the rate for everybody, live. Starts already made still count as they did."""
-        self._run(self._resizing(self._station(), limit, period), "resize")
+        self._run(self._resizing(self._state(), limit, period), "resize")
 
     def status(self, *, ttl: bool = True) -> Status:
         """The starts that are in use (as `holders`), and who waits, at one revision."""
-        return self._run(self._status(self._station(), ttl=ttl), "look at")
+        return self._run(self._status(self._state(), ttl=ttl), "look at")
 
     def close(self) -> None:
         """Remove it from etcd, for everybody; who waits gets SemaphoreClosed. Starts already made
         are forgotten: one that is registered anew under the name begins with none.
         """
-        self._run(self._closing(self._station()), "close")
+        self._run(self._closing(self._state()), "close")
 
 
 __all__ = [

@@ -305,8 +305,8 @@ def test_a_start_that_was_evicted_is_told(client: Client, name: str) -> None:
     """Its slot is free before its time."""
     limit = RateLimit(name, 1, "1h", client=client)
     assert limit.acquire()
-    grants = client.engine.session.station("/etcdsem", name).grants
-    (grant,) = grants.values()
+    grants = client.engine.session.semaphore("/etcdsem", name).grants
+    (grant,) = grants
     client.evict(name, slot=0)
     with client.engine.lock:
         grant.taken("deleted")  # a start has no watch of its own: when its lease ends, or as here
@@ -399,13 +399,13 @@ def test_a_semaphore_in_use_is_not_forgotten(client: Client, name: str) -> None:
         pass
     session = client.engine.session
     with client.engine.lock:
-        in_use = session.station("/etcdsem", "in-use")
+        in_use = session.semaphore("/etcdsem", "in-use")
         in_use.tally.pending += 1
         for number in range(1100):
-            session.station("/etcdsem", f"{name}-{number}")
+            session.semaphore("/etcdsem", f"{name}-{number}")
         session._tidy(session.env.now() + 60)
-        assert session.station("/etcdsem", "in-use") is in_use
-        assert len(session.stations) <= 1001
+        assert session.semaphore("/etcdsem", "in-use") is in_use
+        assert len(session.semaphores) <= 1001
         in_use.tally.pending -= 1
     assert (
         session.tallies.of(OTHERS).acquired + session.tallies.of(("/etcdsem", name)).acquired == 1

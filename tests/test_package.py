@@ -96,7 +96,7 @@ EXCEPTIONS = {
         "core.commands",
         "core.outward",
         "core.retry",
-        "core.station",
+        "core.listeners",
         "core.transactions",
     },
     "cli.text": {"core.rates"},

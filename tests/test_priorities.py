@@ -71,7 +71,7 @@ def test_a_priority_that_comes_in_between_is_seen(
     held.release()
     first.get().release()
     lease = second.get()
-    assert len(lease._grant.station.line) == 2, "those who are next are known"
+    assert len(lease._grant.semaphore.queue.waiters) == 2, "those who are next are known"
     urgent = Asking(sem, priority=1)
     lease.release()
     lease = urgent.get()

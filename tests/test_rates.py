@@ -28,7 +28,8 @@ from etcdsem import (
 from etcdsem.clock import boot_time
 from etcdsem.core import rates
 from etcdsem.core.commands import Procedure
-from etcdsem.core.station import Grant, Station
+from etcdsem.core.grants import Grant
+from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.model import Rate, make_rate, read_rate
 from etcdsem.server import EtcdServer
 from etcdsem.testing import memory
@@ -432,7 +433,7 @@ def test_who_stands_still_just_before_a_start_has_another_lease_for_it(
 
     with memory() as etcd:
 
-        def stands_still(station: Station, grant: Grant) -> Procedure[object]:
+        def stands_still(station: SemaphoreState, grant: Grant) -> Procedure[object]:
             found = yield from right(station, grant)
             if not left:  # now it does, for longer than a fresh lease has to spare
                 grant.lease.sent -= 2.5

@@ -16,7 +16,7 @@ import pytest
 import etcdsem
 from etcdsem import Client, Holder, Lease, Semaphore
 from etcdsem.core.commands import Put, Txn
-from etcdsem.core.station import WATCH_WAITER_AFTER
+from etcdsem.core.waiters import WATCH_WAITER_AFTER
 from tests.history import assert_clean
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from etcdsem.core import transactions
 from etcdsem.core.census import Census, Line
 from etcdsem.core.commands import Event, Failure, NotApplied, OutcomeUnknown, Procedure, Range, Txn
+from etcdsem.core.listeners import CallbackListener
 from etcdsem.core.outward import public_error
 from etcdsem.core.retry import transact
-from etcdsem.core.station import Ear
 from etcdsem.errors import EtcdSemError
 from etcdsem.metrics import Family, to_prometheus
 
@@ -337,7 +337,7 @@ class Scraper:
             if self._watch is None:
                 self._refused = None
                 self._watching.clear()
-                ear = Ear(
+                ear = CallbackListener(
                     self._events,
                     created=self._watching.set,
                     gap=census.lost,

@@ -24,6 +24,7 @@ from etcdsem.core.commands import (
     Txn,
     perform,
 )
+from etcdsem.core.grants import Grant
 from etcdsem.core.keys import ORDINARY, Identity, Limit, Wants
 from etcdsem.core.leases import RPC_TIMEOUT, TtlLease, take
 from etcdsem.core.limits import (
@@ -39,9 +40,11 @@ from etcdsem.core.limits import (
 from etcdsem.core.reconcile import look_with_limit, reconcile
 from etcdsem.core.release import release
 from etcdsem.core.retry import TryAgain, alone_in_group, retry_attempts, sender, sleep, transact
-from etcdsem.core.station import Grant, Session, Station, Waiting
+from etcdsem.core.semaphore import SemaphoreState
+from etcdsem.core.session import Session
 from etcdsem.core.transactions import Held
 from etcdsem.core.wait import open_watches, wait_in_line
+from etcdsem.core.waiters import LocalWaiter
 from etcdsem.errors import EtcdSemError
 
 STARVED = 0.8
@@ -70,22 +73,24 @@ class Order(NamedTuple):
         return self.identity.carrying(self.carried, limit).wanting(self.wants)
 
 
-def acquire(station: Station, order: Order, until: float, *, once: bool) -> Procedure[Grant | None]:
+def acquire(
+    semaphore: SemaphoreState, order: Order, until: float, *, once: bool
+) -> Procedure[Grant | None]:
     """A grant, or None if there was no room until `until` (`once`: right now).
 
     Raises SemaphoreClosed, WeightExceedsLimit, Evicted, EtcdUnavailable, or a Failure that is not
     worth another try.
     """
-    tally, env = station.tally, station.session.env
+    tally, env = semaphore.tally, semaphore.session.env
     began = env.now()
     counted = not order.rate  # of a rate limit starts are counted, see `rates`
     tally.pending += counted
     tally.carried = order.carried
     try:
         grant = yield from retry_attempts(
-            session=station.session,
-            what=f"acquire {station.name!r}",
-            attempt=lambda: attempt(station, order, until, once=once),
+            session=semaphore.session,
+            what=f"acquire {semaphore.name!r}",
+            attempt=lambda: attempt(semaphore, order, until, once=once),
             until=until,
             once=once,
         )
@@ -95,8 +100,8 @@ def acquire(station: Station, order: Order, until: float, *, once: bool) -> Proc
         tally.timeouts += counted
         return None
     try:  # whatever interrupts
-        yield from refuse_starved(station.session)
-        check_kind(station, rate=order.rate)  # it may have been closed and registered anew
+        yield from refuse_starved(semaphore.session)
+        check_kind(semaphore, rate=order.rate)  # it may have been closed and registered anew
         if counted:
             grant.count(env.now() - began)
         if order.max_hold is not None:
@@ -122,33 +127,35 @@ def refuse_starved(session: Session) -> Procedure[None]:
         yield from sleep(session, STARVED / 8)
 
 
-def attempt(station: Station, order: Order, until: float, *, once: bool) -> Procedure[Grant | None]:
+def attempt(
+    semaphore: SemaphoreState, order: Order, until: float, *, once: bool
+) -> Procedure[Grant | None]:
     """One attempt with one lease."""
-    session = station.session
-    yield from known_limit(station)
-    yield from refuse_wrong_kind(station, rate=order.rate, until=until)
-    if too_heavy(station, order.wants.weight):  # is that still so?
-        learned(station, (yield from transact(session, limit_read(station), until)))
-        refuse_too_heavy(station, order.wants.weight)
-    watching = station.watching
+    session = semaphore.session
+    yield from known_limit(semaphore)
+    yield from refuse_wrong_kind(semaphore, rate=order.rate, until=until)
+    if too_heavy(semaphore, order.wants.weight):  # is that still so?
+        learned(semaphore, (yield from transact(session, limit_read(semaphore), until)))
+        refuse_too_heavy(semaphore, order.wants.weight)
+    watching = semaphore.watches.ready
     lease = yield from take(session.keeper, order.ttl)
     lease.refresh = min(order.refresh, lease.ttl / 2)
     try:
-        grant = yield from _take_together(station, order, lease, until)
+        grant = yield from _take_together(semaphore, order, lease, until)
         if grant is not None:
             return grant
         if once or not watching:
-            grant = yield from _try(station, order, lease, until, thorough=once)
+            grant = yield from _try(semaphore, order, lease, until, thorough=once)
             if grant is not None or once:
                 if grant is None:
                     session.keeper.give_back(lease)
                 return grant
-            if (yield from open_watches(station, until)):
-                grant = yield from _join(station, order, lease, until, look=not watching)
+            if (yield from open_watches(semaphore, until)):
+                grant = yield from _join(semaphore, order, lease, until, look=not watching)
             else:  # no time for the line; is it really full?
-                grant = yield from _try(station, order, lease, until, thorough=True)
+                grant = yield from _try(semaphore, order, lease, until, thorough=True)
         else:
-            grant = yield from _join(station, order, lease, until, look=False)
+            grant = yield from _join(semaphore, order, lease, until, look=False)
         if grant is None:
             session.keeper.give_back(lease)
         return grant
@@ -165,24 +172,24 @@ def attempt(station: Station, order: Order, until: float, *, once: bool) -> Proc
 
 
 def _take_together(
-    station: Station, order: Order, lease: TtlLease, until: float
+    semaphore: SemaphoreState, order: Order, lease: TtlLease, until: float
 ) -> Procedure[Grant | None]:
     """A slot by a batch, if others of this client are at it too. None says nothing."""
-    limit = station.limit
-    if limit is None or not station.may_share or order.wants.weight > 1:
+    limit = semaphore.limit
+    if limit is None or not semaphore.slots.may_share or order.wants.weight > 1:
         return None
     take = transactions.Take(lease.id, order.asking(limit))
-    part: Part[transactions.Take | transactions.Mine] = Part(take, station.session.env.mailbox())
-    held = yield from together(station.group, part, until, sender(station.session))
+    part: Part[transactions.Take | transactions.Mine] = Part(take, semaphore.session.env.mailbox())
+    held = yield from together(semaphore.slots.group, part, until, sender(semaphore.session))
     if not isinstance(held, Held):
         return None
-    return granted(station, lease, station.session.who(lease), held)
+    return granted(semaphore, lease, semaphore.session.who(lease), held)
 
 
 def withdraw(session: Session, lease: TtlLease) -> Procedure[None]:
     """End an attempt that was interrupted: out of the line, and back with what was granted."""
-    for station in list(session.stations.values()):
-        if (grant := station.grants.get(lease.id)) is not None:  # that nobody has got
+    for semaphore in list(session.semaphores.values()):
+        if (grant := semaphore.grants.get(lease.id)) is not None:  # that nobody has got
             grant.detach()
     session.keeper.retire(lease)
     try:
@@ -193,50 +200,50 @@ def withdraw(session: Session, lease: TtlLease) -> Procedure[None]:
         session.keeper.settle_id(lease.id, lease.ttl)
 
 
-def granted(station: Station, lease: TtlLease, who: bytes, held: Held) -> Grant:
+def granted(semaphore: SemaphoreState, lease: TtlLease, who: bytes, held: Held) -> Grant:
     """Publish a grant, if its lease is still good at this moment."""
-    if not lease.valid(station.session.env.now()):
+    if not lease.valid(semaphore.session.env.now()):
         raise TryAgain("a slot was granted, but its lease had run out meanwhile")
-    return publish(station, lease, who, held)
+    return publish(semaphore, lease, who, held)
 
 
-def publish(station: Station, lease: TtlLease, who: bytes, held: Held) -> Grant:
+def publish(semaphore: SemaphoreState, lease: TtlLease, who: bytes, held: Held) -> Grant:
     """The grant of a slot that was taken; its lease was found valid a moment ago."""
-    station.contended = False
-    station.forget_line()
-    return Grant(station, lease, who, held.slot, held.token, letter=False, more=held.more)
+    semaphore.queue.set_contended(False)
+    semaphore.queue.forget()
+    return Grant(semaphore, lease, who, held.slot, held.token, letter=False, more=held.more)
 
 
 def _try(
-    station: Station, order: Order, lease: TtlLease, until: float, *, thorough: bool
+    semaphore: SemaphoreState, order: Order, lease: TtlLease, until: float, *, thorough: bool
 ) -> Procedure[Grant | None]:
     """TRY. If `thorough`, None means that it is full, or that others are in line."""
     if order.wants.weight > 1:
-        return (yield from _try_heavy(station, order, lease, until, thorough=thorough))
-    session, keys, env = station.session, station.keys, station.session.env
+        return (yield from _try_heavy(semaphore, order, lease, until, thorough=thorough))
+    session, keys, env = semaphore.session, semaphore.keys, semaphore.session.env
     # The slots are chosen by one limit, and the transaction holds only while that one stands.
-    limit = yield from known_limit(station)
-    slots = station.candidates(limit)
+    limit = yield from known_limit(semaphore)
+    slots = semaphore.slots.candidates(limit)
     counted_at = 0
     for _ in range(8):
-        result = yield from _take_now(station, order, lease, limit, slots, counted_at, until)
+        result = yield from _take_now(semaphore, order, lease, limit, slots, counted_at, until)
         if isinstance(result, Grant):
             return result
-        station.contended = result.contended
+        semaphore.queue.set_contended(result.contended)
         if result.limit is None:
-            raise semaphore_closed(station)
+            raise semaphore_closed(semaphore)
         if not thorough or (result.held >= result.limit.room and not result.contended):
             return None
         # Not evidently full: a mark that nobody took away, a heal that is due, other slots.
         reply = yield from transact(session, Txn((), transactions.look(keys)), until)
         seen = transactions.read_look(keys, reply, reply.revision)
-        station.learn(seen.limit, seen.revision)
+        semaphore.learn(seen.limit, seen.revision)
         if seen.limit is None:
-            raise semaphore_closed(station)
+            raise semaphore_closed(semaphore)
         limit = seen.limit
         if seen.contended and (seen.queue or not seen.complete):
-            yield from reconcile(station, seen, until=env.now() + RPC_TIMEOUT)
-            yield from known_limit(station)  # raises if it was closed meanwhile
+            yield from reconcile(semaphore, seen, until=env.now() + RPC_TIMEOUT)
+            yield from known_limit(semaphore)  # raises if it was closed meanwhile
             return None
         slots, counted_at = decisions.room_seen(keys, seen)
         if counted_at:
@@ -249,19 +256,19 @@ def _try(
 
 
 def _try_heavy(
-    station: Station, order: Order, lease: TtlLease, until: float, *, thorough: bool
+    semaphore: SemaphoreState, order: Order, lease: TtlLease, until: float, *, thorough: bool
 ) -> Procedure[Grant | None]:
     """TRY for several slots: first a look which are free, then all of them or none."""
-    session, keys, env = station.session, station.keys, station.session.env
+    session, keys, env = semaphore.session, semaphore.keys, semaphore.session.env
     weight = order.wants.weight
     for _ in range(8):
-        seen, limit = yield from look_with_limit(station, until)
-        refuse_too_heavy(station, weight)
-        station.contended = seen.contended
+        seen, limit = yield from look_with_limit(semaphore, until)
+        refuse_too_heavy(semaphore, weight)
+        semaphore.queue.set_contended(seen.contended)
         if seen.contended and (seen.queue or not seen.complete):
             if thorough:
-                yield from reconcile(station, seen, until=env.now() + RPC_TIMEOUT)
-                yield from known_limit(station)  # raises if it was closed meanwhile
+                yield from reconcile(semaphore, seen, until=env.now() + RPC_TIMEOUT)
+                yield from known_limit(semaphore)  # raises if it was closed meanwhile
             return None
         free = decisions.free_together(keys, seen, weight)
         if free is None:
@@ -269,14 +276,14 @@ def _try_heavy(
         slots, counted_at = free
         if seen.contended:
             yield from transact(session, transactions.uncontend(keys, seen.revision), until)
-        result = yield from _take_now(station, order, lease, limit, slots, counted_at, until)
+        result = yield from _take_now(semaphore, order, lease, limit, slots, counted_at, until)
         if isinstance(result, Grant):
             return result
     return None
 
 
 def _take_now(
-    station: Station,
+    semaphore: SemaphoreState,
     order: Order,
     lease: TtlLease,
     limit: Limit,
@@ -285,7 +292,7 @@ def _take_now(
     until: float,
 ) -> Procedure[Grant | transactions.Full]:
     """TRY's transaction: the grant, or what stands in its way."""
-    session, keys, wants = station.session, station.keys, order.wants
+    session, keys, wants = semaphore.session, semaphore.keys, order.wants
     who = session.who(lease)
     txn = transactions.join(
         keys,
@@ -299,31 +306,31 @@ def _take_now(
         counted_at=counted_at,
         wants=wants,
     )
-    reply = yield from alone_in_group(station.session, station.group, txn, until)
+    reply = yield from alone_in_group(semaphore.session, semaphore.slots.group, txn, until)
     result = transactions.read_join(keys, reply, slots, stand_in_line=False, weight=wants.weight)
     if isinstance(result, Held):
-        return granted(station, lease, who, result)
+        return granted(semaphore, lease, who, result)
     if not isinstance(result, transactions.Full):
         raise AssertionError(f"TRY stood in line: {result}")
-    station.learn(result.limit, reply.revision)
+    semaphore.learn(result.limit, reply.revision)
     return result
 
 
 def _join(
-    station: Station, order: Order, lease: TtlLease, until: float, *, look: bool
+    semaphore: SemaphoreState, order: Order, lease: TtlLease, until: float, *, look: bool
 ) -> Procedure[Grant | None]:
     """JOIN, and wait if that put us in line. `look`: for room that a count would not show."""
-    session, env = station.session, station.session.env
+    session, env = semaphore.session, semaphore.session.env
     who, weight = session.who(lease), order.wants.weight
-    limit = yield from known_limit(station)
+    limit = yield from known_limit(semaphore)
     if weight == 1:
-        slots = station.candidates(limit)
+        slots = semaphore.slots.candidates(limit)
     elif look:
         slots = []  # just tried, and looked for in a moment
     else:
-        limit, slots = yield from _choose_together(station, weight, until)
+        limit, slots = yield from _choose_together(semaphore, weight, until)
     txn = transactions.join(
-        station.keys,
+        semaphore.keys,
         limit,
         slots,
         lease.id,
@@ -333,43 +340,43 @@ def _join(
         stand_in_line=True,
         wants=order.wants,
     )
-    waiting = Waiting(lease, who, env.mailbox(), env.now(), order.wants)
-    station.enter(waiting)  # before JOIN: the letter may be faster than JOIN's answer
-    lease.on_lost = waiting.lost
+    waiter = LocalWaiter(lease, who, env.mailbox(), env.now(), order.wants)
+    semaphore.waiters.enter(waiter)  # before JOIN: the letter may be faster than JOIN's answer
+    lease.on_lost = waiter.lost
     try:
-        reply = yield from alone_in_group(station.session, station.group, txn, until)
+        reply = yield from alone_in_group(semaphore.session, semaphore.slots.group, txn, until)
         del txn  # thousands may wait, and for long: nothing is kept that is not needed then
         result = transactions.read_join(
-            station.keys, reply, slots, stand_in_line=True, weight=weight
+            semaphore.keys, reply, slots, stand_in_line=True, weight=weight
         )
         if isinstance(result, Held):
-            return granted(station, lease, who, result)
+            return granted(semaphore, lease, who, result)
         if isinstance(result, transactions.Full):
-            station.learn(None, reply.revision)
-            raise semaphore_closed(station)
-        station.contended = True
-        waiting.created = result.created
-        station.learn(result.limit, reply.revision)
+            semaphore.learn(None, reply.revision)
+            raise semaphore_closed(semaphore)
+        semaphore.queue.set_contended(True)
+        waiter.joined(result.created)
+        semaphore.learn(result.limit, reply.revision)
         room = look or (result.limit is not None and result.held + weight <= result.limit.room)
         if order.on_wait is not None:
             env.call(order.on_wait, "on_wait")
         del reply, result, slots
-        return (yield from wait_in_line(station, waiting, until, room=room))
+        return (yield from wait_in_line(semaphore, waiter, until, room=room))
     finally:
-        station.exit(waiting)
-        if lease.on_lost is not None and lease.id not in station.grants:
+        semaphore.waiters.exit(waiter)
+        if lease.on_lost is not None and lease.id not in semaphore.grants:
             lease.on_lost = None
 
 
 def _choose_together(
-    station: Station, weight: int, until: float
+    semaphore: SemaphoreState, weight: int, until: float
 ) -> Procedure[tuple[Limit, list[int]]]:
     """Free slots for a JOIN that wants several, and the limit they were chosen by; none if it will
     have to stand in line.
     """
-    seen, limit = yield from look_with_limit(station, until)
-    refuse_too_heavy(station, weight)
-    free = decisions.free_together(station.keys, seen, weight)
+    seen, limit = yield from look_with_limit(semaphore, until)
+    refuse_too_heavy(semaphore, weight)
+    free = decisions.free_together(semaphore.keys, seen, weight)
     if free is None or free[1] or seen.contended:
         return limit, []
     return limit, free[0]

@@ -16,36 +16,37 @@ from etcdsem.core.commands import Failure, Procedure, Range, RangeReply, Transac
 from etcdsem.core.leases import RPC_TIMEOUT
 
 if TYPE_CHECKING:
-    from etcdsem.core.station import Grant, Station
+    from etcdsem.core.grants import Grant
+    from etcdsem.core.semaphore import SemaphoreState
 
 AT_A_TIME = 64
 """Slots in one read; etcd takes 128 operations in a transaction."""
 
 
-def verify(station: Station) -> Procedure[None]:
+def verify(semaphore: SemaphoreState) -> Procedure[None]:
     """Read the slots that have been held for long; who has lost one is told."""
     held = [
         (grant, slot)
-        for grant in station.grants.values()
+        for grant in semaphore.grants
         if grant.watch is not None
         for slot in grant.slots
     ]
     for first in range(0, len(held), AT_A_TIME):
         some = held[first : first + AT_A_TIME]
         try:
-            yield from _verify(station, some)
+            yield from _verify(semaphore, some)
         except Failure as failure:
-            station.session.env.log(
+            semaphore.session.env.log(
                 logging.INFO,
                 "semaphore %s: could not look at what is held: %s",
-                station.name,
+                semaphore.name,
                 failure,
             )
             return
 
 
-def _verify(station: Station, held: list[tuple[Grant, int]]) -> Procedure[None]:
-    slots = tuple(Range(station.keys.slot(slot), keys_only=True) for _, slot in held)
+def _verify(semaphore: SemaphoreState, held: list[tuple[Grant, int]]) -> Procedure[None]:
+    slots = tuple(Range(semaphore.keys.slot(slot), keys_only=True) for _, slot in held)
     reply = yield from perform(Transact(Txn((), slots), RPC_TIMEOUT))
     for (grant, _), found in zip(held, reply.replies, strict=True):
         if not isinstance(found, RangeReply):

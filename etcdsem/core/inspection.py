@@ -30,7 +30,8 @@ from etcdsem.core.keys import (
 )
 from etcdsem.core.leases import RPC_TIMEOUT, take
 from etcdsem.core.retry import read
-from etcdsem.core.station import Session, Station
+from etcdsem.core.semaphore import SemaphoreState
+from etcdsem.core.session import Session
 from etcdsem.errors import EtcdSemError, InvalidSetting, NobodyThere, SemaphoreClosed
 from etcdsem.model import MAX_WEIGHT, Holder, Junk, Overview, Status, Waiter, check_name
 
@@ -49,17 +50,17 @@ class _Kvs(tuple[tuple[KeyValue, ...], tuple[KeyValue, ...]]):
     __slots__ = ()
 
 
-def _snapshot(station: Station) -> Procedure[tuple[Status, _Kvs]]:
-    keys = station.keys
-    reply = yield from read(station.session, transactions.snapshot(keys))
+def _snapshot(semaphore: SemaphoreState) -> Procedure[tuple[Status, _Kvs]]:
+    keys = semaphore.keys
+    reply = yield from read(semaphore.session, transactions.snapshot(keys))
     limits, slots, waiting = map(transactions.as_range, reply.replies)
     if not limits.kvs:
-        station.learn(None, reply.revision)
+        semaphore.learn(None, reply.revision)
         raise SemaphoreClosed(
-            f"semaphore {station.name!r} is not known: there is no key {keys.max_leases.decode()}"
+            f"semaphore {semaphore.name!r} is not known: there is no key {keys.max_leases.decode()}"
         )
     limit = read_limit(limits.kvs[0])
-    station.learn(limit, reply.revision)
+    semaphore.learn(limit, reply.revision)
     holders, strange = read_holders(keys, slots.kvs, limit)
     waiters, stranger = read_waiters(keys, waiting.kvs)
     junk = strange + stranger
@@ -67,7 +68,7 @@ def _snapshot(station: Station) -> Procedure[tuple[Status, _Kvs]]:
         reason = f"reads {limit.text!r}, which is no number from 0 to 99999; nothing is granted"
         junk.insert(0, Junk(keys.max_leases.decode(), reason))
     status = Status(
-        name=station.name,
+        name=semaphore.name,
         max_leases=limit.number,
         holders=tuple(holders),
         waiters=tuple(waiters),
@@ -79,11 +80,11 @@ def _snapshot(station: Station) -> Procedure[tuple[Status, _Kvs]]:
     return status, _Kvs((slots.kvs, waiting.kvs))
 
 
-def status(station: Station, *, ttl: bool) -> Procedure[Status]:
+def status(semaphore: SemaphoreState, *, ttl: bool) -> Procedure[Status]:
     """One semaphore at one revision. `ttl`: also ask how long each lease has left, of all holders
     and of the first `WAITERS_ASKED` waiters.
     """
-    seen, _ = yield from _snapshot(station)
+    seen, _ = yield from _snapshot(semaphore)
     if not ttl:
         return seen
     ids = [holder.lease_id for holder in seen.holders]
@@ -96,16 +97,16 @@ def status(station: Station, *, ttl: bool) -> Procedure[Status]:
     )
 
 
-def held(station: Station) -> Procedure[int]:
+def held(semaphore: SemaphoreState) -> Procedure[int]:
     """How many slots are held now, by anyone."""
-    keys = station.keys
+    keys = semaphore.keys
     scan = (Range(keys.leases, keys.leases_end, keys_only=True), Range(keys.max_leases))
-    reply = yield from read(station.session, Txn((), scan))
+    reply = yield from read(semaphore.session, Txn((), scan))
     slots, limits = map(transactions.as_range, reply.replies)
     if not limits.kvs:
-        station.learn(None, reply.revision)
-        raise SemaphoreClosed(f"semaphore {station.name!r} is not known to etcd")
-    station.learn(read_limit(limits.kvs[0]), reply.revision)
+        semaphore.learn(None, reply.revision)
+        raise SemaphoreClosed(f"semaphore {semaphore.name!r} is not known to etcd")
+    semaphore.learn(read_limit(limits.kvs[0]), reply.revision)
     return len(read_holders(keys, slots.kvs, None)[0])
 
 
@@ -121,13 +122,13 @@ def _time_left(ids: Sequence[str]) -> Procedure[list[float | None]]:
 
 
 def evict(
-    station: Station, by: str, *, slot: int | None = None, lease: str | None = None
+    semaphore: SemaphoreState, by: str, *, slot: int | None = None, lease: str | None = None
 ) -> Procedure[Holder | Waiter | Junk]:
     """End exactly one holder's or waiter's lease, by slot or by lease id (hex). A waiter is told
     `by` whom.
     """
-    seen, (slots, waiting) = yield from _snapshot(station)
-    keys = station.keys
+    seen, (slots, waiting) = yield from _snapshot(semaphore)
+    keys = semaphore.keys
     wanted = _lease_number(lease) if lease is not None else None
     for kv in slots:
         number = slot_number(keys, kv.key)
@@ -144,24 +145,25 @@ def evict(
                 and (slot := slot_number(keys, one.key)) is not None
             ]
         txn = transactions.evict_slot(keys, mine[:MAX_WEIGHT], kv.mod_revision, who)
-        if (yield from read(station.session, txn)).succeeded:
+        if (yield from read(semaphore.session, txn)).succeeded:
             return next(
                 (h for h in seen.holders if h.slot == number),
                 Junk(kv.key.decode(), "had no etcd lease"),
             )
         raise EtcdSemError(
-            f"semaphore {station.name!r}: slot {number} changed hands just now; nobody was evicted"
+            f"semaphore {semaphore.name!r}: slot {number} changed hands just now; nobody was "
+            "evicted"
         )
     for kv in waiting if slot is None else ():
         if kv.lease == wanted and waits(keys, kv):
-            yield from _evict_waiter(station, kv, by)
+            yield from _evict_waiter(semaphore, kv, by)
             return next(w for w in seen.waiters if w.lease_id == lease_hex(kv.lease))
     what = f"slot {slot}" if slot is not None else f"lease {lease}"
-    raise NobodyThere(f"semaphore {station.name!r}: nobody has {what}; see etcdsem status")
+    raise NobodyThere(f"semaphore {semaphore.name!r}: nobody has {what}; see etcdsem status")
 
 
-def _evict_waiter(station: Station, kv: KeyValue, by: str) -> Procedure[None]:
-    session, keys = station.session, station.keys
+def _evict_waiter(semaphore: SemaphoreState, kv: KeyValue, by: str) -> Procedure[None]:
+    session, keys = semaphore.session, semaphore.keys
     lease = yield from take(session.keeper, LETTER_TTL)
     session.keeper.leave(lease)  # the letter ends with it
     letter = write_eviction(by, session.env.wall())
@@ -169,7 +171,7 @@ def _evict_waiter(station: Station, kv: KeyValue, by: str) -> Procedure[None]:
     txn = transactions.evict_waiter(keys, path, kv.create_revision, letter, lease.id)
     if not transactions.evicted((yield from read(session, txn)), lease.id):
         raise EtcdSemError(
-            f"semaphore {station.name!r}: that waiter has left or was granted just now; "
+            f"semaphore {semaphore.name!r}: that waiter has left or was granted just now; "
             "nobody was evicted"
         )
 

@@ -9,42 +9,46 @@ from etcdsem.core.leases import RPC_TIMEOUT
 from etcdsem.core.limits import limit_read, wrong_kind
 from etcdsem.core.release import release
 from etcdsem.core.retry import read
-from etcdsem.core.station import OutOfLine, Session, Station
+from etcdsem.core.semaphore import SemaphoreState
+from etcdsem.core.session import Session
+from etcdsem.core.waiters import PlaceLost
 from etcdsem.model import CloseResult, Rate
 
 
-def register(station: Station, wanted: int | Rate) -> Procedure[Limit]:
+def register(semaphore: SemaphoreState, wanted: int | Rate) -> Procedure[Limit]:
     """REGISTER: the limit that is in force afterwards."""
-    keys, text = station.keys, str(wanted).encode()
-    reply = yield from read(station.session, transactions.register(keys, text))
+    keys, text = semaphore.keys, str(wanted).encode()
+    reply = yield from read(semaphore.session, transactions.register(keys, text))
     if reply.succeeded:
         now = reply.revision
         limit = read_limit(KeyValue(keys.max_leases, text, now, now))
     else:
         limit = read_limit(transactions.as_range(reply.replies[0]).kvs[0])
-    station.learn(limit, reply.revision)
+    semaphore.learn(limit, reply.revision)
     return limit
 
 
-def close(station: Station, *, force: bool, rate: bool | None = None) -> Procedure[CloseResult]:
+def close(
+    semaphore: SemaphoreState, *, force: bool, rate: bool | None = None
+) -> Procedure[CloseResult]:
     """CLOSE. Without `force` a semaphore that is in use is left alone.
 
     `rate`: which kind it must be, else WrongKind; None: either.
     """
     if rate is not None:
-        reply = yield from read(station.session, limit_read(station))
+        reply = yield from read(semaphore.session, limit_read(semaphore))
         kvs = transactions.as_range(reply.replies[0]).kvs
-        wrong = wrong_kind(station, read_limit(kvs[0]), rate=rate) if kvs else None
+        wrong = wrong_kind(semaphore, read_limit(kvs[0]), rate=rate) if kvs else None
         if wrong is not None:
             raise wrong
-    txn = transactions.close(station.keys, force=force)
-    reply = yield from read(station.session, txn)
+    txn = transactions.close(semaphore.keys, force=force)
+    reply = yield from read(semaphore.session, txn)
     slots, waiting = map(transactions.as_range, reply.replies[:2])
-    holders, _ = read_holders(station.keys, slots.kvs, None)
-    waiters, _ = read_waiters(station.keys, waiting.kvs)
+    holders, _ = read_holders(semaphore.keys, slots.kvs, None)
+    waiters, _ = read_waiters(semaphore.keys, waiting.kvs)
     known = reply.succeeded or transactions.as_range(reply.replies[2]).count > 0
     if reply.succeeded:
-        station.over(reply.revision)
+        semaphore.closed(reply.revision)
     return CloseResult(
         done=reply.succeeded,
         known=known,
@@ -62,12 +66,12 @@ def shutdown(session: Session, until: float) -> Procedure[None]:
     session.keeper.until = until
     session.keeper.closed = True
     session.keeper.box.put(None)
-    for station in session.stations.values():
-        for waiting in station.waiting.values():
-            waiting.box.put(OutOfLine("its client was closed"))
-        station.drop_watches()
-        if station.purse is not None:
-            station.purse.wake_giver()
+    for semaphore in session.semaphores.values():
+        for waiting in semaphore.waiters:
+            waiting.box.put(PlaceLost("its client was closed"))
+        semaphore.watches.drop()
+        if semaphore.purse is not None:
+            semaphore.purse.wake_giver()
     for grant in session.grants():
         if session.env.now() >= until:
             return

@@ -36,8 +36,9 @@ from etcdsem.core.keys import (
     write_resumed,
 )
 from etcdsem.core.limits import semaphore_closed, wrong_kind
+from etcdsem.core.listeners import CallbackListener
 from etcdsem.core.retry import PATIENCE, read, sleep, transact
-from etcdsem.core.station import Ear, Station
+from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import EtcdSemError, EtcdUnavailable, InvalidSetting
 from etcdsem.model import MAX_LIMIT, Rate
 
@@ -50,19 +51,19 @@ class Change(NamedTuple):
     changed: bool
 
 
-def resize(station: Station, wanted: int | Rate) -> Procedure[Change]:
+def resize(semaphore: SemaphoreState, wanted: int | Rate) -> Procedure[Change]:
     """RESIZE: another number or rate, and a pause stays. A semaphore does not become a rate limit,
     nor the other way round.
     """
 
     def resized(kv: KeyValue) -> bytes:
-        _of_kind(station, kv, isinstance(wanted, Rate))
+        _of_kind(semaphore, kv, isinstance(wanted, Rate))
         return write_resized(kv, wanted)
 
-    return (yield from _rewrite(station, resized))
+    return (yield from _rewrite(semaphore, resized))
 
 
-def change_by(station: Station, difference: int) -> Procedure[Change]:
+def change_by(semaphore: SemaphoreState, difference: int) -> Procedure[Change]:
     """RESIZE, counted from the number that is there when it is written. A pause stays.
 
     Raises:
@@ -72,76 +73,76 @@ def change_by(station: Station, difference: int) -> Procedure[Change]:
     """
 
     def changed(kv: KeyValue) -> bytes:
-        number = _of_kind(station, kv, rate=False).number
+        number = _of_kind(semaphore, kv, rate=False).number
         if number is None:
-            raise _unreadable(station, kv, "so it cannot be changed by a difference")
+            raise _unreadable(semaphore, kv, "so it cannot be changed by a difference")
         if not 0 <= number + difference <= MAX_LIMIT:
             raise InvalidSetting(
-                f"semaphore {station.name!r}: the limit is {number}; {difference:+} would make it "
-                f"{number + difference}, and it must be 0 to {MAX_LIMIT}. Nothing was changed"
+                f"semaphore {semaphore.name!r}: the limit is {number}; {difference:+} would make "
+                f"it {number + difference}, and it must be 0 to {MAX_LIMIT}. Nothing was changed"
             )
         return write_resized(kv, number + difference)
 
-    return (yield from _rewrite(station, changed, once=True))
+    return (yield from _rewrite(semaphore, changed, once=True))
 
 
-def _unreadable(station: Station, kv: KeyValue, so: str) -> EtcdSemError:
+def _unreadable(semaphore: SemaphoreState, kv: KeyValue, so: str) -> EtcdSemError:
     return EtcdSemError(
-        f"semaphore {station.name!r}: its limit reads {read_limit(kv).text!r}, {so}; set one "
-        f"first: etcdsem limit {station.name} N"
+        f"semaphore {semaphore.name!r}: its limit reads {read_limit(kv).text!r}, {so}; set one "
+        f"first: etcdsem limit {semaphore.name} N"
     )
 
 
 def pause(
-    station: Station, by: str, reason: str | None, *, rate: bool | None = None
+    semaphore: SemaphoreState, by: str, reason: str | None, *, rate: bool | None = None
 ) -> Procedure[Change]:
     """PAUSE: nothing is granted until it is resumed. One that is paused is left as it is.
 
     `rate`: which kind it must be, else WrongKind; None: either.
     """
-    since = station.session.env.wall()
+    since = semaphore.session.env.wall()
 
     def paused(kv: KeyValue) -> bytes | None:
-        limit = _of_kind(station, kv, rate)
+        limit = _of_kind(semaphore, kv, rate)
         if limit.number is None:
-            raise _unreadable(station, kv, "so nothing is granted, and there is nothing to pause")
+            raise _unreadable(semaphore, kv, "so nothing is granted, and there is nothing to pause")
         return None if limit.paused else write_paused(kv, by, since, reason)
 
-    return (yield from _rewrite(station, paused))
+    return (yield from _rewrite(semaphore, paused))
 
 
-def resume(station: Station, *, rate: bool | None = None) -> Procedure[Change]:
+def resume(semaphore: SemaphoreState, *, rate: bool | None = None) -> Procedure[Change]:
     """RESUME: whoever waits is served, as far as there is room. `rate` as for `pause`."""
 
     def resumed(kv: KeyValue) -> bytes | None:
-        return write_resumed(kv) if _of_kind(station, kv, rate).paused else None
+        return write_resumed(kv) if _of_kind(semaphore, kv, rate).paused else None
 
-    return (yield from _rewrite(station, resumed))
+    return (yield from _rewrite(semaphore, resumed))
 
 
-def _of_kind(station: Station, kv: KeyValue, rate: bool | None) -> Limit:
+def _of_kind(semaphore: SemaphoreState, kv: KeyValue, rate: bool | None) -> Limit:
     limit = read_limit(kv)
-    wrong = None if rate is None else wrong_kind(station, limit, rate=rate)
+    wrong = None if rate is None else wrong_kind(semaphore, limit, rate=rate)
     if wrong is not None:
         raise wrong
     return limit
 
 
 def _rewrite(
-    station: Station, text: Callable[[KeyValue], bytes | None], *, once: bool = False
+    semaphore: SemaphoreState, text: Callable[[KeyValue], bytes | None], *, once: bool = False
 ) -> Procedure[Change]:
     """Write the limit as `text` makes it of what is there; None: leave it. `once`: written
     twice, it would be wrong.
     """
-    keys, session = station.keys, station.session
+    keys, session = semaphore.keys, semaphore.session
     reply = yield from read(session, Txn((), (Range(keys.max_leases),)))
     before: KeyValue | None = None
     written: bytes | None = None
     while True:
         found = transactions.as_range(reply.replies[0]).kvs
-        station.learn(read_limit(found[0]) if found else None, reply.revision)
+        semaphore.learn(read_limit(found[0]) if found else None, reply.revision)
         if not found:
-            raise semaphore_closed(station)
+            raise semaphore_closed(semaphore)
         kv = found[0]
         if before is not None and kv.value == written and not once:
             return Change(read_limit(before), read_limit(kv), changed=True)
@@ -156,21 +157,21 @@ def _rewrite(
                 raise
             reply = yield from read(session, txn)  # of the two at most one is applied
             if not reply.succeeded:
-                raise _untold(station, kv, reply) from unknown
+                raise _untold(semaphore, kv, reply) from unknown
         if reply.succeeded:
             after = read_limit(kv._replace(value=written, mod_revision=reply.revision))
-            station.learn(after, reply.revision)
+            semaphore.learn(after, reply.revision)
             return Change(read_limit(before), after, changed=True)
 
 
-def _untold(station: Station, before: KeyValue, reply: TxnReply) -> EtcdSemError:
+def _untold(semaphore: SemaphoreState, before: KeyValue, reply: TxnReply) -> EtcdSemError:
     """For a write whose answer was lost, after which the limit had changed."""
     found = transactions.as_range(reply.replies[0]).kvs
-    station.learn(read_limit(found[0]) if found else None, reply.revision)
+    semaphore.learn(read_limit(found[0]) if found else None, reply.revision)
     if not found:
-        return semaphore_closed(station)
+        return semaphore_closed(semaphore)
     return EtcdUnavailable(
-        f"semaphore {station.name!r}: etcd's answer was lost. The limit was "
+        f"semaphore {semaphore.name!r}: etcd's answer was lost. The limit was "
         f"{read_limit(before).number} and is now {read_limit(found[0]).number}; it is not known "
         "whether this change is part of that. Look at it before you try again"
     )
@@ -180,7 +181,7 @@ def _untold(station: Station, before: KeyValue, reply: TxnReply) -> EtcdSemError
 
 
 def drain(
-    station: Station,
+    semaphore: SemaphoreState,
     by: str,
     reason: str | None,
     until: float,
@@ -194,23 +195,23 @@ def drain(
     `on_wait` is called once it is paused and has holders. Watches tell of slots that were given
     back; what they may miss is read again from time to time.
     """
-    yield from pause(station, by, reason, rate=rate)
-    env = station.session.env
+    yield from pause(semaphore, by, reason, rate=rate)
+    env = semaphore.session.env
     box, pause_for = env.mailbox(), 0.1
     began = env.now()
     watches: list[Watch] = []
     try:
         while True:
             now = env.now()
-            if station.session.closed:
-                raise EtcdSemError(f"semaphore {station.name!r}: its client was closed")
+            if semaphore.session.closed:
+                raise EtcdSemError(f"semaphore {semaphore.name!r}: its client was closed")
             try:
-                revision, held = yield from _holding(station, until)
+                revision, held = yield from _holding(semaphore, until)
             except (NotApplied, OutcomeUnknown):
-                away = env.now() - max(station.session.keeper.last_contact, began)
+                away = env.now() - max(semaphore.session.keeper.last_contact, began)
                 if env.now() + pause_for >= until or away >= PATIENCE:
                     raise
-                yield from sleep(station.session, pause_for * (0.5 + env.random()))
+                yield from sleep(semaphore.session, pause_for * (0.5 + env.random()))
                 pause_for = min(2 * pause_for, 1.0)
                 continue
             if not held:
@@ -219,32 +220,32 @@ def drain(
                 return False
             pause_for = 0.1
             if not watches:
-                watches = _watch(station, box, revision + 1)
+                watches = _watch(semaphore, box, revision + 1)
                 if on_wait is not None:
                     env.call(on_wait, "on_wait")
-            yield from _freed(box, held, min(until, station.session.next_reread()))
+            yield from _freed(box, held, min(until, semaphore.session.next_reread()))
     finally:
         for watch in watches:
             watch.cancel()
 
 
-def _holding(station: Station, until: float) -> Procedure[tuple[int, set[bytes]]]:
+def _holding(semaphore: SemaphoreState, until: float) -> Procedure[tuple[int, set[bytes]]]:
     """The slots that are held, at a revision at which it is paused."""
-    keys = station.keys
+    keys = semaphore.keys
     slots = Range(keys.leases, keys.leases_end, keys_only=True)
     txn = Txn((), (Range(keys.max_leases), slots))
-    reply = yield from transact(station.session, txn, until)
+    reply = yield from transact(semaphore.session, txn, until)
     limits, found = map(transactions.as_range, reply.replies)
     limit = read_limit(limits.kvs[0]) if limits.kvs else None
-    station.learn(limit, reply.revision)
+    semaphore.learn(limit, reply.revision)
     if limit is None:
-        raise semaphore_closed(station)
+        raise semaphore_closed(semaphore)
     held = {
         kv.key for kv in found.kvs if kv.lease and slot_number(keys, kv.key) is not None
     }  # what somebody has put there by hand is nobody's lease
     if not limit.paused:
         raise EtcdSemError(
-            f"semaphore {station.name!r}: somebody has resumed it while it was drained; "
+            f"semaphore {semaphore.name!r}: somebody has resumed it while it was drained; "
             f"{len(held)} hold now"
         )
     return reply.revision, held
@@ -263,9 +264,9 @@ def _freed(box: Mailbox, held: set[bytes], until: float) -> Procedure[None]:
                 return
 
 
-def _watch(station: Station, box: Mailbox, start: int) -> list[Watch]:
+def _watch(semaphore: SemaphoreState, box: Mailbox, start: int) -> list[Watch]:
     """Slots that are given back from a revision on, and the limit: put into a box."""
-    keys, env = station.keys, station.session.env
+    keys, env = semaphore.keys, semaphore.session.env
 
     def freed(events: Sequence[Event]) -> None:
         for event in events:
@@ -276,14 +277,14 @@ def _watch(station: Station, box: Mailbox, start: int) -> list[Watch]:
 
     return [
         env.watch(
-            Ear(freed, gap=look_again, refused=box.put),
+            CallbackListener(freed, gap=look_again, refused=box.put),
             keys.leases,
             keys.leases_end,
             start=start,
             only="delete",
         ),
         env.watch(
-            Ear(lambda events: look_again(), gap=look_again, refused=box.put),
+            CallbackListener(lambda events: look_again(), gap=look_again, refused=box.put),
             keys.max_leases,
             start=start,
         ),

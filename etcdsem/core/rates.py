@@ -26,13 +26,15 @@ from typing import Literal, NamedTuple
 
 from etcdsem.core.acquire import Order, acquire
 from etcdsem.core.commands import Event, Failure, Mailbox, NotApplied, Procedure, Wait, perform
+from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Identity, Limit, read_limit
 from etcdsem.core.leases import freshen, margin
 from etcdsem.core.limits import learn_limit, wrong_kind
+from etcdsem.core.listeners import CallbackListener, WatchGroup
 from etcdsem.core.outward import public_error
 from etcdsem.core.release import release
 from etcdsem.core.retry import sleep
-from etcdsem.core.station import Ear, Grant, Several, Station
+from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import EtcdSemError
 from etcdsem.model import Rate, Status
 
@@ -115,14 +117,14 @@ class Block:
         self.closes = now + spending(rate) if rate.block > 1 else math.inf
         self.last = -math.inf
 
-    def usable(self, station: Station, now: float) -> bool:
+    def usable(self, semaphore: SemaphoreState, now: float) -> bool:
         """May a start of it be handed out now?"""
         return (
             self.left > 0
-            and not station.session.closed
+            and not semaphore.session.closed
             and now <= self.closes
-            and station.limit is not None
-            and station.limit.revision == self.revision
+            and semaphore.limit is not None
+            and semaphore.limit.revision == self.revision
             and self.grant.valid(now)
             and self.grant.lease.deadline - now >= self.need
         )
@@ -140,11 +142,11 @@ class Block:
             return math.inf
         if now < self.listens_at:
             return self.listens_at
-        station, keys = self.grant.station, self.grant.station.keys
-        env = station.session.env
-        limits = Ear(self._limit_news, gap=self._shut, refused=self._refused)
-        slots = Ear(self._slot_news, gap=self._shut, refused=self._refused)
-        self.grant.watch = Several(
+        semaphore, keys = self.grant.semaphore, self.grant.semaphore.keys
+        env = semaphore.session.env
+        limits = CallbackListener(self._limit_news, gap=self._shut, refused=self._refused)
+        slots = CallbackListener(self._slot_news, gap=self._shut, refused=self._refused)
+        self.grant.watch = WatchGroup(
             [
                 env.watch(limits, keys.max_leases, start=self.revision + 1),
                 env.watch(slots, keys.slot(self.grant.slot), start=self.grant.token + 1),
@@ -159,9 +161,9 @@ class Block:
             self.grant.watch = None
 
     def _limit_news(self, events: Sequence[Event]) -> None:
-        station, kv = self.grant.station, events[-1].kv
+        semaphore, kv = self.grant.semaphore, events[-1].kv
         limit = read_limit(kv) if events[-1].kind == "put" else None
-        station.learn(limit, kv.mod_revision)
+        semaphore.learn(limit, kv.mod_revision)
         self._shut()
 
     def _slot_news(self, events: Sequence[Event]) -> None:
@@ -179,19 +181,19 @@ class Block:
 class Purse:
     """The starts of one rate limit that one client has in use."""
 
-    def __init__(self, station: Station) -> None:
-        self.station = station
+    def __init__(self, semaphore: SemaphoreState) -> None:
+        self.semaphore = semaphore
         self.open: Block | None = None  # with starts left
         self.line: deque[Mailbox] = deque()  # who waits for a start of a block, in order
         self.used: list[tuple[float, int, Block]] = []  # a heap: what is to be given back, when
         self.givers = 0
-        self.bell = station.session.env.mailbox()  # wakes the giver
+        self.bell = semaphore.session.env.mailbox()  # wakes the giver
         self._count = 0
 
     def hand_out(self, block: Block, began: float) -> Started | None:
         """A start of a block; None if it cannot be used (any more)."""
-        now = self.station.session.env.now()  # read once: who stands still here is judged by it
-        if not block.usable(self.station, now):
+        now = self.semaphore.session.env.now()  # read once: who stands still here is judged by it
+        if not block.usable(self.semaphore, now):
             return None
         first = block.last == -math.inf
         block.left -= 1
@@ -227,8 +229,8 @@ class Purse:
     def _lost(self, block: Block) -> Callable[[Grant], None]:
         def lost(grant: Grant) -> None:
             grant.let_go()
-            if self.station.session.env.now() < block.due:
-                self.station.tally.losses += 1
+            if self.semaphore.session.env.now() < block.due:
+                self.semaphore.tally.losses += 1
                 _warn(grant)
 
         return lost
@@ -236,7 +238,7 @@ class Purse:
     def add_giver(self) -> None:
         """Have slots given back when they are due."""
         self.givers += 1
-        self.station.session.env.spawn(_give_back_in_time(self), "giver")
+        self.semaphore.session.env.spawn(_give_back_in_time(self), "giver")
 
     def wake_giver(self) -> None:
         """The client is being closed."""
@@ -249,11 +251,11 @@ class Purse:
 
 
 def _warn(grant: Grant) -> None:
-    grant.station.session.env.log(
+    grant.semaphore.session.env.log(
         logging.WARNING,
         "rate limit %s: slot %d ended in etcd before its time (%s); for one period there may be "
         "more starts than the limit",
-        grant.station.name,
+        grant.semaphore.name,
         grant.slot,
         grant.lost_reason,
     )
@@ -261,7 +263,7 @@ def _warn(grant: Grant) -> None:
 
 def _give_back_in_time(purse: Purse) -> Procedure[None]:
     """Give back what is due, until there is nothing more. A few may be at it."""
-    session = purse.station.session
+    session = purse.semaphore.session
     env = session.env
     try:
         while purse.used and not session.closed:
@@ -278,7 +280,7 @@ def _give_back_in_time(purse: Purse) -> Procedure[None]:
                 yield from perform(Wait(purse.bell, due))
                 continue
             heapq.heappop(purse.used)
-            purse.station.tally.forfeited += block.left
+            purse.semaphore.tally.forfeited += block.left
             if purse.used and purse.used[0][0] <= now and purse.givers < GIVERS:
                 purse.add_giver()
             grant = block.grant
@@ -286,7 +288,7 @@ def _give_back_in_time(purse: Purse) -> Procedure[None]:
                 continue
             grant.on_lost = None
             if not (yield from release(grant)) and grant.lost_reason:
-                env.log(logging.INFO, "rate limit %s: %s", purse.station.name, grant.lost_reason)
+                env.log(logging.INFO, "rate limit %s: %s", purse.semaphore.name, grant.lost_reason)
     finally:
         purse.givers -= 1
 
@@ -314,35 +316,37 @@ def next_free(seen: Status, wall: float) -> float:
 # ---------------------------------------------------------------- a start
 
 
-def purse_of(station: Station) -> Purse:
+def purse_of(semaphore: SemaphoreState) -> Purse:
     """The purse of a rate limit."""
-    if not isinstance(station.purse, Purse):
-        station.purse = Purse(station)
-    return station.purse
+    if not isinstance(semaphore.purse, Purse):
+        semaphore.purse = Purse(semaphore)
+    return semaphore.purse
 
 
-def rate_of(station: Station, limit: Limit) -> Rate:
+def rate_of(semaphore: SemaphoreState, limit: Limit) -> Rate:
     """The rate of a limit; raises if it has none."""
-    wrong = wrong_kind(station, limit, rate=True)
+    wrong = wrong_kind(semaphore, limit, rate=True)
     if wrong is not None:
         raise wrong
     if limit.rate is None:
         raise EtcdSemError(
-            f"rate limit {station.name!r}: its limit in etcd reads {limit.text!r}, so nothing is "
-            f"granted; mend it: etcdsem rate {station.name} 100/1m"
+            f"rate limit {semaphore.name!r}: its limit in etcd reads {limit.text!r}, so nothing is "
+            f"granted; mend it: etcdsem rate {semaphore.name} 100/1m"
         )
     return limit.rate
 
 
-def start(station: Station, ask: Ask, until: float, *, once: bool) -> Procedure[Started | None]:
+def start(
+    semaphore: SemaphoreState, ask: Ask, until: float, *, once: bool
+) -> Procedure[Started | None]:
     """A start, or None if there was none until `until` (`once`: right now).
 
     Raises what `acquire` does, and WrongKind.
     """
-    tally = station.tally
+    tally = semaphore.tally
     tally.pending += 1
     try:
-        started = yield from _start(station, ask, until, once=once)
+        started = yield from _start(semaphore, ask, until, once=once)
     finally:
         tally.pending -= 1
     if started is None:
@@ -352,13 +356,15 @@ def start(station: Station, ask: Ask, until: float, *, once: bool) -> Procedure[
     return started
 
 
-def _start(station: Station, ask: Ask, until: float, *, once: bool) -> Procedure[Started | None]:
-    session, purse = station.session, purse_of(station)
+def _start(
+    semaphore: SemaphoreState, ask: Ask, until: float, *, once: bool
+) -> Procedure[Started | None]:
+    session, purse = semaphore.session, purse_of(semaphore)
     began = session.env.now()
-    limit = station.limit
+    limit = semaphore.limit
     if limit is None or limit.rate is None:  # unknown; or is it still another kind?
-        limit = yield from learn_limit(station)
-    if rate_of(station, limit).block > 1:
+        limit = yield from learn_limit(semaphore)
+    if rate_of(semaphore, limit).block > 1:
         return (yield from _start_of_block(purse, ask, until, began, once=once))
     return (yield from _fetch(purse, ask, until, began, once=once))
 
@@ -367,8 +373,8 @@ def _start_of_block(
     purse: Purse, ask: Ask, until: float, began: float, *, once: bool
 ) -> Procedure[Started | None]:
     """A start of a block: who is first in the local line uses what is open, or fetches another."""
-    station = purse.station
-    env = station.session.env
+    semaphore = purse.semaphore
+    env = semaphore.session.env
     if once and purse.line:
         return None
     box = env.mailbox()
@@ -379,17 +385,17 @@ def _start_of_block(
             note = yield from perform(Wait(box, patience))
             if purse.line[0] is box or note is not None or env.now() < patience:
                 continue
-            if station.waiting or station.session.keeper.last_contact >= began:
+            if semaphore.waiters or semaphore.session.keeper.last_contact >= began:
                 return None
             if patience >= began + ANSWERED_IN:
-                raise _away(station, "etcd did not answer in time")
+                raise _away(semaphore, "etcd did not answer in time")
             patience = began + ANSWERED_IN
         started = purse.take(began)
         if started is not None:
             return started
         if patience > until:
-            if station.session.keeper.last_contact < began:
-                raise _away(station, "etcd did not answer in time")
+            if semaphore.session.keeper.last_contact < began:
+                raise _away(semaphore, "etcd did not answer in time")
             return None
         return (yield from _fetch(purse, ask, until, began, once=once))
     finally:
@@ -397,27 +403,27 @@ def _start_of_block(
         purse.wake_first()
 
 
-def _away(station: Station, why: str) -> BaseException:
-    return public_error(NotApplied(why), f"acquire {station.name!r}")
+def _away(semaphore: SemaphoreState, why: str) -> BaseException:
+    return public_error(NotApplied(why), f"acquire {semaphore.name!r}")
 
 
 def _fetch(
     purse: Purse, ask: Ask, until: float, began: float, *, once: bool
 ) -> Procedure[Started | None]:
     """A start of a slot that is asked for in etcd, or None if there was none."""
-    station = purse.station
-    env = station.session.env
-    limit = station.limit
+    semaphore = purse.semaphore
+    env = semaphore.session.env
+    limit = semaphore.limit
     while True:
         if limit is None:
-            limit = yield from learn_limit(station)
-        ttl = lease_ttl(rate_of(station, limit))
+            limit = yield from learn_limit(semaphore)
+        ttl = lease_ttl(rate_of(semaphore, limit))
         order = Order(ttl, ttl / 3, ask.identity, ask.on_wait, rate=True)
-        grant = yield from acquire(station, order, until, once=once)
+        grant = yield from acquire(semaphore, order, until, once=once)
         if grant is None:
             return None
         try:
-            block = yield from _usable(station, grant)
+            block = yield from _usable(semaphore, grant)
         except BaseException:  # interrupted, or closed: nothing was handed out
             yield from release(grant)
             raise
@@ -427,22 +433,24 @@ def _fetch(
                 return started
             block = "stale"  # this process stood still since it was found usable
         yield from release(grant)
-        limit = station.limit
+        limit = semaphore.limit
         if block == "stale" and (once or env.now() >= until):
-            raise _away(station, "a lease could not be renewed in time")
-        yield from sleep(station.session, 0.02 * env.random())
+            raise _away(semaphore, "a lease could not be renewed in time")
+        yield from sleep(semaphore.session, 0.02 * env.random())
 
 
-def _usable(station: Station, grant: Grant) -> Procedure[Block | Literal["changed", "stale"]]:
+def _usable(
+    semaphore: SemaphoreState, grant: Grant
+) -> Procedure[Block | Literal["changed", "stale"]]:
     """The block of a grant, if it can be used: else the limit has changed since, or its lease could
     not be renewed.
     """
-    session = station.session
+    session = semaphore.session
     # Who was granted from the line does not know by which limit: it may have changed meanwhile.
-    if grant.letter or station.limit is None:
-        limit = yield from learn_limit(station)
+    if grant.letter or semaphore.limit is None:
+        limit = yield from learn_limit(semaphore)
     else:
-        limit = station.limit
+        limit = semaphore.limit
     if limit.revision >= grant.token or limit.paused or limit.rate is None:
         return "changed"
     rate = limit.rate
@@ -452,8 +460,8 @@ def _usable(station: Station, grant: Grant) -> Procedure[Block | Literal["change
     within = session.env.now() + RENEWAL
     if not (yield from freshen(session.keeper, grant.lease, wanted, within)):
         return "stale"
-    if station.limit is None or station.limit.revision != limit.revision:
+    if semaphore.limit is None or semaphore.limit.revision != limit.revision:
         return "changed"
     if session.closed:
-        raise EtcdSemError(f"rate limit {station.name!r}: its client was closed")
+        raise EtcdSemError(f"rate limit {semaphore.name!r}: its client was closed")
     return Block(grant, limit, rate, session.env.now())

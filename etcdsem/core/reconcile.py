@@ -12,47 +12,48 @@ from etcdsem.core.commands import KeyValue, Procedure, Txn
 from etcdsem.core.keys import Limit
 from etcdsem.core.limits import semaphore_closed
 from etcdsem.core.retry import transact
-from etcdsem.core.station import OutOfLine, Station
+from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.transactions import MAX_DEPTH, Look
+from etcdsem.core.waiters import PlaceLost
 
 
-def reconcile_or_recheck(station: Station, until: float) -> Procedure[None]:
+def reconcile_or_recheck(semaphore: SemaphoreState, until: float) -> Procedure[None]:
     """Heal. A waiter of ours for whom there is room, and who is out of line, must be told to join
     again: a watch of its own tells it only later, and a slot would be idle until then.
     """
-    seen = yield from look(station)
-    if decisions.room_for_more(station.keys, seen) and station.misses(seen):
-        yield from recheck(station, until)
+    seen = yield from look(semaphore)
+    if decisions.room_for_more(semaphore.keys, seen) and semaphore.waiters.misses(seen):
+        yield from recheck(semaphore, until)
     else:
-        yield from reconcile(station, seen, until=until)
+        yield from reconcile(semaphore, seen, until=until)
 
 
 def reconcile(
-    station: Station, seen: Look | None = None, *, until: float = math.inf
+    semaphore: SemaphoreState, seen: Look | None = None, *, until: float = math.inf
 ) -> Procedure[None]:
     """FILL free slots with those in line, whoever should have done it.
 
     Who does it for all has a deadline of its own: after `until` it is the next one's duty.
     """
-    session, keys, env = station.session, station.keys, station.session.env
+    session, keys, env = semaphore.session, semaphore.keys, semaphore.session.env
     if seen is None:
-        seen = yield from look(station)
+        seen = yield from look(semaphore)
     most = MAX_DEPTH
     while True:
         if env.now() >= until:
-            station.duty_due = True
+            semaphore.waiters.request_reconcile()
             return
-        station.learn(seen.limit, seen.revision)
-        station.crowd = decisions.clients_in_line(seen)
+        semaphore.learn(seen.limit, seen.revision)
+        semaphore.waiters.saw_clients(decisions.clients_in_line(seen))
         if seen.limit is None:
-            station.over(seen.revision)
+            semaphore.closed(seen.revision)
             return
-        step = decisions.next_fill(keys, seen, most, eager=station.eager)
+        step = decisions.next_fill(keys, seen, most, eager=semaphore.waiters.backfilling)
         if step is None or isinstance(step, decisions.Blocked):
-            station.block(step.head if step else None, seen.revision)
+            semaphore.watches.watch_blocker(step.head if step else None, seen.revision)
             return
         if isinstance(step, decisions.ReadAll):
-            seen = yield from look(station, queue=0)
+            seen = yield from look(semaphore, queue=0)
             if not seen.queue:
                 return
             continue
@@ -73,7 +74,7 @@ def reconcile(
         elif step.last:
             return
         elif step.surplus or not step.behind:
-            seen = yield from look(station)
+            seen = yield from look(semaphore)
         else:
             now = reply.revision
             slots = (slot for slots, _ in step.pairs for slot in slots)
@@ -84,41 +85,41 @@ def reconcile(
 
 
 def look(
-    station: Station, queue: int = transactions.QUEUE_READ, *, until: float = math.inf
+    semaphore: SemaphoreState, queue: int = transactions.QUEUE_READ, *, until: float = math.inf
 ) -> Procedure[Look]:
     """The slots, the limit and the front of the queue at one revision (`queue` 0: all of it)."""
-    txn = Txn((), transactions.look(station.keys, queue))
-    reply = yield from transact(station.session, txn, until)
-    seen = transactions.read_look(station.keys, reply, reply.revision)
-    station.saw_line(seen)
+    txn = Txn((), transactions.look(semaphore.keys, queue))
+    reply = yield from transact(semaphore.session, txn, until)
+    seen = transactions.read_look(semaphore.keys, reply, reply.revision)
+    semaphore.queue.saw(seen)
     return seen
 
 
-def look_with_limit(station: Station, until: float) -> Procedure[tuple[Look, Limit]]:
+def look_with_limit(semaphore: SemaphoreState, until: float) -> Procedure[tuple[Look, Limit]]:
     """A look, and the limit that it saw; raises SemaphoreClosed if there is none."""
-    seen = yield from look(station, until=until)
-    station.learn(seen.limit, seen.revision)
+    seen = yield from look(semaphore, until=until)
+    semaphore.learn(seen.limit, seen.revision)
     if seen.limit is None:
-        raise semaphore_closed(station)
+        raise semaphore_closed(semaphore)
     return seen, seen.limit
 
 
-def recheck(station: Station, until: float) -> Procedure[None]:
+def recheck(semaphore: SemaphoreState, until: float) -> Procedure[None]:
     """Read what the watches should have told to all local waiters, and heal."""
-    reply = yield from transact(station.session, transactions.recheck(station.keys))
-    seen = transactions.read_recheck(station.keys, reply)
-    station.learn(seen.limit, seen.revision)
+    reply = yield from transact(semaphore.session, transactions.recheck(semaphore.keys))
+    seen = transactions.read_recheck(semaphore.keys, reply)
+    semaphore.learn(seen.limit, seen.revision)
     if seen.limit is None:
-        station.over(seen.revision)
+        semaphore.closed(seen.revision)
         return
     granted = {kv.lease for kv in seen.letters}
     for letter in seen.letters:
-        station.deliver(letter)
-    for waiting in list(station.waiting.values()):
+        semaphore.watches.deliver(letter)
+    for waiting in list(semaphore.waiters):
         if (
             0 < waiting.created <= seen.revision
             and waiting.who not in seen.waiting
             and waiting.lease.id not in granted
         ):
-            waiting.box.put(OutOfLine("its key in etcd is gone"))
-    yield from reconcile(station, until=until)
+            waiting.box.put(PlaceLost("its key in etcd is gone"))
+    yield from reconcile(semaphore, until=until)

@@ -22,10 +22,12 @@ from etcdsem.core.commands import (
     TxnReply,
     perform,
 )
+from etcdsem.core.grants import Grant
 from etcdsem.core.leases import RPC_TIMEOUT, TtlLease
 from etcdsem.core.reconcile import look, reconcile
 from etcdsem.core.retry import alone_in_group, sender, sleep, transact
-from etcdsem.core.station import Grant, Session, Station
+from etcdsem.core.semaphore import SemaphoreState
+from etcdsem.core.session import Session
 from etcdsem.core.transactions import Look
 from etcdsem.model import duration_text
 
@@ -41,12 +43,11 @@ def release(grant: Grant) -> Procedure[bool]:
     if grant.state != "held":
         grant.let_go()
         return False
-    station = grant.station
-    keeper = station.session.keeper
+    semaphore = grant.semaphore
+    keeper = semaphore.session.keeper
     try:  # from here on, whatever interrupts: Ctrl-C may strike at any byte code
-        grant.state = "releasing"
-        grant.detach()
-        now = station.session.env.now()
+        grant.release_begins()
+        now = semaphore.session.env.now()
         if not grant.lease.valid(now):
             grant.count_lost(grant.lease.overrun(now) or "its lease ran out before it was released")
             keeper.settle_later(grant.lease)
@@ -54,8 +55,8 @@ def release(grant: Grant) -> Procedure[bool]:
         there = yield from _give_back(grant)
     except Failure as failure:
         level = logging.WARNING if isinstance(failure, AccessDenied) else logging.INFO
-        station.session.env.log(
-            level, "semaphore %s: releasing by ending the lease: %s", station.name, failure
+        semaphore.session.env.log(
+            level, "semaphore %s: releasing by ending the lease: %s", semaphore.name, failure
         )
         grant.given_back()
         return (yield from _release_by_revoking(grant))
@@ -64,7 +65,7 @@ def release(grant: Grant) -> Procedure[bool]:
         grant.given_back()
         keeper.settle_later(grant.lease)
         raise
-    if not there and station.session.closed:
+    if not there and semaphore.session.closed:
         grant.given_back()  # shutdown has revoked its lease meanwhile
         keeper.settle_later(grant.lease)
         return True
@@ -74,14 +75,14 @@ def release(grant: Grant) -> Procedure[bool]:
         return False
     grant.given_back()
     for slot in grant.slots:
-        station.freed(slot)
+        semaphore.slots.freed(slot)
     keeper.give_back(grant.lease)
     return True
 
 
 def _release_by_revoking(grant: Grant) -> Procedure[bool]:
     """Give it back by ending its lease. What cannot be done in time goes on beside the caller."""
-    session, lease = grant.station.session, grant.lease
+    session, lease = grant.semaphore.session, grant.lease
     session.keeper.retire(lease)
     try:
         yield from _revoke(session, lease)
@@ -93,7 +94,7 @@ def _release_by_revoking(grant: Grant) -> Procedure[bool]:
             logging.WARNING,
             "semaphore %s: slot %d could not be released: %s. Its lease is not refreshed any more, "
             "so etcd frees the slot when the TTL of %s is over",
-            grant.station.name,
+            grant.semaphore.name,
             grant.slot,
             error or type(error).__name__,
             duration_text(lease.ttl),
@@ -126,23 +127,27 @@ def _revoke(session: Session, lease: TtlLease) -> Procedure[None]:
         pause = min(2 * pause, 1.0)
 
 
-def _give_together(station: Station, mine: transactions.Mine) -> Procedure[bool]:
+def _give_together(semaphore: SemaphoreState, mine: transactions.Mine) -> Procedure[bool]:
     """Give a slot back by a batch. False says nothing."""
-    if not station.may_share or mine.more:
+    if not semaphore.slots.may_share or mine.more:
         return False
-    part: Part[transactions.Take | transactions.Mine] = Part(mine, station.session.env.mailbox())
-    return (yield from together(station.group, part, math.inf, sender(station.session))) is not None
+    part: Part[transactions.Take | transactions.Mine] = Part(mine, semaphore.session.env.mailbox())
+    return (
+        yield from together(semaphore.slots.group, part, math.inf, sender(semaphore.session))
+    ) is not None
 
 
-def _pass_together(station: Station, mine: transactions.Mine) -> Procedure[bool | Look | None]:
+def _pass_together(
+    semaphore: SemaphoreState, mine: transactions.Mine
+) -> Procedure[bool | Look | None]:
     """Hand a slot over by a batch. None says nothing, a Look that nothing was handed over."""
-    part: Part[transactions.Mine] = Part(mine, station.session.env.mailbox())
-    return (yield from together(station.passing, part, math.inf, sender(station.session)))
+    part: Part[transactions.Mine] = Part(mine, semaphore.session.env.mailbox())
+    return (yield from together(semaphore.slots.passing, part, math.inf, sender(semaphore.session)))
 
 
-def _passing(station: Station, txn: Txn) -> Procedure[TxnReply]:
+def _passing(semaphore: SemaphoreState, txn: Txn) -> Procedure[TxnReply]:
     """A transaction that hands over one slot, while which others may gather."""
-    return alone_in_group(station.session, station.passing, txn)
+    return alone_in_group(semaphore.session, semaphore.slots.passing, txn)
 
 
 def _may_gather(step: object) -> bool:
@@ -153,44 +158,44 @@ def _may_gather(step: object) -> bool:
 
 
 def _to_next(
-    station: Station, mine: transactions.Mine
+    semaphore: SemaphoreState, mine: transactions.Mine
 ) -> decisions.Ask | decisions.Pass | decisions.Vacate | decisions.Clear:
     """How to give back a slot by what is known of the line."""
-    if station.limit is None or station.line_until == 0:
+    if semaphore.limit is None or semaphore.queue.until == 0:
         return decisions.Ask()
-    if station.line:
-        return decisions.hand_over(mine, station.limit, station.line)
-    return decisions.Clear(station.line_until)
+    if semaphore.queue.waiters:
+        return decisions.hand_over(mine, semaphore.limit, semaphore.queue.waiters)
+    return decisions.Clear(semaphore.queue.until)
 
 
 def _give_back(grant: Grant) -> Procedure[bool]:
     """DROP, PASS, CLEAR, RETIRE or VACATE, whichever it takes. False: it was not ours any more."""
-    station = grant.station
-    session, keys, env = station.session, station.keys, station.session.env
+    semaphore = grant.semaphore
+    session, keys, env = semaphore.session, semaphore.keys, semaphore.session.env
     mine = grant.mine
     step: object = None
-    if grant.letter or station.waiting:
-        step = _to_next(station, mine) if station.line else decisions.Ask()
+    if grant.letter or semaphore.waiters:
+        step = _to_next(semaphore, mine) if semaphore.queue.waiters else decisions.Ask()
     for _ in range(100):
-        if station.passing.busy and _may_gather(step) and not mine.more:
-            passed = yield from _pass_together(station, mine)
+        if semaphore.slots.passing.busy and _may_gather(step) and not mine.more:
+            passed = yield from _pass_together(semaphore, mine)
             if passed is True:
                 return True
             if isinstance(passed, Look):
-                station.learn(passed.limit, passed.revision)
-                station.saw_line(passed)
+                semaphore.learn(passed.limit, passed.revision)
+                semaphore.queue.saw(passed)
                 step = decisions.give_back(keys, mine, passed)
             else:
-                step = _to_next(station, mine)
+                step = _to_next(semaphore, mine)
             continue
         match step:
             case None:
-                if (yield from _give_together(station, mine)):
+                if (yield from _give_together(semaphore, mine)):
                     return True
                 reply = yield from alone_in_group(
-                    session, station.group, transactions.drop(keys, mine)
+                    session, semaphore.slots.group, transactions.drop(keys, mine)
                 )
-                station.contended = not reply.succeeded
+                semaphore.queue.set_contended(not reply.succeeded)
                 if reply.succeeded:
                     return True
                 seen = transactions.read_look(keys, reply, reply.revision)
@@ -203,15 +208,15 @@ def _give_back(grant: Grant) -> Procedure[bool]:
                 reply = yield from transact(session, transactions.vacate(keys, mine))
                 vacated = transactions.read_vacate(keys, reply)
                 if vacated is not None:
-                    yield from _after_vacate(station, vacated)
+                    yield from _after_vacate(semaphore, vacated)
                 return vacated is not None
             case decisions.Ask():
-                reply = yield from _passing(station, Txn((), transactions.look(keys)))
+                reply = yield from _passing(semaphore, Txn((), transactions.look(keys)))
                 seen = transactions.read_look(keys, reply, reply.revision)
             case decisions.Clear(revision=revision):
                 txn = transactions.clear(keys, mine, revision)
-                reply = yield from _passing(station, txn)
-                station.contended = not reply.succeeded
+                reply = yield from _passing(semaphore, txn)
+                semaphore.queue.set_contended(not reply.succeeded)
                 if reply.succeeded:
                     return True
                 seen = transactions.read_look(keys, reply, reply.revision)
@@ -227,37 +232,37 @@ def _give_back(grant: Grant) -> Procedure[bool]:
                     priorities=step.priorities,
                     seen=step.seen,
                 )
-                reply = yield from _passing(station, txn)
+                reply = yield from _passing(semaphore, txn)
                 after = transactions.read_pass(keys, reply, queue[:depth])
                 if not isinstance(after, Look):
                     if not step.priorities:
-                        station.served(after.created)
+                        semaphore.queue.served(after.created)
                     return True
-                station.forget_line()  # they have gone
+                semaphore.queue.forget()  # they have gone
                 seen = after
             case decisions.ReadAll():
-                seen = yield from look(station, queue=0)
+                seen = yield from look(semaphore, queue=0)
                 if not seen.queue:
                     seen = seen._replace(complete=True)
             case _:
                 raise AssertionError(f"no such step: {step}")
-        station.learn(seen.limit, seen.revision)
-        station.saw_line(seen)
+        semaphore.learn(seen.limit, seen.revision)
+        semaphore.queue.saw(seen)
         step = decisions.give_back(keys, mine, seen)
     raise NotApplied("the queue changed faster than a slot could be handed over")
 
 
-def _after_vacate(station: Station, seen: Look) -> Procedure[None]:
+def _after_vacate(semaphore: SemaphoreState, seen: Look) -> Procedure[None]:
     """The slots are given back; now see to those in line. If it fails, watches have told others."""
     try:
         if not seen.queue and seen.complete:
             yield from transact(
-                station.session, transactions.uncontend(station.keys, seen.revision)
+                semaphore.session, transactions.uncontend(semaphore.keys, seen.revision)
             )
         else:
-            until = station.session.env.now() + RPC_TIMEOUT
-            yield from reconcile(station, seen, until=until)
+            until = semaphore.session.env.now() + RPC_TIMEOUT
+            yield from reconcile(semaphore, seen, until=until)
     except Failure as failure:
-        station.session.env.log(
-            logging.INFO, "semaphore %s: others will serve the line: %s", station.name, failure
+        semaphore.session.env.log(
+            logging.INFO, "semaphore %s: others will serve the line: %s", semaphore.name, failure
         )

@@ -32,7 +32,7 @@ from etcdsem.core.commands import (
 )
 from etcdsem.core.leases import RPC_TIMEOUT
 from etcdsem.core.outward import public_error
-from etcdsem.core.station import Session
+from etcdsem.core.session import Session
 from etcdsem.errors import EtcdSemError
 
 T = TypeVar("T")

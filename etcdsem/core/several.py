@@ -24,13 +24,15 @@ from typing import NamedTuple
 from etcdsem.core import decisions, transactions
 from etcdsem.core.acquire import Order, attempt, publish, refuse_starved, withdraw
 from etcdsem.core.commands import AccessDenied, NotApplied, Procedure, Txn
+from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Limit
 from etcdsem.core.leases import RPC_TIMEOUT, TtlLease, take
 from etcdsem.core.limits import known_limit, refuse_wrong_kind, semaphore_closed, wrong_kind
 from etcdsem.core.reconcile import reconcile
 from etcdsem.core.release import release
 from etcdsem.core.retry import TryAgain, retry_attempts, transact
-from etcdsem.core.station import Grant, Session, Station
+from etcdsem.core.semaphore import SemaphoreState
+from etcdsem.core.session import Session
 from etcdsem.core.transactions import Held, Look, Wish
 
 MOST = 8
@@ -47,7 +49,7 @@ TRIES = 8
 class Want(NamedTuple):
     """A slot of one semaphore, and how its lease shall be."""
 
-    station: Station
+    semaphore: SemaphoreState
     order: Order
 
 
@@ -69,32 +71,32 @@ def acquire_all(wants: Sequence[Want], until: float, *, once: bool) -> Procedure
 
     All are of one session, and different. Raises what `acquire` does.
     """
-    if not 1 <= len(wants) <= MOST or len({want.station for want in wants}) < len(wants):
+    if not 1 <= len(wants) <= MOST or len({want.semaphore for want in wants}) < len(wants):
         raise AssertionError(f"not several semaphores: {wants}")
-    env = wants[0].station.session.env
+    env = wants[0].semaphore.session.env
     began = env.now()
     hand: list[Grant] = []
-    for station, order in wants:
-        station.tally.pending += 1
-        station.tally.carried = order.carried
+    for semaphore, order in wants:
+        semaphore.tally.pending += 1
+        semaphore.tally.carried = order.carried
     try:
         try:
             full = yield from _take_all(wants, until, hand, once=once)
         finally:
             for want in wants:
-                want.station.tally.pending -= 1
+                want.semaphore.tally.pending -= 1
         if full is None:
-            yield from refuse_starved(wants[0].station.session)
+            yield from refuse_starved(wants[0].semaphore.session)
         for grant in hand:
             grant.count(env.now() - began)
-        places = {want.station: place for place, want in enumerate(wants)}
-        taken = Taken(sorted(hand, key=lambda grant: places[grant.station]), full)
+        places = {want.semaphore: place for place, want in enumerate(wants)}
+        taken = Taken(sorted(hand, key=lambda grant: places[grant.semaphore]), full)
     except BaseException:
         yield from _put_back(hand)
         raise
     if full is not None:
         for want in wants:
-            want.station.tally.timeouts += 1
+            want.semaphore.tally.timeouts += 1
     return taken
 
 
@@ -127,11 +129,11 @@ def _take_all(
 
 
 def _in_order(want: Want) -> bytes:
-    return want.station.keys.base
+    return want.semaphore.keys.base
 
 
 def _all_valid(hand: list[Grant]) -> bool:
-    return all(grant.valid(grant.station.session.env.now()) for grant in hand)
+    return all(grant.valid(grant.semaphore.session.env.now()) for grant in hand)
 
 
 def _put_back(hand: list[Grant]) -> Procedure[None]:
@@ -150,13 +152,13 @@ def _put_back(hand: list[Grant]) -> Procedure[None]:
 
 def _stand(want: Want, until: float, hand: list[Grant]) -> Procedure[bool]:
     """Wait in one line, as anybody does; False: it was full until then."""
-    station, order = want
+    semaphore, order = want
 
-    what = f"acquire {station.name!r}"
+    what = f"acquire {semaphore.name!r}"
     grant = yield from retry_attempts(
-        station.session,
+        semaphore.session,
         what,
-        lambda: attempt(station, order, until, once=False),
+        lambda: attempt(semaphore, order, until, once=False),
         until,
         once=False,
         seen_full=True,
@@ -167,7 +169,7 @@ def _stand(want: Want, until: float, hand: list[Grant]) -> Procedure[bool]:
     if order.max_hold is not None:
         grant.bind(order.max_hold)
     # It may have been closed, and registered as a rate limit, meanwhile.
-    yield from refuse_wrong_kind(station, rate=order.rate, until=until)
+    yield from refuse_wrong_kind(semaphore, rate=order.rate, until=until)
     return True
 
 
@@ -183,9 +185,9 @@ def _free_ones(
 
     `seen`: which one stood in the way before.
     """
-    session = wants[0].station.session
+    session = wants[0].semaphore.session
 
-    what = f"acquire {', '.join(repr(want.station.name) for want in wants)}"
+    what = f"acquire {', '.join(repr(want.semaphore.name) for want in wants)}"
     taken = yield from retry_attempts(
         session,
         what,
@@ -210,8 +212,8 @@ def _attempt(
 ) -> Procedure[Taken | None]:
     """One attempt with one lease for each."""
     for want in wants:
-        yield from known_limit(want.station)
-        yield from refuse_wrong_kind(want.station, rate=want.order.rate, until=until)
+        yield from known_limit(want.semaphore)
+        yield from refuse_wrong_kind(want.semaphore, rate=want.order.rate, until=until)
     leases: list[TtlLease] = []
     try:
         for _, order in wants:
@@ -246,7 +248,7 @@ def _take_at_once(
     once: bool,
 ) -> Procedure[Taken]:
     """ALL, until it is done or something stands in the way of one of them."""
-    several = [want.station.keys for want in wants]
+    several = [want.semaphore.keys for want in wants]
     choices = yield from _first_choices(wants)
     for _ in range(TRIES):
         if choices is None:
@@ -262,11 +264,11 @@ def _take_at_once(
             if choice is None:
                 if once and seen.contended and seen.limit is not None and seen.limit.room:
                     # As for one alone: not full, perhaps, but somebody's heal is due.
-                    yield from reconcile(want.station, until=session.env.now() + RPC_TIMEOUT)
+                    yield from reconcile(want.semaphore, until=session.env.now() + RPC_TIMEOUT)
                 return Taken([], Full(want))
             choices.append(choice)
             if seen.contended:
-                mark = transactions.uncontend(want.station.keys, seen.revision)
+                mark = transactions.uncontend(want.semaphore.keys, seen.revision)
                 yield from transact(session, mark, until)
     return Taken([], Full(wants[0]))
 
@@ -283,30 +285,30 @@ def _first_choices(wants: Sequence[Want]) -> Procedure[list[_Choice] | None]:
     """A slot of each, chosen without a look; None if one has no room as far as is known."""
     choices: list[_Choice] = []
     for want in wants:
-        limit = yield from known_limit(want.station)
+        limit = yield from known_limit(want.semaphore)
         if limit.room == 0:
             return None
-        slots = want.station.candidates(limit)
+        slots = want.semaphore.slots.candidates(limit)
         choices.append(_Choice(limit, slots[0] if slots else 0))
     return choices
 
 
 def _choice(want: Want, seen: Look) -> _Choice | None:
     """A free slot after a look; None: there is none, or somebody stands in line."""
-    station = want.station
-    station.learn(seen.limit, seen.revision)
-    station.contended = seen.contended
+    semaphore = want.semaphore
+    semaphore.learn(seen.limit, seen.revision)
+    semaphore.queue.set_contended(seen.contended)
     if seen.limit is None:
-        raise semaphore_closed(station)
-    wrong = wrong_kind(station, seen.limit, rate=want.order.rate)
+        raise semaphore_closed(semaphore)
+    wrong = wrong_kind(semaphore, seen.limit, rate=want.order.rate)
     if wrong is not None:
         raise wrong
     if seen.contended and (seen.queue or not seen.complete):
         return None
-    free, counted_at = decisions.room_seen(station.keys, seen)
+    free, counted_at = decisions.room_seen(semaphore.keys, seen)
     if not free:
         return None
-    place = 0 if counted_at else int(station.session.env.random() * len(free))
+    place = 0 if counted_at else int(semaphore.session.env.random() * len(free))
     return _Choice(seen.limit, free[place], counted_at)
 
 
@@ -315,7 +317,7 @@ def _wishes(
 ) -> list[Wish]:
     return [
         Wish(
-            keys=want.station.keys,
+            keys=want.semaphore.keys,
             limit=choice.limit,
             slot=choice.slot,
             lease=lease.id,
@@ -338,6 +340,6 @@ def _granted(
     if not all(lease.valid(now) for lease in leases):
         raise TryAgain("slots were granted, but a lease had run out meanwhile")
     return [
-        publish(want.station, lease, session.who(lease), Held(choice.slot, revision))
+        publish(want.semaphore, lease, session.who(lease), Held(choice.slot, revision))
         for want, lease, choice in zip(wants, leases, choices, strict=True)
     ]

@@ -1,6 +1,6 @@
 """A waiter in the queue, until it is granted a slot or leaves (LEAVE).
 
-The first local waiter reads and reconciles for all waiters of its client (`station`, 3).
+The first local waiter reads and reconciles for all waiters of its client (`semaphore`, 3).
 """
 
 from __future__ import annotations
@@ -10,34 +10,34 @@ import math
 
 from etcdsem.core import decisions, transactions
 from etcdsem.core.commands import AccessDenied, Failure, NotApplied, Procedure, Wait, perform
+from etcdsem.core.grants import Grant
 from etcdsem.core.keys import read_eviction, read_letter
 from etcdsem.core.leases import RPC_TIMEOUT
 from etcdsem.core.limits import refuse_too_heavy, semaphore_closed, too_heavy
 from etcdsem.core.reconcile import recheck, reconcile_or_recheck
 from etcdsem.core.retry import TryAgain, transact
-from etcdsem.core.station import (
-    Denied,
-    Duty,
-    Grant,
-    Letter,
-    OutOfLine,
-    Over,
-    Station,
-    Waiting,
-    Watched,
+from etcdsem.core.semaphore import SemaphoreState
+from etcdsem.core.waiters import (
+    AccessLost,
+    Closed,
+    GrantMessage,
+    LocalWaiter,
+    PlaceLost,
+    ReconcileNote,
 )
+from etcdsem.core.watches import WatchesReady
 from etcdsem.errors import Evicted
 
 
-def open_watches(station: Station, until: float) -> Procedure[bool]:
-    """Have the station's watches up; False if `until` comes first."""
-    if station.watching:
+def open_watches(semaphore: SemaphoreState, until: float) -> Procedure[bool]:
+    """Set up the semaphore's watches; False if `until` comes first."""
+    if semaphore.watches.ready:
         return True
-    env = station.session.env
+    env = semaphore.session.env
     box = env.mailbox()
-    station.expect_watches(box)
+    semaphore.watches.expect(box)
     note = yield from perform(Wait(box, min(until, env.now() + RPC_TIMEOUT)))
-    if isinstance(note, Watched):
+    if isinstance(note, WatchesReady):
         if note.error is not None:
             raise note.error
         return True
@@ -48,122 +48,121 @@ def open_watches(station: Station, until: float) -> Procedure[bool]:
 
 
 def wait_in_line(
-    station: Station, waiting: Waiting, until: float, *, room: bool
+    semaphore: SemaphoreState, waiter: LocalWaiter, until: float, *, room: bool
 ) -> Procedure[Grant | None]:
-    """In line, until granted or until it is time to go."""
-    session, env = station.session, station.session.env
-    heal_at = env.now() if room else math.inf
+    """In the queue, until granted or until it is time to leave."""
+    session, env, waiters = semaphore.session, semaphore.session.env, semaphore.waiters
+    reconcile_at = env.now() if room else math.inf
     reread_at = session.next_reread()
-    if station.on_duty(waiting) and station.duty_due:
-        heal_at = env.now()
+    if waiters.leads(waiter) and waiters.reconcile_due:
+        reconcile_at = env.now()
     while True:
-        if too_heavy(station, waiting.wants.weight):
-            grant = yield from _leave(station, waiting)
+        if too_heavy(semaphore, waiter.wants.weight):
+            grant = yield from _leave(semaphore, waiter)
             if grant is not None:
                 return grant  # the limit was lowered after that
-            refuse_too_heavy(station, waiting.wants.weight)
+            refuse_too_heavy(semaphore, waiter.wants.weight)
             raise TryAgain("the limit was too low for it, and was raised again", full=True)
-        on_duty = station.on_duty(waiting)
-        wake = min(until, heal_at, reread_at) if on_duty else min(until, heal_at)
-        note = yield from perform(Wait(waiting.box, wake))
+        wake = min(until, reconcile_at, reread_at if waiters.leads(waiter) else math.inf)
+        note = yield from perform(Wait(waiter.box, wake))
         now = env.now()
         match note:
-            case Letter():
-                grant = _open(station, waiting, note)
+            case GrantMessage():
+                grant = _open(semaphore, waiter, note)
                 if grant is not None:
                     return grant
-            case Over(revision=revision) if waiting.created <= revision:
-                raise semaphore_closed(station)
-            case Denied():
+            case Closed(revision=revision) if waiter.created <= revision:
+                raise semaphore_closed(semaphore)
+            case AccessLost():
                 # Our key may be there still: the lease is ended, not given back.
-                session.keeper.settle_later(waiting.lease)
+                session.keeper.settle_later(waiter.lease)
                 raise note.error
-            case OutOfLine():
+            case PlaceLost():
                 raise TryAgain(f"lost its place in line: {note.reason}", full=True)
-            case Duty():
+            case ReconcileNote():
                 if note.reread:
                     reread_at = now
-                if station.duty_due:
-                    window = decisions.healing_window(station.crowd)
-                    heal_at = min(heal_at, now + window * env.random())
+                if waiters.reconcile_due:
+                    window = decisions.healing_window(waiters.clients)
+                    reconcile_at = min(reconcile_at, now + window * env.random())
             case None if now >= until:
-                return (yield from _leave(station, waiting))
-            case None if now >= heal_at:
-                heal_at = math.inf
-                if station.healing:
-                    station.duty_due = True  # one of ours is at it; if it missed something, then
-                elif not (yield from _reconcile_for_client(station, until)):
-                    heal_at = env.now() + 0.3 + env.random()
+                return (yield from _leave(semaphore, waiter))
+            case None if now >= reconcile_at:
+                reconcile_at = math.inf
+                if waiters.reconciling:
+                    waiters.request_reconcile()  # once more after the one that is under way
+                elif not (yield from _reconcile_for_client(semaphore, until)):
+                    reconcile_at = env.now() + 0.3 + env.random()
             case None if now >= reread_at:
                 reread_at = session.next_reread()
-                if not (yield from _tolerantly(recheck(station, until), station)):
+                if not (yield from _tolerantly(recheck(semaphore, until), semaphore)):
                     reread_at = env.now() + 0.3 + env.random()
             case _:
                 pass
 
 
-def _tolerantly(work: Procedure[None], station: Station) -> Procedure[bool]:
+def _tolerantly(work: Procedure[None], semaphore: SemaphoreState) -> Procedure[bool]:
     """Do something for everybody that may fail without harm to this waiter."""
     try:
         yield from work
     except AccessDenied as failure:
-        station.denied(failure)  # no use in waiting, for none of us
+        semaphore.waiters.tell(AccessLost(failure))  # none of ours need wait
         return False
     except Failure as failure:
-        station.session.env.log(
-            logging.INFO, "semaphore %s: could not look after it now: %s", station.name, failure
+        semaphore.session.env.log(
+            logging.INFO, "semaphore %s: could not look after it now: %s", semaphore.name, failure
         )
         return False
     return True
 
 
-def _reconcile_for_client(station: Station, until: float) -> Procedure[bool]:
-    """Heal, one of this client's waiters at a time: thousands would only be in each other's way."""
-    station.healing, station.duty_due = True, False
+def _reconcile_for_client(semaphore: SemaphoreState, until: float) -> Procedure[bool]:
+    """Reconcile, one waiter of this client at a time: thousands would only disturb each other."""
+    waiters = semaphore.waiters
+    waiters.begin_reconcile()
     try:
-        done = yield from _tolerantly(reconcile_or_recheck(station, until), station)
+        done = yield from _tolerantly(reconcile_or_recheck(semaphore, until), semaphore)
     except BaseException:
-        station.duty_due = True  # interrupted: the next one's duty
+        waiters.request_reconcile()  # interrupted: the next leader does it
         raise
     finally:
-        station.healing = False
-        if station.duty_due:
-            station.call_duty(reread=False)
-    station.duty_due = station.duty_due or not done
+        waiters.end_reconcile()
+    if not done:
+        waiters.request_reconcile()
     return done
 
 
-def _open(station: Station, waiting: Waiting, letter: Letter) -> Grant | None:
+def _open(semaphore: SemaphoreState, waiter: LocalWaiter, letter: GrantMessage) -> Grant | None:
     """The grant in a letter; None if it is an old one, or not from us. Raises Evicted."""
     kv = letter.kv
-    if kv.mod_revision <= waiting.created:
+    if kv.mod_revision <= waiter.created:
         return None
     by = read_eviction(kv.value)
     if by is not None:
-        raise Evicted(f"acquire {station.name!r}: evicted from the queue {by}")
-    if kv.lease != waiting.lease.id:
+        raise Evicted(f"acquire {semaphore.name!r}: evicted from the queue {by}")
+    if kv.lease != waiter.lease.id:
         return None
-    content = read_letter(kv.value, station.line_until)
+    content = read_letter(kv.value, semaphore.queue.until)
     if content is None:
-        station.session.env.log(
-            logging.WARNING, "semaphore %s: cannot read the letter %s", station.name, kv.key
+        semaphore.session.env.log(
+            logging.WARNING, "semaphore %s: cannot read the letter %s", semaphore.name, kv.key
         )
         return None
     slots, queue = content
     if queue:
-        station.learn_line(queue, queue[-1].created)
-    if not waiting.wants.priority and not waiting.wants.eager:  # they pass others
-        station.served(waiting.created)
-    if len(slots) != waiting.wants.weight:  # who sent it does not know weights
-        raise TryAgain(f"{len(slots)} slots were granted instead of {waiting.wants.weight}")
-    if not waiting.lease.valid(station.session.env.now()):
+        semaphore.queue.learn(queue, queue[-1].created)
+    if not waiter.wants.priority and not waiter.wants.eager:  # they pass others
+        semaphore.queue.served(waiter.created)
+    if len(slots) != waiter.wants.weight:  # who sent it does not know weights
+        raise TryAgain(f"{len(slots)} slots were granted instead of {waiter.wants.weight}")
+    if not waiter.lease.valid(semaphore.session.env.now()):
         raise TryAgain("a slot was granted, but its lease had run out meanwhile")
-    station.exit(waiting)
+    semaphore.waiters.exit(waiter)
     slot, *more = slots
     return Grant(
-        station,
-        waiting.lease,
-        waiting.who,
+        semaphore,
+        waiter.lease,
+        waiter.who,
         slot,
         kv.mod_revision,
         letter=True,
@@ -171,32 +170,32 @@ def _open(station: Station, waiting: Waiting, letter: Letter) -> Grant | None:
     )
 
 
-def _leave(station: Station, waiting: Waiting) -> Procedure[Grant | None]:
+def _leave(semaphore: SemaphoreState, waiter: LocalWaiter) -> Procedure[Grant | None]:
     """LEAVE. A slot that was granted meanwhile is taken. Raises Evicted."""
-    session, keys = station.session, station.keys
-    txn = transactions.leave(keys, waiting.who, waiting.created)
+    session, keys = semaphore.session, semaphore.keys
+    txn = transactions.leave(keys, waiter.who, waiter.created)
     try:
         reply = yield from transact(session, txn)
     except Failure as failure:
         session.env.log(
             logging.INFO,
             "semaphore %s: left the line by ending the lease: %s",
-            station.name,
+            semaphore.name,
             failure,
         )
-        session.keeper.settle_later(waiting.lease)
+        session.keeper.settle_later(waiter.lease)
         return None
     left, letter, empty = transactions.read_leave(reply)
     if not left:
-        grant = _open(station, waiting, Letter(letter)) if letter is not None else None
+        grant = _open(semaphore, waiter, GrantMessage(letter)) if letter is not None else None
         if grant is None:
-            session.keeper.settle_later(waiting.lease)
+            session.keeper.settle_later(waiter.lease)
         return grant
     if empty:
         try:
             yield from transact(session, transactions.uncontend(keys, reply.revision))
         except Failure as failure:
             session.env.log(
-                logging.DEBUG, "semaphore %s: the mark stays: %s", station.name, failure
+                logging.DEBUG, "semaphore %s: the mark stays: %s", semaphore.name, failure
             )
     return None

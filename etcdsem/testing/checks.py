@@ -51,7 +51,7 @@ from etcdsem.core.keys import (
 from etcdsem.model import MAX_WEIGHT
 
 if TYPE_CHECKING:
-    from etcdsem.core.station import Grant
+    from etcdsem.core.grants import Grant
     from etcdsem.testing.model import Revision
     from etcdsem.testing.simulator import SimClient, World
 
@@ -417,8 +417,9 @@ class Checker:
         room = self._room() - sum(wants_of(kv).weight for kv in self.waiters.values())
         held = {kv.lease for kv in self.slots.values()}
         for client in self.world.clients:
-            station = client.session.stations.get(self.station) if client.fine else None
-            for lease, waiting in station.waiting.items() if station else ():
+            station = client.session.semaphores.get(self.station) if client.fine else None
+            for waiting in station.waiters if station else ():
+                lease = waiting.lease.id
                 evicted = max(self.turned_away.get(lease, math.inf), self.calm_since)
                 if now > evicted + self.told_bound:
                     self.world.fail(f"client {client.number} waits on, though it was evicted")

@@ -36,7 +36,7 @@ from etcdsem.testing.simulator import CALM, PREFIX, Cancelled, SimClient, World
 
 if TYPE_CHECKING:
     from etcdsem.core.commands import KeyValue
-    from etcdsem.core.station import Station
+    from etcdsem.core.semaphore import SemaphoreState
     from etcdsem.testing.model import Revision
 
 NAME = "rate"
@@ -307,8 +307,8 @@ class RateRun:
     def worker(self, client: SimClient) -> Procedure[None]:
         """Ask for starts until the run stops."""
         world, options, rng = self.world, self.options, self.world.rng
-        station = client.session.station(PREFIX, NAME)
-        station.group.lanes = options.faults.lanes
+        station = client.session.semaphore(PREFIX, NAME)
+        station.slots.group.lanes = options.faults.lanes
         box = client.mailbox()
         while not self.stopping and not client.session.closed:
             try:
@@ -322,7 +322,7 @@ class RateRun:
 
     def _start(self, client: SimClient) -> Procedure[rates.Started | None]:
         world, faults, rng = self.world, self.options.faults, self.world.rng
-        station = client.session.station(PREFIX, NAME)
+        station = client.session.semaphore(PREFIX, NAME)
         once = rng.random() < faults.tries
         patience = 0.0 if once else rng.choice(faults.patience)
         if 0.0 < patience < math.inf:
@@ -360,7 +360,7 @@ class RateRun:
         if not clients:
             return
         client = world.rng.choice(clients)
-        station = client.session.station(PREFIX, NAME)
+        station = client.session.semaphore(PREFIX, NAME)
         world.counters["limit changes"] += 1
         what = world.rng.random()
         if what < 0.2:
@@ -433,7 +433,7 @@ class RateRun:
         self.world.counters["starts"] = len(self.windows.moments)
 
 
-def _block_of(station: Station, started: rates.Started) -> rates.Block:
+def _block_of(station: SemaphoreState, started: rates.Started) -> rates.Block:
     """The block of the start that has just been handed out."""
     blocks = [one for _, _, one in rates.purse_of(station).used if one.last == started.at]
     return max(blocks, key=lambda block: block.grant.token)

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple, Protocol
 from etcdsem.core import several
 from etcdsem.core.acquire import Order, acquire
 from etcdsem.core.commands import NoSpace, NotApplied, OutcomeUnknown, Procedure, Wait, perform
+from etcdsem.core.grants import Grant
 from etcdsem.core.keys import ORDINARY, Identity, Wants
 from etcdsem.core.release import release
-from etcdsem.core.station import Grant, Station
+from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import (
     EtcdRefused,
     EtcdSemError,
@@ -114,8 +115,8 @@ class Run:
     def worker(self, client: SimClient, name: str) -> Procedure[None]:
         """Acquire, work, release, until the run stops."""
         world, options, rng = self.world, self.options, self.world.rng
-        station = client.session.station(PREFIX, name)
-        station.group.lanes = options.lanes
+        station = client.session.semaphore(PREFIX, name)
+        station.slots.group.lanes = options.lanes
         box = client.mailbox()
         shared = None
         if options.shared and int(client.world.rng.random() * 4):
@@ -128,7 +129,7 @@ class Run:
                 stations = [station]
                 if options.several and rng.random() < options.several:
                     names = rng.sample(list(self.checkers), rng.choice((2, 2, 3)))
-                    stations = [client.session.station(PREFIX, one) for one in names]
+                    stations = [client.session.semaphore(PREFIX, one) for one in names]
                 grants = yield from self._acquire(client, stations)
                 if grants is None:
                     yield from perform(Wait(box, client.now() + 0.05 * rng.random()))
@@ -142,7 +143,9 @@ class Run:
             except Cancelled:
                 world.counters["cancelled"] += 1
 
-    def _acquire(self, client: SimClient, stations: list[Station]) -> Procedure[list[Grant] | None]:
+    def _acquire(
+        self, client: SimClient, stations: list[SemaphoreState]
+    ) -> Procedure[list[Grant] | None]:
         """A slot of each."""
         world, options, rng = self.world, self.options, self.world.rng
         wants = self._wants() if len(stations) == 1 else ORDINARY
@@ -191,7 +194,7 @@ class Run:
         if taken.full is not None:
             world.counters["told that it is full"] += 1
             if once:
-                full = self.checkers[taken.full.want.station.name]
+                full = self.checkers[taken.full.want.semaphore.name]
                 full.told_full(client, asked, wants.weight)
             return None
         if len(stations) > 1:
@@ -212,7 +215,7 @@ class Run:
         )
 
     def _taking(
-        self, stations: list[Station], order: Order, until: float, *, once: bool
+        self, stations: list[SemaphoreState], order: Order, until: float, *, once: bool
     ) -> Procedure[several.Taken]:
         if len(stations) > 1:
             wants = [several.Want(station, order) for station in stations]
@@ -239,15 +242,15 @@ class Run:
             lost = yield from perform(Wait(box, until))
             if lost is not None:
                 client.trace("lost", _show(lost), lost.lost_reason)
-                self.checkers[lost.station.name].told_lost(client, lost)
+                self.checkers[lost.semaphore.name].told_lost(client, lost)
                 self.world.counters["lost leases"] += 1
         finally:
             if shared is not None:
                 done = yield from shared.release()
-                client.trace("release of some lease of", grants[0].station.name, "gives", done)
+                client.trace("release of some lease of", grants[0].semaphore.name, "gives", done)
             else:
                 for grant in grants:
-                    self.checkers[grant.station.name].ended(grant)
+                    self.checkers[grant.semaphore.name].ended(grant)
                 yield from self._give_back(client, grants)
 
     def _give_back(self, client: SimClient, grants: list[Grant]) -> Procedure[None]:
@@ -325,12 +328,12 @@ class Run:
     def count(self) -> None:
         """Add to the counters what is known at the end."""
         world = self.world
-        stations = [one for client in world.clients for one in client.session.stations.values()]
-        world.counters["batches"] = sum(station.group.sent for station in stations)
-        world.counters["batches of hand-overs"] = sum(one.passing.sent for one in stations)
+        stations = [one for client in world.clients for one in client.session.semaphores.values()]
+        world.counters["batches"] = sum(station.slots.group.sent for station in stations)
+        world.counters["batches of hand-overs"] = sum(one.slots.passing.sent for one in stations)
 
 
-def _named_in(error: EtcdSemError, stations: list[Station]) -> str:
+def _named_in(error: EtcdSemError, stations: list[SemaphoreState]) -> str:
     return next(one.name for one in stations if repr(one.name) in str(error))
 
 

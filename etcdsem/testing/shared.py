@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from etcdsem.core.commands import Procedure, Wait, perform
-from etcdsem.core.station import Grant
+from etcdsem.core.grants import Grant
 from etcdsem.shell import BaseEngine, BaseLease, BaseSemaphore
 from etcdsem.testing.checks import Checker
 from etcdsem.testing.simulator import SimClient

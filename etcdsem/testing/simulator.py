@@ -48,7 +48,7 @@ from etcdsem.core.commands import (
     Wait,
 )
 from etcdsem.core.keys import client_id
-from etcdsem.core.station import Session
+from etcdsem.core.session import Session
 from etcdsem.errors import EtcdSemError
 from etcdsem.testing.model import EtcdModel, ModelWatch
 from etcdsem.testing.trace import brief
@@ -510,22 +510,22 @@ class SimClient:
 
     def resize(self, name: str, max_leases: int) -> None:
         """Change a limit as a program does."""
-        station = self.session.station(PREFIX, name)
+        station = self.session.semaphore(PREFIX, name)
         self._start_admin(operating.resize(station, max_leases), f"resize {max_leases}")
 
     def pause_semaphore(self, name: str) -> None:
         """Pause one as an operator does."""
-        station = self.session.station(PREFIX, name)
+        station = self.session.semaphore(PREFIX, name)
         self._start_admin(operating.pause(station, "operator", "why not"), "pause")
 
     def resume_semaphore(self, name: str) -> None:
         """Resume one as an operator does."""
-        self._start_admin(operating.resume(self.session.station(PREFIX, name)), "resume")
+        self._start_admin(operating.resume(self.session.semaphore(PREFIX, name)), "resume")
 
     def drain_semaphore(self, name: str, timeout: float) -> None:
         """Drain one as an operator does; what it comes to goes to `on_drained`."""
         began = self.world.now
-        station = self.session.station(PREFIX, name)
+        station = self.session.semaphore(PREFIX, name)
 
         def done(empty: bool | None, error: BaseException | None) -> None:
             self._admin_done(empty, error)

@@ -10,8 +10,8 @@ import pytest
 from etcdsem import RateLimit
 from etcdsem.core import acquire, rates, wait
 from etcdsem.core.commands import Transact, Wait
+from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Identity
-from etcdsem.core.station import Grant
 from etcdsem.model import Rate
 from etcdsem.testing.inmemory import Memory, MemoryClient
 from tests.core.test_procedures import etcd, meddle
@@ -47,7 +47,7 @@ def test_a_slot_that_was_granted_by_another_limit_is_not_used(
     if changed is not None:
         etcd.put("/etcdsem/api/max_leases", changed)
     grant.letter = True  # as if it came from the line
-    block = client.engine.run(rates._usable(grant.station, grant))
+    block = client.engine.run(rates._usable(grant.semaphore, grant))
     assert block == "changed" or usable
     assert isinstance(block, rates.Block) == usable
 

@@ -21,7 +21,7 @@ __all__ = ["etcd"]
 
 def end(client: MemoryClient, name: str) -> None:
     """The deadline of the leases that a client holds on a semaphore passes now."""
-    for grant in client.station(name).grants.values():
+    for grant in client.station(name).grants:
         grant.lease.deadline = client.engine.now()
 
 

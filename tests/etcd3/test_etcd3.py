@@ -22,7 +22,7 @@ import pytest
 import etcdsem
 from etcdsem import Semaphore
 from etcdsem.core.commands import Failure
-from etcdsem.core.station import Ear
+from etcdsem.core.listeners import CallbackListener
 from etcdsem.errors import EtcdRefused, EtcdSemError, PermissionDenied
 from tests.security.authority import Authority
 from tests.security.secured import JOB, SECRET, secured
@@ -160,7 +160,7 @@ def test_a_watch_after_their_client_was_closed(
     sem = Semaphore(1, name, client=theirs)
     theirs.close()
     refusals = SimpleQueue[Failure]()
-    sem.client.engine.watch(Ear(lambda events: None, refused=refusals.put), b"key")
+    sem.client.engine.watch(CallbackListener(lambda events: None, refused=refusals.put), b"key")
     assert "was closed" in refusals.get(timeout=10).detail
     sem.client.close()
     assert [one.exc_info for one in caplog.records if one.exc_info] == []

@@ -21,7 +21,7 @@ from etcdsem.clock import boot_time
 from etcdsem.core import operating, rates, transactions
 from etcdsem.core.commands import Procedure
 from etcdsem.core.keys import Identity
-from etcdsem.core.station import Station
+from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import SemaphoreClosed
 from etcdsem.model import Later, Rate, Start
 from etcdsem.testing.checks import Checker
@@ -383,7 +383,7 @@ class SimRates(_Judged):
                 start = None if started is None else Start(started.waited)
                 attempt.started(asked, start, self.world.now)
 
-        station = one.session.station(PREFIX, "scenario")
+        station = one.session.semaphore(PREFIX, "scenario")
         ask = rates.Ask(Identity.of(one.id, None, {}))
         one.start(rates.start(station, ask, until, once=timeout == 0), "worker", ended)
         if timeout is None:
@@ -397,7 +397,7 @@ class SimRates(_Judged):
     def retry_after(self, client: int) -> float:
         from etcdsem.core.inspection import status
 
-        station = self.clients[client].session.station(PREFIX, "scenario")
+        station = self.clients[client].session.semaphore(PREFIX, "scenario")
         seen = self._run(status(station, ttl=False))
         return rates.next_free(seen, self.clients[client].wall())
 
@@ -412,8 +412,8 @@ class SimRates(_Judged):
         return result
 
     @property
-    def _station(self) -> Station:
-        return self.clients[2].session.station(PREFIX, "scenario")
+    def _station(self) -> SemaphoreState:
+        return self.clients[2].session.semaphore(PREFIX, "scenario")
 
     def resize(self, rate: Rate) -> None:
         self._run(operating.resize(self._station, rate))

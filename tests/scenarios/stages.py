@@ -16,8 +16,9 @@ import etcdsem
 from etcdsem import aio
 from etcdsem.core import acquire, operating, release, transactions
 from etcdsem.core.commands import Procedure
+from etcdsem.core.grants import Grant
 from etcdsem.core.keys import ORDINARY, Identity, Wants
-from etcdsem.core.station import Grant, Station
+from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import SemaphoreClosed, WeightExceedsLimit
 from etcdsem.testing.checks import Checker
 from etcdsem.testing.simulator import PREFIX, Cancelled, SimClient, World
@@ -306,7 +307,7 @@ class SimStage:
         one, attempt, before = self.clients[client], SimAttempt(), self.waiting()
         until = math.inf if timeout is None else one.now() + timeout
         order = acquire.Order(10, 3.0, Identity.of(one.id, None, {}), wants=wants)
-        station = one.session.station(PREFIX, "scenario")
+        station = one.session.semaphore(PREFIX, "scenario")
         procedure = acquire.acquire(station, order, until, once=timeout == 0)
         attempt.process = one.start(procedure, "worker", attempt.ended)
         if timeout is None:
@@ -332,7 +333,7 @@ class SimStage:
     def valid(self, attempt: Attempt) -> bool:
         grant = _simulated(attempt).grant
         assert grant is not None
-        return grant.valid(grant.station.session.env.now())
+        return grant.valid(grant.semaphore.session.env.now())
 
     def wait_lost(self, attempt: Attempt) -> None:
         self._until(lambda: _simulated(attempt).lost)
@@ -340,7 +341,7 @@ class SimStage:
     def release(self, attempt: Attempt) -> bool:
         grant = _simulated(attempt).grant
         assert grant is not None
-        env = grant.station.session.env
+        env = grant.semaphore.session.env
         assert isinstance(env, SimClient)
         done: list[bool] = []
         env.start(release.release(grant), "release", lambda value, _: done.append(value))
@@ -353,11 +354,11 @@ class SimStage:
     def resize(self, limit: int) -> None:
         self._operate(lambda station: operating.resize(station, limit))
 
-    def _operate(self, verb: Callable[[Station], Procedure[operating.Change]]) -> bool:
+    def _operate(self, verb: Callable[[SemaphoreState], Procedure[operating.Change]]) -> bool:
         """What an operator does, by a client of its own."""
         done: list[tuple[operating.Change, object]] = []
         verbs = SimClient(self.world, 9)
-        procedure = verb(verbs.session.station(PREFIX, "scenario"))
+        procedure = verb(verbs.session.semaphore(PREFIX, "scenario"))
         verbs.start(procedure, "verb", lambda value, error: done.append((value, error)))
         self._until(lambda: done)
         assert done[0][1] is None

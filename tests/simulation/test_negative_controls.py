@@ -32,7 +32,8 @@ from etcdsem.core.commands import (
 )
 from etcdsem.core.keys import Keys, Limit, Queued, read_limit
 from etcdsem.core.leases import Keeper, TtlLease, margin
-from etcdsem.core.station import Session, Station
+from etcdsem.core.semaphore import SemaphoreState
+from etcdsem.core.session import Session
 from etcdsem.core.transactions import Mine, Wish
 from etcdsem.testing import checks
 from etcdsem.testing.faults import PASSING, SEVERAL
@@ -203,7 +204,7 @@ def several_in_any_order(patch: Patch) -> None:
     right = several._in_order
 
     def in_order(want: several.Want) -> bytes:
-        client = want.station.session.env
+        client = want.semaphore.session.env
         turned = isinstance(client, SimClient) and client.number % 2
         return bytes(255 - byte for byte in right(want)) if turned else right(want)
 
@@ -253,7 +254,7 @@ def part_of_a_weight(patch: Patch) -> None:
 
 def no_watch_on_the_head(patch: Patch) -> None:
     """Nobody hears that one who wanted more than was free has left the line."""
-    patch.setattr(Station, "block", lambda station, head, at: None)
+    patch.setattr(SemaphoreState, "block", lambda station, head, at: None)
 
 
 def no_priorities_guard(patch: Patch) -> None:
@@ -404,7 +405,7 @@ def test_who_waits_out_of_line_is_found(monkeypatch: Patch) -> None:
     few = replace(few, hold=1.0, idle=1.0, fault_time=2.0, calm_time=200.0)
     seeds = [replace(few, seed=seed) for seed in range(5)]
     assert [run_seed(one.seed, options=one).error for one in seeds] == [None] * len(seeds)
-    monkeypatch.setattr(Station, "misses", lambda station, seen: False)
+    monkeypatch.setattr(SemaphoreState, "misses", lambda station, seen: False)
     errors = [str(run_seed(one.seed, options=one).error) for one in seeds]
     assert any("waits out of line, and there is room" in error for error in errors), errors
 

@@ -15,8 +15,9 @@ import pytest
 
 from etcdsem.core import rates
 from etcdsem.core.commands import Procedure
+from etcdsem.core.grants import Grant
 from etcdsem.core.leases import Keeper, TtlLease
-from etcdsem.core.station import Grant, Station
+from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import EtcdUnavailable
 from etcdsem.model import Rate, default_block
 from etcdsem.testing.rates import OPEN, RateOptions, run_rate
@@ -129,7 +130,7 @@ def _never_mind_what_is_left(patch: Patch) -> None:
         return lease.valid(keeper.env.now())
         yield
 
-    def usable(block: rates.Block, station: Station, now: float) -> bool:
+    def usable(block: rates.Block, station: SemaphoreState, now: float) -> bool:
         limit = station.limit
         holds = limit is not None and limit.revision == block.revision and block.grant.valid(now)
         return block.left > 0 and holds and now <= block.closes and not station.session.closed
@@ -166,7 +167,7 @@ def closing_gives_everything_back(patch: Patch) -> None:
     def leave(grant: Grant) -> None:
         grant.state = "released"
         grant.detach()
-        grant.station.session.keeper.settle_later(grant.lease)
+        grant.semaphore.session.keeper.settle_later(grant.lease)
 
     patch.setattr(Grant, "leave", leave)
 
@@ -176,7 +177,7 @@ def a_block_is_good_for_ever(patch: Patch) -> None:
     at the clock.
     """
 
-    def usable(block: rates.Block, station: Station, now: float) -> bool:
+    def usable(block: rates.Block, station: SemaphoreState, now: float) -> bool:
         limit = station.limit
         holds = limit is not None and limit.revision == block.revision
         return block.left > 0 and holds and not station.session.closed
@@ -193,7 +194,7 @@ def a_block_outlives_its_limit(patch: Patch) -> None:
     """Whether a block's limit is still in force is not asked."""
     right = rates.Block.usable
 
-    def usable(block: rates.Block, station: Station, now: float) -> bool:
+    def usable(block: rates.Block, station: SemaphoreState, now: float) -> bool:
         if station.limit is not None and block.left:
             block.revision, kept = station.limit.revision, block.revision
             try:

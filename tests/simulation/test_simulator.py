@@ -16,9 +16,11 @@ import pytest
 
 from etcdsem.core import acquire, inspection, release, station, wait
 from etcdsem.core.commands import Procedure, RangeReply, TxnReply
+from etcdsem.core.grants import Grant
 from etcdsem.core.holding import verify
 from etcdsem.core.keys import Identity
-from etcdsem.core.station import REREAD, Grant, Station
+from etcdsem.core.semaphore import SemaphoreState
+from etcdsem.core.session import REREAD
 from etcdsem.errors import Evicted
 from etcdsem.testing.faults import Options
 from etcdsem.testing.runs import Outcome, report, run_seed
@@ -164,7 +166,7 @@ class Told(NamedTuple):
 
     world: World
     client: SimClient
-    station: Station
+    station: SemaphoreState
     grants: list[Grant]
     errors: list[BaseException]
 
@@ -173,7 +175,7 @@ def acquiring(world: World | None = None, until: float = math.inf) -> Told:
     """A client asks for the only slot; nothing has happened yet. `until`: by the world's clock."""
     world = world or World(1)
     client = SimClient(world, len(world.clients))
-    station = client.session.station(PREFIX, "sem")
+    station = client.session.semaphore(PREFIX, "sem")
     if world.etcd.get(station.keys.max_leases) is None:
         world.etcd.put(station.keys.max_leases, b"1")
     told = Told(world, client, station, [], [])
@@ -206,7 +208,7 @@ class InLine(NamedTuple):
 
     def evict(self) -> None:
         """As an operator does it, by a client of its own."""
-        station = SimClient(self.world, 9).session.station(PREFIX, "sem")
+        station = SimClient(self.world, 9).session.semaphore(PREFIX, "sem")
         lease = self.key[-16:].decode()
         station.session.env.spawn(_nobody(inspection.evict(station, "alice", lease=lease)), "evict")
 
@@ -315,7 +317,7 @@ def test_old_news_of_a_closing_does_not_end_an_acquire() -> None:
     while told.station.limit is None:
         told.world.run(told.world.now + 0.0002)
     assert not told.grants  # its etcd lease is not granted yet
-    told.station.over(told.world.etcd.revision)
+    told.station.closed(told.world.etcd.revision)
     told.world.run(1.0)
     assert not told.errors
     assert [grant.slot for grant in told.grants] == [0]

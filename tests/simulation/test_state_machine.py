@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from etcdsem.core import acquire, release
 from etcdsem.core.commands import Failure, Procedure
+from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Identity
-from etcdsem.core.station import Grant
 from etcdsem.errors import EtcdSemError
 from etcdsem.testing.checks import Checker
 from etcdsem.testing.simulator import (
@@ -83,7 +83,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
 
     def _acquire(self, client: SimClient, patience: float) -> Procedure[None]:
         order = acquire.Order(TTL, TTL / 3, Identity.of(client.id, None, {}))
-        station = client.session.station(PREFIX, NAME)
+        station = client.session.semaphore(PREFIX, NAME)
         until = client.now() + patience
         grant = yield from acquire.acquire(station, order, until, once=patience == 0.0)
         if grant is not None:

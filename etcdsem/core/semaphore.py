@@ -1,0 +1,99 @@
+"""One semaphore, as one client sees it.
+
+Nothing here suspends or talks to etcd; procedures and watches change this state step by step, under
+the client's lock.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+from etcdsem.core.grants import Grants
+from etcdsem.core.keys import Keys, Limit
+from etcdsem.core.queue_view import QueueView
+from etcdsem.core.slots import Slots
+from etcdsem.core.waiters import Closed, TooHeavy, Waiters
+from etcdsem.core.watches import Watches
+
+if TYPE_CHECKING:
+    from etcdsem.core.session import Session
+
+
+class Purse(Protocol):
+    """The starts of a rate limit that this client has, see `rates`."""
+
+    def wake_giver(self) -> None:
+        """The client is being closed: nothing is given back any more."""
+
+
+class SemaphoreState:
+    """The limit of one semaphore, and what this client knows, holds and waits for."""
+
+    def __init__(self, session: Session, prefix: str, name: str) -> None:
+        self.session = session
+        self.keys = Keys(prefix, name, session.client)
+        self.tally = session.tallies.of((prefix, name))
+        self.limit: Limit | None = None
+        self.asked_at = 0.0  # when somebody asked for this state, who may be about to use it
+        self.queue = QueueView()
+        self.grants = Grants(self)
+        self.slots = Slots(self)
+        self.waiters = Waiters(self)
+        self.watches = Watches(self)
+        self.purse: Purse | None = None  # of a rate limit: the starts that are in use here
+
+    @property
+    def name(self) -> str:
+        """The semaphore's name."""
+        return self.keys.name
+
+    def asked(self) -> None:
+        """Somebody is about to use it."""
+        self.asked_at = self.session.env.now()
+
+    def learn(self, limit: Limit | None, at: int) -> None:
+        """The limit as it was read at revision `at`; old news is left aside."""
+        if limit is None:
+            if self.limit is None or self.limit.revision <= at:
+                self.limit = self.tally.max_leases = None
+            return
+        if self.limit is not None and limit.revision <= self.limit.revision:
+            return
+        if limit.number is None:
+            self.session.env.log(
+                logging.ERROR,
+                "semaphore %s: its limit in etcd reads %r, which is no number from 0 to 99999; "
+                "nothing is granted until it is mended, e.g. with: etcdctl put %s 5",
+                self.name,
+                limit.text,
+                self.keys.max_leases.decode(),
+            )
+        raised = self.limit is not None and limit.room > self.limit.room
+        self.limit = limit
+        self.tally.max_leases, self.tally.paused = limit.number, limit.paused
+        if limit.number is not None:
+            self.tally.rate = limit.rate
+        if raised:
+            self.waiters.wake_leader(reread=False)
+        for waiter in self.waiters:
+            if waiter.wants.weight > limit.room > 0:
+                waiter.box.put(TooHeavy())
+
+    def closed(self, revision: int) -> None:
+        """It was not known any more at this revision: all who wait are told."""
+        self.learn(None, revision)
+        self.waiters.tell(Closed(revision))
+
+    # -- chores of the heartbeat
+
+    def tidy(self, now: float) -> float:
+        """Watch what has been held or waited for long; drop watches nobody needs."""
+        due = min(self.grants.tidy(now), self.waiters.tidy(now), self.grants.verify_in_time(now))
+        return min(due, self.watches.tidy(now))
+
+    def idle(self, now: float, after: float) -> bool:
+        """Has nobody used it for so many seconds, and does nobody hold or wait?"""
+        tally = self.tally
+        busy = self.grants or self.waiters or tally.pending or tally.overbooked
+        return not busy and now > self.asked_at + after

@@ -1,0 +1,95 @@
+"""What one client knows of itself, and its semaphores."""
+
+from __future__ import annotations
+
+import math
+
+from etcdsem.core.commands import Env
+from etcdsem.core.grants import Grant
+from etcdsem.core.keys import Identity, lease_hex
+from etcdsem.core.leases import Keeper, TtlLease
+from etcdsem.core.semaphore import SemaphoreState
+
+FIRST_CONTACT = 10.0
+"""Seconds to try to reach etcd when this client has never reached it."""
+
+REREAD = (5.0, 15.0)
+"""Seconds between two reads of what watches should have told: several etcd releases lose delete
+events. Drawn anew each time, so that clients don't read in step."""
+
+FORGET_AFTER = 60.0
+"""Seconds after which a semaphore that nobody uses may be forgotten, where there are many."""
+
+MOST_REMEMBERED = 1000
+"""How many semaphores are remembered in any case."""
+
+
+class Session:
+    """The core's state of one client."""
+
+    def __init__(self, env: Env, client: str) -> None:
+        self.env = env
+        self.client = client
+        self._plain = Identity.of(client, None, {})  # of most who ask
+        self.keeper = Keeper(env)
+        self.tallies = self.keeper.tallies
+        self.semaphores: dict[tuple[str, str], SemaphoreState] = {}
+        self.losses = 0
+        self.closed = False
+        self.reread = REREAD
+        self.first_contact = FIRST_CONTACT
+        self.keeper.chores.append(self._tidy)
+
+    def semaphore(self, prefix: str, name: str) -> SemaphoreState:
+        """The state of a semaphore."""
+        key = (prefix, name)
+        state = self.semaphores.get(key)
+        if state is None:  # without the lock: of several threads, all get the first one's
+            state = self.semaphores.setdefault(key, SemaphoreState(self, prefix, name))
+        state.asked()
+        return state
+
+    @property
+    def reached(self) -> bool:
+        """Has etcd ever answered this client?"""
+        return self.keeper.last_contact > -math.inf
+
+    def next_reread(self) -> float:
+        """When to read again what watches may have missed."""
+        low, high = self.reread
+        return self.env.now() + low + (high - low) * self.env.random()
+
+    def grace(self, now: float) -> float:
+        """Seconds that a request may last: without bound, until the client is closed."""
+        return max(0.1, self.keeper.until - now)
+
+    def who(self, lease: TtlLease) -> bytes:
+        """How a waiter or holder with this lease is named in keys."""
+        return f"{self.client}/{lease_hex(lease.id)}".encode()
+
+    def identity(
+        self, owner: str | None, labels: dict[str, str], max_hold: float | None = None
+    ) -> Identity:
+        """Who asks."""
+        if not owner and not labels and max_hold is None:
+            return self._plain
+        return Identity.of(self.client, owner, labels, max_hold=max_hold)
+
+    def wake_heartbeat(self) -> None:
+        """There is something that it will have to do, perhaps before it wakes by itself."""
+        self.keeper.box.put(None)
+
+    def grants(self) -> list[Grant]:
+        """All that is held."""
+        return [grant for semaphore in self.semaphores.values() for grant in semaphore.grants]
+
+    def _tidy(self, now: float) -> float:
+        due = math.inf
+        for key, semaphore in list(self.semaphores.items()):
+            next_due = semaphore.tidy(now)
+            due = min(due, next_due)
+            idle = next_due == math.inf and semaphore.idle(now, FORGET_AFTER)
+            if idle and len(self.semaphores) > MOST_REMEMBERED:
+                del self.semaphores[key]  # a program that makes up names as it goes
+                self.tallies.forget(key)
+        return due

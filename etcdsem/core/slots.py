@@ -1,0 +1,102 @@
+"""Which slots to try, and transactions that several callers of this client share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from etcdsem.core.batching import PASSED_AT_MOST, Batch, Group, deal
+from etcdsem.core.commands import TxnReply
+from etcdsem.core.decisions import candidates, light, without_holders
+from etcdsem.core.keys import Limit
+from etcdsem.core.transactions import (
+    Gave,
+    Held,
+    Look,
+    Mine,
+    Take,
+    batch,
+    pass_all,
+    read_batch,
+    read_pass_all,
+)
+
+if TYPE_CHECKING:
+    from etcdsem.core.semaphore import SemaphoreState
+
+RECENT = 256
+"""Slots that were given back lately, and are remembered."""
+
+_NO_LIMIT = Limit(0, 0, registered=False, text="")
+"""Closed meanwhile: nobody takes anything, and nothing is handed over."""
+
+
+class Slots:
+    """The slots of one semaphore."""
+
+    def __init__(self, semaphore: SemaphoreState) -> None:
+        self._semaphore = semaphore
+        self._recent: dict[int, None] = {}  # given back lately and likely free, oldest first
+        self.group = Group(self._batch)  # those who take or give back while the queue is empty
+        # Those who hand over: one after the other, else they would try the same waiters.
+        self.passing: Group[Mine, bool | Look] = Group(self._pass_all, lanes=1, most=PASSED_AT_MOST)
+
+    def freed(self, slot: int) -> None:
+        """This client has given the slot back: it is the first to be tried again."""
+        self._recent.pop(slot, None)
+        self._recent[slot] = None
+        if len(self._recent) > RECENT:
+            del self._recent[next(iter(self._recent))]
+
+    def taken(self, slot: int) -> None:
+        """It is held now."""
+        self._recent.pop(slot, None)
+
+    def candidates(self, limit: Limit) -> list[int]:
+        """The slots to try now. The one given back last goes to one who asks, not to the next."""
+        held = self._semaphore.grants.by_slot
+        favourite = self._recent.popitem()[0] if self._recent else None
+        alone = favourite is not None and not self.group.busy and 4 * len(held) <= limit.room
+        few = alone or self._semaphore.queue.contended
+        return candidates(limit, favourite, self._semaphore.session.env.random(), held, few=few)
+
+    @property
+    def may_share(self) -> bool:
+        """Is it worth while to share a transaction with others of this client?"""
+        return self.group.busy and not self._semaphore.queue.contended
+
+    def _batch(self, parts: Sequence[Take | Mine]) -> Batch[Held | Gave]:
+        """For several who take or give back."""
+        semaphore = self._semaphore
+        env, limit = semaphore.session.env, semaphore.limit or _NO_LIMIT
+        hands = deal(parts, limit, reversed(self._recent), semaphore.grants.by_slot, env.random())
+        for hand in hands:
+            for slot in hand:
+                self._recent.pop(slot, None)
+
+        def read(reply: TxnReply) -> Sequence[Held | Gave | None]:
+            semaphore.queue.set_contended(not reply.succeeded)
+            return read_batch(reply, parts, hands)
+
+        return batch(semaphore.keys, limit, parts, hands, env.wall()), read
+
+    def _pass_all(self, mines: Sequence[Mine]) -> Batch[bool | Look]:
+        """For several who hand over to waiters."""
+        semaphore, queue = self._semaphore, self._semaphore.queue
+        waiters, until = light(without_holders(queue.waiters, mines), queue.until)
+        limit = semaphore.limit or _NO_LIMIT
+
+        def read(reply: TxnReply) -> Sequence[bool | Look | None]:
+            came_to = read_pass_all(semaphore.keys, reply, mines, waiters)
+            if isinstance(came_to, Look):
+                return [came_to] * len(mines)
+            if waiters:
+                queue.served(waiters[: len(mines)][-1].created)
+            if came_to.line is not None:
+                queue.learn(*came_to.line)
+            if came_to.cleared:
+                queue.set_contended(False)
+            return [True if done else None for done in came_to.done]
+
+        wall = semaphore.session.env.wall()
+        return pass_all(semaphore.keys, limit, mines, waiters, until, wall), read

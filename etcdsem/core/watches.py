@@ -1,0 +1,149 @@
+"""The watches of one semaphore.
+
+They are up before anybody joins the queue, and stay for a while after the last local waiter has
+left. They are hints: transactions check what they say, and the leading waiter reads from time to
+time what they may have missed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from etcdsem.core.commands import Event, Failure, KeyValue, Mailbox, Watch
+from etcdsem.core.keys import Queued, addressee, read_limit
+from etcdsem.core.listeners import CallbackListener
+from etcdsem.core.waiters import AccessLost, GrantMessage
+
+if TYPE_CHECKING:
+    from etcdsem.core.semaphore import SemaphoreState
+
+WATCH_AFTER_LAST_WAITER = 30.0
+"""Seconds that a semaphore's watches outlive its last local waiter."""
+
+
+class WatchesReady(NamedTuple):
+    """The watches are up; or `error` says why they can't be."""
+
+    error: Failure | None
+
+
+class Watches:
+    """Of grant messages, freed slots, and the limit."""
+
+    def __init__(self, semaphore: SemaphoreState) -> None:
+        self._semaphore = semaphore
+        self._watches: list[Watch] = []
+        self._pending = 0  # watches not yet created
+        self._expecting: list[Mailbox] = []
+        self._blocker: tuple[Queued, Watch] | None = None  # see watch_blocker()
+        self._blocker_at = 0  # the revision at which that was seen
+
+    @property
+    def ready(self) -> bool:
+        """Are all of them up?"""
+        return bool(self._watches) and self._pending == 0
+
+    def expect(self, box: Mailbox) -> None:
+        """Set them up if they are not; `box` gets a `WatchesReady` when they are up."""
+        self._expecting.append(box)
+        if self._watches:
+            return
+        keys, env = self._semaphore.keys, self._semaphore.session.env
+        self._pending = 3
+
+        def listener(events: Callable[[Sequence[Event]], None]) -> CallbackListener:
+            return CallbackListener(
+                events, created=self._created, gap=self._gap, refused=self._refused
+            )
+
+        self._watches = [
+            env.watch(listener(self._messages), keys.my_grants, keys.my_grants_end, only="put"),
+            env.watch(listener(self._freed), keys.leases, keys.leases_end, only="delete"),
+            env.watch(listener(self._limits), keys.max_leases),
+        ]
+
+    def drop(self) -> None:
+        """Nobody has waited for a while."""
+        watches, self._watches = self._watches, []
+        self._pending = 0
+        if self._blocker is not None:
+            watches.append(self._blocker[1])
+            self._blocker = None
+        for watch in watches:
+            watch.cancel()
+
+    def watch_blocker(self, head: Queued | None, at: int) -> None:
+        """At a revision there was room, but not enough for the first in the queue. If it leaves,
+        those behind it may have room; no slot is freed then, so its key is watched. None: nobody is
+        in the way.
+        """
+        if at < self._blocker_at:
+            return
+        self._blocker_at = at
+        if self._blocker is not None:
+            if head is not None and self._blocker[0].created == head.created:
+                return
+            self._blocker[1].cancel()
+            self._blocker = None
+        semaphore = self._semaphore
+        if head is not None and semaphore.waiters:
+            key = semaphore.keys.waiter(head.who)
+            listener = CallbackListener(self._freed, gap=self._gap)
+            watch = semaphore.session.env.watch(listener, key, start=at + 1, only="delete")
+            self._blocker = head, watch
+
+    def deliver(self, kv: KeyValue) -> None:
+        """A grant message has come; its waiter decides whether it is for this stay in the queue."""
+        waiters = self._semaphore.waiters
+        waiter = waiters.get(kv.lease) or waiters.get(addressee(self._semaphore.keys, kv.key))
+        if waiter is not None:
+            waiter.box.put(GrantMessage(kv))
+
+    def tidy(self, now: float) -> float:
+        """Drop them in time; gives when that will be."""
+        waiters = self._semaphore.waiters
+        if not self._watches or waiters or self._expecting:
+            return math.inf
+        if now >= waiters.quiet_since + WATCH_AFTER_LAST_WAITER:
+            self.drop()
+            return math.inf
+        return waiters.quiet_since + WATCH_AFTER_LAST_WAITER
+
+    # -- what they say
+
+    def _created(self) -> None:
+        self._pending -= 1
+        if self._pending == 0:
+            self._tell_ready(None)
+
+    def _refused(self, error: Failure) -> None:
+        self.drop()
+        self._tell_ready(error)
+        self._semaphore.waiters.tell(AccessLost(error))
+
+    def _tell_ready(self, error: Failure | None) -> None:
+        self._semaphore.waiters.mark_quiet()  # who expects them is not in the queue yet
+        self._semaphore.session.wake_heartbeat()
+        expecting, self._expecting = self._expecting, []
+        for box in expecting:
+            box.put(WatchesReady(error))
+
+    def _gap(self) -> None:
+        self._semaphore.waiters.wake_leader(reread=True)
+
+    def _messages(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if event.kind == "put":
+                self.deliver(event.kv)
+
+    def _freed(self, events: Sequence[Event]) -> None:
+        self._semaphore.waiters.wake_leader(reread=False)
+
+    def _limits(self, events: Sequence[Event]) -> None:
+        semaphore, kv = self._semaphore, events[-1].kv
+        if events[-1].kind == "put":
+            semaphore.learn(read_limit(kv), kv.mod_revision)
+        elif semaphore.limit is None or kv.mod_revision >= semaphore.limit.revision:
+            semaphore.closed(kv.mod_revision)  # else it is old news: it was registered again
