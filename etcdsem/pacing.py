@@ -43,9 +43,6 @@ class BaseRateLimit(Named):
     def __repr__(self) -> str:
         return f"<{self._package}.RateLimit {self.name!r}, {self.wanted or 'as registered'}>"
 
-    def _ask(self, state: SemaphoreState, on_wait: Callable[[], object] | None = None) -> rates.Ask:
-        return rates.Ask(state.session.identity(self.owner, self.labels), on_wait)
-
     def _starting(
         self,
         state: SemaphoreState,
@@ -53,8 +50,9 @@ class BaseRateLimit(Named):
         on_wait: Callable[[], object] | None = None,
     ) -> Procedure[Start | None]:
         until = math.inf if timeout is None else state.session.env.now() + timeout
-        ask = self._ask(state, on_wait)
-        started = yield from rates.start(state, ask, until, once=timeout == 0)
+        identity = state.session.identity(self.owner, self.labels)
+        request = rates.permit_request(identity, on_wait)
+        started = yield from rates.start(state, request, until, once=timeout == 0)
         return Start(started.waited) if started is not None else None
 
     def _trying(self, state: SemaphoreState) -> Procedure[Start | Later]:

@@ -106,7 +106,7 @@ def acquiring(
     wants = [
         several.Want(
             part.state,
-            part.semaphore._order(
+            part.semaphore._request(
                 part.state,
                 None if on_wait is None else partial(on_wait, part.state.name),
             ),

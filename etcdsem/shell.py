@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from etcdsem import interpreter
 from etcdsem.core import inspection, lifecycle, operating, rates
-from etcdsem.core.acquire import Order, acquire
+from etcdsem.core.acquire import AcquireRequest, acquire
 from etcdsem.core.commands import Env, Listener, Procedure, Watch
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import ORDINARY, Wants, client_id, lease_hex
 from etcdsem.core.leases import TICK, TtlLease, margin
 from etcdsem.core.limits import check_kind, learn_limit, wrong_kind
-from etcdsem.core.release import release
+from etcdsem.core.release import ReleaseResult, release
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
 from etcdsem.counting import follow
@@ -476,9 +476,9 @@ class BaseLease:
         grant = self._grant
         self._take_back()
         known = grant.state == "lost"
-        done = yield from release(grant)
+        outcome = yield from release(grant)
         if grant.state != "lost":
-            return done
+            return outcome is ReleaseResult.RELEASED
         if not known:  # it is found out only now
             self._on_lost(grant)
         self._base.log(
@@ -718,9 +718,9 @@ class BaseSemaphore(Named, Generic[L]):
         # Making the lease is part of the procedure, so that no interruption comes between the
         # grant and its listing.
         until = math.inf if limit is None else state.session.env.now() + limit
-        order = self._order(state, on_wait, wants)
+        request = self._request(state, on_wait, wants)
         while True:
-            grant = yield from acquire(state, order, until, once=limit == 0)
+            grant = yield from acquire(state, request, until, once=limit == 0)
             if grant is None:
                 return None
             try:  # whatever interrupts: Ctrl-C may strike at any byte code
@@ -747,17 +747,17 @@ class BaseSemaphore(Named, Generic[L]):
     ) -> Procedure[bool]:
         """A start of the rate limit for one who holds a slot; without one it is given back."""
         identity = state.session.identity(self.owner, self.labels)
-        ask = rates.Ask(identity, on_wait)
+        request = rates.permit_request(identity, on_wait)
         grant.lease.paused = not self._refresh_leases
-        started = yield from rates.start(self._rate_state(state), ask, until, once=once)
+        started = yield from rates.start(self._rate_state(state), request, until, once=once)
         if started is None:
             yield from release(grant)
         return started is not None
 
-    def _order(
+    def _request(
         self, state: SemaphoreState, on_wait: Callable[[], object] | None, wants: Wants = ORDINARY
-    ) -> Order:
-        return Order(
+    ) -> AcquireRequest:
+        return AcquireRequest(
             self.lease_timeout,
             self.refresh_interval,
             state.session.identity(self.owner, self.labels, self.max_hold),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from etcdsem.core import decisions, transactions
-from etcdsem.core.batching import Part, together
+from etcdsem.core.batching import NOT_BATCHED, NotBatched, Part, together
 from etcdsem.core.commands import (
     AccessDenied,
     LeaseNotFound,
@@ -51,14 +51,14 @@ STARVED = 0.8
 """Seconds for which an acquire waits for threads that could not be started."""
 
 
-class Order(NamedTuple):
+class AcquireRequest(NamedTuple):
     """What an acquire asks for: a lease of `ttl` seconds, refreshed every `refresh` seconds."""
 
     ttl: int
     refresh: float
     identity: Identity
     on_wait: Callable[[], object] | None = None
-    """Called once it is known that we are in line."""
+    """Called once it is known that we are in the queue."""
     carried: int | None = None
     """The limit that the program was told; shown in etcd if it is not the one in force."""
     wants: Wants = ORDINARY
@@ -74,7 +74,7 @@ class Order(NamedTuple):
 
 
 def acquire(
-    semaphore: SemaphoreState, order: Order, until: float, *, once: bool
+    semaphore: SemaphoreState, request: AcquireRequest, until: float, *, once: bool
 ) -> Procedure[Grant | None]:
     """A grant, or None if there was no room until `until` (`once`: right now).
 
@@ -83,14 +83,14 @@ def acquire(
     """
     tally, env = semaphore.tally, semaphore.session.env
     began = env.now()
-    counted = not order.rate  # of a rate limit starts are counted, see `rates`
+    counted = not request.rate  # of a rate limit starts are counted, see `rates`
     tally.pending += counted
-    tally.carried = order.carried
+    tally.carried = request.carried
     try:
         grant = yield from retry_attempts(
             session=semaphore.session,
             what=f"acquire {semaphore.name!r}",
-            attempt=lambda: attempt(semaphore, order, until, once=once),
+            attempt=lambda: attempt(semaphore, request, until, once=once),
             until=until,
             once=once,
         )
@@ -101,11 +101,11 @@ def acquire(
         return None
     try:  # whatever interrupts
         yield from refuse_starved(semaphore.session)
-        check_kind(semaphore, rate=order.rate)  # it may have been closed and registered anew
+        check_kind(semaphore, rate=request.rate)  # it may have been closed and registered anew
         if counted:
             grant.count(env.now() - began)
-        if order.max_hold is not None:
-            grant.bind(order.max_hold)
+        if request.max_hold is not None:
+            grant.bind(request.max_hold)
     except BaseException:
         yield from release(grant)
         raise
@@ -128,34 +128,26 @@ def refuse_starved(session: Session) -> Procedure[None]:
 
 
 def attempt(
-    semaphore: SemaphoreState, order: Order, until: float, *, once: bool
+    semaphore: SemaphoreState, request: AcquireRequest, until: float, *, once: bool
 ) -> Procedure[Grant | None]:
     """One attempt with one lease."""
     session = semaphore.session
     yield from known_limit(semaphore)
-    yield from refuse_wrong_kind(semaphore, rate=order.rate, until=until)
-    if too_heavy(semaphore, order.wants.weight):  # is that still so?
+    yield from refuse_wrong_kind(semaphore, rate=request.rate, until=until)
+    if too_heavy(semaphore, request.wants.weight):  # is that still so?
         learned(semaphore, (yield from transact(session, limit_read(semaphore), until)))
-        refuse_too_heavy(semaphore, order.wants.weight)
-    watching = semaphore.watches.ready
-    lease = yield from take(session.keeper, order.ttl)
-    lease.refresh = min(order.refresh, lease.ttl / 2)
+        refuse_too_heavy(semaphore, request.wants.weight)
+    join = semaphore.watches.ready and not once
+    lease = yield from take(session.keeper, request.ttl)
+    lease.refresh = min(request.refresh, lease.ttl / 2)
     try:
-        grant = yield from _take_together(semaphore, order, lease, until)
-        if grant is not None:
-            return grant
-        if once or not watching:
-            grant = yield from _try(semaphore, order, lease, until, thorough=once)
-            if grant is not None or once:
-                if grant is None:
-                    session.keeper.give_back(lease)
-                return grant
-            if (yield from open_watches(semaphore, until)):
-                grant = yield from _join(semaphore, order, lease, until, look=not watching)
-            else:  # no time for the line; is it really full?
-                grant = yield from _try(semaphore, order, lease, until, thorough=True)
+        shared = yield from _take_together(semaphore, request, lease, until)
+        if isinstance(shared, Grant):
+            return shared
+        if join:
+            grant = yield from _join(semaphore, request, lease, until, look=False)
         else:
-            grant = yield from _join(semaphore, order, lease, until, look=False)
+            grant = yield from _try_first(semaphore, request, lease, until, once=once)
         if grant is None:
             session.keeper.give_back(lease)
         return grant
@@ -171,18 +163,31 @@ def attempt(
         raise
 
 
-def _take_together(
-    semaphore: SemaphoreState, order: Order, lease: TtlLease, until: float
+def _try_first(
+    semaphore: SemaphoreState, request: AcquireRequest, lease: TtlLease, until: float, *, once: bool
 ) -> Procedure[Grant | None]:
-    """A slot by a batch, if others of this client are at it too. None says nothing."""
+    """TRY, and then JOIN unless `once`: setting the watches up takes time."""
+    grant = yield from _try(semaphore, request, lease, until, thorough=once)
+    if grant is not None or once:
+        return grant
+    if (yield from open_watches(semaphore, until)):
+        return (yield from _join(semaphore, request, lease, until, look=True))
+    # There is no time for the queue; is it really full?
+    return (yield from _try(semaphore, request, lease, until, thorough=True))
+
+
+def _take_together(
+    semaphore: SemaphoreState, request: AcquireRequest, lease: TtlLease, until: float
+) -> Procedure[Grant | NotBatched]:
+    """A slot by a batch, if others of this client are at it too."""
     limit = semaphore.limit
-    if limit is None or not semaphore.slots.may_share or order.wants.weight > 1:
-        return None
-    take = transactions.Take(lease.id, order.asking(limit))
+    if limit is None or not semaphore.slots.may_share or request.wants.weight > 1:
+        return NOT_BATCHED
+    take = transactions.Take(lease.id, request.asking(limit))
     part: Part[transactions.Take | transactions.Mine] = Part(take, semaphore.session.env.mailbox())
     held = yield from together(semaphore.slots.group, part, until, sender(semaphore.session))
     if not isinstance(held, Held):
-        return None
+        return NOT_BATCHED
     return granted(semaphore, lease, semaphore.session.who(lease), held)
 
 
@@ -215,18 +220,23 @@ def publish(semaphore: SemaphoreState, lease: TtlLease, who: bytes, held: Held) 
 
 
 def _try(
-    semaphore: SemaphoreState, order: Order, lease: TtlLease, until: float, *, thorough: bool
+    semaphore: SemaphoreState,
+    request: AcquireRequest,
+    lease: TtlLease,
+    until: float,
+    *,
+    thorough: bool,
 ) -> Procedure[Grant | None]:
-    """TRY. If `thorough`, None means that it is full, or that others are in line."""
-    if order.wants.weight > 1:
-        return (yield from _try_heavy(semaphore, order, lease, until, thorough=thorough))
+    """TRY. None: not granted; if `thorough`, because it is full, or others are in the queue."""
+    if request.wants.weight > 1:
+        return (yield from _try_heavy(semaphore, request, lease, until, thorough=thorough))
     session, keys, env = semaphore.session, semaphore.keys, semaphore.session.env
     # The slots are chosen by one limit, and the transaction holds only while that one stands.
     limit = yield from known_limit(semaphore)
     slots = semaphore.slots.candidates(limit)
     counted_at = 0
     for _ in range(8):
-        result = yield from _take_now(semaphore, order, lease, limit, slots, counted_at, until)
+        result = yield from _take_now(semaphore, request, lease, limit, slots, counted_at, until)
         if isinstance(result, Grant):
             return result
         semaphore.queue.set_contended(result.contended)
@@ -256,11 +266,16 @@ def _try(
 
 
 def _try_heavy(
-    semaphore: SemaphoreState, order: Order, lease: TtlLease, until: float, *, thorough: bool
+    semaphore: SemaphoreState,
+    request: AcquireRequest,
+    lease: TtlLease,
+    until: float,
+    *,
+    thorough: bool,
 ) -> Procedure[Grant | None]:
     """TRY for several slots: first a look which are free, then all of them or none."""
     session, keys, env = semaphore.session, semaphore.keys, semaphore.session.env
-    weight = order.wants.weight
+    weight = request.wants.weight
     for _ in range(8):
         seen, limit = yield from look_with_limit(semaphore, until)
         refuse_too_heavy(semaphore, weight)
@@ -276,7 +291,7 @@ def _try_heavy(
         slots, counted_at = free
         if seen.contended:
             yield from transact(session, transactions.uncontend(keys, seen.revision), until)
-        result = yield from _take_now(semaphore, order, lease, limit, slots, counted_at, until)
+        result = yield from _take_now(semaphore, request, lease, limit, slots, counted_at, until)
         if isinstance(result, Grant):
             return result
     return None
@@ -284,7 +299,7 @@ def _try_heavy(
 
 def _take_now(
     semaphore: SemaphoreState,
-    order: Order,
+    request: AcquireRequest,
     lease: TtlLease,
     limit: Limit,
     slots: Sequence[int],
@@ -292,7 +307,7 @@ def _take_now(
     until: float,
 ) -> Procedure[Grant | transactions.Full]:
     """TRY's transaction: the grant, or what stands in its way."""
-    session, keys, wants = semaphore.session, semaphore.keys, order.wants
+    session, keys, wants = semaphore.session, semaphore.keys, request.wants
     who = session.who(lease)
     txn = transactions.join(
         keys,
@@ -300,7 +315,7 @@ def _take_now(
         slots,
         lease.id,
         who,
-        order.asking(limit),
+        request.asking(limit),
         session.env.wall(),
         stand_in_line=False,
         counted_at=counted_at,
@@ -317,11 +332,11 @@ def _take_now(
 
 
 def _join(
-    semaphore: SemaphoreState, order: Order, lease: TtlLease, until: float, *, look: bool
+    semaphore: SemaphoreState, request: AcquireRequest, lease: TtlLease, until: float, *, look: bool
 ) -> Procedure[Grant | None]:
     """JOIN, and wait if that put us in line. `look`: for room that a count would not show."""
     session, env = semaphore.session, semaphore.session.env
-    who, weight = session.who(lease), order.wants.weight
+    who, weight = session.who(lease), request.wants.weight
     limit = yield from known_limit(semaphore)
     if weight == 1:
         slots = semaphore.slots.candidates(limit)
@@ -335,12 +350,12 @@ def _join(
         slots,
         lease.id,
         who,
-        order.asking(limit),
+        request.asking(limit),
         env.wall(),
         stand_in_line=True,
-        wants=order.wants,
+        wants=request.wants,
     )
-    waiter = LocalWaiter(lease, who, env.mailbox(), env.now(), order.wants)
+    waiter = LocalWaiter(lease, who, env.mailbox(), env.now(), request.wants)
     semaphore.waiters.enter(waiter)  # before JOIN: the letter may be faster than JOIN's answer
     lease.on_lost = waiter.lost
     try:
@@ -358,8 +373,8 @@ def _join(
         waiter.joined(result.created)
         semaphore.learn(result.limit, reply.revision)
         room = look or (result.limit is not None and result.held + weight <= result.limit.room)
-        if order.on_wait is not None:
-            env.call(order.on_wait, "on_wait")
+        if request.on_wait is not None:
+            env.call(request.on_wait, "on_wait")
         del reply, result, slots
         return (yield from wait_in_line(semaphore, waiter, until, room=room))
     finally:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterable, Sequence
+from enum import Enum
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
@@ -53,6 +54,15 @@ R = TypeVar("R")
 Send = Callable[[Txn], Procedure[TxnReply]]
 Batch = tuple[Txn, Callable[[TxnReply], "Sequence[R | None]"]]
 """A transaction for several, and what its answer means for each of them; None: nothing."""
+
+
+class NotBatched(Enum):
+    """A batch did nothing for this caller, who goes on alone. This says nothing else."""
+
+    NOT_BATCHED = "not batched"
+
+
+NOT_BATCHED = NotBatched.NOT_BATCHED
 
 
 class _Lead(NamedTuple):
@@ -123,24 +133,27 @@ def alone(group: Group[Any, Any], request: Procedure[TxnReply]) -> Procedure[Txn
         group.next()
 
 
-def together(group: Group[W, R], part: Part[W], until: float, send: Send) -> Procedure[R | None]:
-    """Have it done in a batch; None: go on alone. Raises what the batch's request came to."""
+def together(
+    group: Group[W, R], part: Part[W], until: float, send: Send
+) -> Procedure[R | NotBatched]:
+    """Have it done in a batch. Raises what the batch's request came to."""
     group.waiting.append(part)
     try:
         while True:
             note = yield from perform(Wait(part.box, math.inf if part.sent else until))
             match note:
-                case _Done():
-                    return cast("R | None", note.result)
+                case _Done(result):
+                    return NOT_BATCHED if result is None else cast("R", result)
                 case Failure():
                     raise note
                 case _Lead():
                     group.called = None
-                    return (yield from _lead(group, part, send))
+                    first = yield from _lead(group, part, send)
+                    return NOT_BATCHED if first is None else first
                 case None if part.sent:
                     continue  # it was sent for us just now
                 case _:
-                    return None
+                    return NOT_BATCHED
     finally:
         if part in group.waiting:
             group.waiting.remove(part)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Sequence
 from itertools import islice
 from math import gcd
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from etcdsem.core.keys import Keys, Limit, Queued, slot_number
 from etcdsem.core.transactions import MAX_DEPTH, Look, Mine
@@ -32,6 +32,10 @@ never less than one waiter may want."""
 FEW = 2
 """Slots that JOIN tries when the first of them is likely free, or likely none: each costs bytes and
 time."""
+
+
+class Drop(NamedTuple):
+    """Nobody waits, as far as is known: just give it back."""
 
 
 class Gone(NamedTuple):
@@ -71,6 +75,10 @@ class Clear(NamedTuple):
 
 class ReadAll(NamedTuple):
     """The part of the queue that was read holds nothing usable, and there is more."""
+
+
+GiveBack: TypeAlias = Drop | Gone | Retire | Vacate | Pass | Ask | Clear | ReadAll
+"""The next step of a release."""
 
 
 class Blocked(NamedTuple):

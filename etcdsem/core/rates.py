@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from etcdsem.core.acquire import Order, acquire
+from etcdsem.core.acquire import AcquireRequest, acquire
 from etcdsem.core.commands import Event, Failure, Mailbox, NotApplied, Procedure, Wait, perform
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Identity, Limit, read_limit
@@ -32,7 +32,7 @@ from etcdsem.core.leases import freshen, margin
 from etcdsem.core.limits import learn_limit, wrong_kind
 from etcdsem.core.listeners import CallbackListener, WatchGroup
 from etcdsem.core.outward import public_error
-from etcdsem.core.release import release
+from etcdsem.core.release import ReleaseResult, release
 from etcdsem.core.retry import sleep
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import EtcdSemError
@@ -87,11 +87,11 @@ def lease_ttl(rate: Rate) -> int:
     return max(MIN_TTL, ttl)
 
 
-class Ask(NamedTuple):
-    """Who wants a start."""
-
-    identity: Identity
-    on_wait: Callable[[], object] | None = None
+def permit_request(
+    identity: Identity, on_wait: Callable[[], object] | None = None
+) -> AcquireRequest:
+    """Who wants a start. The TTL depends on the rate, which is read later."""
+    return AcquireRequest(MIN_TTL, MIN_TTL / 3, identity, on_wait, rate=True)
 
 
 class Started(NamedTuple):
@@ -287,7 +287,8 @@ def _give_back_in_time(purse: Purse) -> Procedure[None]:
             if grant.state != "held":
                 continue
             grant.on_lost = None
-            if not (yield from release(grant)) and grant.lost_reason:
+            released = yield from release(grant)
+            if released is not ReleaseResult.RELEASED and grant.lost_reason:
                 env.log(logging.INFO, "rate limit %s: %s", purse.semaphore.name, grant.lost_reason)
     finally:
         purse.givers -= 1
@@ -337,7 +338,7 @@ def rate_of(semaphore: SemaphoreState, limit: Limit) -> Rate:
 
 
 def start(
-    semaphore: SemaphoreState, ask: Ask, until: float, *, once: bool
+    semaphore: SemaphoreState, request: AcquireRequest, until: float, *, once: bool
 ) -> Procedure[Started | None]:
     """A start, or None if there was none until `until` (`once`: right now).
 
@@ -346,7 +347,7 @@ def start(
     tally = semaphore.tally
     tally.pending += 1
     try:
-        started = yield from _start(semaphore, ask, until, once=once)
+        started = yield from _start(semaphore, request, until, once=once)
     finally:
         tally.pending -= 1
     if started is None:
@@ -357,7 +358,7 @@ def start(
 
 
 def _start(
-    semaphore: SemaphoreState, ask: Ask, until: float, *, once: bool
+    semaphore: SemaphoreState, request: AcquireRequest, until: float, *, once: bool
 ) -> Procedure[Started | None]:
     session, purse = semaphore.session, purse_of(semaphore)
     began = session.env.now()
@@ -365,12 +366,12 @@ def _start(
     if limit is None or limit.rate is None:  # unknown; or is it still another kind?
         limit = yield from learn_limit(semaphore)
     if rate_of(semaphore, limit).block > 1:
-        return (yield from _start_of_block(purse, ask, until, began, once=once))
-    return (yield from _fetch(purse, ask, until, began, once=once))
+        return (yield from _start_of_block(purse, request, until, began, once=once))
+    return (yield from _fetch(purse, request, until, began, once=once))
 
 
 def _start_of_block(
-    purse: Purse, ask: Ask, until: float, began: float, *, once: bool
+    purse: Purse, request: AcquireRequest, until: float, began: float, *, once: bool
 ) -> Procedure[Started | None]:
     """A start of a block: who is first in the local line uses what is open, or fetches another."""
     semaphore = purse.semaphore
@@ -397,7 +398,7 @@ def _start_of_block(
             if semaphore.session.keeper.last_contact < began:
                 raise _away(semaphore, "etcd did not answer in time")
             return None
-        return (yield from _fetch(purse, ask, until, began, once=once))
+        return (yield from _fetch(purse, request, until, began, once=once))
     finally:
         purse.line.remove(box)
         purse.wake_first()
@@ -408,7 +409,7 @@ def _away(semaphore: SemaphoreState, why: str) -> BaseException:
 
 
 def _fetch(
-    purse: Purse, ask: Ask, until: float, began: float, *, once: bool
+    purse: Purse, request: AcquireRequest, until: float, began: float, *, once: bool
 ) -> Procedure[Started | None]:
     """A start of a slot that is asked for in etcd, or None if there was none."""
     semaphore = purse.semaphore
@@ -418,8 +419,8 @@ def _fetch(
         if limit is None:
             limit = yield from learn_limit(semaphore)
         ttl = lease_ttl(rate_of(semaphore, limit))
-        order = Order(ttl, ttl / 3, ask.identity, ask.on_wait, rate=True)
-        grant = yield from acquire(semaphore, order, until, once=once)
+        timed = request._replace(ttl=ttl, refresh=ttl / 3)
+        grant = yield from acquire(semaphore, timed, until, once=once)
         if grant is None:
             return None
         try:

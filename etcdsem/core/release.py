@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, NamedTuple
 
 from etcdsem.core import decisions, transactions
-from etcdsem.core.batching import Part, together
+from etcdsem.core.batching import NOT_BATCHED, Group, NotBatched, Part, together
 from etcdsem.core.commands import (
     AccessDenied,
     Failure,
@@ -22,27 +25,45 @@ from etcdsem.core.commands import (
     TxnReply,
     perform,
 )
+from etcdsem.core.decisions import (
+    Ask,
+    Clear,
+    Drop,
+    Gone,
+    Pass,
+    ReadAll,
+    Retire,
+    Vacate,
+    pass_depth,
+)
 from etcdsem.core.grants import Grant
 from etcdsem.core.leases import RPC_TIMEOUT, TtlLease
-from etcdsem.core.reconcile import look, reconcile
+from etcdsem.core.reconcile import reconcile
 from etcdsem.core.retry import alone_in_group, sender, sleep, transact
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
-from etcdsem.core.transactions import Look
+from etcdsem.core.transactions import Look, Mine
 from etcdsem.model import duration_text
 
 RELEASE_PATIENCE = 5.0
 """Seconds that etcd may be away before a release leaves the slot to the TTL."""
 
 
-def release(grant: Grant) -> Procedure[bool]:
-    """Give a slot back. True: etcd knows. False: it was lost before, or etcd can't be told now.
+class ReleaseResult(Enum):
+    """How a release has ended."""
 
-    Never raises for etcd's sake.
-    """
+    RELEASED = "released"
+    NOT_OURS = "not ours"
+    """The lease was over, or the slot had been taken away before."""
+    UNCONFIRMED = "unconfirmed"
+    """etcd cannot be told now: the slot is free when the lease's TTL is over, at the latest."""
+
+
+def release(grant: Grant) -> Procedure[ReleaseResult]:
+    """Give a slot back. Never raises because of etcd."""
     if grant.state != "held":
         grant.let_go()
-        return False
+        return ReleaseResult.NOT_OURS
     semaphore = grant.semaphore
     keeper = semaphore.session.keeper
     try:  # from here on, whatever interrupts: Ctrl-C may strike at any byte code
@@ -51,8 +72,8 @@ def release(grant: Grant) -> Procedure[bool]:
         if not grant.lease.valid(now):
             grant.count_lost(grant.lease.overrun(now) or "its lease ran out before it was released")
             keeper.settle_later(grant.lease)
-            return False
-        there = yield from _give_back(grant)
+            return ReleaseResult.NOT_OURS
+        outcome = yield from _give_back(grant)
     except Failure as failure:
         level = logging.WARNING if isinstance(failure, AccessDenied) else logging.INFO
         semaphore.session.env.log(
@@ -65,22 +86,22 @@ def release(grant: Grant) -> Procedure[bool]:
         grant.given_back()
         keeper.settle_later(grant.lease)
         raise
-    if not there and semaphore.session.closed:
-        grant.given_back()  # shutdown has revoked its lease meanwhile
-        keeper.settle_later(grant.lease)
-        return True
-    if not there:
+    if outcome is ReleaseResult.RELEASED:
+        grant.given_back()
+        for slot in grant.slots:
+            semaphore.slots.freed(slot)
+        keeper.give_back(grant.lease)
+        return outcome
+    if semaphore.session.closed:  # shutdown has revoked its lease meanwhile
+        grant.given_back()
+        outcome = ReleaseResult.RELEASED
+    else:
         grant.count_lost("its key in etcd was gone when it was released")
-        keeper.settle_later(grant.lease)
-        return False
-    grant.given_back()
-    for slot in grant.slots:
-        semaphore.slots.freed(slot)
-    keeper.give_back(grant.lease)
-    return True
+    keeper.settle_later(grant.lease)
+    return outcome
 
 
-def _release_by_revoking(grant: Grant) -> Procedure[bool]:
+def _release_by_revoking(grant: Grant) -> Procedure[ReleaseResult]:
     """Give it back by ending its lease. What cannot be done in time goes on beside the caller."""
     session, lease = grant.semaphore.session, grant.lease
     session.keeper.retire(lease)
@@ -99,8 +120,8 @@ def _release_by_revoking(grant: Grant) -> Procedure[bool]:
             error or type(error).__name__,
             duration_text(lease.ttl),
         )
-        return False
-    return True
+        return ReleaseResult.UNCONFIRMED
+    return ReleaseResult.RELEASED
 
 
 def _revoke(session: Session, lease: TtlLease) -> Procedure[None]:
@@ -127,132 +148,197 @@ def _revoke(session: Session, lease: TtlLease) -> Procedure[None]:
         pause = min(2 * pause, 1.0)
 
 
-def _give_together(semaphore: SemaphoreState, mine: transactions.Mine) -> Procedure[bool]:
-    """Give a slot back by a batch. False says nothing."""
-    if not semaphore.slots.may_share or mine.more:
-        return False
-    part: Part[transactions.Take | transactions.Mine] = Part(mine, semaphore.session.env.mailbox())
-    return (
-        yield from together(semaphore.slots.group, part, math.inf, sender(semaphore.session))
-    ) is not None
+# ---------------------------------------------------------------- one step after the other
 
 
-def _pass_together(
-    semaphore: SemaphoreState, mine: transactions.Mine
-) -> Procedure[bool | Look | None]:
-    """Hand a slot over by a batch. None says nothing, a Look that nothing was handed over."""
-    part: Part[transactions.Mine] = Part(mine, semaphore.session.env.mailbox())
-    return (yield from together(semaphore.slots.passing, part, math.inf, sender(semaphore.session)))
+class Vacated(NamedTuple):
+    """Released; and this is what others can be served from."""
+
+    seen: Look
 
 
-def _passing(semaphore: SemaphoreState, txn: Txn) -> Procedure[TxnReply]:
-    """A transaction that hands over one slot, while which others may gather."""
-    return alone_in_group(semaphore.session, semaphore.slots.passing, txn)
+class Step(NamedTuple):
+    """How one of the steps of `decisions` is taken."""
+
+    build: Callable[[SemaphoreState, Mine, Any], Txn]
+    read: Callable[[SemaphoreState, Any, TxnReply], ReleaseResult | Vacated | Look]
+    """A Look: nothing was given back, and this is why."""
+    group: Callable[[SemaphoreState], Group[Any, Any]] | None = None
+    """Others of this client may gather there meanwhile."""
 
 
-def _may_gather(step: object) -> bool:
-    """Do those who are to take this step at the same time share a transaction?"""
-    if isinstance(step, decisions.Pass):
-        return not step.priorities
-    return isinstance(step, decisions.Ask | decisions.Clear)
+# Each builder gets the semaphore's state, what is given back, and the step.
 
 
-def _to_next(
-    semaphore: SemaphoreState, mine: transactions.Mine
-) -> decisions.Ask | decisions.Pass | decisions.Vacate | decisions.Clear:
-    """How to give back a slot by what is known of the line."""
-    if semaphore.limit is None or semaphore.queue.until == 0:
-        return decisions.Ask()
-    if semaphore.queue.waiters:
-        return decisions.hand_over(mine, semaphore.limit, semaphore.queue.waiters)
-    return decisions.Clear(semaphore.queue.until)
+def _drop(semaphore: SemaphoreState, held: Mine, _step: Drop) -> Txn:
+    return transactions.drop(semaphore.keys, held)
 
 
-def _give_back(grant: Grant) -> Procedure[bool]:
-    """DROP, PASS, CLEAR, RETIRE or VACATE, whichever it takes. False: it was not ours any more."""
-    semaphore = grant.semaphore
-    session, keys, env = semaphore.session, semaphore.keys, semaphore.session.env
-    mine = grant.mine
-    step: object = None
+def _ask(semaphore: SemaphoreState, _held: Mine, _step: Ask) -> Txn:
+    return Txn((), transactions.look(semaphore.keys))
+
+
+def _ask_all(semaphore: SemaphoreState, _held: Mine, _step: ReadAll) -> Txn:
+    return Txn((), transactions.look(semaphore.keys, 0))
+
+
+def _clear(semaphore: SemaphoreState, held: Mine, step: Clear) -> Txn:
+    return transactions.clear(semaphore.keys, held, step.revision)
+
+
+def _retire(semaphore: SemaphoreState, held: Mine, _step: Retire) -> Txn:
+    return transactions.retire(semaphore.keys, held)
+
+
+def _vacate(semaphore: SemaphoreState, held: Mine, _step: Vacate) -> Txn:
+    return transactions.vacate(semaphore.keys, held)
+
+
+def _pass(semaphore: SemaphoreState, held: Mine, step: Pass) -> Txn:
+    return transactions.pass_on(
+        semaphore.keys,
+        held,
+        step.limit,
+        step.queue,
+        pass_depth(step.limit, step.queue),
+        semaphore.session.env.wall(),
+        priorities=step.priorities,
+        seen=step.seen,
+    )
+
+
+# Each reader gets the semaphore's state, the step, and the reply.
+
+
+def _look(semaphore: SemaphoreState, _step: object, reply: TxnReply) -> Look:
+    return transactions.read_look(semaphore.keys, reply, reply.revision)
+
+
+def _looked_at_all(semaphore: SemaphoreState, step: ReadAll, reply: TxnReply) -> Look:
+    seen = _look(semaphore, step, reply)
+    return seen if seen.queue else seen._replace(complete=True)
+
+
+def _empty_queue(
+    semaphore: SemaphoreState, step: Drop | Clear, reply: TxnReply
+) -> ReleaseResult | Look:
+    """DROP and CLEAR hold only while nobody waits."""
+    semaphore.queue.set_contended(not reply.succeeded)
+    return ReleaseResult.RELEASED if reply.succeeded else _look(semaphore, step, reply)
+
+
+def _retired(_semaphore: SemaphoreState, _step: Retire, reply: TxnReply) -> ReleaseResult:
+    return ReleaseResult.RELEASED if reply.succeeded else ReleaseResult.NOT_OURS
+
+
+def _vacated(semaphore: SemaphoreState, _step: Vacate, reply: TxnReply) -> ReleaseResult | Vacated:
+    seen = transactions.read_vacate(semaphore.keys, reply)
+    return ReleaseResult.NOT_OURS if seen is None else Vacated(seen)
+
+
+def _passed(semaphore: SemaphoreState, step: Pass, reply: TxnReply) -> ReleaseResult | Look:
+    tried = step.queue[: pass_depth(step.limit, step.queue)]
+    after = transactions.read_pass(semaphore.keys, reply, tried)
+    if isinstance(after, Look):
+        semaphore.queue.forget()  # those who were known have left
+        return after
+    if not step.priorities:
+        semaphore.queue.served(after.created)
+    return ReleaseResult.RELEASED
+
+
+def _sharing(semaphore: SemaphoreState) -> Group[Any, Any]:
+    return semaphore.slots.group
+
+
+def _passing(semaphore: SemaphoreState) -> Group[Any, Any]:
+    return semaphore.slots.passing
+
+
+STEPS: dict[type, Step] = {
+    Drop: Step(_drop, _empty_queue, _sharing),
+    Ask: Step(_ask, _look, _passing),
+    Clear: Step(_clear, _empty_queue, _passing),
+    Pass: Step(_pass, _passed, _passing),
+    Retire: Step(_retire, _retired),
+    Vacate: Step(_vacate, _vacated),
+    ReadAll: Step(_ask_all, _looked_at_all),
+}
+"""How each step is taken, but `Gone`, which needs none."""
+
+MOST_STEPS = 100
+"""A queue that changes faster than that is given up."""
+
+
+def _give_back(grant: Grant) -> Procedure[ReleaseResult]:
+    """Take step after step, each decided by what the one before has seen."""
+    semaphore, held = grant.semaphore, grant.mine
+    step: decisions.GiveBack = Drop()
     if grant.letter or semaphore.waiters:
-        step = _to_next(semaphore, mine) if semaphore.queue.waiters else decisions.Ask()
-    for _ in range(100):
-        if semaphore.slots.passing.busy and _may_gather(step) and not mine.more:
-            passed = yield from _pass_together(semaphore, mine)
-            if passed is True:
-                return True
-            if isinstance(passed, Look):
-                semaphore.learn(passed.limit, passed.revision)
-                semaphore.queue.saw(passed)
-                step = decisions.give_back(keys, mine, passed)
-            else:
-                step = _to_next(semaphore, mine)
-            continue
-        match step:
-            case None:
-                if (yield from _give_together(semaphore, mine)):
-                    return True
-                reply = yield from alone_in_group(
-                    session, semaphore.slots.group, transactions.drop(keys, mine)
-                )
-                semaphore.queue.set_contended(not reply.succeeded)
-                if reply.succeeded:
-                    return True
-                seen = transactions.read_look(keys, reply, reply.revision)
-            case decisions.Gone():
-                return False
-            case decisions.Retire():
-                reply = yield from transact(session, transactions.retire(keys, mine))
-                return reply.succeeded
-            case decisions.Vacate():
-                reply = yield from transact(session, transactions.vacate(keys, mine))
-                vacated = transactions.read_vacate(keys, reply)
-                if vacated is not None:
-                    yield from _after_vacate(semaphore, vacated)
-                return vacated is not None
-            case decisions.Ask():
-                reply = yield from _passing(semaphore, Txn((), transactions.look(keys)))
-                seen = transactions.read_look(keys, reply, reply.revision)
-            case decisions.Clear(revision=revision):
-                txn = transactions.clear(keys, mine, revision)
-                reply = yield from _passing(semaphore, txn)
-                semaphore.queue.set_contended(not reply.succeeded)
-                if reply.succeeded:
-                    return True
-                seen = transactions.read_look(keys, reply, reply.revision)
-            case decisions.Pass(limit=limit, queue=queue):
-                depth = decisions.pass_depth(limit, queue)
-                txn = transactions.pass_on(
-                    keys,
-                    mine,
-                    limit,
-                    queue,
-                    depth,
-                    env.wall(),
-                    priorities=step.priorities,
-                    seen=step.seen,
-                )
-                reply = yield from _passing(semaphore, txn)
-                after = transactions.read_pass(keys, reply, queue[:depth])
-                if not isinstance(after, Look):
-                    if not step.priorities:
-                        semaphore.queue.served(after.created)
-                    return True
-                semaphore.queue.forget()  # they have gone
-                seen = after
-            case decisions.ReadAll():
-                seen = yield from look(semaphore, queue=0)
-                if not seen.queue:
-                    seen = seen._replace(complete=True)
+        step = _next_step(semaphore, held) if semaphore.queue.waiters else Ask()
+    for _ in range(MOST_STEPS):
+        if isinstance(step, Gone):
+            return ReleaseResult.NOT_OURS
+        came_to = yield from _take_step(semaphore, held, step)
+        match came_to:
+            case ReleaseResult():
+                return came_to
+            case Vacated(seen):
+                yield from _serve_queue(semaphore, seen)
+                return ReleaseResult.RELEASED
+            case Look():
+                semaphore.learn(came_to.limit, came_to.revision)
+                semaphore.queue.saw(came_to)
+                step = decisions.give_back(semaphore.keys, held, came_to)
             case _:
-                raise AssertionError(f"no such step: {step}")
-        semaphore.learn(seen.limit, seen.revision)
-        semaphore.queue.saw(seen)
-        step = decisions.give_back(keys, mine, seen)
+                step = _next_step(semaphore, held)
     raise NotApplied("the queue changed faster than a slot could be handed over")
 
 
-def _after_vacate(semaphore: SemaphoreState, seen: Look) -> Procedure[None]:
+def _take_step(
+    semaphore: SemaphoreState, held: Mine, step: decisions.GiveBack
+) -> Procedure[ReleaseResult | Vacated | Look | NotBatched]:
+    """Take it in a batch with others of this client if there are any, else alone.
+
+    NOT_BATCHED: the batch did nothing for us, and what is known of the queue has changed.
+    """
+    slots = semaphore.slots
+    if slots.passing.busy and _may_gather(step) and not held.more:
+        part: Part[Mine] = Part(held, semaphore.session.env.mailbox())
+        passed = yield from together(slots.passing, part, math.inf, sender(semaphore.session))
+        return passed if isinstance(passed, Look | NotBatched) else ReleaseResult.RELEASED
+    if isinstance(step, Drop) and slots.may_share and not held.more:
+        shared: Part[transactions.Take | Mine] = Part(held, semaphore.session.env.mailbox())
+        gave = yield from together(slots.group, shared, math.inf, sender(semaphore.session))
+        if gave is not NOT_BATCHED:
+            return ReleaseResult.RELEASED
+    taking = STEPS[type(step)]
+    txn = taking.build(semaphore, held, step)
+    if taking.group is None:
+        reply = yield from transact(semaphore.session, txn)
+    else:
+        reply = yield from alone_in_group(semaphore.session, taking.group(semaphore), txn)
+    return taking.read(semaphore, step, reply)
+
+
+def _may_gather(step: decisions.GiveBack) -> bool:
+    """Do those who are to take this step at the same time share a transaction?"""
+    if isinstance(step, Pass):
+        return not step.priorities
+    return isinstance(step, Ask | Clear)
+
+
+def _next_step(semaphore: SemaphoreState, held: Mine) -> Ask | Pass | Vacate | Clear:
+    """How to give back a slot by what is known of the queue."""
+    queue = semaphore.queue
+    if semaphore.limit is None or queue.until == 0:
+        return Ask()
+    if queue.waiters:
+        return decisions.hand_over(held, semaphore.limit, queue.waiters)
+    return Clear(queue.until)
+
+
+def _serve_queue(semaphore: SemaphoreState, seen: Look) -> Procedure[None]:
     """The slots are given back; now see to those in line. If it fails, watches have told others."""
     try:
         if not seen.queue and seen.complete:

@@ -6,7 +6,7 @@
    slot in hand to the next in line, and goes on at the one that was full.
 3. After `ROUNDS` of that, so that nobody starves: one semaphore after the other in the order of
    their keys, standing in each line while it holds those before. There is no deadlock, since all
-   who wait while they hold do so in that one order.
+   who wait while they hold do so in that one request.
 4. Each slot has an etcd lease of its own, so each is released, evicted or lost by itself, and
    nobody who looks at one semaphore sees a difference.
 5. A set is complete when all its leases are valid at one moment. What is lost before that is no
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from etcdsem.core import decisions, transactions
-from etcdsem.core.acquire import Order, attempt, publish, refuse_starved, withdraw
+from etcdsem.core.acquire import AcquireRequest, attempt, publish, refuse_starved, withdraw
 from etcdsem.core.commands import AccessDenied, NotApplied, Procedure, Txn
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Limit
@@ -50,7 +50,7 @@ class Want(NamedTuple):
     """A slot of one semaphore, and how its lease shall be."""
 
     semaphore: SemaphoreState
-    order: Order
+    request: AcquireRequest
 
 
 class Full(NamedTuple):
@@ -76,9 +76,9 @@ def acquire_all(wants: Sequence[Want], until: float, *, once: bool) -> Procedure
     env = wants[0].semaphore.session.env
     began = env.now()
     hand: list[Grant] = []
-    for semaphore, order in wants:
+    for semaphore, request in wants:
         semaphore.tally.pending += 1
-        semaphore.tally.carried = order.carried
+        semaphore.tally.carried = request.carried
     try:
         try:
             full = yield from _take_all(wants, until, hand, once=once)
@@ -152,13 +152,13 @@ def _put_back(hand: list[Grant]) -> Procedure[None]:
 
 def _stand(want: Want, until: float, hand: list[Grant]) -> Procedure[bool]:
     """Wait in one line, as anybody does; False: it was full until then."""
-    semaphore, order = want
+    semaphore, request = want
 
     what = f"acquire {semaphore.name!r}"
     grant = yield from retry_attempts(
         semaphore.session,
         what,
-        lambda: attempt(semaphore, order, until, once=False),
+        lambda: attempt(semaphore, request, until, once=False),
         until,
         once=False,
         seen_full=True,
@@ -166,10 +166,10 @@ def _stand(want: Want, until: float, hand: list[Grant]) -> Procedure[bool]:
     if grant is None:
         return False
     hand.append(grant)
-    if order.max_hold is not None:
-        grant.bind(order.max_hold)
+    if request.max_hold is not None:
+        grant.bind(request.max_hold)
     # It may have been closed, and registered as a rate limit, meanwhile.
-    yield from refuse_wrong_kind(semaphore, rate=order.rate, until=until)
+    yield from refuse_wrong_kind(semaphore, rate=request.rate, until=until)
     return True
 
 
@@ -202,8 +202,8 @@ def _free_ones(
         return taken.full
     hand += taken.grants
     for want, grant in zip(wants, taken.grants, strict=True):
-        if want.order.max_hold is not None:
-            grant.bind(want.order.max_hold)
+        if want.request.max_hold is not None:
+            grant.bind(want.request.max_hold)
     return None
 
 
@@ -213,13 +213,13 @@ def _attempt(
     """One attempt with one lease for each."""
     for want in wants:
         yield from known_limit(want.semaphore)
-        yield from refuse_wrong_kind(want.semaphore, rate=want.order.rate, until=until)
+        yield from refuse_wrong_kind(want.semaphore, rate=want.request.rate, until=until)
     leases: list[TtlLease] = []
     try:
-        for _, order in wants:
-            lease = yield from take(session.keeper, order.ttl)
+        for _, request in wants:
+            lease = yield from take(session.keeper, request.ttl)
             leases.append(lease)
-            lease.refresh = min(order.refresh, lease.ttl / 2)
+            lease.refresh = min(request.refresh, lease.ttl / 2)
         taken = yield from _take_at_once(session, wants, leases, until, once=once)
     except (NotApplied, AccessDenied):
         for lease in leases:
@@ -300,7 +300,7 @@ def _choice(want: Want, seen: Look) -> _Choice | None:
     semaphore.queue.set_contended(seen.contended)
     if seen.limit is None:
         raise semaphore_closed(semaphore)
-    wrong = wrong_kind(semaphore, seen.limit, rate=want.order.rate)
+    wrong = wrong_kind(semaphore, seen.limit, rate=want.request.rate)
     if wrong is not None:
         raise wrong
     if seen.contended and (seen.queue or not seen.complete):
@@ -321,7 +321,7 @@ def _wishes(
             limit=choice.limit,
             slot=choice.slot,
             lease=lease.id,
-            identity=want.order.asking(choice.limit),
+            identity=want.request.asking(choice.limit),
             counted_at=choice.counted_at,
         )
         for want, lease, choice in zip(wants, leases, choices, strict=True)

@@ -327,9 +327,9 @@ class RateRun:
         patience = 0.0 if once else rng.choice(faults.patience)
         if 0.0 < patience < math.inf:
             patience *= rng.random()
-        ask = rates.Ask(Identity.of(client.id, None, {}))
+        request = rates.permit_request(Identity.of(client.id, None, {}))
         try:
-            started = yield from rates.start(station, ask, client.now() + patience, once=once)
+            started = yield from rates.start(station, request, client.now() + patience, once=once)
         except (EtcdUnavailable, EtcdRefused, NoSpace, NotApplied, OutcomeUnknown) as error:
             world.counters[f"start raises {type(error).__name__}"] += 1
             if not faults.kinds and client.fine:

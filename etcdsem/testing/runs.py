@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from etcdsem.core import several
-from etcdsem.core.acquire import Order, acquire
+from etcdsem.core.acquire import AcquireRequest, acquire
 from etcdsem.core.commands import NoSpace, NotApplied, OutcomeUnknown, Procedure, Wait, perform
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import ORDINARY, Identity, Wants
-from etcdsem.core.release import release
+from etcdsem.core.release import ReleaseResult, release
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import (
     EtcdRefused,
@@ -153,7 +153,9 @@ class Run:
         if max_hold is not None and rng.random() < 0.5:
             max_hold = None
         identity = Identity.of(client.id, None, {}, max_hold=max_hold)
-        order = Order(options.ttl, options.refresh, identity, wants=wants, max_hold=max_hold)
+        request = AcquireRequest(
+            options.ttl, options.refresh, identity, wants=wants, max_hold=max_hold
+        )
         once = rng.random() < options.tries
         patience = 0.0 if once else rng.choice(options.patience)
         if 0.0 < patience < math.inf:
@@ -163,7 +165,7 @@ class Run:
         named = ", ".join(station.name for station in stations)
         checkers = [self.checkers[station.name] for station in stations]
         try:
-            taken = yield from self._taking(stations, order, began + patience, once=once)
+            taken = yield from self._taking(stations, request, began + patience, once=once)
         except SemaphoreClosed as closed:
             world.counters["told that it is closed"] += 1
             # Of several the message says which.
@@ -215,14 +217,14 @@ class Run:
         )
 
     def _taking(
-        self, stations: list[SemaphoreState], order: Order, until: float, *, once: bool
+        self, stations: list[SemaphoreState], request: AcquireRequest, until: float, *, once: bool
     ) -> Procedure[several.Taken]:
         if len(stations) > 1:
-            wants = [several.Want(station, order) for station in stations]
+            wants = [several.Want(station, request) for station in stations]
             return (yield from several.acquire_all(wants, until, once=once))
-        grant = yield from acquire(stations[0], order, until, once=once)
+        grant = yield from acquire(stations[0], request, until, once=once)
         if grant is None:
-            return several.Taken([], several.Full(several.Want(stations[0], order)))
+            return several.Taken([], several.Full(several.Want(stations[0], request)))
         return several.Taken([grant])
 
     def _work(
@@ -255,7 +257,7 @@ class Run:
 
     def _give_back(self, client: SimClient, grants: list[Grant]) -> Procedure[None]:
         try:
-            done = yield from release(grants[0])
+            done = (yield from release(grants[0])) is ReleaseResult.RELEASED
             client.trace("release", _show(grants[0]), "gives", done)
         finally:  # an interruption of one does not keep the others
             if len(grants) > 1:

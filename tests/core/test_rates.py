@@ -27,8 +27,8 @@ def slots(etcd: Memory) -> set[str]:
 def fetched(client: MemoryClient, period: float = 10.0) -> Grant:
     """A slot that was granted for a start."""
     ttl = rates.lease_ttl(Rate(1, period, 1))
-    order = acquire.Order(ttl, ttl / 3, Identity.of(client.id, None, {}), rate=True)
-    grant = client.engine.run(acquire.acquire(client.station("api"), order, math.inf, once=True))
+    request = acquire.AcquireRequest(ttl, ttl / 3, Identity.of(client.id, None, {}), rate=True)
+    grant = client.engine.run(acquire.acquire(client.station("api"), request, math.inf, once=True))
     assert grant is not None
     return grant
 

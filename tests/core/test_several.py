@@ -76,7 +76,9 @@ def test_an_answer_after_the_deadline_of_one_lease_grants_nothing(etcd: Memory, 
     for number, sem in enumerate(pair):
         station = client.station(sem.name)
         limit = engine.run(limits.known_limit(station))
-        wants.append(several.Want(station, acquire.Order(30, 10.0, Identity(session.client, b""))))
+        wants.append(
+            several.Want(station, acquire.AcquireRequest(30, 10.0, Identity(session.client, b"")))
+        )
         choices.append(several._Choice(limit, 0))
         leases.append(TtlLease(number + 1, 30, 30.0, engine.now()))
     leases[stale].deadline = engine.now()

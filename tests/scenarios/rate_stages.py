@@ -384,8 +384,8 @@ class SimRates(_Judged):
                 attempt.started(asked, start, self.world.now)
 
         station = one.session.semaphore(PREFIX, "scenario")
-        ask = rates.Ask(Identity.of(one.id, None, {}))
-        one.start(rates.start(station, ask, until, once=timeout == 0), "worker", ended)
+        request = rates.permit_request(Identity.of(one.id, None, {}))
+        one.start(rates.start(station, request, until, once=timeout == 0), "worker", ended)
         if timeout is None:
             self.until(lambda: attempt.outcome.done() or self.waiting() > before)
         return attempt

@@ -306,9 +306,9 @@ class SimStage:
     ) -> SimAttempt:
         one, attempt, before = self.clients[client], SimAttempt(), self.waiting()
         until = math.inf if timeout is None else one.now() + timeout
-        order = acquire.Order(10, 3.0, Identity.of(one.id, None, {}), wants=wants)
+        request = acquire.AcquireRequest(10, 3.0, Identity.of(one.id, None, {}), wants=wants)
         station = one.session.semaphore(PREFIX, "scenario")
-        procedure = acquire.acquire(station, order, until, once=timeout == 0)
+        procedure = acquire.acquire(station, request, until, once=timeout == 0)
         attempt.process = one.start(procedure, "worker", attempt.ended)
         if timeout is None:
             self._until(lambda: attempt.done or self.waiting() > before)
@@ -344,7 +344,11 @@ class SimStage:
         env = grant.semaphore.session.env
         assert isinstance(env, SimClient)
         done: list[bool] = []
-        env.start(release.release(grant), "release", lambda value, _: done.append(value))
+        env.start(
+            release.release(grant),
+            "release",
+            lambda value, _: done.append(value is release.ReleaseResult.RELEASED),
+        )
         self._until(lambda: done)
         return done[0]
 

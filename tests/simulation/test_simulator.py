@@ -187,8 +187,8 @@ def acquiring(world: World | None = None, until: float = math.inf) -> Told:
         elif grant is not None:
             told.grants.append(grant)
 
-    order = acquire.Order(10, 3.0, Identity.of(client.id, None, {}))
-    client.start(acquire.acquire(station, order, until, once=False), "worker", done)
+    request = acquire.AcquireRequest(10, 3.0, Identity.of(client.id, None, {}))
+    client.start(acquire.acquire(station, request, until, once=False), "worker", done)
     return told
 
 

@@ -82,10 +82,10 @@ class SemaphoreMachine(RuleBasedStateMachine):
         self.pass_time(then)
 
     def _acquire(self, client: SimClient, patience: float) -> Procedure[None]:
-        order = acquire.Order(TTL, TTL / 3, Identity.of(client.id, None, {}))
+        request = acquire.AcquireRequest(TTL, TTL / 3, Identity.of(client.id, None, {}))
         station = client.session.semaphore(PREFIX, NAME)
         until = client.now() + patience
-        grant = yield from acquire.acquire(station, order, until, once=patience == 0.0)
+        grant = yield from acquire.acquire(station, request, until, once=patience == 0.0)
         if grant is not None:
             self.checker.acquired(client, grant)
             self.held.append((client, grant))
