@@ -18,7 +18,7 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from etcdsem.core import decisions, operating, retry, several, station, transactions
+from etcdsem.core import decisions, operating, retry, several, transactions
 from etcdsem.core.commands import (
     Compare,
     KeyValue,
@@ -32,9 +32,10 @@ from etcdsem.core.commands import (
 )
 from etcdsem.core.keys import Keys, Limit, Queued, read_limit
 from etcdsem.core.leases import Keeper, TtlLease, margin
-from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
-from etcdsem.core.transactions import Mine, Wish
+from etcdsem.core.transactions import Mine, Wish, conditions, give
+from etcdsem.core.waiters import Waiters
+from etcdsem.core.watches import Watches
 from etcdsem.testing import checks
 from etcdsem.testing.faults import PASSING, SEVERAL
 from etcdsem.testing.runs import run_seed
@@ -65,6 +66,14 @@ FIRST = {
 Patch = pytest.MonkeyPatch
 
 
+def everywhere(patch: Patch, function: Callable[..., Any], by: Callable[..., Any]) -> None:
+    """Replace a function in each module that has imported it."""
+    name = function.__name__
+    for module in list(sys.modules.values()):
+        if getattr(module, name, None) is function:
+            patch.setattr(module, name, by)
+
+
 def chosen_before(patch: Patch) -> None:
     """`release` chooses the lease first, and begins to give it back in another step."""
 
@@ -88,9 +97,7 @@ def repeat_on_unavailable(patch: Patch) -> None:
                 continue
         return (yield from perform(Transact(txn, 2.0)))
 
-    for module in list(sys.modules.values()):
-        if getattr(module, "transact", None) is retry.transact:
-            patch.setattr(module, "transact", transact)
+    everywhere(patch, retry.transact, transact)
 
 
 def no_revoke_barrier(patch: Patch) -> None:
@@ -130,7 +137,7 @@ def presence_instead_of_create_revision(patch: Patch) -> None:
     def waits(keys: Keys, waiter: Queued) -> Compare:
         return Compare(keys.waiter(waiter.who), "create", ">", 0)
 
-    patch.setattr(transactions, "_waits", waits)
+    everywhere(patch, conditions.still_waits, waits)
 
 
 def no_watch_on_deletes(patch: Patch) -> None:
@@ -166,25 +173,25 @@ def no_count_guard_with_surplus(patch: Patch) -> None:
 def no_surplus_guard(patch: Patch) -> None:
     """JOIN and PASS don't ask whether somebody holds above the limit."""
     always = Compare(b"/nothing", "create", "=", 0)
-    patch.setattr(transactions, "_no_surplus", lambda keys, limit: always)
+    everywhere(patch, conditions.no_surplus, lambda keys, limit: always)
 
 
 def stale_limit(patch: Patch) -> None:
     """Nothing asks whether the limit is still the one that was read."""
     always = Compare(b"/nothing", "create", "=", 0)
-    patch.setattr(transactions, "_limit_is", lambda keys, limit: always)
+    everywhere(patch, conditions.limit_is, lambda keys, limit: always)
 
 
 def overtaking(patch: Patch) -> None:
     """JOIN takes a free slot although others stand in line."""
     always = Compare(b"/nothing", "create", "=", 0)
-    patch.setattr(transactions, "_uncontended", lambda keys: always)
+    everywhere(patch, conditions.uncontended, lambda keys: always)
 
 
 def mark_cleared_over_the_waiting(patch: Patch) -> None:
     """Who clears the mark, or gives back what nobody is known to want, asks for no newcomers."""
     always = Compare(b"/nothing", "create", "=", 0)
-    patch.setattr(transactions, "_none_waits_since", lambda keys, revision: always)
+    everywhere(patch, conditions.none_waits_since, lambda keys, revision: always)
 
 
 def several_pass_to_any(patch: Patch) -> None:
@@ -196,7 +203,7 @@ def several_pass_to_any(patch: Patch) -> None:
     ) -> Txn:
         return right(keys, limit, mines, line[::-1], *rest)
 
-    patch.setattr(station, "pass_all", pass_all)
+    everywhere(patch, transactions.pass_all, pass_all)
 
 
 def several_in_any_order(patch: Patch) -> None:
@@ -219,7 +226,7 @@ def several_take_what_is_free(patch: Patch) -> None:
         parts = [right([wish], wall) for wish in wishes]
         return Txn((), tuple(Txn(part.compare, part.success) for part in parts))
 
-    patch.setattr(transactions, "take_all", take_all)
+    everywhere(patch, transactions.take_all, take_all)
 
 
 def grant_with_a_dead_lease(patch: Patch) -> None:
@@ -244,28 +251,28 @@ def passing_a_heavy_head(patch: Patch) -> None:
 
 def part_of_a_weight(patch: Patch) -> None:
     """FILL gives what there is to who wants more."""
-    right = transactions._give
+    right = give.give_to
 
-    def give(keys: Keys, slots: Sequence[int], *rest: Any) -> Any:
+    def first(keys: Keys, slots: Sequence[int], *rest: Any) -> Any:
         return right(keys, slots[:1], *rest)
 
-    patch.setattr(transactions, "_give", give)
+    everywhere(patch, give.give_to, first)
 
 
 def no_watch_on_the_head(patch: Patch) -> None:
     """Nobody hears that one who wanted more than was free has left the line."""
-    patch.setattr(SemaphoreState, "block", lambda station, head, at: None)
+    patch.setattr(Watches, "watch_blocker", lambda watches, head, at: None)
 
 
 def no_priorities_guard(patch: Patch) -> None:
     """PASS and FILL don't ask whether somebody with a priority has come."""
     always = Compare(b"/nothing", "create", "=", 0)
-    patch.setattr(transactions, "_priorities_are", lambda keys, revision: always)
+    everywhere(patch, conditions.priorities_are, lambda keys, revision: always)
 
 
 def below_zero_is_like_any(patch: Patch) -> None:
     """Who has a priority below 0 is served as the line was read, whoever has come since."""
-    patch.setattr(transactions, "_may_be_next", lambda keys, waiter, seen: ())
+    everywhere(patch, conditions.may_be_next, lambda keys, waiter, seen: ())
 
 
 def eager_ones_pass_who_has_left(patch: Patch) -> None:
@@ -275,7 +282,7 @@ def eager_ones_pass_who_has_left(patch: Patch) -> None:
     def fill(*args: Any, passed: Queued | None = None, **how: Any) -> Txn:
         return right(*args, passed=None, **how)
 
-    patch.setattr(transactions, "fill", fill)
+    everywhere(patch, transactions.fill, fill)
 
 
 def pause_is_not_heeded(patch: Patch) -> None:
@@ -335,8 +342,7 @@ def holders_stand_in_line(patch: Patch) -> None:
     """Who hands over takes the line as it was learned, though it may name the one who hands over:
     a letter would be put and deleted at once.
     """
-    for module in (decisions, station):
-        patch.setattr(module, "without_holders", lambda line, mines: line)
+    everywhere(patch, decisions.without_holders, lambda line, mines: line)
 
 
 BUGS: list[tuple[Callable[[Patch], None], str]] = [
@@ -405,7 +411,7 @@ def test_who_waits_out_of_line_is_found(monkeypatch: Patch) -> None:
     few = replace(few, hold=1.0, idle=1.0, fault_time=2.0, calm_time=200.0)
     seeds = [replace(few, seed=seed) for seed in range(5)]
     assert [run_seed(one.seed, options=one).error for one in seeds] == [None] * len(seeds)
-    monkeypatch.setattr(SemaphoreState, "misses", lambda station, seen: False)
+    monkeypatch.setattr(Waiters, "misses", lambda waiters, seen: False)
     errors = [str(run_seed(one.seed, options=one).error) for one in seeds]
     assert any("waits out of line, and there is room" in error for error in errors), errors
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from etcdsem.core import acquire, inspection, release, station, wait
+from etcdsem.core import acquire, inspection, release, wait, watches
 from etcdsem.core.commands import Procedure, RangeReply, TxnReply
 from etcdsem.core.grants import Grant
 from etcdsem.core.holding import verify
@@ -257,7 +257,7 @@ def test_who_leaves_the_line_is_told_that_it_was_evicted() -> None:
 def test_a_program_that_knows_no_eviction_joins_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """An older one ignores the letter, notices that its key is gone, and is served in the end."""
     monkeypatch.setattr(wait, "read_eviction", lambda value: None)
-    monkeypatch.setattr(station, "addressee", lambda keys, letter: 0)
+    monkeypatch.setattr(watches, "addressee", lambda keys, letter: 0)
     line = in_line()
     former = line.key
     line.evict()

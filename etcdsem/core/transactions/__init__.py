@@ -1,0 +1,138 @@
+"""The protocol's transactions, and how their answers are read.
+
+    JOIN / TRY  take a free slot, or stand in line (TRY: or not at all)
+    DROP        give a slot back; nobody waits
+    PASS        give it to the first of the known waiters who still waits; or several to several
+    CLEAR       give it back; somebody waited, but the queue is empty
+    RETIRE      give back a slot above the limit; nobody gets it
+    VACATE      give back what does not fit the first in line; a FILL follows
+    ALL         take a slot of each of several semaphores, or none
+    FILL        give free slots to the first in line, for whoever should have done it
+    LEAVE       leave the line; UNCONTEND when that emptied it
+    EVICT       end one lease, by hand
+    REGISTER, RESIZE, PAUSE, RESUME, CLOSE
+
+1. Each is right whenever it lands, however late: its conditions are checked then.
+2. Never more than the limit: a slot changes from free to held only where the limit's revision is
+   the one known, the slot is free and below the limit, and no slot above the limit is held; or
+   (FILL with surplus) where the slots counted at a revision are fewer than the limit, and none
+   has been created since.
+3. Exact FIFO: a slot goes to a waiter only if the waiter's *create revision* is the one known.
+   Mere presence would serve one who left and came back in the place of its former stay.
+   With priorities in use, the order is by them first: then a grant holds only while nobody with a
+   priority has come since the line was read (the mark `priorities` is put by each), and one to a
+   priority below 0 only while nobody at all has.
+   A lease of weight k is k slots that are taken, granted and given back together, in one
+   transaction: they have the same token, and belong to the same etcd lease.
+4. A held slot's key is never rewritten: its mod revision is the fencing token. A letter is put in
+   the same transaction, so its mod revision is the same number.
+5. Comparisons over a range that may be empty: etcd compares one absent key, all numbers 0.
+6. Every operation that decides is a write, or a linearizable read: etcd answers a transaction
+   without operations from local, perhaps stale, state.
+"""
+
+from __future__ import annotations
+
+from etcdsem.core.transactions.admin import (
+    change_limit,
+    close,
+    evict_slot,
+    evict_waiter,
+    evicted,
+    register,
+    snapshot,
+)
+from etcdsem.core.transactions.batch import (
+    Gave,
+    Passed,
+    Take,
+    batch,
+    pass_all,
+    read_batch,
+    read_pass_all,
+)
+from etcdsem.core.transactions.conditions import (
+    COUNT_BY_NAME,
+    MAX_DEPTH,
+    MAX_LISTED,
+    QUEUE_READ,
+    Full,
+    Held,
+    Look,
+    Mine,
+    Waiting,
+    as_range,
+    look,
+    read_look,
+)
+from etcdsem.core.transactions.fill import fill, uncontend
+from etcdsem.core.transactions.give import (
+    clear,
+    drop,
+    end_priorities,
+    pass_on,
+    read_pass,
+    read_vacate,
+    retire,
+    vacate,
+)
+from etcdsem.core.transactions.join import (
+    Recheck,
+    join,
+    leave,
+    read_join,
+    read_leave,
+    read_recheck,
+    recheck,
+)
+from etcdsem.core.transactions.multi import Wish, look_at_all, read_all_looks, take_all
+
+__all__ = [
+    "COUNT_BY_NAME",
+    "MAX_DEPTH",
+    "MAX_LISTED",
+    "QUEUE_READ",
+    "Full",
+    "Gave",
+    "Held",
+    "Look",
+    "Mine",
+    "Passed",
+    "Recheck",
+    "Take",
+    "Waiting",
+    "Wish",
+    "as_range",
+    "batch",
+    "change_limit",
+    "clear",
+    "close",
+    "drop",
+    "end_priorities",
+    "evict_slot",
+    "evict_waiter",
+    "evicted",
+    "fill",
+    "join",
+    "leave",
+    "look",
+    "look_at_all",
+    "pass_all",
+    "pass_on",
+    "read_all_looks",
+    "read_batch",
+    "read_join",
+    "read_leave",
+    "read_look",
+    "read_pass",
+    "read_pass_all",
+    "read_recheck",
+    "read_vacate",
+    "recheck",
+    "register",
+    "retire",
+    "snapshot",
+    "take_all",
+    "uncontend",
+    "vacate",
+]

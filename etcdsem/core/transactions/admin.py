@@ -1,0 +1,98 @@
+"""REGISTER, CLOSE, EVICT, and changes of the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from etcdsem.core.commands import (
+    Compare,
+    Delete,
+    Put,
+    Range,
+    Txn,
+    TxnReply,
+)
+from etcdsem.core.keys import (
+    Keys,
+)
+from etcdsem.core.transactions.conditions import as_range, is_known, slot_is_mine
+
+
+def register(keys: Keys, text: bytes) -> Txn:
+    """REGISTER: success means that it is new; else the registered limit."""
+    return Txn(
+        (Compare(keys.max_leases, "create", "=", 0),),
+        (Put(keys.max_leases, text),),
+        (Range(keys.max_leases),),
+    )
+
+
+def change_limit(keys: Keys, revision: int, value: bytes) -> Txn:
+    """RESIZE, PAUSE, RESUME: write ``max_leases`` anew if it is what it was at this mod revision.
+
+    Failure brings it as it is. So one that lands late changes nothing that came after it was sent.
+    """
+    return Txn(
+        (Compare(keys.max_leases, "mod", "=", revision),),
+        (Put(keys.max_leases, value),),
+        (Range(keys.max_leases),),
+    )
+
+
+def snapshot(keys: Keys) -> Txn:
+    """Everything people may want to see, at one revision."""
+    return Txn(
+        (),
+        (
+            Range(keys.max_leases),
+            Range(keys.leases, keys.leases[:-1] + b"0"),
+            Range(keys.waiters, keys.waiters_end, oldest_first=True),
+        ),
+    )
+
+
+def close(keys: Keys, *, force: bool) -> Txn:
+    """CLOSE: delete all keys; without `force` only if nobody holds or waits.
+
+    Both branches bring the holders' and the waiters' keys.
+    """
+    reads = (
+        Range(keys.leases, keys.leases_end),
+        Range(keys.waiters, keys.waiters_end, oldest_first=True),
+    )
+    unused = (
+        Compare(keys.leases, "create", "=", 0, end=keys.leases_end),
+        Compare(keys.waiters, "create", "=", 0, end=keys.waiters_end),
+    )
+    return Txn(
+        (is_known(keys), *(() if force else unused)),
+        (*reads, Delete(keys.base, keys.base_end)),
+        (*reads, Range(keys.max_leases, count_only=True)),
+    )
+
+
+def evict_slot(keys: Keys, slots: Sequence[int], token: int, who: bytes | None) -> Txn:
+    """EVICT exactly this holder: its keys go, so nobody else can lose a slot by it."""
+    letter = (Delete(keys.letter(who)),) if who else ()
+    mine = tuple(slot_is_mine(keys, slot, token) for slot in slots)
+    return Txn(mine, (*(Delete(keys.slot(slot)) for slot in slots), *letter))
+
+
+def evict_waiter(keys: Keys, who: bytes, created: int, letter: bytes, lease: int) -> Txn:
+    """EVICT exactly this waiter. A letter tells it why, and so that it must not join again.
+
+    Not attached to the waiter's own lease: clients that know no such letter would take it for a
+    slot's, and wait for ever. They ignore what has another lease, and join again. Failure brings
+    the letter that is there: this one, if it was sent twice.
+    """
+    key = keys.waiter(who)
+    return Txn(
+        (Compare(key, "create", "=", created),),
+        (Delete(key), Put(keys.letter(who), letter, lease)),
+        (Range(keys.letter(who)),),
+    )
+
+
+def evicted(reply: TxnReply, lease: int) -> bool:
+    """Was the waiter evicted, by this transaction or its first arrival?"""
+    return reply.succeeded or any(kv.lease == lease for kv in as_range(reply.replies[0]).kvs)

@@ -1,0 +1,78 @@
+"""FILL and UNCONTEND: what reconciling does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from etcdsem.core.commands import (
+    Delete,
+    Operation,
+    Txn,
+)
+from etcdsem.core.keys import (
+    Keys,
+    Queued,
+    write_list,
+)
+from etcdsem.core.transactions.conditions import (
+    MAX_LISTED,
+    Look,
+    limit_is,
+    look,
+    may_be_next,
+    no_surplus,
+    none_held_since,
+    none_waits_since,
+    priorities_are,
+    slot_is_free,
+    still_waits,
+)
+from etcdsem.core.transactions.give import give_to, unmark
+
+
+def fill(
+    keys: Keys,
+    seen: Look,
+    pairs: Sequence[tuple[Sequence[int], Queued]],
+    behind: Sequence[Queued],
+    wall: float,
+    *,
+    surplus: bool,
+    last: bool,
+    passed: Queued | None = None,
+) -> Txn:
+    """FILL free slots for the first in line: all of `pairs`, or nothing. Failure brings a Look.
+
+    `passed`: who wants more than there is, and is passed by those of `pairs` who are eager.
+
+    `last`: nobody stood behind them, so the mark goes too, unless somebody has come since.
+    """
+    if seen.limit is None:
+        raise AssertionError("there is nothing to fill in a semaphore without a limit")
+    if surplus and len(pairs) > 1:
+        raise AssertionError("the count says that there is room for one; it is not known for more")
+    guard = none_held_since(keys, seen.revision) if surplus else no_surplus(keys, seen.limit)
+    conditions = [limit_is(keys, seen.limit), guard, priorities_are(keys, seen.priorities)]
+    if passed is not None:
+        conditions.append(still_waits(keys, passed))
+    conditions += may_be_next(keys, min((w for _, w in pairs), key=_priority), seen.revision)
+    lines = [] if seen.priorities else write_list(behind[:MAX_LISTED])
+    gives: list[Operation] = []
+    for slots, waiter in pairs:
+        conditions += (*(slot_is_free(keys, slot) for slot in slots), still_waits(keys, waiter))
+        gives += give_to(keys, slots, waiter, lines, wall)
+    if last:
+        gives.append(uncontend(keys, seen.revision))
+    else:
+        gives += unmark(keys, seen.priorities, behind)
+    return Txn(tuple(conditions), tuple(gives), look(keys))
+
+
+def uncontend(keys: Keys, revision: int) -> Txn:
+    """Take the mark away: nobody waited at `revision`, nor came since."""
+    marks = (Delete(keys.contended), Delete(keys.priorities))
+    return Txn((none_waits_since(keys, revision),), marks)
+
+
+def _priority(waiter: Queued) -> int:
+    return waiter.wants.priority

@@ -1,0 +1,166 @@
+"""DROP, PASS, CLEAR, RETIRE, VACATE: how a slot is given back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from etcdsem.core.commands import (
+    Delete,
+    Operation,
+    Put,
+    RangeReply,
+    Txn,
+    TxnReply,
+)
+from etcdsem.core.keys import (
+    Keys,
+    Limit,
+    Queued,
+    record,
+    write_letter,
+    write_list,
+)
+from etcdsem.core.transactions.conditions import (
+    HERE,
+    MAX_LISTED,
+    Look,
+    Mine,
+    all_are_mine,
+    as_txn,
+    limit_is,
+    look,
+    may_be_next,
+    no_surplus,
+    none_waits_since,
+    priorities_are,
+    read_look,
+    slot_is_mine,
+    still_waits,
+    uncontended,
+)
+
+
+def delete_mine(keys: Keys, mine: Mine) -> tuple[Operation, ...]:
+    """Give back all slots of a lease, and the message that came with it."""
+    slots = tuple(Delete(keys.slot(slot)) for slot in mine.slots)
+    return (*slots, Delete(keys.letter(mine.who))) if mine.letter else slots
+
+
+def drop(keys: Keys, mine: Mine) -> Txn:
+    """DROP: success means given back; else a Look."""
+    return Txn(
+        (*all_are_mine(keys, mine), uncontended(keys)),
+        delete_mine(keys, mine),
+        look(keys),
+    )
+
+
+def pass_on(
+    keys: Keys,
+    mine: Mine,
+    limit: Limit,
+    queue: Sequence[Queued],
+    depth: int,
+    wall: float,
+    *,
+    priorities: int = 0,
+    seen: int = 0,
+) -> Txn:
+    """PASS to the first of `queue` that still waits, trying `depth` of them.
+
+    With `priorities`, the mark's revision, `queue` is all of the line as it was `seen` at a
+    revision. Who comes next is told to nobody then: it may be another by that time.
+
+    Success with the innermost else, and failure, bring a Look: see `read_pass`.
+    """
+    if mine.more or any(waiter.weight > 1 for waiter in queue[:depth]):
+        raise AssertionError("PASS hands one slot to one who wants one")
+    branch: tuple[Operation, ...] = look(keys)
+    forget = (Delete(keys.letter(mine.who)),) if mine.letter else ()
+    lines = write_list(queue[:MAX_LISTED])
+    for place in range(min(depth, len(queue)) - 1, -1, -1):
+        waiter = queue[place]
+        behind = queue[place + 1 :]
+        give = (
+            *give_to(keys, (mine.slot,), waiter, () if priorities else lines[place + 1 :], wall),
+            *forget,
+            *unmark(keys, priorities, behind),
+        )
+        branch = (Txn((still_waits(keys, waiter), *may_be_next(keys, waiter, seen)), give, branch),)
+    return Txn(
+        (
+            slot_is_mine(keys, mine.slot, mine.token),
+            limit_is(keys, limit),
+            no_surplus(keys, limit),
+            priorities_are(keys, priorities),
+        ),
+        branch,
+        look(keys),
+    )
+
+
+def unmark(keys: Keys, priorities: int, behind: Sequence[Queued]) -> tuple[Operation, ...]:
+    """The end of the mark of priorities, if nobody with one is left."""
+    return (Delete(keys.priorities),) if end_priorities(priorities, behind) else ()
+
+
+def end_priorities(priorities: int, behind: Sequence[Queued]) -> bool:
+    """Is nobody with a priority left in line behind those who are served now?"""
+    return priorities > 0 and not any(queued.wants.priority for queued in behind)
+
+
+def give_to(
+    keys: Keys, slots: Sequence[int], waiter: Queued, behind: Sequence[bytes], wall: float
+) -> tuple[Operation, ...]:
+    """Slots and a message for a waiter, who leaves the queue."""
+    holding = record(waiter.client, waiter.extras, waiter.lease, "acquired", wall)
+    return (
+        *(Put(keys.slot(slot), holding, waiter.lease) for slot in slots),
+        Delete(keys.waiter(waiter.who)),
+        Put(keys.letter(waiter.who), write_letter(slots, behind), waiter.lease),
+    )
+
+
+def read_pass(keys: Keys, reply: TxnReply, tried: Sequence[Queued]) -> Queued | Look:
+    """Who got it, of those who were tried; else what the releaser must look at."""
+    inner = reply
+    if reply.succeeded:
+        for waiter in tried:
+            inner = as_txn(inner.replies[0])
+            if inner.succeeded:
+                return waiter
+    return read_look(keys, inner, reply.revision)
+
+
+def clear(keys: Keys, mine: Mine, revision: int) -> Txn:
+    """CLEAR: nobody waited at `revision`, nor came since. Failure brings a Look."""
+    return Txn(
+        (*all_are_mine(keys, mine), none_waits_since(keys, revision)),
+        (*delete_mine(keys, mine), Delete(keys.contended), Delete(keys.priorities)),
+        look(keys),
+    )
+
+
+def retire(keys: Keys, mine: Mine) -> Txn:
+    """RETIRE: give the slot to nobody."""
+    return Txn(all_are_mine(keys, mine), delete_mine(keys, mine))
+
+
+def vacate(keys: Keys, mine: Mine) -> Txn:
+    """VACATE: what is given back is not what the first in line wants. Success brings a Look, after
+    which the releaser does a FILL; the watches on deletes see to it if it dies before.
+
+    The mark is put again: that tells observers that the slot was given back, and not lost.
+    """
+    return Txn(
+        all_are_mine(keys, mine),
+        (*delete_mine(keys, mine), Put(keys.contended, HERE), *look(keys)),
+    )
+
+
+def read_vacate(keys: Keys, reply: TxnReply) -> Look | None:
+    """What there is to FILL; None if the slots were not ours any more."""
+    if not reply.succeeded:
+        return None
+    reads = tuple(one for one in reply.replies if isinstance(one, RangeReply))
+    return read_look(keys, reply._replace(replies=reads), reply.revision)

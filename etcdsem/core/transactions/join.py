@@ -1,0 +1,201 @@
+"""JOIN, TRY and LEAVE, and what waiters read again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from etcdsem.core.commands import (
+    Compare,
+    Delete,
+    KeyValue,
+    Operation,
+    Put,
+    Range,
+    RangeReply,
+    Txn,
+    TxnReply,
+)
+from etcdsem.core.keys import (
+    ORDINARY,
+    Identity,
+    Keys,
+    Limit,
+    Wants,
+    read_limit,
+    record,
+    slot_number,
+)
+from etcdsem.core.transactions.conditions import (
+    COUNT_BY_NAME,
+    HERE,
+    Full,
+    Held,
+    Waiting,
+    as_range,
+    as_txn,
+    is_known,
+    limit_is,
+    no_surplus,
+    none_held_since,
+    slot_is_free,
+    uncontended,
+)
+
+
+def join(
+    keys: Keys,
+    limit: Limit,
+    slots: Sequence[int],
+    lease: int,
+    who: bytes,
+    identity: Identity,
+    wall: float,
+    *,
+    stand_in_line: bool,
+    counted_at: int = 0,
+    wants: Wants = ORDINARY,
+) -> Txn:
+    """JOIN, or without `stand_in_line` TRY. It takes the first of `slots` that is free; with a
+    weight above 1 all of them, which are so many, or none.
+
+    `counted_at`: the held slots were counted at this revision and are fewer than the limit. Then
+    that none was created since stands in for "nobody above the limit" (junk may sort there).
+    """
+    if any(slot >= limit.room for slot in slots):
+        raise AssertionError(f"slots {slots} were not chosen by the limit {limit}")
+    tail: tuple[Operation, ...] = (
+        Range(keys.max_leases),
+        _count(keys, limit.room <= COUNT_BY_NAME),
+    )
+    if stand_in_line:
+        waiting = record(identity.client, identity.extras, lease, "since", wall)
+        tail = (
+            Put(keys.waiter(who), waiting, lease),
+            Put(keys.contended, HERE),
+            *tail,
+        )
+        if wants.priority:
+            tail = (*tail, Put(keys.priorities, HERE))
+    else:
+        tail = (*tail, Range(keys.contended, count_only=True))
+    branch = tail
+    if wants.weight > 1 and len(slots) not in (0, wants.weight):
+        raise AssertionError(f"{len(slots)} slots for a lease of weight {wants.weight}")
+    if slots:
+        holding = record(identity.client, identity.extras, lease, "acquired", wall)
+    if slots and wants.weight > 1:
+        free = tuple(slot_is_free(keys, slot) for slot in slots)
+        branch = (Txn(free, tuple(Put(keys.slot(s), holding, lease) for s in slots), tail),)
+    elif slots:
+        for slot in reversed(slots):
+            put = (Put(keys.slot(slot), holding, lease),)
+            branch = (Txn((slot_is_free(keys, slot),), put, branch),)
+    guard = none_held_since(keys, counted_at) if counted_at else no_surplus(keys, limit)
+    # Deletes a key that nobody has. Before 3.4.42 and 3.5.28 etcd does not check a role's rights
+    # within nested transactions (CVE-2026-33343): who may only read is refused by this one.
+    rights = Delete(keys.rights)
+    return Txn(
+        compare=(limit_is(keys, limit), guard, uncontended(keys)),
+        success=(*branch, rights),
+        failure=(Txn((is_known(keys),), tail), rights),
+    )
+
+
+@lru_cache(1024)
+def _count(keys: Keys, few: bool) -> Range:
+    """How many are held. Few are read by name, so that junk is not counted."""
+    return Range(
+        keys.leases,
+        keys.leases_end,
+        limit=2 * COUNT_BY_NAME if few else 0,
+        keys_only=few,
+        count_only=not few,
+    )
+
+
+def _counted(keys: Keys, found: RangeReply) -> int:
+    if len(found.kvs) < found.count:
+        return found.count  # not read by name, or too many to be
+    return sum(slot_number(keys, kv.key) is not None for kv in found.kvs)
+
+
+def read_join(
+    keys: Keys, reply: TxnReply, slots: Sequence[int], *, stand_in_line: bool, weight: int = 1
+) -> Held | Waiting | Full:
+    """Which of the three it was."""
+    inner = reply
+    if reply.succeeded and weight > 1 and slots:
+        inner = as_txn(inner.replies[0])
+        if inner.succeeded:
+            return Held(slots[0], reply.revision, tuple(slots[1:]))
+    elif reply.succeeded:
+        for slot in slots:
+            inner = as_txn(inner.replies[0])
+            if inner.succeeded:
+                return Held(slot, reply.revision)
+    else:
+        inner = as_txn(reply.replies[0])
+        if not inner.succeeded:
+            return Full(0, False, None)
+    found, count = map(as_range, inner.replies[2:4] if stand_in_line else inner.replies[:2])
+    limit = read_limit(found.kvs[0]) if found.kvs else None
+    if stand_in_line:
+        return Waiting(reply.revision, _counted(keys, count), limit)
+    return Full(_counted(keys, count), as_range(inner.replies[2]).count > 0, limit)
+
+
+def leave(keys: Keys, who: bytes, created: int) -> Txn:
+    """LEAVE: success means gone from the line, else the letter, if there is one."""
+    return Txn(
+        (Compare(keys.waiter(who), "create", "=", created),),
+        (
+            Delete(keys.waiter(who)),
+            Range(keys.waiters, keys.waiters_end, limit=1, keys_only=True),
+        ),
+        (Range(keys.letter(who)),),
+    )
+
+
+def read_leave(reply: TxnReply) -> tuple[bool, KeyValue | None, bool]:
+    """(left, letter, the line is empty now)."""
+    found = as_range(reply.replies[-1])
+    if reply.succeeded:
+        return True, None, found.count == 0
+    return False, found.kvs[0] if found.kvs else None, False
+
+
+def recheck(keys: Keys) -> Txn:
+    """What all local waiters of a client need to know, if no watch told them."""
+    return Txn(
+        (),
+        (
+            Range(keys.my_waiters, keys.my_waiters_end, keys_only=True),
+            Range(keys.my_grants, keys.my_grants_end),
+            Range(keys.max_leases),
+            Range(keys.leases, keys.leases_end, count_only=True),
+        ),
+    )
+
+
+class Recheck(NamedTuple):
+    """The answer to `recheck`."""
+
+    revision: int
+    waiting: frozenset[bytes]
+    letters: tuple[KeyValue, ...]
+    limit: Limit | None
+    held: int
+
+
+def read_recheck(keys: Keys, reply: TxnReply) -> Recheck:
+    """Read the answers to `recheck`."""
+    waiting, letters, limit, count = map(as_range, reply.replies)
+    return Recheck(
+        revision=reply.revision,
+        waiting=frozenset(kv.key[len(keys.waiters) :] for kv in waiting.kvs),
+        letters=letters.kvs,
+        limit=read_limit(limit.kvs[0]) if limit.kvs else None,
+        held=count.count,
+    )
