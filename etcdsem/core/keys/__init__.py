@@ -1,0 +1,74 @@
+"""What lies in etcd under ``<prefix>/<name>/``, and how it is written and read.
+
+    max_leases               the limit, plain text: 5, 5 paused by ..., 100/1m (a rate limit)
+    leases/<slot>            a holder's record; attached to the holder's etcd lease
+    waiters/<client>/<lease> a waiter's record; attached to the waiter's etcd lease
+    contended                "1" while somebody waits, or waited since the last clear
+    priorities               "1" while somebody with a priority waits, or waited since the last look
+    grants/<client>/<lease>  the letter that tells a waiter its slot, attached to its etcd lease; or
+                             that it was evicted, attached to a lease that nobody refreshes
+
+1. Key names come from a small set that is used again and again: a dead name costs every later
+   read of its prefix until etcd is compacted.
+2. A client's id is ``<host>.<pid>.<random>``. It says who without a record, so the list of
+   waiters that travels from holder to holder needs no records for most of them.
+3. Whatever anybody may have put here by hand is read without raising: what cannot be right is
+   left out, and named (`Junk`).
+"""
+
+from __future__ import annotations
+
+from etcdsem.core.keys.layout import (
+    CARRIED,
+    MAX_HOLD,
+    MAX_LETTER,
+    Keys,
+    client_id,
+    lease_hex,
+)
+from etcdsem.core.keys.limit import Limit, read_limit, write_paused, write_resized, write_resumed
+from etcdsem.core.keys.listing import read_holders, read_waiters, slot_number
+from etcdsem.core.keys.queue import (
+    Queued,
+    addressee,
+    read_eviction,
+    read_letter,
+    read_queue,
+    waits,
+    write_eviction,
+    write_letter,
+    write_list,
+)
+from etcdsem.core.keys.records import ORDINARY, Identity, Stated, Wants, record, stated
+
+__all__ = [
+    "CARRIED",
+    "MAX_HOLD",
+    "MAX_LETTER",
+    "ORDINARY",
+    "Identity",
+    "Keys",
+    "Limit",
+    "Queued",
+    "Stated",
+    "Wants",
+    "addressee",
+    "client_id",
+    "lease_hex",
+    "read_eviction",
+    "read_holders",
+    "read_letter",
+    "read_limit",
+    "read_queue",
+    "read_waiters",
+    "record",
+    "slot_number",
+    "stated",
+    "waits",
+    "write_eviction",
+    "write_letter",
+    "write_list",
+    "write_paused",
+    "write_resized",
+    "write_resumed",
+]

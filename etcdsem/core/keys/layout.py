@@ -1,0 +1,83 @@
+"""The keys of a semaphore."""
+
+from __future__ import annotations
+
+import re
+
+MAX_LETTER = 4096
+"""Bytes after which the list of waiters in a letter is cut; etcd takes 1.5 MiB in a request."""
+
+CARRIED = "carries_limit"
+"""The field of a record that tells which limit its program was told, where that is not the one in
+force: after a resize, programs go on with the number that they carry."""
+
+MAX_HOLD = "max_hold"
+"""The field of a record with the seconds after which its holder ends the lease."""
+
+SPECIAL = re.compile(rb'"(weight|priority|eager)"')
+DIGITS = re.compile(rb"[0-9]{1,9}")
+SLOT = re.compile(rb"[0-9]{5}")
+WHO = re.compile(rb"([A-Za-z0-9_-]{1,63}\.[0-9]{1,10}\.[A-Za-z0-9]{1,16})/([0-9a-f]{16})")
+
+
+class Keys:
+    """The key names of one semaphore, as one client uses them."""
+
+    __slots__ = (
+        "base",
+        "base_end",
+        "contended",
+        "grants",
+        "leases",
+        "leases_end",
+        "max_leases",
+        "my_grants",
+        "my_grants_end",
+        "my_waiters",
+        "my_waiters_end",
+        "name",
+        "priorities",
+        "rights",
+        "waiters",
+        "waiters_end",
+    )
+
+    def __init__(self, prefix: str, name: str, client: str) -> None:
+        self.name = name
+        self.base = f"{prefix}/{name}/".encode()
+        self.base_end = self.base[:-1] + b"0"  # "0" follows "/"
+        self.max_leases = self.base + b"max_leases"
+        self.contended = self.base + b"contended"
+        self.priorities = self.base + b"priorities"
+        self.rights = self.base + b"leases/rights"  # never there, see transactions.join
+        self.leases = self.base + b"leases/"
+        self.leases_end = self.base + b"leases/:"  # ":" follows "9": slots only
+        self.waiters = self.base + b"waiters/"
+        self.waiters_end = self.base + b"waiters0"
+        self.grants = self.base + b"grants/"
+        self.my_waiters = self.waiters + client.encode() + b"/"
+        self.my_waiters_end = self.my_waiters[:-1] + b"0"
+        self.my_grants = self.grants + client.encode() + b"/"
+        self.my_grants_end = self.my_grants[:-1] + b"0"
+
+    def slot(self, number: int) -> bytes:
+        """The key of a slot."""
+        return self.leases + b"%05d" % number
+
+    def waiter(self, who: bytes) -> bytes:
+        """The key of a waiter; `who` is ``<client>/<lease>``."""
+        return self.waiters + who
+
+    def letter(self, who: bytes) -> bytes:
+        """The key of the letter for a waiter."""
+        return self.grants + who
+
+
+def lease_hex(lease_id: int) -> str:
+    """An etcd lease's id as etcdctl prints it."""
+    return f"{lease_id:016x}"
+
+
+def client_id(host: str, pid: int, unique: str) -> str:
+    """The id of a client, from which its host and process can be read."""
+    return f"{re.sub('[^A-Za-z0-9_-]', '-', host)[:63] or 'unknown'}.{pid}.{unique}"

@@ -1,0 +1,126 @@
+"""The limit, as it is written."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import NamedTuple
+
+from etcdsem.core.commands import KeyValue
+from etcdsem.core.keys.layout import DIGITS
+from etcdsem.core.keys.values import moment_of, timestamp
+from etcdsem.model import (
+    MAX_LIMIT,
+    Pause,
+    Rate,
+    seconds,
+)
+
+
+class Limit(NamedTuple):
+    """The stored limit. `number` is None if it cannot be read: then nothing is granted."""
+
+    number: int | None
+    revision: int
+    registered: bool
+    """True while the limit is the one with which the semaphore was first registered."""
+    text: str
+    paused: bool = False
+    """True while an operator has paused it: nothing is granted, and the number is kept."""
+    rate: Rate | None = None
+    """Not None for a rate limit; `number` is then how many blocks of starts it has."""
+    note: str = ""
+    """What stands after `` paused``."""
+
+    @property
+    def room(self) -> int:
+        """How many slots may be granted."""
+        return 0 if self.paused else self.number or 0
+
+    @property
+    def pause(self) -> Pause | None:
+        """Who paused it, since when, and why, as far as that was written down."""
+        return _read_pause(self.note) if self.paused else None
+
+
+def read_limit(kv: KeyValue) -> Limit:
+    """Read ``max_leases``. Spaces around are forgiven, and nothing else that is not one of:
+
+    ``5``, ``5 paused``, ``100/1m`` (a rate), ``10000/1m/50`` (a rate, in blocks of 50), either
+    with `` paused``, after which anything may stand: who paused it, since when, why. A space at
+    its end says that it is the registered limit still, though a pause has been written to it.
+    """
+    head, _, rest = kv.value.strip(_AROUND).partition(b" ")
+    words = rest.split(None, 1)
+    paused = words[:1] == [b"paused"]
+    number, rate = _read_number(head) if paused or not rest else (None, None)
+    return Limit(
+        number=number,
+        revision=kv.mod_revision,
+        registered=kv.create_revision == kv.mod_revision or kv.value.endswith(_STILL),
+        text=kv.value[:60].decode("utf-8", "replace"),
+        paused=paused and number is not None,
+        rate=rate,
+        note=words[1][:_NOTE].decode("utf-8", "replace") if paused and len(words) > 1 else "",
+    )
+
+
+_AROUND = b" \t\r\n"
+_STILL = b" "
+_NOTE = 2048  # bytes: an owner and a reason of 253 characters each, and some words
+_PAUSED = re.compile(
+    r"by (?P<by>.+?) since (?P<since>\d{4}-\d\d-\d\dT[0-9:.]+Z)(?:, (?P<reason>.*))?", re.DOTALL
+)
+
+
+def write_paused(kv: KeyValue, by: str, wall: float, reason: str | None) -> bytes:
+    """``max_leases`` as it is, but paused: by whom, when (`wall`), why."""
+    note = f"paused by {by} since {timestamp(wall)}" + (f", {reason}" if reason else "")
+    return b"%s %s%s" % (_head(kv), note.encode(), _still(kv))
+
+
+def write_resumed(kv: KeyValue) -> bytes:
+    """``max_leases`` as it is, but not paused."""
+    return _head(kv) + _still(kv)
+
+
+def write_resized(kv: KeyValue, limit: int | Rate) -> bytes:
+    """``max_leases`` with another number or rate; a pause stays."""
+    rest = kv.value.strip(_AROUND)[len(_head(kv)) :]
+    return str(limit).encode() + (rest if read_limit(kv).paused else b"")
+
+
+def _head(kv: KeyValue) -> bytes:
+    return kv.value.strip(_AROUND).partition(b" ")[0]
+
+
+def _still(kv: KeyValue) -> bytes:
+    return _STILL if read_limit(kv).registered else b""
+
+
+def _read_pause(note: str) -> Pause:
+    match = _PAUSED.fullmatch(note)
+    if match is None:
+        return Pause("", None, note)  # somebody paused it by hand
+    return Pause(match["by"], moment_of(match.groupdict(), "since"), match["reason"] or "")
+
+
+def _read_number(text: bytes) -> tuple[int | None, Rate | None]:
+    first, *others = text.split(b"/")
+    if not DIGITS.fullmatch(first):
+        return None, None
+    number = int(first)
+    if not others:
+        return (number if number <= MAX_LIMIT else None), None
+    try:
+        period = seconds(others[0].decode("ascii"))
+    except ValueError:
+        return None, None
+    blocks = others[1:] or [b"1"]
+    if len(blocks) > 1 or not DIGITS.fullmatch(blocks[0]) or not 0 < period < math.inf:
+        return None, None
+    block = int(blocks[0])
+    slots = number // block if block else MAX_LIMIT + 1
+    if slots > MAX_LIMIT:
+        return None, None
+    return slots, Rate(number, period, block)

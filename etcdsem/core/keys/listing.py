@@ -1,0 +1,100 @@
+"""Holders and waiters, for decisions and for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from etcdsem.core.commands import KeyValue
+from etcdsem.core.keys.layout import SLOT, Keys, lease_hex
+from etcdsem.core.keys.limit import Limit
+from etcdsem.core.keys.queue import fault_of_waiter
+from etcdsem.core.keys.records import labels_of, load_record, max_hold_of, wants_of
+from etcdsem.core.keys.values import moment_of, text_of
+from etcdsem.model import (
+    Holder,
+    Junk,
+    Waiter,
+)
+
+
+def slot_number(keys: Keys, key: bytes) -> int | None:
+    """Which slot a key below ``leases/`` stands for; None if it is no slot's name."""
+    text = key[len(keys.leases) :]
+    return int(text) if SLOT.fullmatch(text) else None
+
+
+def read_holders(
+    keys: Keys, kvs: Iterable[KeyValue], limit: Limit | None
+) -> tuple[list[Holder], list[Junk]]:
+    """Who holds, in the order of their slots, and what cannot be right."""
+    holders: list[Holder] = []
+    junk: list[Junk] = []
+    for kv in kvs:
+        slot = slot_number(keys, kv.key)
+        if slot is None:
+            junk.append(_junk(kv, "not a slot's key: expected leases/<five digits>"))
+            continue
+        if kv.lease == 0:
+            junk.append(
+                _junk(
+                    kv,
+                    "has no etcd lease, so it blocks its slot until somebody deletes it "
+                    f"(etcdsem evict {keys.name} --slot {slot})",
+                )
+            )
+            continue
+        fields = load_record(kv.value)
+        pid = fields.get("pid")
+        holders.append(
+            Holder(
+                slot=slot,
+                owner=text_of(fields.get("owner")),
+                host=text_of(fields.get("host")),
+                pid=pid if isinstance(pid, int) else None,
+                client=text_of(fields.get("client")),
+                lease_id=lease_hex(kv.lease),
+                fencing_token=kv.mod_revision,
+                acquired_at=moment_of(fields, "acquired"),
+                labels=labels_of(fields),
+                over_limit=limit is not None and limit.number is not None and slot >= limit.number,
+                weight=wants_of(fields).weight,
+                max_hold=max_hold_of(fields),
+            )
+        )
+    return holders, junk
+
+
+def read_waiters(keys: Keys, kvs: Iterable[KeyValue]) -> tuple[list[Waiter], list[Junk]]:
+    """Who waits, in the order in which they will be served, and what cannot be right."""
+    waiters: list[tuple[tuple[int, int], Waiter]] = []
+    junk: list[Junk] = []
+    for kv in kvs:
+        fault = fault_of_waiter(keys, kv)
+        if fault is not None:
+            junk.append(_junk(kv, fault))
+            continue
+        fields = load_record(kv.value)
+        client = kv.key[len(keys.waiters) :].split(b"/")[0].decode()
+        host, pid, _ = client.rsplit(".", 2)
+        wants = wants_of(fields)
+        one = Waiter(
+            position=0,
+            owner=text_of(fields.get("owner")) or f"{host}:{pid}",
+            host=host,
+            pid=int(pid),
+            client=client,
+            lease_id=lease_hex(kv.lease),
+            since=moment_of(fields, "since"),
+            labels=labels_of(fields),
+            weight=wants.weight,
+            priority=wants.priority,
+            eager=wants.eager,
+        )
+        waiters.append(((-wants.priority, kv.create_revision), one))
+    waiters.sort(key=lambda pair: pair[0])
+    return [replace(one, position=at) for at, (_, one) in enumerate(waiters, 1)], junk
+
+
+def _junk(kv: KeyValue, reason: str) -> Junk:
+    return Junk(kv.key.decode("utf-8", "backslashreplace"), reason)

@@ -1,0 +1,125 @@
+"""The queue, and the messages to waiters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from etcdsem.core.commands import KeyValue
+from etcdsem.core.keys.layout import DIGITS, MAX_LETTER, SPECIAL, WHO, Keys
+from etcdsem.core.keys.records import ORDINARY, Wants, extras_of, load_record, wants_of
+from etcdsem.core.keys.values import timestamp
+
+
+class Queued(NamedTuple):
+    """A waiter as those who hand over know it. `created` tells this stay in line from others."""
+
+    who: bytes
+    lease: int
+    created: int
+    extras: bytes
+
+    @property
+    def client(self) -> str:
+        """The waiter's client id."""
+        return self.who.split(b"/")[0].decode()
+
+    @property
+    def wants(self) -> Wants:
+        """What it waits for."""
+        return wants_of(load_record(self.extras)) if SPECIAL.search(self.extras) else ORDINARY
+
+    @property
+    def weight(self) -> int:
+        """How many slots it waits for."""
+        return self.wants.weight
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Who is served before others: by priority, then in the order in which they came."""
+        return -self.wants.priority, self.created
+
+
+def fault_of_waiter(keys: Keys, kv: KeyValue) -> str | None:
+    """Why a key is no waiter; None if it is one."""
+    match = WHO.fullmatch(kv.key[len(keys.waiters) :])
+    if match is None:
+        return "not a waiter's key: expected waiters/<client>/<lease>"
+    if kv.lease == 0:
+        return "has no etcd lease, so nobody can be granted in its place; delete it"
+    if kv.lease != int(match[2], 16):
+        return "is attached to another etcd lease than the one it names; delete it"
+    return None
+
+
+def waits(keys: Keys, kv: KeyValue) -> bool:
+    """Is this the key of somebody who can be granted a slot?"""
+    return fault_of_waiter(keys, kv) is None
+
+
+def read_queue(keys: Keys, kvs: Iterable[KeyValue]) -> tuple[Queued, ...]:
+    """The waiters in the order given, without those that cannot be right."""
+    return tuple(
+        Queued(kv.key[len(keys.waiters) :], kv.lease, kv.create_revision, extras_of(kv.value))
+        for kv in kvs
+        if fault_of_waiter(keys, kv) is None
+    )
+
+
+def write_list(queue: Iterable[Queued]) -> list[bytes]:
+    """The lines of a letter that list waiters."""
+    return [b"\n%s %d %s" % (q.who, q.created, q.extras) for q in queue]
+
+
+def write_letter(slots: Sequence[int], lines: Iterable[bytes]) -> bytes:
+    """A letter: the slot or slots, and the waiters who are next as far as the sender knows.
+
+    A long list is cut: it is only a hint, and each level of a PASS carries a letter.
+    """
+    letter = b"slot " + b",".join([b"%d" % slot for slot in slots]) + b"".join(lines)
+    end = letter.find(b"\n", MAX_LETTER) if len(letter) > MAX_LETTER else -1
+    return letter if end < 0 else letter[:end]
+
+
+def read_letter(value: bytes, known: int = 0) -> tuple[tuple[int, ...], tuple[Queued, ...]] | None:
+    """The slots and the queue in a letter, or None if nobody of ours wrote it.
+
+    The queue is left unread if it has nobody who came after revision `known`.
+    """
+    head, *lines = value.split(b"\n")
+    slots = head[5:].split(b",")
+    if not head.startswith(b"slot ") or not all(map(DIGITS.fullmatch, slots)):
+        return None
+    queue: list[Queued] = []
+    if known and lines:
+        words = lines[-1].split(b" ", 2)
+        if len(words) > 1 and words[1].isdigit() and int(words[1]) <= known:
+            lines = []
+    for line in lines:
+        who, created, extras = (*line.split(b" ", 2), b"", b"")[:3]
+        match = WHO.fullmatch(who)
+        if match is None or not created.isdigit():
+            return None
+        queue.append(Queued(who, int(match[2], 16), int(created), extras))
+    return tuple(map(int, slots)), tuple(queue)
+
+
+_EVICTED = re.compile(rb"evicted (by .{1,300})", re.DOTALL)
+
+
+def write_eviction(by: str, wall: float) -> bytes:
+    """The letter that tells a waiter that it was evicted: by whom, when (`wall`)."""
+    return f"evicted by {by} at {timestamp(wall)}".encode()
+
+
+def read_eviction(value: bytes) -> str | None:
+    """By whom and when, if a letter says that; else None."""
+    match = _EVICTED.fullmatch(value)
+    return match[1].decode("utf-8", "replace") if match else None
+
+
+def addressee(keys: Keys, letter: bytes) -> int:
+    """The lease of the waiter that a letter's key names; 0 if it is no letter's name."""
+    match = WHO.fullmatch(letter[len(keys.grants) :])
+    return int(match[2], 16) if match else 0

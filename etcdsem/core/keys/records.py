@@ -1,0 +1,187 @@
+"""What a holder or a waiter says of itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from etcdsem.core.commands import KeyValue
+from etcdsem.core.keys.layout import CARRIED, MAX_HOLD, lease_hex
+from etcdsem.core.keys.limit import Limit
+from etcdsem.core.keys.values import moment_of, text_of, timestamp
+from etcdsem.model import (
+    MAX_PRIORITY,
+    MAX_WEIGHT,
+)
+
+
+class Wants(NamedTuple):
+    """What is wanted beyond one slot in its turn."""
+
+    weight: int = 1
+    """How many slots."""
+    priority: int = 0
+    """Higher ones are served first."""
+    eager: bool = False
+    """To pass those who want more slots than are free."""
+
+
+ORDINARY = Wants()
+
+
+class Identity(NamedTuple):
+    """Who asks: what people will read in etcd. `extras` is what the client's id does not say."""
+
+    client: str
+    extras: bytes
+
+    @classmethod
+    def of(
+        cls,
+        client: str,
+        owner: str | None,
+        labels: Mapping[str, str],
+        *,
+        max_hold: float | None = None,
+    ) -> Identity:
+        """Build one. The default owner is ``host:pid``, which is not stored in the extras."""
+        extras: dict[str, object] = {}
+        if owner:
+            extras["owner"] = owner
+        if labels:
+            extras["labels"] = dict(labels)
+        if max_hold is not None:
+            extras[MAX_HOLD] = int(max_hold) if max_hold == int(max_hold) else max_hold
+        return cls(client, _dump(extras) if extras else b"")
+
+    def wanting(self, wants: Wants) -> Identity:
+        """The same, who wants something special."""
+        if wants == ORDINARY:
+            return self
+        extras = json.loads(self.extras) if self.extras else {}
+        return Identity(self.client, _dump({**extras, **_special(wants)}))
+
+    def carrying(self, told: int | None, limit: Limit) -> Identity:
+        """The same, of a program that was told another limit than is in force; None: told none."""
+        if told is None or told == limit.number:
+            return self
+        extras = json.loads(self.extras) if self.extras else {}
+        return Identity(self.client, _dump({**extras, CARRIED: told}))
+
+
+def _dump(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def record(client: str, extras: bytes, lease_id: int, moment: str, wall: float) -> bytes:
+    """One line of JSON that tells people who holds or waits; `moment` names the time."""
+    host, pid, _ = client.rsplit(".", 2)
+    head = (
+        f'{{"owner":"{host}:{pid}","host":"{host}","pid":{pid},"client":"{client}",'
+        f'"lease":"{lease_hex(lease_id)}","{moment}":"{timestamp(wall)}"'
+    )
+    if not extras:
+        return head.encode() + b"}"
+    fields = json.loads(head + "}")
+    fields.update(json.loads(extras))
+    return _dump(fields)
+
+
+def load_record(value: bytes) -> dict[str, Any]:
+    """A record's fields; empty if somebody wrote something else there."""
+    try:
+        fields = json.loads(value)
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def extras_of(value: bytes) -> bytes:
+    """What must travel with a waiter: its owner if it chose one, its labels, what it wants."""
+    fields = load_record(value)
+    extras: dict[str, object] = {}
+    owner = text_of(fields.get("owner"))
+    if owner and owner != f"{fields.get('host')}:{fields.get('pid')}":
+        extras["owner"] = owner
+    labels = labels_of(fields)
+    if labels:
+        extras["labels"] = labels
+    carried = _carried(fields)
+    if carried is not None:
+        extras[CARRIED] = carried
+    extras.update(_special(wants_of(fields)))
+    max_hold = max_hold_of(fields)
+    if max_hold is not None:
+        extras[MAX_HOLD] = max_hold
+    return _dump(extras) if extras else b""
+
+
+def labels_of(fields: Mapping[str, Any]) -> dict[str, str]:
+    """The labels that a record says."""
+    labels = fields.get("labels")
+    if not isinstance(labels, dict):
+        return {}
+    return {str(k)[:63]: text_of(v) for k, v in list(labels.items())[:16]}
+
+
+def _carried(fields: Mapping[str, Any]) -> int | None:
+    carried = fields.get(CARRIED)
+    return carried if isinstance(carried, int) and not isinstance(carried, bool) else None
+
+
+def wants_of(fields: Mapping[str, Any]) -> Wants:
+    """How many slots, and who is passed, as a record says."""
+    return Wants(
+        _number(fields.get("weight"), 1, MAX_WEIGHT, ORDINARY.weight),
+        _number(fields.get("priority"), -MAX_PRIORITY, MAX_PRIORITY, ORDINARY.priority),
+        fields.get("eager") is True,
+    )
+
+
+def _number(value: object, least: int, most: int, default: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        return default
+    return value
+
+
+def _special(wants: Wants) -> dict[str, object]:
+    """What is not as ordinary, as it is written into records."""
+    named = zip(Wants._fields, wants, ORDINARY, strict=True)
+    return {name: value for name, value, ordinary in named if value != ordinary}
+
+
+def max_hold_of(fields: Mapping[str, Any]) -> float | None:
+    """Seconds after which the lease ends, as a record says."""
+    max_hold = fields.get(MAX_HOLD)
+    if isinstance(max_hold, bool) or not isinstance(max_hold, int | float):
+        return None
+    return max_hold if 0 < max_hold <= _LONGEST else None
+
+
+_LONGEST = 1e12  # seconds: nobody means more, and datetime cannot say it
+
+
+class Stated(NamedTuple):
+    """What a record says that is of use beside its key."""
+
+    when: datetime | None
+    """Since when, by the clock of whoever wrote it."""
+    carried: int | None
+    """The limit that its program was told, if that is not the one in force."""
+    wants: Wants
+    """What its lease holds, or waits for."""
+    max_hold: float | None
+    """Seconds after which its holder ends it."""
+
+
+def stated(kv: KeyValue) -> Stated:
+    """Read a holder's or a waiter's record; what cannot be read is None."""
+    fields = load_record(kv.value)
+    return Stated(
+        moment_of(fields, "acquired") or moment_of(fields, "since"),
+        _carried(fields),
+        wants_of(fields),
+        max_hold_of(fields),
+    )
