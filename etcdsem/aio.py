@@ -215,7 +215,7 @@ class _Engine(BaseEngine):
         self._minder = self.start(self._mind(), "minder")
 
     def _renewed(self, lease_id: int, ttl: float) -> None:
-        self.session.keeper.renewed(lease_id, ttl)
+        self.session.leases.renewed(lease_id, ttl)
 
     @property
     def connection(self) -> AioConnection:

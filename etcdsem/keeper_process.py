@@ -9,7 +9,8 @@ import signal
 import sys
 from typing import NoReturn
 
-from etcdsem.core.leases import Keeper, TtlLease
+from etcdsem.core.lease_manager import LeaseManager
+from etcdsem.core.leases import TtlLease
 from etcdsem.keeper.table import ORDER, Table
 from etcdsem.sync import Client
 
@@ -19,7 +20,7 @@ LOOK = 0.25
 _PR_SET_PDEATHSIG = 1
 
 
-class Borrowed(Keeper):
+class Borrowed(LeaseManager):
     """Leases of the parent: renewed while they surely live, and otherwise left alone."""
 
     table: Table
@@ -27,7 +28,7 @@ class Borrowed(Keeper):
 
     def renewed(self, lease_id: int, ttl: float) -> None:
         super().renewed(lease_id, ttl)
-        lease, place = self.leases.get(lease_id), self.places.get(lease_id)
+        lease, place = self.live.get(lease_id), self.places.get(lease_id)
         if lease is None or place is None:
             return
         if self.table.forbidden(place):
@@ -40,7 +41,7 @@ class Borrowed(Keeper):
 
     def drop(self, lease_id: int, *, given_up: bool = False) -> None:
         """Renew it no more."""
-        lease = self.leases.pop(lease_id, None)
+        lease = self.live.pop(lease_id, None)
         place = self.places.pop(lease_id, None)
         if lease is not None:
             lease.state = "lost"
@@ -60,7 +61,7 @@ class Helper:
         engine = self._engine = self._client.engine
         keeper = Borrowed(engine)
         keeper.table, keeper.places = Table(memory), {}
-        engine.session.keeper = self._keeper = keeper
+        engine.session.leases = self._keeper = keeper
         self._table = keeper.table
 
     def work(self) -> None:
@@ -77,7 +78,7 @@ class Helper:
                     self._obey(heard[: ORDER.size])
                     heard = heard[ORDER.size :]
                 rest = self._is_stopped() or self._table.silent_for() > self._limit
-                for lease in self._keeper.leases.values():
+                for lease in self._keeper.live.values():
                     lease.paused = rest
 
     def _obey(self, order: bytes) -> None:

@@ -143,7 +143,7 @@ class BaseEngine(Env):
         from etcdsem.keeper import KeeperProcess
 
         self.helper = KeeperProcess(settings, limit, start=self._start_beside, write_log=self.log)
-        self.session.keeper.chores.append(self._tend)
+        self.session.leases.chores.append(self._tend)
 
     def _tend(self, now: float) -> float:
         if self.helper is None:

@@ -198,7 +198,7 @@ class _Engine(BaseEngine):
         super().__init__()
 
     def _renewed(self, lease_id: int, ttl: float) -> None:
-        self.session.keeper.renewed(lease_id, ttl)
+        self.session.leases.renewed(lease_id, ttl)
 
     @property
     def connection(self) -> Connection:
@@ -306,7 +306,7 @@ class _Engine(BaseEngine):
         """Run a procedure that gives something back in another thread, a moment later."""
         guarded = functools.partial(self._guarded, lambda: self._run(procedure), "release")
         self.turn.note(guarded, "etcdsem-release")
-        self.session.keeper.box.put(None)  # the heartbeat will start it, if nobody does before
+        self.session.leases.box.put(None)  # the heartbeat will start it, if nobody does before
 
     def _drive(self, procedure: Procedure[T], error: BaseException | None = None) -> T:
         turn = self.turn
@@ -357,7 +357,7 @@ class _Engine(BaseEngine):
         self._watches.close()
         self._renewals.close()
         self._calls.close()
-        self.session.keeper.until = self.now()  # who is still at it need not try again
+        self.session.leases.until = self.now()  # who is still at it need not try again
         self.turn.closed = True
         self.turn.settle()
 

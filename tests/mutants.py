@@ -195,8 +195,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "an etcd lease whose grant was not answered stays until its TTL is over",
-        "core/leases.py",
-        "            keeper.settle_id(lease_id, float(wanted))\n",
+        "core/lease_manager.py",
+        "            manager.revoke_id_later(lease_id, float(wanted))\n",
         "",
         "core/test_procedures.py::test_a_lease_that_may_have_been_granted_is_revoked",
     ),
@@ -204,7 +204,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "an interrupted attempt whose revocation fails stays until its TTL is over",
         "core/acquire.py",
-        "    except BaseException:\n        session.keeper.settle_id(lease.id, lease.ttl)",
+        "    except BaseException:\n        session.leases.revoke_id_later(lease.id, lease.ttl)",
         "    except BaseException:\n        pass",
         "core/test_procedures.py::"
         "test_an_interrupted_attempt_is_settled_even_if_its_revocation_fails",
@@ -240,7 +240,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a lease whose release was interrupted stays until its TTL is over",
         "core/release.py",
-        "        grant.given_back()\n        keeper.settle_later(grant.lease)\n        raise",
+        "        grant.given_back()\n        manager.revoke_later(grant.lease)\n        raise",
         "        grant.given_back()\n        raise",
         "core/test_procedures.py::test_a_release_whose_outcome_is_unknown_ends_the_lease",
     ),
@@ -284,7 +284,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a start is handed out although its lease ends before the period does",
         "core/rates.py",
-        "    if not (yield from freshen(session.keeper, grant.lease, wanted, within)):",
+        "    if not (yield from freshen(session.leases, grant.lease, wanted, within)):",
         "    if within < 0:",
         "core/test_rates.py::test_a_start_needs_a_lease_with_a_period_left",
     ),

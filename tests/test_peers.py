@@ -191,7 +191,7 @@ def test_an_ambiguous_write_takes_one_slot(any_etcd: EtcdServer, client: Client,
     engine._perform = lossy  # type: ignore[method-assign]
     assert sem.acquire(timeout=10)
     assert not losing[0]
-    eventually(lambda: engine.session.keeper.settling == 0)
+    eventually(lambda: engine.session.leases.revocations == 0)
     assert sem.get_value() == 1
     assert sem.acquire(timeout=10)
     assert not sem.acquire(timeout=0)

@@ -372,7 +372,7 @@ def test_nothing_is_left_behind(
                 for lease in (*pair[0].leases, *pair[1].leases):
                     lease.release()
                 session = client.engine.session
-                wait_for(partial(lambda keeper: keeper.settling == 0, session.keeper))
+                wait_for(partial(lambda keeper: keeper.revocations == 0, session.leases))
                 assert not session.grants()
                 wait_for(lambda: held(*theirs) == before and waiting(*theirs) == [0, 0])
         if full != "none":

@@ -41,7 +41,7 @@ def test_out_of_space(etcd_binary: str, name: str) -> None:
         assert "NOSPACE" in etcd.etcdctl("alarm", "list")
         with pytest.raises(etcdsem.EtcdRefused, match="out of space"):
             sem.acquire(timeout=5)
-        eventually(lambda: client.engine.session.keeper.settling == 0)
+        eventually(lambda: client.engine.session.leases.revocations == 0)
         first, second = sem.leases
         assert first.release()
         assert sem.get_value() == 1

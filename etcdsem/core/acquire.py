@@ -26,7 +26,8 @@ from etcdsem.core.commands import (
 )
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import ORDINARY, Identity, Limit, Wants
-from etcdsem.core.leases import RPC_TIMEOUT, TtlLease, take
+from etcdsem.core.lease_manager import take_lease
+from etcdsem.core.leases import RPC_TIMEOUT, TtlLease
 from etcdsem.core.limits import (
     check_kind,
     known_limit,
@@ -138,7 +139,7 @@ def attempt(
         learned(semaphore, (yield from transact(session, limit_read(semaphore), until)))
         refuse_too_heavy(semaphore, request.wants.weight)
     join = semaphore.watches.ready and not once
-    lease = yield from take(session.keeper, request.ttl)
+    lease = yield from take_lease(session.leases, request.ttl)
     lease.refresh = min(request.refresh, lease.ttl / 2)
     try:
         shared = yield from _take_together(semaphore, request, lease, until)
@@ -149,13 +150,13 @@ def attempt(
         else:
             grant = yield from _try_first(semaphore, request, lease, until, once=once)
         if grant is None:
-            session.keeper.give_back(lease)
+            session.leases.give_back(lease)
         return grant
     except (NotApplied, AccessDenied):
-        session.keeper.give_back(lease)  # refused before anything was written
+        session.leases.give_back(lease)  # refused before anything was written
         raise
     except Exception:
-        session.keeper.settle_later(lease)
+        session.leases.revoke_later(lease)
         raise
     except BaseException:
         # Interrupted. Out of the line now, while the caller still waits for us.
@@ -196,13 +197,13 @@ def withdraw(session: Session, lease: TtlLease) -> Procedure[None]:
     for semaphore in list(session.semaphores.values()):
         if (grant := semaphore.grants.get(lease.id)) is not None:  # that nobody has got
             grant.detach()
-    session.keeper.retire(lease)
+    session.leases.retire(lease)
     try:
         yield from perform(RevokeLease(lease.id, 1.5))
     except LeaseNotFound:
         pass
     except BaseException:
-        session.keeper.settle_id(lease.id, lease.ttl)
+        session.leases.revoke_id_later(lease.id, lease.ttl)
 
 
 def granted(semaphore: SemaphoreState, lease: TtlLease, who: bytes, held: Held) -> Grant:

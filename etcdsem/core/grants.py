@@ -159,7 +159,7 @@ class Grant:
         """Its key in etcd was seen deleted or overwritten."""
         if self.state == "held":
             reason = f"its key in etcd was {how} (evicted by hand, or closed)"
-            self.semaphore.session.keeper.lose(self.lease, reason)
+            self.semaphore.session.leases.lose(self.lease, reason)
 
     def count_lost(self, reason: str) -> None:
         """From now on it is lost, and has always been told so."""
@@ -182,7 +182,7 @@ class Grant:
         """Rely on it no more, and leave it in etcd until its TTL is over."""
         self.state = "released"
         self.detach()
-        self.semaphore.session.keeper.leave(self.lease)
+        self.semaphore.session.leases.leave(self.lease)
 
     def let_go(self) -> None:
         """The program knows that it is lost, and acts upon it no more."""

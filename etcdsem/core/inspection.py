@@ -28,7 +28,8 @@ from etcdsem.core.keys import (
     waits,
     write_eviction,
 )
-from etcdsem.core.leases import RPC_TIMEOUT, take
+from etcdsem.core.lease_manager import take_lease
+from etcdsem.core.leases import RPC_TIMEOUT
 from etcdsem.core.retry import read
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
@@ -164,8 +165,8 @@ def evict(
 
 def _evict_waiter(semaphore: SemaphoreState, kv: KeyValue, by: str) -> Procedure[None]:
     session, keys = semaphore.session, semaphore.keys
-    lease = yield from take(session.keeper, LETTER_TTL)
-    session.keeper.leave(lease)  # the letter ends with it
+    lease = yield from take_lease(session.leases, LETTER_TTL)
+    session.leases.leave(lease)  # the letter ends with it
     letter = write_eviction(by, session.env.wall())
     path = kv.key[len(keys.waiters) :]
     txn = transactions.evict_waiter(keys, path, kv.create_revision, letter, lease.id)

@@ -63,9 +63,9 @@ def shutdown(session: Session, until: float) -> Procedure[None]:
     So do the starts of a rate limit that were handed out, and must not be given back yet.
     """
     session.closed = True
-    session.keeper.until = until
-    session.keeper.closed = True
-    session.keeper.box.put(None)
+    session.leases.until = until
+    session.leases.closed = True
+    session.leases.box.put(None)
     for semaphore in session.semaphores.values():
         for waiting in semaphore.waiters:
             waiting.box.put(PlaceLost("its client was closed"))
@@ -82,18 +82,18 @@ def shutdown(session: Session, until: float) -> Procedure[None]:
             yield from release(grant)
     # First those whose revocation is under way beside us: the process may end before it is done,
     # and such a lease may be that of a slot.
-    keeper = session.keeper
-    for lease_id in (*keeper.unsettled, *keeper.leases):
+    manager = session.leases
+    for lease_id in (*manager.revoking, *manager.live):
         left = until - session.env.now()
         if left <= 0:
             return
-        if lease_id in keeper.leases:
-            keeper.retire(keeper.leases[lease_id])
+        if lease_id in manager.live:
+            manager.retire(manager.live[lease_id])
         try:
             yield from perform(RevokeLease(lease_id, min(left, RPC_TIMEOUT)))
         except LeaseNotFound:
-            keeper.ended.add(lease_id)
+            manager.ended.add(lease_id)
         except Failure:
             continue
         else:
-            keeper.ended.add(lease_id)
+            manager.ended.add(lease_id)

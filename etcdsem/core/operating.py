@@ -208,7 +208,7 @@ def drain(
             try:
                 revision, held = yield from _holding(semaphore, until)
             except (NotApplied, OutcomeUnknown):
-                away = env.now() - max(semaphore.session.keeper.last_contact, began)
+                away = env.now() - max(semaphore.session.leases.last_contact, began)
                 if env.now() + pause_for >= until or away >= PATIENCE:
                     raise
                 yield from sleep(semaphore.session, pause_for * (0.5 + env.random()))

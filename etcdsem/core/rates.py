@@ -28,7 +28,8 @@ from etcdsem.core.acquire import AcquireRequest, acquire
 from etcdsem.core.commands import Event, Failure, Mailbox, NotApplied, Procedure, Wait, perform
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Identity, Limit, read_limit
-from etcdsem.core.leases import freshen, margin
+from etcdsem.core.lease_manager import freshen
+from etcdsem.core.leases import margin
 from etcdsem.core.limits import learn_limit, wrong_kind
 from etcdsem.core.listeners import CallbackListener, WatchGroup
 from etcdsem.core.outward import public_error
@@ -386,7 +387,7 @@ def _start_of_block(
             note = yield from perform(Wait(box, patience))
             if purse.line[0] is box or note is not None or env.now() < patience:
                 continue
-            if semaphore.waiters or semaphore.session.keeper.last_contact >= began:
+            if semaphore.waiters or semaphore.session.leases.last_contact >= began:
                 return None
             if patience >= began + ANSWERED_IN:
                 raise _away(semaphore, "etcd did not answer in time")
@@ -395,7 +396,7 @@ def _start_of_block(
         if started is not None:
             return started
         if patience > until:
-            if semaphore.session.keeper.last_contact < began:
+            if semaphore.session.leases.last_contact < began:
                 raise _away(semaphore, "etcd did not answer in time")
             return None
         return (yield from _fetch(purse, request, until, began, once=once))
@@ -459,7 +460,7 @@ def _usable(
     if wanted > grant.lease.ttl - margin(grant.lease.ttl):
         return "changed"  # it was made for another period
     within = session.env.now() + RENEWAL
-    if not (yield from freshen(session.keeper, grant.lease, wanted, within)):
+    if not (yield from freshen(session.leases, grant.lease, wanted, within)):
         return "stale"
     if semaphore.limit is None or semaphore.limit.revision != limit.revision:
         return "changed"

@@ -65,13 +65,13 @@ def release(grant: Grant) -> Procedure[ReleaseResult]:
         grant.let_go()
         return ReleaseResult.NOT_OURS
     semaphore = grant.semaphore
-    keeper = semaphore.session.keeper
+    manager = semaphore.session.leases
     try:  # from here on, whatever interrupts: Ctrl-C may strike at any byte code
         grant.release_begins()
         now = semaphore.session.env.now()
         if not grant.lease.valid(now):
             grant.count_lost(grant.lease.overrun(now) or "its lease ran out before it was released")
-            keeper.settle_later(grant.lease)
+            manager.revoke_later(grant.lease)
             return ReleaseResult.NOT_OURS
         outcome = yield from _give_back(grant)
     except Failure as failure:
@@ -84,31 +84,31 @@ def release(grant: Grant) -> Procedure[ReleaseResult]:
     except BaseException:
         grant.detach()
         grant.given_back()
-        keeper.settle_later(grant.lease)
+        manager.revoke_later(grant.lease)
         raise
     if outcome is ReleaseResult.RELEASED:
         grant.given_back()
         for slot in grant.slots:
             semaphore.slots.freed(slot)
-        keeper.give_back(grant.lease)
+        manager.give_back(grant.lease)
         return outcome
     if semaphore.session.closed:  # shutdown has revoked its lease meanwhile
         grant.given_back()
         outcome = ReleaseResult.RELEASED
     else:
         grant.count_lost("its key in etcd was gone when it was released")
-    keeper.settle_later(grant.lease)
+    manager.revoke_later(grant.lease)
     return outcome
 
 
 def _release_by_revoking(grant: Grant) -> Procedure[ReleaseResult]:
     """Give it back by ending its lease. What cannot be done in time goes on beside the caller."""
     session, lease = grant.semaphore.session, grant.lease
-    session.keeper.retire(lease)
+    session.leases.retire(lease)
     try:
         yield from _revoke(session, lease)
     except BaseException as error:
-        session.keeper.settle_id(lease.id, lease.ttl)
+        session.leases.revoke_id_later(lease.id, lease.ttl)
         if not isinstance(error, Failure):
             raise
         session.env.log(
@@ -139,9 +139,9 @@ def _revoke(session: Session, lease: TtlLease) -> Procedure[None]:
         except AccessDenied:
             raise
         except Failure:
-            if lease.id in session.keeper.ended:
+            if lease.id in session.leases.ended:
                 return  # by `shutdown`
-            if env.now() + pause >= min(until, session.keeper.until):
+            if env.now() + pause >= min(until, session.leases.until):
                 raise
         yield from sleep(session, pause * (0.5 + env.random()))
         now = env.now()

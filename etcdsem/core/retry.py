@@ -67,7 +67,7 @@ def transact(session: Session, txn: Txn, until: float = math.inf) -> Procedure[T
     except BaseException as error:
         tallies.requests[_outcome(error)] += 1
         raise
-    session.keeper.last_contact = answered = session.env.now()
+    session.leases.last_contact = answered = session.env.now()
     tallies.requests["done"] += 1
     tallies.latency.observe(answered - now)
     return reply
@@ -95,7 +95,7 @@ def read(session: Session, txn: Txn, *, once: bool = False) -> Procedure[TxnRepl
         try:
             return (yield from transact(session, txn, until))
         except (NotApplied, OutcomeUnknown) as failure:
-            last = min(until, session.keeper.until)  # the client may have been closed meanwhile
+            last = min(until, session.leases.until)  # the client may have been closed meanwhile
             if _hopeless(session, failure) or session.env.now() + pause >= last:
                 raise
             if once and isinstance(failure, OutcomeUnknown):
@@ -157,7 +157,7 @@ def retry_attempts(
             wait = 0.01 * env.random()
         except (NoSpace, NotApplied, OutcomeUnknown) as failure:
             now = env.now()
-            heard = session.keeper.last_contact
+            heard = session.leases.last_contact
             away = now - max(heard, began)
             patience = PATIENCE if session.reached else session.first_contact
             if _hopeless(session, failure):

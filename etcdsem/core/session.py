@@ -7,7 +7,8 @@ import math
 from etcdsem.core.commands import Env
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Identity, lease_hex
-from etcdsem.core.leases import Keeper, TtlLease
+from etcdsem.core.lease_manager import LeaseManager
+from etcdsem.core.leases import TtlLease
 from etcdsem.core.semaphore import SemaphoreState
 
 FIRST_CONTACT = 10.0
@@ -31,14 +32,14 @@ class Session:
         self.env = env
         self.client = client
         self._plain = Identity.of(client, None, {})  # of most who ask
-        self.keeper = Keeper(env)
-        self.tallies = self.keeper.tallies
+        self.leases = LeaseManager(env)
+        self.tallies = self.leases.tallies
         self.semaphores: dict[tuple[str, str], SemaphoreState] = {}
         self.losses = 0
         self.closed = False
         self.reread = REREAD
         self.first_contact = FIRST_CONTACT
-        self.keeper.chores.append(self._tidy)
+        self.leases.chores.append(self._tidy)
 
     def semaphore(self, prefix: str, name: str) -> SemaphoreState:
         """The state of a semaphore."""
@@ -52,7 +53,7 @@ class Session:
     @property
     def reached(self) -> bool:
         """Has etcd ever answered this client?"""
-        return self.keeper.last_contact > -math.inf
+        return self.leases.last_contact > -math.inf
 
     def next_reread(self) -> float:
         """When to read again what watches may have missed."""
@@ -61,7 +62,7 @@ class Session:
 
     def grace(self, now: float) -> float:
         """Seconds that a request may last: without bound, until the client is closed."""
-        return max(0.1, self.keeper.until - now)
+        return max(0.1, self.leases.until - now)
 
     def who(self, lease: TtlLease) -> bytes:
         """How a waiter or holder with this lease is named in keys."""
@@ -77,7 +78,7 @@ class Session:
 
     def wake_heartbeat(self) -> None:
         """There is something that it will have to do, perhaps before it wakes by itself."""
-        self.keeper.box.put(None)
+        self.leases.box.put(None)
 
     def grants(self) -> list[Grant]:
         """All that is held."""

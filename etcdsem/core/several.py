@@ -26,7 +26,8 @@ from etcdsem.core.acquire import AcquireRequest, attempt, publish, refuse_starve
 from etcdsem.core.commands import AccessDenied, NotApplied, Procedure, Txn
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Limit
-from etcdsem.core.leases import RPC_TIMEOUT, TtlLease, take
+from etcdsem.core.lease_manager import take_lease
+from etcdsem.core.leases import RPC_TIMEOUT, TtlLease
 from etcdsem.core.limits import known_limit, refuse_wrong_kind, semaphore_closed, wrong_kind
 from etcdsem.core.reconcile import reconcile
 from etcdsem.core.release import release
@@ -217,17 +218,17 @@ def _attempt(
     leases: list[TtlLease] = []
     try:
         for _, request in wants:
-            lease = yield from take(session.keeper, request.ttl)
+            lease = yield from take_lease(session.leases, request.ttl)
             leases.append(lease)
             lease.refresh = min(request.refresh, lease.ttl / 2)
         taken = yield from _take_at_once(session, wants, leases, until, once=once)
     except (NotApplied, AccessDenied):
         for lease in leases:
-            session.keeper.give_back(lease)  # refused before anything was written
+            session.leases.give_back(lease)  # refused before anything was written
         raise
     except Exception:
         for lease in leases:
-            session.keeper.settle_later(lease)
+            session.leases.revoke_later(lease)
         raise
     except BaseException:
         for lease in leases:
@@ -235,7 +236,7 @@ def _attempt(
         raise
     if taken.full is not None:
         for lease in leases:
-            session.keeper.give_back(lease)
+            session.leases.give_back(lease)
     return taken
 
 

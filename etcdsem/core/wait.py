@@ -75,7 +75,7 @@ def wait_in_line(
                 raise semaphore_closed(semaphore)
             case AccessLost():
                 # Our key may be there still: the lease is ended, not given back.
-                session.keeper.settle_later(waiter.lease)
+                session.leases.revoke_later(waiter.lease)
                 raise note.error
             case PlaceLost():
                 raise TryAgain(f"lost its place in line: {note.reason}", full=True)
@@ -183,13 +183,13 @@ def _leave(semaphore: SemaphoreState, waiter: LocalWaiter) -> Procedure[Grant | 
             semaphore.name,
             failure,
         )
-        session.keeper.settle_later(waiter.lease)
+        session.leases.revoke_later(waiter.lease)
         return None
     left, letter, empty = transactions.read_leave(reply)
     if not left:
         grant = _open(semaphore, waiter, GrantMessage(letter)) if letter is not None else None
         if grant is None:
-            session.keeper.settle_later(waiter.lease)
+            session.leases.revoke_later(waiter.lease)
         return grant
     if empty:
         try:

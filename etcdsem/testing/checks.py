@@ -238,7 +238,7 @@ class Checker:
         owner = self.world.owners.get(kv.lease)
         if owner is None or owner.crashed:
             return
-        lease = owner.session.keeper.leases.get(kv.lease)
+        lease = owner.session.leases.live.get(kv.lease)
         if lease is not None and lease.state == "spare":
             self.world.fail(f"{kv.key!r} was written with a lease of client {owner.number}'s pool")
 
@@ -438,7 +438,7 @@ class Checker:
             owner = self.world.owners.get(kv.lease)
             if owner is None or not owner.fine:
                 continue
-            lease = owner.session.keeper.leases.get(kv.lease)
+            lease = owner.session.leases.live.get(kv.lease)
             if lease is None:
                 continue
             tokens = {grant.token for grant in owner.session.grants()}

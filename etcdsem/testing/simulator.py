@@ -986,7 +986,7 @@ class RenewalStream(_Stream):
 
     def on_answer(self, lease_id: int, ttl: int) -> None:
         """Etcd has answered a renewal."""
-        self.client.session.keeper.renewed(lease_id, float(ttl))
+        self.client.session.leases.renewed(lease_id, float(ttl))
 
     def restart(self) -> None:
         """Another connection; what is under way is dropped, on the way back at least."""

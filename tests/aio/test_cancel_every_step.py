@@ -92,7 +92,7 @@ async def sabotaged(
         with contextlib.suppress(asyncio.CancelledError):
             await task
         assert sem.leases == ()
-        await eventually(lambda: client.engine.session.keeper.settling == 0)
+        await eventually(lambda: client.engine.session.leases.revocations == 0)
         assert not client.engine.session.grants()
         return saboteur.hit, saboteur.made
 
@@ -185,7 +185,7 @@ def test_cancelled_again_while_it_cleans_up(etcd: EtcdServer, name: str, times: 
             assert not done
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert client.engine.session.keeper.settling == 0
+            assert client.engine.session.leases.revocations == 0
             assert await other.waiters() == ()
 
     run(main())

@@ -123,7 +123,7 @@ async def sabotaged(
         assert len(kept) in (0, 2)
         for lease in kept:
             assert await lease.release()
-        await eventually(lambda: client.engine.session.keeper.settling == 0)
+        await eventually(lambda: client.engine.session.leases.revocations == 0)
         assert not client.engine.session.grants()
         await until(others.settled)
         return saboteur.hit, saboteur.made

@@ -14,7 +14,7 @@ import etcdsem
 from etcdsem import aio
 from etcdsem.aio import Box, Lease, Semaphore
 from etcdsem.core.commands import Command, Failure, Procedure, RevokeLease, Transact, Wait, perform
-from etcdsem.core.leases import settle
+from etcdsem.core.lease_manager import revoke_until_gone
 from etcdsem.testing.aio import Memory, MemoryClient, memory
 from tests.aio.running import run
 
@@ -123,7 +123,7 @@ def test_what_runs_beside_the_callers_is_cancelled_by_nobody() -> None:
             return None
 
         meddle(client, RevokeLease, never)
-        client.engine.spawn(settle(client.engine, int(lease.id, 16), 30.0), "settle")
+        client.engine.spawn(revoke_until_gone(client.engine, int(lease.id, 16), 30.0), "settle")
         (settling,) = asyncio.all_tasks() - tasks
         await revoking.wait()
         settling.cancel()
@@ -210,7 +210,7 @@ def test_a_closed_client_performs_nothing() -> None:
         assert not lease.valid
         assert await lease.release() is False
         with pytest.raises(aio._Over):
-            await engine.run(settle(engine, 5, 30.0))
+            await engine.run(revoke_until_gone(engine, 5, 30.0))
         assert etcd.leases() == []
 
     in_memory(main)

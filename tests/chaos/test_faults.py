@@ -195,7 +195,7 @@ def test_a_request_that_arrives_long_after_we_gave_up(etcd: EtcdServer, name: st
         proxy.up = "pass"
         assert sem.get_value() == 1
         sem.release()
-        eventually(lambda: client.engine.session.keeper.settling == 0)
+        eventually(lambda: client.engine.session.leases.revocations == 0)
         eventually(lambda: sem.get_value() == 0)
     assert_clean(etcd, name)
 

@@ -17,7 +17,8 @@ from etcdsem.core.commands import (
     Wait,
     Watch,
 )
-from etcdsem.core.leases import Keeper, TtlLease, margin, settle
+from etcdsem.core.lease_manager import LeaseManager, revoke_until_gone
+from etcdsem.core.leases import TtlLease, margin
 
 
 class Box:
@@ -75,12 +76,12 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def keeper(clock: Clock) -> Keeper:
+def keeper(clock: Clock) -> LeaseManager:
     """A keeper of leases."""
-    return Keeper(clock)
+    return LeaseManager(clock)
 
 
-def held(keeper: Keeper, clock: Clock, ttl: float = 30.0) -> tuple[TtlLease, list[str]]:
+def held(keeper: LeaseManager, clock: Clock, ttl: float = 30.0) -> tuple[TtlLease, list[str]]:
     """A lease in use, and what its user was told."""
     lease = TtlLease(5, int(ttl), ttl, clock.time)
     told: list[str] = []
@@ -89,7 +90,7 @@ def held(keeper: Keeper, clock: Clock, ttl: float = 30.0) -> tuple[TtlLease, lis
     return lease, told
 
 
-def test_the_deadline_counts_from_the_sending(keeper: Keeper, clock: Clock) -> None:
+def test_the_deadline_counts_from_the_sending(keeper: LeaseManager, clock: Clock) -> None:
     """A renewal that was sent at t and answered later is good until t + TTL, less a margin."""
     lease, _ = held(keeper, clock)
     clock.time += 11
@@ -109,7 +110,7 @@ def test_a_slow_clock_loses_it_before_etcd_does(clock: Clock, ttl: float) -> Non
     assert ttl / 2 < passed < ttl - 0.1
 
 
-def test_one_renewal_at_a_time(keeper: Keeper, clock: Clock) -> None:
+def test_one_renewal_at_a_time(keeper: LeaseManager, clock: Clock) -> None:
     """Nothing is asked twice while an answer is due; then another connection is taken."""
     held(keeper, clock)
     clock.time += 10
@@ -124,7 +125,7 @@ def test_one_renewal_at_a_time(keeper: Keeper, clock: Clock) -> None:
     assert clock.renewed == [5, 5]
 
 
-def test_lost_at_the_deadline_once_and_for_all(keeper: Keeper, clock: Clock) -> None:
+def test_lost_at_the_deadline_once_and_for_all(keeper: LeaseManager, clock: Clock) -> None:
     """At the deadline it is lost, told once, settled, and never renewed or used again."""
     lease, told = held(keeper, clock)
     clock.time = lease.deadline
@@ -140,7 +141,7 @@ def test_lost_at_the_deadline_once_and_for_all(keeper: Keeper, clock: Clock) -> 
     assert keeper.take_spare(30) is None
 
 
-def test_an_answer_after_the_deadline_is_too_late(keeper: Keeper, clock: Clock) -> None:
+def test_an_answer_after_the_deadline_is_too_late(keeper: LeaseManager, clock: Clock) -> None:
     """Also if etcd says that the lease lives: the user may have been told otherwise."""
     lease, told = held(keeper, clock)
     clock.time += 20
@@ -151,7 +152,7 @@ def test_an_answer_after_the_deadline_is_too_late(keeper: Keeper, clock: Clock) 
     assert len(told) == 1
 
 
-def test_etcd_says_that_it_is_gone(keeper: Keeper, clock: Clock) -> None:
+def test_etcd_says_that_it_is_gone(keeper: LeaseManager, clock: Clock) -> None:
     """A TTL of 0 in the answer."""
     lease, told = held(keeper, clock)
     clock.time += 10
@@ -161,7 +162,7 @@ def test_etcd_says_that_it_is_gone(keeper: Keeper, clock: Clock) -> None:
     assert "revoked" in told[0]
 
 
-def test_spares_are_used_again_while_they_are_fresh(keeper: Keeper, clock: Clock) -> None:
+def test_spares_are_used_again_while_they_are_fresh(keeper: LeaseManager, clock: Clock) -> None:
     """A spare that is old stays in the pool, is renewed, and is good again; idle ones expire."""
     lease, _ = held(keeper, clock)
     keeper.give_back(lease)
@@ -178,11 +179,11 @@ def test_spares_are_used_again_while_they_are_fresh(keeper: Keeper, clock: Clock
         keeper.beat(clock.time)
         keeper.renewed(5, 30.0)
     assert lease.state == "gone"
-    assert keeper.leases == {}
+    assert keeper.live == {}
     assert keeper.take_spare(30) is None
 
 
-def test_a_retired_spare_is_in_the_pool_no_more(keeper: Keeper, clock: Clock) -> None:
+def test_a_retired_spare_is_in_the_pool_no_more(keeper: LeaseManager, clock: Clock) -> None:
     """What is to be revoked cannot be taken."""
     lease, _ = held(keeper, clock)
     keeper.give_back(lease)
@@ -212,20 +213,23 @@ def drive(procedure: Procedure[None], clock: Clock, answers: list[Failure | None
 @pytest.mark.parametrize("last", [None, LeaseNotFound("gone")])
 def test_settling_goes_on_until_etcd_says_so(clock: Clock, last: Failure | None) -> None:
     """Unknown outcomes are asked again; OK and "not found" end it."""
-    assert drive(settle(clock, 5, 30.0), clock, [OutcomeUnknown(), OutcomeUnknown(), last]) == 3
+    assert (
+        drive(revoke_until_gone(clock, 5, 30.0), clock, [OutcomeUnknown(), OutcomeUnknown(), last])
+        == 3
+    )
 
 
 def test_settling_ends_when_the_ttl_has_passed(clock: Clock) -> None:
     """After that nobody keeps the lease, so etcd ends it."""
     began = clock.time
-    assert drive(settle(clock, 5, 30.0), clock, [OutcomeUnknown()]) > 5
+    assert drive(revoke_until_gone(clock, 5, 30.0), clock, [OutcomeUnknown()]) > 5
     assert 30 <= clock.time - began < 40
 
 
 # ---------------------------------------------------------------- max_hold
 
 
-def test_a_bound_ends_it_however_often_it_is_renewed(keeper: Keeper, clock: Clock) -> None:
+def test_a_bound_ends_it_however_often_it_is_renewed(keeper: LeaseManager, clock: Clock) -> None:
     """The deadline is never later than the bound, and the reason says why."""
     lease, told = held(keeper, clock)
     lease.bind(clock.time, 40.0)
@@ -243,7 +247,7 @@ def test_a_bound_ends_it_however_often_it_is_renewed(keeper: Keeper, clock: Cloc
     assert clock.spawned[-1] == "settle"
 
 
-def test_a_bound_beyond_the_lease_changes_nothing(keeper: Keeper, clock: Clock) -> None:
+def test_a_bound_beyond_the_lease_changes_nothing(keeper: LeaseManager, clock: Clock) -> None:
     """A lease that is not refreshed ends by its TTL, and says so."""
     lease, told = held(keeper, clock)
     lease.bind(clock.time, 3600.0)
@@ -253,7 +257,7 @@ def test_a_bound_beyond_the_lease_changes_nothing(keeper: Keeper, clock: Clock) 
     assert "no renewal was answered" in told[0]
 
 
-def test_a_pooled_lease_has_no_bound(keeper: Keeper, clock: Clock) -> None:
+def test_a_pooled_lease_has_no_bound(keeper: LeaseManager, clock: Clock) -> None:
     """The bound belongs to the grant: the next user of the etcd lease has its own, or none."""
     lease, told = held(keeper, clock)
     lease.bind(clock.time, 10.0)

@@ -119,7 +119,7 @@ def test_a_start_needs_a_lease_with_a_period_left(etcd: Memory) -> None:
 
     def late(perform: Callable[[], object]) -> object:
         answer = perform()
-        (lease,) = client.engine.session.keeper.leases.values()
+        (lease,) = client.engine.session.leases.live.values()
         lease.sent -= 2.0
         lease.deadline -= 2.0
         assert lease.deadline - etcd.now < rates.need(10.0)

@@ -125,7 +125,7 @@ def wait_in_line(
 def hold(semaphore: SemaphoreState, slot: int = 0, lease_id: int = 5, token: int = 40) -> Grant:
     """A grant of this client."""
     lease = TtlLease(lease_id, 30, 30.0, semaphore.session.env.now())
-    semaphore.session.keeper.adopt(lease)
+    semaphore.session.leases.adopt(lease)
     who = semaphore.session.who(lease)
     return Grant(semaphore, lease, who, slot, token, letter=False)
 

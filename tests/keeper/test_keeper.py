@@ -502,7 +502,7 @@ def test_the_helper_keeps_nothing_that_was_taken_back(when: str) -> None:
         assert clock.renewed == [77]
         keeper.table.forbid(3)
         keeper.renewed(77, 30.0)
-    assert keeper.leases == {}
+    assert keeper.live == {}
     assert keeper.places == {}
     assert keeper.table.forbidden(3)
     keeper.table.close()

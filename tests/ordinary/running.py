@@ -175,7 +175,7 @@ class Run:
             for one in self._clients:
                 with self.noting():
                     one.close()
-            mine = fresh.engine.session.keeper.leases
+            mine = fresh.engine.session.leases.live
             connection = fresh.engine.connection
 
             def left() -> set[int]:

@@ -108,7 +108,7 @@ def test_an_interruption_at_any_moment_leaves_no_lease(way: str, striker: Strike
             give_back(sem)
         assert struck > ROUNDS / 20
         session = client.engine.session
-        while session.keeper.settling:  # what was interrupted is ended beside us
+        while session.leases.revocations:  # what was interrupted is ended beside us
             time.sleep(0.001)
         assert client.status("sem").holders == ()
         assert session.grants() == []

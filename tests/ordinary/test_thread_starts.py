@@ -237,10 +237,10 @@ def _break(client: Client | aio.Client, what: str) -> None:
         renew(lease_id)
 
     if what == "chore":
-        engine.session.keeper.chores.append(chore)
+        engine.session.leases.chores.append(chore)
     else:
         engine.renew = failing_renew  # type: ignore[method-assign]
-    engine.session.keeper.box.put(None)
+    engine.session.leases.box.put(None)
 
 
 @pytest.mark.parametrize("what", ["chore", "renew"])

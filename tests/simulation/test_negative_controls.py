@@ -31,7 +31,8 @@ from etcdsem.core.commands import (
     perform,
 )
 from etcdsem.core.keys import Keys, Limit, Queued, read_limit
-from etcdsem.core.leases import Keeper, TtlLease, margin
+from etcdsem.core.lease_manager import LeaseManager
+from etcdsem.core.leases import TtlLease, margin
 from etcdsem.core.session import Session
 from etcdsem.core.transactions import Mine, Wish, conditions, give
 from etcdsem.core.waiters import Waiters
@@ -103,13 +104,13 @@ def repeat_on_unavailable(patch: Patch) -> None:
 def no_revoke_barrier(patch: Patch) -> None:
     """A lease whose part in a write is uncertain goes back to the pool."""
 
-    def settle_later(keeper: Keeper, lease: TtlLease) -> None:
+    def revoke_later(keeper: LeaseManager, lease: TtlLease) -> None:
         if keeper.closed:
             keeper.retire(lease)
         else:
             keeper.give_back(lease)
 
-    patch.setattr(Keeper, "settle_later", settle_later)
+    patch.setattr(LeaseManager, "revoke_later", revoke_later)
 
 
 def trust_only_the_watch(patch: Patch) -> None:
@@ -119,16 +120,16 @@ def trust_only_the_watch(patch: Patch) -> None:
 
 def deadline_counts_from_receipt(patch: Patch) -> None:
     """A renewal's answer is taken to be as fresh as the moment it was read."""
-    right = Keeper.renewed
+    right = LeaseManager.renewed
 
-    def renewed(keeper: Keeper, lease_id: int, ttl: float) -> None:
-        lease = keeper.leases.get(lease_id)
+    def renewed(keeper: LeaseManager, lease_id: int, ttl: float) -> None:
+        lease = keeper.live.get(lease_id)
         asked = lease is not None and lease.asked is not None
         right(keeper, lease_id, ttl)
-        if lease is not None and asked and lease.id in keeper.leases and ttl > 0:
+        if lease is not None and asked and lease.id in keeper.live and ttl > 0:
             lease.deadline = keeper.env.now() + ttl - margin(ttl)
 
-    patch.setattr(Keeper, "renewed", renewed)
+    patch.setattr(LeaseManager, "renewed", renewed)
 
 
 def presence_instead_of_create_revision(patch: Patch) -> None:

@@ -16,7 +16,8 @@ import pytest
 from etcdsem.core import rates
 from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
-from etcdsem.core.leases import Keeper, TtlLease
+from etcdsem.core.lease_manager import LeaseManager
+from etcdsem.core.leases import TtlLease
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import EtcdUnavailable
 from etcdsem.model import Rate, default_block
@@ -126,7 +127,9 @@ def given_back_at_once(patch: Patch) -> None:
 def _never_mind_what_is_left(patch: Patch) -> None:
     """A lease that is valid will do for a start, however little of it is left."""
 
-    def freshen(keeper: Keeper, lease: TtlLease, need: float, until: float) -> Procedure[bool]:
+    def freshen(
+        keeper: LeaseManager, lease: TtlLease, need: float, until: float
+    ) -> Procedure[bool]:
         return lease.valid(keeper.env.now())
         yield
 
@@ -167,7 +170,7 @@ def closing_gives_everything_back(patch: Patch) -> None:
     def leave(grant: Grant) -> None:
         grant.state = "released"
         grant.detach()
-        grant.semaphore.session.keeper.settle_later(grant.lease)
+        grant.semaphore.session.leases.revoke_later(grant.lease)
 
     patch.setattr(Grant, "leave", leave)
 
