@@ -10,7 +10,7 @@ from etcdsem.core import inspection, lifecycle, operating, rates
 from etcdsem.core.commands import Procedure
 from etcdsem.core.limits import learn_limit
 from etcdsem.core.semaphore import SemaphoreState
-from etcdsem.errors import AcquireTimeout, InvalidSetting
+from etcdsem.errors import InvalidSetting
 from etcdsem.model import Duration, Later, Start, Status, make_rate
 from etcdsem.shell import Named, register_rate
 
@@ -88,14 +88,6 @@ class BaseRateLimit(Named):
                 self.name,
                 len(closing.waiters),
             )
-
-    def _in_time(self, start: Start | None, timeout: Duration | None) -> Start:
-        if start is None:
-            raise AcquireTimeout(
-                f"rate limit {self.name!r}: no start was free within {timeout!r}; who used them: "
-                f"etcdsem rate {self.name}"
-            )
-        return start
 
 
 __all__ = ["BaseRateLimit"]

@@ -313,12 +313,7 @@ class Failure(Exception):
 
 
 class OutcomeUnknown(Failure):
-    """The request may have been applied, or may yet be. Only a revoked lease settles it.
-
-    `applied` is True when it is known that it was applied but the answer could not be read.
-    """
-
-    applied = False
+    """The request may have been applied, or may yet be. Only a revoked lease settles it."""
 
 
 class NoSpace(OutcomeUnknown):

@@ -38,12 +38,6 @@ class Outcome(NamedTuple):
     login: bool = False
 
 
-class Applied(OutcomeUnknown):
-    """It was applied, but its answer could not be read."""
-
-    applied = True
-
-
 OUTCOMES: tuple[Outcome, ...] = (
     # Our own: no connection, so nothing was sent; or the server says that it did nothing.
     Outcome("NOT_CONNECTED", "", NotConnected, elsewhere=True),
@@ -65,8 +59,8 @@ OUTCOMES: tuple[Outcome, ...] = (
     Outcome("UNKNOWN", "not a primary lessor", OutcomeUnknown, elsewhere=True),
     Outcome("RESOURCE_EXHAUSTED", "database space exceeded", NoSpace),
     # Applied, but the answer was too large or too deep to be read.
-    Outcome("RESOURCE_EXHAUSTED", "Received message larger than max", Applied),
-    Outcome("INTERNAL", "Exception deserializing response", Applied),
+    Outcome("RESOURCE_EXHAUSTED", "Received message larger than max", OutcomeUnknown),
+    Outcome("INTERNAL", "Exception deserializing response", OutcomeUnknown),
     # The login. A login that is not needed (yet) is seen to where logins are made.
     Outcome("UNAUTHENTICATED", "invalid auth token", NotApplied, login=True),
     Outcome("INVALID_ARGUMENT", "revision of auth store is old", NotApplied, login=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from etcdsem.core import commands
-from etcdsem.etcd.outcomes import OUTCOMES, UNKNOWN, Applied, Outcome, classify
+from etcdsem.etcd.outcomes import OUTCOMES, UNKNOWN, Outcome, classify
 
 CASES = [
     ("DEADLINE_EXCEEDED", "Deadline Exceeded", commands.OutcomeUnknown),
@@ -21,8 +21,8 @@ CASES = [
     ("UNKNOWN", "etcdserver: too many requests", commands.NotApplied),
     ("RESOURCE_EXHAUSTED", "etcdserver: too many requests", commands.NotApplied),
     ("RESOURCE_EXHAUSTED", "etcdserver: mvcc: database space exceeded", commands.NoSpace),
-    ("RESOURCE_EXHAUSTED", "Received message larger than max (5 vs. 4)", Applied),
-    ("INTERNAL", "Exception deserializing response!", Applied),
+    ("RESOURCE_EXHAUSTED", "Received message larger than max (5 vs. 4)", commands.OutcomeUnknown),
+    ("INTERNAL", "Exception deserializing response!", commands.OutcomeUnknown),
     ("NOT_FOUND", "etcdserver: requested lease not found", commands.LeaseNotFound),
     ("FAILED_PRECONDITION", "etcdserver: lease already exists", commands.LeaseExists),
     ("INVALID_ARGUMENT", "etcdserver: duplicate key given in txn request", commands.Refused),

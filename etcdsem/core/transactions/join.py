@@ -174,7 +174,6 @@ def recheck(keys: Keys) -> Txn:
             Range(keys.my_waiters, keys.my_waiters_end, keys_only=True),
             Range(keys.my_grants, keys.my_grants_end),
             Range(keys.max_leases),
-            Range(keys.leases, keys.leases_end, count_only=True),
         ),
     )
 
@@ -186,16 +185,14 @@ class Recheck(NamedTuple):
     waiting: frozenset[bytes]
     letters: tuple[KeyValue, ...]
     limit: Limit | None
-    held: int
 
 
 def read_recheck(keys: Keys, reply: TxnReply) -> Recheck:
     """Read the answers to `recheck`."""
-    waiting, letters, limit, count = map(as_range, reply.replies)
+    waiting, letters, limit = map(as_range, reply.replies)
     return Recheck(
         revision=reply.revision,
         waiting=frozenset(kv.key[len(keys.waiters) :] for kv in waiting.kvs),
         letters=letters.kvs,
         limit=read_limit(limit.kvs[0]) if limit.kvs else None,
-        held=count.count,
     )
