@@ -778,7 +778,7 @@ class _Held(AsyncDecorator, AbstractAsyncContextManager[Lease, None]):
 
     async def __aenter__(self) -> Lease:
         if self._entered:
-            raise RuntimeError("this block was entered already: call hold() for each")
+            raise RuntimeError("this block was already entered: call hold() for each")
         self._entered = True
         lease = await self._semaphore._acquire(self._timeout, None, self._keep, **self._wants)
         if lease is None:
@@ -1124,7 +1124,7 @@ class _HeldAll(AsyncDecorator, AbstractAsyncContextManager[tuple[Lease, ...], No
 
     async def __aenter__(self) -> tuple[Lease, ...]:
         if self._entered:
-            raise RuntimeError("this block was entered already: call hold_all() for each")
+            raise RuntimeError("this block was already entered: call hold_all() for each")
         self._entered = True
         taken = await _acquire_all(self._semaphores, self._timeout, None, self._keep)
         if isinstance(taken, str):

@@ -414,7 +414,7 @@ def check_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
             )
         result[key] = check_text(value, what=f"label {key!r}")
     if len(result) > 16:
-        raise InvalidSetting(f"{len(result)} labels were given; 16 are the most")
+        raise InvalidSetting(f"too many labels: {len(result)} (maximum 16)")
     return result
 
 

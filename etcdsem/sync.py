@@ -789,7 +789,7 @@ class _Held(Decorator, AbstractContextManager[Lease, None]):
 
     def __enter__(self) -> Lease:
         if self._entered:
-            raise RuntimeError("this block was entered already: call hold() for each")
+            raise RuntimeError("this block was already entered: call hold() for each")
         self._entered = True
         try:
             lease = self._semaphore._acquire(self._timeout, None, self._keep, **self._wants)
@@ -1243,7 +1243,7 @@ class _HeldAll(Decorator, AbstractContextManager[tuple[Lease, ...], None]):
 
     def __enter__(self) -> tuple[Lease, ...]:
         if self._entered:
-            raise RuntimeError("this block was entered already: call hold_all() for each")
+            raise RuntimeError("this block was already entered: call hold_all() for each")
         self._entered = True
         try:
             taken = _acquire_all(self._semaphores, self._timeout, None, self._keep)

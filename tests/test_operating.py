@@ -318,7 +318,7 @@ def test_resumed_while_it_is_drained(client: Client, name: str) -> None:
         drained = pool.submit(client.drain, name, on_wait=told.set)
         assert told.wait(30)
         client.resume(name)
-        with pytest.raises(etcdsem.EtcdSemError, match="somebody has resumed it"):
+        with pytest.raises(etcdsem.EtcdSemError, match="was resumed while it was being drained"):
             drained.result(30)
     assert client.status(name).pause is None
 

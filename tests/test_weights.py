@@ -173,7 +173,7 @@ def test_released_slots_go_to_as_many_as_they_suffice_for(
 def test_more_than_the_limit_is_refused_at_once(client: Client, name: str) -> None:
     """With an error of its own that says what to do; also by one who knows an old limit."""
     sem = Semaphore(2, name, client=client)
-    with pytest.raises(WeightExceedsLimit, match=r"weight 3.*limit is 2.*etcdsem limit"):
+    with pytest.raises(WeightExceedsLimit, match=r"weight 3 exceeds the limit of 2.*etcdsem limit"):
         sem.acquire(weight=3)
     assert issubclass(WeightExceedsLimit, ValueError)
     client.resize(name, 3)

@@ -38,7 +38,7 @@ def verify(semaphore: SemaphoreState) -> Procedure[None]:
         except Failure as failure:
             semaphore.session.env.log(
                 logging.INFO,
-                "semaphore %s: could not look at what is held: %s",
+                "semaphore %s: held slots could not be verified: %s",
                 semaphore.name,
                 failure,
             )

@@ -189,7 +189,7 @@ def _lease_number(lease: str) -> int:
         return int(lease, 16)
     except ValueError:
         raise InvalidSetting(
-            f"{lease!r} is no lease: give it in hex, as etcdsem status and etcdctl lease list do"
+            f"invalid lease ID {lease!r}: expected hex, as printed by `etcdsem status`"
         ) from None
 
 

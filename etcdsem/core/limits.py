@@ -34,9 +34,9 @@ def refuse_too_heavy(semaphore: SemaphoreState, weight: int) -> None:
     if too_heavy(semaphore, weight):
         room = semaphore.limit.room if semaphore.limit else 0
         raise WeightExceedsLimit(
-            f"semaphore {semaphore.name!r}: a lease of weight {weight} is wanted, and the limit is "
-            f"{room}: it would never come. Ask for {room} at most, or raise the limit: etcdsem "
-            f"limit {semaphore.name} {weight}"
+            f"semaphore {semaphore.name!r}: weight {weight} exceeds the limit of {room} and could "
+            f"never be granted. Request at most {room}, or raise the limit: etcdsem limit "
+            f"{semaphore.name} {weight}"
         )
 
 
@@ -46,13 +46,13 @@ def wrong_kind(semaphore: SemaphoreState, limit: Limit, *, rate: bool) -> WrongK
         return None
     if rate:
         return WrongKind(
-            f"{semaphore.name!r} is a semaphore (its limit is {limit.text!r}), and a rate limit of "
-            f"that name is wanted: take another name, or use etcdsem.Semaphore (etcdsem run "
-            f"--limit, etcdsem limit {semaphore.name})"
+            f"{semaphore.name!r} is a semaphore (its limit is {limit.text!r}), not a rate limit: "
+            "choose another name, or use etcdsem.Semaphore (etcdsem run --limit, etcdsem limit "
+            f"{semaphore.name})"
         )
     return WrongKind(
-        f"{semaphore.name!r} is a rate limit ({limit.text!r}), and a semaphore of that name is "
-        f"wanted: take another name, or use etcdsem.RateLimit (etcdsem run --rate, etcdsem rate "
+        f"{semaphore.name!r} is a rate limit ({limit.text!r}), not a semaphore: choose another "
+        "name, or use etcdsem.RateLimit (etcdsem run --rate, etcdsem rate "
         f"{semaphore.name})"
     )
 

@@ -245,8 +245,8 @@ def _holding(semaphore: SemaphoreState, until: float) -> Procedure[tuple[int, se
     }  # what somebody has put there by hand is nobody's lease
     if not limit.paused:
         raise EtcdSemError(
-            f"semaphore {semaphore.name!r}: somebody has resumed it while it was drained; "
-            f"{len(held)} hold now"
+            f"semaphore {semaphore.name!r} was resumed while it was being drained; "
+            f"{len(held)} leases are held now"
         )
     return reply.revision, held
 

@@ -332,8 +332,8 @@ def rate_of(semaphore: SemaphoreState, limit: Limit) -> Rate:
         raise wrong
     if limit.rate is None:
         raise EtcdSemError(
-            f"rate limit {semaphore.name!r}: its limit in etcd reads {limit.text!r}, so nothing is "
-            f"granted; mend it: etcdsem rate {semaphore.name} 100/1m"
+            f"rate limit {semaphore.name!r}: its limit in etcd reads {limit.text!r}, so no "
+            f"permit is granted; fix it: etcdsem rate {semaphore.name} 100/1m"
         )
     return limit.rate
 

@@ -77,7 +77,7 @@ def release(grant: Grant) -> Procedure[ReleaseResult]:
     except Failure as failure:
         level = logging.WARNING if isinstance(failure, AccessDenied) else logging.INFO
         semaphore.session.env.log(
-            level, "semaphore %s: releasing by ending the lease: %s", semaphore.name, failure
+            level, "semaphore %s: releasing by revoking the lease: %s", semaphore.name, failure
         )
         grant.given_back()
         return (yield from _release_by_revoking(grant))
@@ -350,5 +350,8 @@ def _serve_queue(semaphore: SemaphoreState, seen: Look) -> Procedure[None]:
             yield from reconcile(semaphore, seen, until=until)
     except Failure as failure:
         semaphore.session.env.log(
-            logging.INFO, "semaphore %s: others will serve the line: %s", semaphore.name, failure
+            logging.INFO,
+            "semaphore %s: reconciliation failed; another client will serve the queue: %s",
+            semaphore.name,
+            failure,
         )

@@ -63,8 +63,8 @@ class SemaphoreState:
         if limit.number is None:
             self.session.env.log(
                 logging.ERROR,
-                "semaphore %s: its limit in etcd reads %r, which is no number from 0 to 99999; "
-                "nothing is granted until it is mended, e.g. with: etcdctl put %s 5",
+                "semaphore %s: its limit in etcd reads %r, which is not a number from 0 to "
+                "99999; no lease will be granted until it is fixed, e.g. with: etcdctl put %s 5",
                 self.name,
                 limit.text,
                 self.keys.max_leases.decode(),

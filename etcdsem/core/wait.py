@@ -78,7 +78,7 @@ def wait_in_line(
                 session.leases.revoke_later(waiter.lease)
                 raise note.error
             case PlaceLost():
-                raise TryAgain(f"lost its place in line: {note.reason}", full=True)
+                raise TryAgain(f"lost its place in the queue: {note.reason}", full=True)
             case ReconcileNote():
                 if note.reread:
                     reread_at = now
@@ -110,7 +110,10 @@ def _tolerantly(work: Procedure[None], semaphore: SemaphoreState) -> Procedure[b
         return False
     except Failure as failure:
         semaphore.session.env.log(
-            logging.INFO, "semaphore %s: could not look after it now: %s", semaphore.name, failure
+            logging.INFO,
+            "semaphore %s: reconciliation failed, will retry: %s",
+            semaphore.name,
+            failure,
         )
         return False
     return True
@@ -145,7 +148,10 @@ def _open(semaphore: SemaphoreState, waiter: LocalWaiter, letter: GrantMessage) 
     content = read_letter(kv.value, semaphore.queue.until)
     if content is None:
         semaphore.session.env.log(
-            logging.WARNING, "semaphore %s: cannot read the letter %s", semaphore.name, kv.key
+            logging.WARNING,
+            "semaphore %s: cannot read the grant message %s",
+            semaphore.name,
+            kv.key,
         )
         return None
     slots, queue = content
@@ -179,7 +185,7 @@ def _leave(semaphore: SemaphoreState, waiter: LocalWaiter) -> Procedure[Grant | 
     except Failure as failure:
         session.env.log(
             logging.INFO,
-            "semaphore %s: left the line by ending the lease: %s",
+            "semaphore %s: left the queue by revoking the lease: %s",
             semaphore.name,
             failure,
         )
