@@ -65,7 +65,7 @@ def test_more_than_the_limit_is_refused_at_once(etcd: EtcdServer, name: str) -> 
     assert (done.returncode, done.stdout) == (64, "")
     assert done.stderr.startswith("etcdsem:")
     assert "weight 3" in done.stderr
-    assert "limit is 2" in done.stderr
+    assert "exceeds the limit of 2" in done.stderr
     assert f"etcdsem limit {name}" in done.stderr
     assert done.stderr.count("\n") == 1
     assert keys(etcd, name) == ["max_leases"]
@@ -80,7 +80,7 @@ def test_a_limit_that_is_lowered_refuses_who_waits(
     big = start(etcd, "run", name, "--weight", "3", "--", "echo", "ran")
     big.expect("place 1 of 1 in line", err=True)
     assert ran(etcd, "limit", name, "2").returncode == 0
-    big.expect("weight 3.*limit is 2", err=True)
+    big.expect("weight 3 exceeds the limit of 2", err=True)
     assert big.end() == 64
     assert big.rest(err=False) == ""
     assert held.process.poll() is None
