@@ -52,7 +52,7 @@ MAY: dict[str, set[str]] = {
     "sync": FACADE,
     "aio": FACADE,
     "server": {"clock", "errors", "interpreter"},
-    "testing": {*PLAIN, "clock", "core", "shell", "sync", "aio", "server"},
+    "testing": {*PLAIN, "clock", "core", "sync", "aio"},
     "cli": {*PLAIN, "", "clock", "interpreter", "sync", "aio", "metrics", "server", "testing"},
     "__main__": {"cli"},
     "": {*PLAIN, "sync"},

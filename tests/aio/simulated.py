@@ -31,10 +31,10 @@ from etcdsem.core.commands import (
     Watch,
 )
 from etcdsem.errors import EtcdSemError
-from etcdsem.testing.checks import Checker
-from etcdsem.testing.faults import Nemesis, Options
-from etcdsem.testing.runs import Run
-from etcdsem.testing.simulator import PREFIX, Cancelled, SimClient, World
+from tests.simulation.checks import Checker
+from tests.simulation.faults import Nemesis, Options
+from tests.simulation.runs import Run
+from tests.simulation.simulator import PREFIX, Cancelled, SimClient, World
 
 T = TypeVar("T")
 

@@ -24,10 +24,10 @@ from etcdsem.core.keys import Identity
 from etcdsem.core.station import Station
 from etcdsem.errors import SemaphoreClosed
 from etcdsem.model import Later, Rate, Start
-from etcdsem.testing.checks import Checker
-from etcdsem.testing.simulator import PREFIX, SimClient, World
 from tests.scenarios.rates import FIRST_RATE, Asked, RateFate
 from tests.scenarios.stages import wait_for
+from tests.simulation.checks import Checker
+from tests.simulation.simulator import PREFIX, SimClient, World
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

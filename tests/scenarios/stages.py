@@ -19,10 +19,10 @@ from etcdsem.core.commands import Procedure
 from etcdsem.core.keys import ORDINARY, Identity, Wants
 from etcdsem.core.station import Grant, Station
 from etcdsem.errors import SemaphoreClosed, WeightExceedsLimit
-from etcdsem.testing.checks import Checker
-from etcdsem.testing.simulator import PREFIX, Cancelled, SimClient, World
 from tests.history import assert_clean
 from tests.scenarios.scenarios import LIMIT, Attempt, Fate
+from tests.simulation.checks import Checker
+from tests.simulation.simulator import PREFIX, Cancelled, SimClient, World
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

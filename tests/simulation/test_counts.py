@@ -10,10 +10,10 @@ import pytest
 from etcdsem.core.census import Census, Line
 from etcdsem.core.commands import Event, Txn, TxnReply
 from etcdsem.core.keys import slot_number
-from etcdsem.testing.faults import Options
 from etcdsem.testing.model import Revision
-from etcdsem.testing.runs import Run
-from etcdsem.testing.simulator import PREFIX, World
+from tests.simulation.faults import Options
+from tests.simulation.runs import Run
+from tests.simulation.simulator import PREFIX, World
 
 SEEDS = (0, 5, 7, 15, 24, 25)
 

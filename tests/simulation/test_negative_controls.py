@@ -33,13 +33,13 @@ from etcdsem.core.keys import Keys, Limit, Queued, read_limit
 from etcdsem.core.leases import Keeper, TtlLease, margin
 from etcdsem.core.station import Session, Station
 from etcdsem.core.transactions import Mine, Wish
-from etcdsem.testing import checks
-from etcdsem.testing.faults import PASSING, SEVERAL
-from etcdsem.testing.runs import run_seed
-from etcdsem.testing.shared import SharedObject
-from etcdsem.testing.simulator import SimClient, SimWatch, Violation
 from tests.scenarios.scenarios import a_big_one_that_leaves
 from tests.scenarios.stages import SimStage
+from tests.simulation import checks
+from tests.simulation.faults import PASSING, SEVERAL
+from tests.simulation.runs import run_seed
+from tests.simulation.shared import SharedObject
+from tests.simulation.simulator import SimClient, SimWatch, Violation
 from tests.simulation.test_simulator import QUIET
 from tests.simulation.test_state_machine import SemaphoreMachine
 

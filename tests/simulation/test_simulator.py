@@ -1,6 +1,6 @@
 """The simulator itself, and the seeds that CI runs through it.
 
-More seeds: ``python -m etcdsem.testing --seeds 0:20000 -j 8``. A seed that ever failed stays in
+More seeds: ``python -m tests.simulation --seeds 0:20000 -j 8``. A seed that ever failed stays in
 `ONCE_FAILED`, with the bug that it found.
 """
 
@@ -20,9 +20,9 @@ from etcdsem.core.holding import verify
 from etcdsem.core.keys import Identity
 from etcdsem.core.station import REREAD, Grant, Station
 from etcdsem.errors import Evicted
-from etcdsem.testing.faults import Options
-from etcdsem.testing.runs import Outcome, report, run_seed
-from etcdsem.testing.simulator import CALM, PREFIX, SimClient, World
+from tests.simulation.faults import Options
+from tests.simulation.runs import Outcome, report, run_seed
+from tests.simulation.simulator import CALM, PREFIX, SimClient, World
 
 SEEDS = range(500)
 CHUNK = 50

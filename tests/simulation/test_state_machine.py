@@ -14,8 +14,8 @@ from etcdsem.core.commands import Failure, Procedure
 from etcdsem.core.keys import Identity
 from etcdsem.core.station import Grant
 from etcdsem.errors import EtcdSemError
-from etcdsem.testing.checks import Checker
-from etcdsem.testing.simulator import (
+from tests.simulation.checks import Checker
+from tests.simulation.simulator import (
     CALM,
     PREFIX,
     Cancelled,
@@ -226,7 +226,7 @@ SemaphoreMachine.TestCase.settings = settings(
     max_examples=200,
     stateful_step_count=60,
     deadline=None,
-    derandomize=True,  # CI tells the same story twice; `etcdsem.testing --seeds` explores
+    derandomize=True,  # CI tells the same story twice; `python -m tests.simulation` explores
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 

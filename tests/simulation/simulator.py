@@ -51,7 +51,7 @@ from etcdsem.core.keys import client_id
 from etcdsem.core.station import Session
 from etcdsem.errors import EtcdSemError
 from etcdsem.testing.model import EtcdModel, ModelWatch
-from etcdsem.testing.trace import brief
+from tests.simulation.trace import brief
 
 log = logging.getLogger("etcdsem")
 

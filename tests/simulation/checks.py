@@ -53,7 +53,7 @@ from etcdsem.model import MAX_WEIGHT
 if TYPE_CHECKING:
     from etcdsem.core.station import Grant
     from etcdsem.testing.model import Revision
-    from etcdsem.testing.simulator import SimClient, World
+    from tests.simulation.simulator import SimClient, World
 
 
 class Belief(NamedTuple):

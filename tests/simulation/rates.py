@@ -1,4 +1,4 @@
-"""Runs of a rate limit in the simulator: ``python -m etcdsem.testing --rates --seeds 0:200``.
+"""Runs of a rate limit in the simulator: ``python -m tests.simulation --rates --seeds 0:200``.
 
 Clients ask for starts; faults; then calm; all on virtual time. The limit, the period and the block
 are changed meanwhile, and people delete keys, write junk and close it. Judged by the world's own
@@ -29,10 +29,10 @@ from etcdsem.core.commands import NoSpace, NotApplied, OutcomeUnknown, Procedure
 from etcdsem.core.keys import Identity, read_limit
 from etcdsem.errors import EtcdRefused, EtcdSemError, EtcdUnavailable, Evicted
 from etcdsem.model import Rate
-from etcdsem.testing.checks import Checker
-from etcdsem.testing.faults import Nemesis, Options
-from etcdsem.testing.runs import SETTLE, Outcome, play
-from etcdsem.testing.simulator import CALM, PREFIX, Cancelled, SimClient, World
+from tests.simulation.checks import Checker
+from tests.simulation.faults import Nemesis, Options
+from tests.simulation.runs import SETTLE, Outcome, play
+from tests.simulation.simulator import CALM, PREFIX, Cancelled, SimClient, World
 
 if TYPE_CHECKING:
     from etcdsem.core.commands import KeyValue

@@ -11,7 +11,7 @@ import logging
 import math
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from etcdsem.core import procedures, several
@@ -26,10 +26,11 @@ from etcdsem.errors import (
     SemaphoreClosed,
     WeightExceedsLimit,
 )
-from etcdsem.testing.checks import Checker
-from etcdsem.testing.faults import KINDS, Nemesis, Options
-from etcdsem.testing.shared import SharedObject
-from etcdsem.testing.simulator import PREFIX, Cancelled, Process, SimClient, World
+from tests.simulation.checks import Checker
+from tests.simulation.faults import KINDS, Nemesis, Options
+from tests.simulation.shared import SharedObject
+from tests.simulation.simulator import PREFIX, Cancelled, Process, SimClient, World
+from tests.simulation.trace import brief
 
 SETTLE = 8.0
 """Seconds after the last fault until liveness is judged, beside the TTL: calls may still be out
@@ -381,7 +382,7 @@ def report(outcome: Outcome, *, last: int = 80) -> str:
         lines += traceback.format_exception(outcome.error)
     which = "" if outcome.rates is None else "--rates "
     seed = f"--seed {outcome.options.seed}"
-    lines.append(f"repeat with: python -m etcdsem.testing {which}{seed} --trace")
+    lines.append(f"repeat with: python -m tests.simulation {which}{seed} --trace")
     lines.append(str(outcome.rates or outcome.options))
     lines += map(_line, outcome.log[-last:])
     return "\n".join(lines)
@@ -389,15 +390,4 @@ def report(outcome: Outcome, *, last: int = 80) -> str:
 
 def _line(entry: tuple[Any, ...]) -> str:
     moment, who, *what = entry
-    return f"{moment:10.4f}  {who!s:>8}  " + " ".join(map(_brief, what))
-
-
-def _brief(thing: Any) -> str:
-    from etcdsem.testing.trace import brief
-
-    return brief(thing)
-
-
-def run_seeds(seeds: Iterable[int]) -> Iterable[Outcome]:
-    """Run several."""
-    return map(run_seed, seeds)
+    return f"{moment:10.4f}  {who!s:>8}  " + " ".join(map(brief, what))
