@@ -8,17 +8,19 @@
    is told of the gap *after* the new watch is up: what is read then misses nothing.
 4. A watch that is refused gets one more try after a new login, before its listener is told: etcd
    before 3.5.8 or so calls a token that has run out, too, "permission denied".
-5. `created` comes with `canceled` when a watch is refused; older releases then give the id -1.
+5. Nothing is told of a cancelled watch, not even what had arrived before.
+6. `created` comes with `canceled` when a watch is refused; older releases then give the id -1.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from etcdsem.core.commands import AccessDenied, Event, Failure, Listener
 
+T = TypeVar("T")
 Telling = Callable[[], None]
 
 
@@ -84,6 +86,10 @@ class WatchEntry:
         self.gap = ""  # why a gap must be told once it is created again
         self.cancelled = False
         self.denied = False  # was it refused with the login before this one?
+
+    def telling(self, tell: Callable[[T], None], what: T) -> Telling:
+        """Tell the listener, unless the watch has been cancelled by then."""
+        return lambda: None if self.cancelled else tell(what)
 
 
 class WatchBook:
@@ -153,10 +159,10 @@ class WatchBook:
         tell: list[Telling] = []
         if not entry.told:
             entry.told = True
-            tell.append(lambda: entry.listener.created(revision))
+            tell.append(entry.telling(entry.listener.created, revision))
         if entry.gap:
             reason, entry.gap = entry.gap, ""
-            tell.append(lambda: entry.listener.gap(reason))
+            tell.append(entry.telling(entry.listener.gap, reason))
         return tell + self._events(entry, response), []
 
     def _events(self, entry: WatchEntry, response: WatchResponse) -> list[Telling]:
@@ -164,7 +170,7 @@ class WatchBook:
         if not events or entry.cancelled:
             return []
         entry.next = events[-1].kv.mod_revision + 1
-        return [lambda: entry.listener.events(events)]
+        return [entry.telling(entry.listener.events, events)]
 
     def refuse_all(self, failure: Failure) -> list[Telling]:
         """There is no login, and so no stream: what to tell the listeners."""

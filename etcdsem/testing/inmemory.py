@@ -1,7 +1,8 @@
 """An etcd in memory for unit tests, and clients of it: the library itself, without a network.
 
 1. A client of it is an `etcdsem.Client` like any other. Only what lies below the engine is
-   another: requests go to `EtcdModel`, and time is `VirtualTime`. Nothing is implemented twice.
+   another: requests go to `EtcdModel`, and time is `VirtualTime`. Nothing is implemented twice:
+   watches are resumed by the library's own `WatchBook`.
 2. Each client stands for a process of its own. Any number of threads may use them.
 3. What a call here brings about (a lease that ends, a hand-over, a callback) has happened when
    the call returns. Nothing loads protobuf.
@@ -17,7 +18,7 @@ import time
 import uuid
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
@@ -28,7 +29,6 @@ from etcdsem.clock import boot_time
 from etcdsem.core.commands import (
     Delete,
     DeleteReply,
-    Event,
     LeaseNotFound,
     Listener,
     Mailbox,
@@ -38,11 +38,13 @@ from etcdsem.core.commands import (
     TxnReply,
 )
 from etcdsem.core.keys import lease_hex
+from etcdsem.core.watchbook import WatchBook, WatchEntry, WatchRequest, WatchResponse
 from etcdsem.errors import EtcdSemError, InvalidSetting
 from etcdsem.etcd.settings import ConnectionSettings, Endpoint
 from etcdsem.model import Duration, seconds
-from etcdsem.testing.model import EtcdModel, ModelWatch
+from etcdsem.testing.model import EtcdModel
 from etcdsem.testing.virtual import PATIENCE, Box, Place, VirtualTime
+from etcdsem.testing.watch_server import WatchServer
 
 T = TypeVar("T")
 
@@ -53,68 +55,16 @@ SETTINGS = ConnectionSettings((Endpoint(_ENDPOINT, _ENDPOINT),))
 
 
 class _Watch:
-    """A watch as the client knows it. `next`: the first revision that has not arrived."""
+    """A watch that can be cancelled."""
 
-    __slots__ = (
-        "active",
-        "end",
-        "gap",
-        "key",
-        "line",
-        "listener",
-        "next",
-        "only",
-        "remote",
-        "told",
-    )
+    __slots__ = ("_entry", "_wire")
 
-    def __init__(
-        self, line: Wire, listener: Listener, key: bytes, end: bytes, start: int, only: str | None
-    ) -> None:
-        self.line = line
-        self.listener = listener
-        self.key = key
-        self.end = end
-        self.next = start  # 0 until etcd has said it
-        self.only = only
-        self.active = True
-        self.told = False  # `created` was told
-        self.gap = ""
-        self.remote: ModelWatch | None = None
+    def __init__(self, wire: Wire, entry: WatchEntry) -> None:
+        self._wire = wire
+        self._entry = entry
 
     def cancel(self) -> None:
-        self.line.remove(self)
-
-    # etcd's end: the model tells these, with the lock held
-
-    def created(self, revision: int) -> None:
-        self.next = self.next or revision + 1
-        self.line.inbox.append(partial(self._tell_created, revision))
-
-    def events(self, events: list[Event]) -> None:
-        news = [event for event in events if event.kv.mod_revision >= self.next]
-        if news:
-            self.next = news[-1].kv.mod_revision + 1
-            self.line.inbox.append(partial(self._tell_events, news))
-
-    def compacted(self, revision: int) -> None:
-        self.next = 0
-        self.gap = f"compacted at revision {revision}"
-        self.line.open(self)
-
-    # the client's end, under the engine's lock
-
-    def _tell_created(self, revision: int) -> None:
-        if self.active and not self.told:
-            self.told = True
-            self.listener.created(revision)
-        if self.active and self.gap:
-            reason, self.gap = self.gap, ""
-            self.listener.gap(reason)
-
-    def _tell_events(self, events: Sequence[Event]) -> None:
-        if self.active:
-            self.listener.events(events)
+        self._wire.remove(self._entry)
 
 
 class Time(Protocol):
@@ -149,7 +99,8 @@ class Wire:
         self._model = memory._model
         self._guard = guard
         self._renewed = renewed
-        self._watches: list[_Watch] = []
+        self._book = WatchBook()
+        self._server = WatchServer(self._model, self._hear)
         self._generation = 0  # of the keepalive stream
         self._closed = False
 
@@ -191,32 +142,29 @@ class Wire:
         start: int = 0,
         only: Literal["put", "delete"] | None = None,
     ) -> _Watch:
-        watch = _Watch(self, listener, key, end, start, only)
+        entry = WatchEntry(listener, key, end, start, only)
         with self._time.lock:
-            self._watches.append(watch)
-            self.open(watch)
-        return watch
+            self._send([self._book.add(entry)])
+        return _Watch(self, entry)
 
-    def open(self, watch: _Watch) -> None:
-        """With the lock held: set a watch up at etcd, where it had got to."""
+    def remove(self, entry: WatchEntry) -> None:
+        """Cancel a watch: its listener hears nothing more."""
+        with self._time.lock:
+            request = self._book.remove(entry)
+            if request is not None:
+                self._send([request])
+
+    def _send(self, requests: Iterable[WatchRequest]) -> None:
+        """With the lock held: etcd gets them, if it can be reached."""
         if not self.cut and not self._closed:
-            watch.remote = self._model.watch(
-                watch, watch.key, watch.end, start=watch.next, only=watch.only
-            )
+            for request in requests:
+                self._server.serve(request)
 
-    def remove(self, watch: _Watch) -> None:
-        """It is told nothing more."""
-        with self._time.lock:
-            watch.active = False
-            if watch in self._watches:
-                self._watches.remove(watch)
-            self._hang_up(watch)
-
-    @staticmethod
-    def _hang_up(watch: _Watch) -> None:
-        if watch.remote is not None:
-            watch.remote.cancel()
-            watch.remote = None
+    def _hear(self, response: WatchResponse) -> None:
+        """With the lock held: etcd answers. Listeners are told by `deliver`."""
+        tell, send = self._book.heard(response)
+        self.inbox.extend(tell)
+        self._send(send)
 
     def set_cut(self, cut: bool) -> None:
         """With the lock held: the way to etcd is gone, or there again."""
@@ -224,11 +172,10 @@ class Wire:
             return
         self.cut = cut
         self._generation += 1
-        for watch in list(self._watches):
-            if cut:
-                self._hang_up(watch)
-            else:
-                self.open(watch)
+        if cut:
+            self._server.close()
+        else:
+            self._send(self._book.reopened())
 
     # -- the keepalive stream
 
@@ -260,8 +207,9 @@ class Wire:
     def close(self) -> None:
         with self._time.lock:
             self._closed = True
-            for watch in list(self._watches):
-                self.remove(watch)
+            self._server.close()
+            for entry in list(self._book.entries):
+                self._book.remove(entry)
             if self in self._memory._wires:
                 self._memory._wires.remove(self)
 

@@ -163,6 +163,19 @@ def test_a_watch_cancelled_while_pending() -> None:
     assert book.reopened() == []
 
 
+def test_a_watch_cancelled_before_its_listener_is_told() -> None:
+    """What has arrived is not told any more."""
+    ear, book = Ear(), WatchBook()
+    one = entry(ear)
+    watch = book.add(one).id
+    told, _ = book.heard(response(watch, 4, created=True))
+    told += book.heard(response(watch, 5, [5]))[0]
+    assert book.remove(one) == CancelWatch(watch)
+    for tell_it in told:
+        tell_it()
+    assert ear.heard == []
+
+
 def test_unknown_ids_are_left_aside() -> None:
     """Progress answers (-1) and leftovers do no harm."""
     book = WatchBook()

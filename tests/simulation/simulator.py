@@ -49,8 +49,16 @@ from etcdsem.core.commands import (
 )
 from etcdsem.core.keys import client_id
 from etcdsem.core.station import Session
+from etcdsem.core.watchbook import (
+    CancelWatch,
+    WatchBook,
+    WatchEntry,
+    WatchRequest,
+    WatchResponse,
+)
 from etcdsem.errors import EtcdSemError
-from etcdsem.testing.model import EtcdModel, ModelWatch
+from etcdsem.testing.model import EtcdModel
+from etcdsem.testing.watch_server import WatchServer
 from tests.simulation.trace import brief
 
 log = logging.getLogger("etcdsem")
@@ -486,7 +494,7 @@ class SimClient:
         start: int = 0,
         only: str | None = None,
     ) -> SimWatch:
-        return self.watches.add(SimWatch(self.watches, listener, key, end, start, only))
+        return self.watches.add(listener, key, end, start, only)
 
     def renew(self, lease_id: int) -> None:
         self.renewals.send(lease_id)
@@ -798,132 +806,90 @@ class _Stream:
 
 
 class SimWatch:
-    """A watch as the client's driver knows it."""
+    """A watch that can be cancelled."""
 
-    __slots__ = (
-        "active",
-        "end",
-        "gap",
-        "key",
-        "listener",
-        "next",
-        "only",
-        "remote",
-        "stream",
-        "told",
-    )
+    __slots__ = ("entry", "stream")
 
-    def __init__(
-        self,
-        stream: WatchStream,
-        listener: Listener,
-        key: bytes,
-        end: bytes,
-        start: int,
-        only: str | None,
-    ) -> None:
+    def __init__(self, stream: WatchStream, entry: WatchEntry) -> None:
         self.stream = stream
-        self.listener = listener
-        self.key = key
-        self.end = end
-        self.next = start  # the first revision not yet told; 0 until etcd has said it
-        self.only = only
-        self.active = True
-        self.told = False  # `created` was called
-        self.gap = ""
-        self.remote: ModelWatch | None = None
+        self.entry = entry
 
     def cancel(self) -> None:
-        self.active = False
-        self.stream.remove(self)
+        self.stream.remove(self.entry)
 
 
-class _Sink:
-    """etcd's end of one watch."""
+class _CountedListener:
+    """A listener whose events and gaps are counted and traced."""
 
-    __slots__ = ("generation", "stream", "watch")
+    __slots__ = ("client", "listener")
 
-    def __init__(self, stream: WatchStream, watch: SimWatch) -> None:
-        self.stream = stream
-        self.watch = watch
-        self.generation = stream.generation
+    def __init__(self, client: SimClient, listener: Listener) -> None:
+        self.client = client
+        self.listener = listener
 
     def created(self, revision: int) -> None:
-        self.stream.down(self.stream.on_created, self.watch, revision)
+        self.listener.created(revision)
 
     def events(self, events: Sequence[Event]) -> None:
-        if self.generation == self.stream.generation:
-            self.stream.down(self.stream.on_events, self.watch, events)
+        self.client.world.counters["watch events"] += len(events)
+        self.client.trace("hears", events)
+        self.listener.events(events)
 
-    def compacted(self, revision: int) -> None:
-        self.stream.down(self.stream.on_compacted, self.watch, revision)
+    def gap(self, reason: str) -> None:
+        self.client.world.counters["watch gaps"] += 1
+        self.listener.gap(reason)
+
+    def refused(self, error: Failure) -> None:
+        self.listener.refused(error)
 
 
 class WatchStream(_Stream):
-    """All watches of a client, resumed when the stream breaks."""
+    """All watches of a client, resumed by the library's own `WatchBook` when the stream breaks."""
 
     def __init__(self, client: SimClient) -> None:
         super().__init__(client)
-        self.watches: list[SimWatch] = []
+        self.book = WatchBook()
         self.connected = True
+        self._server = WatchServer(client.world.etcd, self._answer)
 
-    def add(self, watch: SimWatch) -> SimWatch:
+    def add(
+        self, listener: Listener, key: bytes, end: bytes, start: int, only: str | None
+    ) -> SimWatch:
         """Ask for a watch."""
-        self.watches.append(watch)
-        if self.connected:
-            self.up(self._create, watch)
-        return watch
+        entry = WatchEntry(_CountedListener(self.client, listener), key, end, start, only)
+        self._send(self.book.add(entry))
+        return SimWatch(self, entry)
 
-    def remove(self, watch: SimWatch) -> None:
-        """A watch is cancelled by its owner."""
-        if watch in self.watches:
-            self.watches.remove(watch)
-        if watch.remote is not None:
-            watch.remote.cancel()
-            watch.remote = None
+    def remove(self, entry: WatchEntry) -> None:
+        """Cancel a watch, also one that etcd has not created yet."""
+        self.book.remove(entry)
+        self._send(CancelWatch(entry.id))
 
-    def _create(self, watch: SimWatch) -> None:
-        if not watch.active:
-            return
+    def _send(self, request: WatchRequest) -> None:
+        """Send a request. To cancel reaches etcd at once: the book ignores what came too late."""
+        if isinstance(request, CancelWatch):
+            self._server.serve(request)
+        elif self.connected:
+            self.up(self._create, request)
+
+    def _create(self, request: WatchRequest) -> None:
+        if not any(entry.id == request.id for entry in self.book.entries):
+            return  # cancelled on the way
         world = self.client.world
-        if not world.etcd.leading:
-            world.after(0.05, self._if_current, self.generation, self._create, (watch,))
-            return
-        watch.remote = world.etcd.watch(
-            _Sink(self, watch), watch.key, watch.end, start=watch.next, only=watch.only
-        )
+        if world.etcd.leading:
+            self._server.serve(request)
+        else:
+            world.after(0.05, self._if_current, self.generation, self._create, (request,))
 
-    def on_created(self, watch: SimWatch, revision: int) -> None:
-        """Etcd has set up a watch."""
-        if not watch.active:
-            return
-        if watch.next == 0:
-            watch.next = revision + 1
-        if watch.gap:
-            reason, watch.gap = watch.gap, ""
-            self.client.world.counters["watch gaps"] += 1
-            watch.listener.gap(reason)
-        if not watch.told:
-            watch.told = True
-            watch.listener.created(watch.next - 1)
+    def _answer(self, response: WatchResponse) -> None:
+        self.down(self._hear, response)
 
-    def on_events(self, watch: SimWatch, events: Sequence[Event]) -> None:
-        """Etcd tells events."""
-        if not watch.active:
-            return
-        events = [event for event in events if event.kv.mod_revision >= watch.next]
-        if events:
-            watch.next = events[-1].kv.mod_revision + 1
-            self.client.world.counters["watch events"] += len(events)
-            self.client.trace("hears", events)
-            watch.listener.events(events)
-
-    def on_compacted(self, watch: SimWatch, revision: int) -> None:
-        """What the watch asked for is gone: on from the present."""
-        if watch.active:
-            watch.next = 0
-            watch.gap = f"compacted up to {revision}"
-            self.up(self._create, watch)
+    def _hear(self, response: WatchResponse) -> None:
+        tell, send = self.book.heard(response)
+        for one in tell:
+            one()
+        for request in send:
+            self._send(request)
 
     def cut(self) -> None:
         if self.client.crashed:
@@ -936,10 +902,7 @@ class WatchStream(_Stream):
         """Forget etcd's end."""
         self.generation += 1
         self.connected = False
-        for watch in self.watches:
-            if watch.remote is not None:
-                watch.remote.cancel()
-                watch.remote = None
+        self._server.close()
 
     def _reopen(self) -> None:
         client = self.client
@@ -949,8 +912,8 @@ class WatchStream(_Stream):
             client.world.after(0.2 + client.world.rng.random(), self._reopen)
             return
         self.connected = True
-        for watch in self.watches:
-            self.up(self._create, watch)
+        for request in self.book.reopened():
+            self._send(request)
 
 
 class RenewalStream(_Stream):

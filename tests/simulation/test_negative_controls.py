@@ -136,10 +136,8 @@ def no_watch_on_deletes(patch: Patch) -> None:
     def watch(
         client: SimClient, listener: Any, key: bytes, end: bytes = b"", **how: Any
     ) -> SimWatch:
-        watch = right(client, listener, key, end, **how)
-        if how.get("only") == "delete":
-            watch.listener = _Deaf(listener)
-        return watch
+        deaf = how.get("only") == "delete"
+        return right(client, _Deaf(listener) if deaf else listener, key, end, **how)
 
     patch.setattr(SimClient, "watch", watch)
 
