@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from etcdsem.core import transactions
+from etcdsem.core.backoff import Backoff
 from etcdsem.core.commands import (
     Event,
     Failure,
@@ -195,7 +196,7 @@ def drain(
     """
     yield from pause(station, by, reason, rate=rate)
     env = station.session.env
-    box, pause_for = env.mailbox(), 0.1
+    box, backoff = env.mailbox(), Backoff(0.1, 1.0)
     began = env.now()
     watches: list[Watch] = []
     try:
@@ -207,16 +208,15 @@ def drain(
                 revision, held = yield from _holding(station, until)
             except (NotApplied, OutcomeUnknown):
                 away = env.now() - max(station.session.keeper.last_contact, began)
-                if env.now() + pause_for >= until or away >= PATIENCE:
+                if env.now() + backoff.pause >= until or away >= PATIENCE:
                     raise
-                yield from sleep(station.session, pause_for * (0.5 + env.random()))
-                pause_for = min(2 * pause_for, 1.0)
+                yield from sleep(station.session, backoff.take(env.random()))
                 continue
             if not held:
                 return True
             if now >= until:
                 return False
-            pause_for = 0.1
+            backoff.reset()
             if not watches:
                 watches = _watch(station, box, revision + 1)
                 if on_wait is not None:
