@@ -67,6 +67,7 @@ OUTSIDE = {
     "grpc_tools": {"etcd"},
     "click": {"cli"},
     "rich": {"cli"},
+    "pytest": {"testing"},
 }
 """Packages that only these layers may import."""
 

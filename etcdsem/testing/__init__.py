@@ -1,4 +1,7 @@
-"""For the tests of programs that use etcdsem: an in-memory etcd with a controllable clock."""
+"""For the tests of programs that use etcdsem: an in-memory etcd with a controllable clock.
+
+`pytest_plugin` has it as a fixture.
+"""
 
 from etcdsem.testing.inmemory import Memory, MemoryClient, memory
 
