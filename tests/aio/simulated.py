@@ -32,9 +32,10 @@ from etcdsem.core.commands import (
 )
 from etcdsem.errors import EtcdSemError
 from tests.simulation.checks import Checker
+from tests.simulation.client import SimClient
 from tests.simulation.faults import Nemesis, Options
 from tests.simulation.runs import Run
-from tests.simulation.simulator import PREFIX, Cancelled, SimClient, World
+from tests.simulation.world import PREFIX, Cancelled, World
 
 T = TypeVar("T")
 

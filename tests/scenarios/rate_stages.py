@@ -27,7 +27,8 @@ from etcdsem.model import Later, Rate, Start
 from tests.scenarios.rates import FIRST_RATE, Asked, RateFate
 from tests.scenarios.stages import wait_for
 from tests.simulation.checks import Checker
-from tests.simulation.simulator import PREFIX, SimClient, World
+from tests.simulation.client import SimClient
+from tests.simulation.world import PREFIX, World
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -22,7 +22,8 @@ from etcdsem.errors import SemaphoreClosed, WeightExceedsLimit
 from tests.history import assert_clean
 from tests.scenarios.scenarios import LIMIT, Attempt, Fate
 from tests.simulation.checks import Checker
-from tests.simulation.simulator import PREFIX, Cancelled, SimClient, World
+from tests.simulation.client import SimClient
+from tests.simulation.world import PREFIX, Cancelled, World
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -53,7 +53,8 @@ from etcdsem.model import MAX_WEIGHT
 if TYPE_CHECKING:
     from etcdsem.core.station import Grant
     from etcdsem.testing.model import Revision
-    from tests.simulation.simulator import SimClient, World
+    from tests.simulation.client import SimClient
+    from tests.simulation.world import World
 
 
 class Belief(NamedTuple):

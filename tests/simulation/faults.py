@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 from etcdsem.core.keys import write_eviction
 from etcdsem.core.transactions import close, evict_waiter
-from tests.simulation.simulator import CALM, Weather
+from tests.simulation.world import CALM, Weather
 
 if TYPE_CHECKING:
     from etcdsem.core.commands import Event, KeyValue
     from etcdsem.core.keys import Keys
     from tests.simulation.checks import Checker
-    from tests.simulation.simulator import SimClient, World
+    from tests.simulation.client import SimClient
+    from tests.simulation.world import World
 
 KINDS = (
     "weather",

@@ -30,9 +30,10 @@ from etcdsem.core.keys import Identity, read_limit
 from etcdsem.errors import EtcdRefused, EtcdSemError, EtcdUnavailable, Evicted
 from etcdsem.model import Rate
 from tests.simulation.checks import Checker
+from tests.simulation.client import SimClient
 from tests.simulation.faults import Nemesis, Options
 from tests.simulation.runs import SETTLE, Outcome, play
-from tests.simulation.simulator import CALM, PREFIX, Cancelled, SimClient, World
+from tests.simulation.world import CALM, PREFIX, Cancelled, World
 
 if TYPE_CHECKING:
     from etcdsem.core.commands import KeyValue

@@ -27,10 +27,12 @@ from etcdsem.errors import (
     WeightExceedsLimit,
 )
 from tests.simulation.checks import Checker
+from tests.simulation.client import SimClient
 from tests.simulation.faults import KINDS, Nemesis, Options
+from tests.simulation.process import Process
 from tests.simulation.shared import SharedObject
-from tests.simulation.simulator import PREFIX, Cancelled, Process, SimClient, World
 from tests.simulation.trace import brief
+from tests.simulation.world import PREFIX, Cancelled, World
 
 SETTLE = 8.0
 """Seconds after the last fault until liveness is judged, beside the TTL: calls may still be out

@@ -16,7 +16,7 @@ from etcdsem.core.commands import Procedure, Wait, perform
 from etcdsem.core.station import Grant
 from etcdsem.shell import BaseEngine, BaseLease, BaseSemaphore
 from tests.simulation.checks import Checker
-from tests.simulation.simulator import SimClient
+from tests.simulation.client import SimClient
 
 
 class _Flag:

@@ -13,7 +13,7 @@ from etcdsem.core.keys import slot_number
 from etcdsem.testing.model import Revision
 from tests.simulation.faults import Options
 from tests.simulation.runs import Run
-from tests.simulation.simulator import PREFIX, World
+from tests.simulation.world import PREFIX, World
 
 SEEDS = (0, 5, 7, 15, 24, 25)
 

@@ -36,12 +36,14 @@ from etcdsem.core.transactions import Mine, Wish
 from tests.scenarios.scenarios import a_big_one_that_leaves
 from tests.scenarios.stages import SimStage
 from tests.simulation import checks
+from tests.simulation.client import SimClient
 from tests.simulation.faults import PASSING, SEVERAL
 from tests.simulation.runs import run_seed
 from tests.simulation.shared import SharedObject
-from tests.simulation.simulator import SimClient, SimWatch, Violation
+from tests.simulation.streams import SimWatch
 from tests.simulation.test_simulator import QUIET
 from tests.simulation.test_state_machine import SemaphoreMachine
+from tests.simulation.world import Violation
 
 SEEDS = range(200)
 """CI runs more than these without a bug, so each bug is found within what CI runs.

@@ -22,7 +22,7 @@ from etcdsem.model import Rate, default_block
 from tests.scenarios.rate_stages import SimRates
 from tests.simulation.rates import OPEN, RateOptions, run_rate
 from tests.simulation.runs import report
-from tests.simulation.simulator import CALM, Violation
+from tests.simulation.world import CALM, Violation
 
 SEEDS = range(60)
 

@@ -20,9 +20,10 @@ from etcdsem.core.holding import verify
 from etcdsem.core.keys import Identity
 from etcdsem.core.station import REREAD, Grant, Station
 from etcdsem.errors import Evicted
+from tests.simulation.client import SimClient
 from tests.simulation.faults import Options
 from tests.simulation.runs import Outcome, report, run_seed
-from tests.simulation.simulator import CALM, PREFIX, SimClient, World
+from tests.simulation.world import CALM, PREFIX, World
 
 SEEDS = range(500)
 CHUNK = 50

@@ -15,15 +15,9 @@ from etcdsem.core.keys import Identity
 from etcdsem.core.station import Grant
 from etcdsem.errors import EtcdSemError
 from tests.simulation.checks import Checker
-from tests.simulation.simulator import (
-    CALM,
-    PREFIX,
-    Cancelled,
-    Process,
-    SimClient,
-    Weather,
-    World,
-)
+from tests.simulation.client import SimClient
+from tests.simulation.process import Process
+from tests.simulation.world import CALM, PREFIX, Cancelled, Weather, World
 
 NAME = "sem"
 TTL = 3
