@@ -33,7 +33,8 @@ from etcdsem.core.commands import (
 from etcdsem.errors import EtcdSemError
 from tests.simulation.checks import Checker
 from tests.simulation.client import SimClient
-from tests.simulation.faults import Nemesis, Options
+from tests.simulation.nemesis import Nemesis
+from tests.simulation.options import Options
 from tests.simulation.runs import Run
 from tests.simulation.world import PREFIX, Cancelled, World
 

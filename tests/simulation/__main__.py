@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
+from tests.simulation.outcome import Outcome, report
 from tests.simulation.rates import run_rate
-from tests.simulation.runs import Outcome, report, run_seed
+from tests.simulation.runs import run_seed
 
 EXAMPLES = """examples:
   python -m tests.simulation --seeds 0:500 -j 2            semaphores

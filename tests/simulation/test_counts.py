@@ -11,7 +11,7 @@ from etcdsem.core.census import Census, Line
 from etcdsem.core.commands import Event, Txn, TxnReply
 from etcdsem.core.keys import slot_number
 from etcdsem.testing.model import Revision
-from tests.simulation.faults import Options
+from tests.simulation.options import Options
 from tests.simulation.runs import Run
 from tests.simulation.world import PREFIX, World
 

@@ -37,7 +37,7 @@ from tests.scenarios.scenarios import a_big_one_that_leaves
 from tests.scenarios.stages import SimStage
 from tests.simulation import checks
 from tests.simulation.client import SimClient
-from tests.simulation.faults import PASSING, SEVERAL
+from tests.simulation.options import PASSING, SEVERAL
 from tests.simulation.runs import run_seed
 from tests.simulation.shared import SharedObject
 from tests.simulation.streams import SimWatch

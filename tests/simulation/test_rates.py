@@ -20,8 +20,8 @@ from etcdsem.core.station import Grant, Station
 from etcdsem.errors import EtcdUnavailable
 from etcdsem.model import Rate, default_block
 from tests.scenarios.rate_stages import SimRates
+from tests.simulation.outcome import report
 from tests.simulation.rates import OPEN, RateOptions, run_rate
-from tests.simulation.runs import report
 from tests.simulation.world import CALM, Violation
 
 SEEDS = range(60)

@@ -21,8 +21,9 @@ from etcdsem.core.keys import Identity
 from etcdsem.core.station import REREAD, Grant, Station
 from etcdsem.errors import Evicted
 from tests.simulation.client import SimClient
-from tests.simulation.faults import Options
-from tests.simulation.runs import Outcome, report, run_seed
+from tests.simulation.options import Options
+from tests.simulation.outcome import Outcome, report
+from tests.simulation.runs import run_seed
 from tests.simulation.world import CALM, PREFIX, World
 
 SEEDS = range(500)
