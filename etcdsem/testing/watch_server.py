@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from etcdsem.core.commands import Event
 from etcdsem.core.watchbook import CancelWatch, WatchRequest, WatchResponse
-from etcdsem.testing.model import EtcdModel, ModelWatch
+from etcdsem.testing.history import ModelWatch
+from etcdsem.testing.model import EtcdModel
 
 Answer = Callable[[WatchResponse], None]
 

@@ -52,7 +52,7 @@ from etcdsem.model import MAX_WEIGHT
 
 if TYPE_CHECKING:
     from etcdsem.core.station import Grant
-    from etcdsem.testing.model import Revision
+    from etcdsem.testing.history import Revision
     from tests.simulation.client import SimClient
     from tests.simulation.world import World
 

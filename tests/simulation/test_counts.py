@@ -10,7 +10,7 @@ import pytest
 from etcdsem.core.census import Census, Line
 from etcdsem.core.commands import Event, Txn, TxnReply
 from etcdsem.core.keys import slot_number
-from etcdsem.testing.model import Revision
+from etcdsem.testing.history import Revision
 from tests.simulation.options import Options
 from tests.simulation.runs import Run
 from tests.simulation.world import PREFIX, World

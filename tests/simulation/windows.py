@@ -16,7 +16,7 @@ from tests.simulation.client import SimClient
 from tests.simulation.world import World
 
 if TYPE_CHECKING:
-    from etcdsem.testing.model import Revision
+    from etcdsem.testing.history import Revision
 
 
 @dataclass
