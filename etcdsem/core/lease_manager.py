@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable
 
+from etcdsem.core.backoff import Backoff
 from etcdsem.core.commands import (
     AccessDenied,
     Env,
@@ -309,7 +310,7 @@ def revoke_until_gone(
     After that no write that carries the lease can take effect, however late it lands.
     """
     until = env.now() + ttl + 2.0
-    pause = 0.05
+    backoff = Backoff(0.05, 2.0)
     box = env.mailbox()
     while True:
         try:
@@ -322,5 +323,4 @@ def revoke_until_gone(
         now = env.now()
         if now >= min(until, end()):
             return
-        yield from perform(Wait(box, now + pause * (0.5 + env.random())))
-        pause = min(2 * pause, 2.0)
+        yield from perform(Wait(box, now + backoff.take(env.random())))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from etcdsem.core import transactions
+from etcdsem.core.backoff import Backoff
 from etcdsem.core.commands import (
     Event,
     Failure,
@@ -197,7 +198,7 @@ def drain(
     """
     yield from pause(semaphore, by, reason, rate=rate)
     env = semaphore.session.env
-    box, pause_for = env.mailbox(), 0.1
+    box, backoff = env.mailbox(), Backoff(0.1, 1.0)
     began = env.now()
     watches: list[Watch] = []
     try:
@@ -209,16 +210,15 @@ def drain(
                 revision, held = yield from _holding(semaphore, until)
             except (NotApplied, OutcomeUnknown):
                 away = env.now() - max(semaphore.session.leases.last_contact, began)
-                if env.now() + pause_for >= until or away >= PATIENCE:
+                if env.now() + backoff.pause >= until or away >= PATIENCE:
                     raise
-                yield from sleep(semaphore.session, pause_for * (0.5 + env.random()))
-                pause_for = min(2 * pause_for, 1.0)
+                yield from sleep(semaphore.session, backoff.take(env.random()))
                 continue
             if not held:
                 return True
             if now >= until:
                 return False
-            pause_for = 0.1
+            backoff.reset()
             if not watches:
                 watches = _watch(semaphore, box, revision + 1)
                 if on_wait is not None:

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from etcdsem.core import decisions, transactions
+from etcdsem.core.backoff import Backoff
 from etcdsem.core.batching import NOT_BATCHED, Group, NotBatched, Part, together
 from etcdsem.core.commands import (
     AccessDenied,
@@ -129,7 +130,7 @@ def _revoke(session: Session, lease: TtlLease) -> Procedure[None]:
     env = session.env
     now = env.now()
     until = min(now + min(RELEASE_PATIENCE, session.grace(now)), lease.sent + lease.ttl)
-    pause = 0.05
+    backoff = Backoff(0.05, 1.0)
     while True:
         try:
             yield from perform(RevokeLease(lease.id, max(0.1, min(RPC_TIMEOUT, until - now))))
@@ -141,11 +142,10 @@ def _revoke(session: Session, lease: TtlLease) -> Procedure[None]:
         except Failure:
             if lease.id in session.leases.ended:
                 return  # by `shutdown`
-            if env.now() + pause >= min(until, session.leases.until):
+            if env.now() + backoff.pause >= min(until, session.leases.until):
                 raise
-        yield from sleep(session, pause * (0.5 + env.random()))
+        yield from sleep(session, backoff.take(env.random()))
         now = env.now()
-        pause = min(2 * pause, 1.0)
 
 
 # ---------------------------------------------------------------- one step after the other

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
+from etcdsem.core.backoff import Backoff
 from etcdsem.core.batching import Group, alone
 from etcdsem.core.commands import (
     Failure,
@@ -90,18 +91,17 @@ def read(session: Session, txn: Txn, *, once: bool = False) -> Procedure[TxnRepl
     """
     first = not session.reached
     until = session.env.now() + (session.first_contact if first else READ_PATIENCE)
-    pause = 0.05
+    backoff = Backoff(0.05, 1.0)
     while True:
         try:
             return (yield from transact(session, txn, until))
         except (NotApplied, OutcomeUnknown) as failure:
             last = min(until, session.leases.until)  # the client may have been closed meanwhile
-            if _hopeless(session, failure) or session.env.now() + pause >= last:
+            if _hopeless(session, failure) or session.env.now() + backoff.pause >= last:
                 raise
             if once and isinstance(failure, OutcomeUnknown):
                 raise
-        yield from sleep(session, pause * (0.5 + session.env.random()))
-        pause = min(2 * pause, 1.0)
+        yield from sleep(session, backoff.take(session.env.random()))
 
 
 def _hopeless(session: Session, failure: Failure) -> bool:
@@ -132,7 +132,7 @@ def retry_attempts(
     env = session.env
     began = env.now()
     late = False
-    pause = 0.02
+    backoff = Backoff(0.02, 1.0)
     while True:
         if session.closed:
             raise EtcdSemError(f"{what}: its client was closed")
@@ -162,12 +162,11 @@ def retry_attempts(
             patience = PATIENCE if session.reached else session.first_contact
             if _hopeless(session, failure):
                 raise
-            if once or now + pause >= until or (until == math.inf and away >= patience):
-                if seen_full and now + pause >= until:
+            if once or now + backoff.pause >= until or (until == math.inf and away >= patience):
+                if seen_full and now + backoff.pause >= until:
                     return None
                 raise public_error(failure, what) from failure
-            wait = pause * (0.5 + env.random())
-            pause = min(2 * pause, 1.0)
+            wait = backoff.take(env.random())
         if wait:
             yield from sleep(session, min(wait, max(0.0, until - env.now())))
 

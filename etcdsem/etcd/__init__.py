@@ -7,6 +7,6 @@
 - `rpc` has etcd's messages; `encode` turns the core's data into them and back.
 - `connection` and `aio_connection` make calls: endpoints, login, and `outcomes`, which sorts what
   may go wrong.
-- `streams` and `watchbook` decide what the two streams send, and what their answers mean;
+- `streams` decides what the two streams send, and what their answers mean;
   `stream_thread` and `aio_streams` drive them.
 """

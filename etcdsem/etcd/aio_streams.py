@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
+from etcdsem.core.backoff import Backoff
 from etcdsem.core.commands import AccessDenied, Failure, NotConnected, Refused
 from etcdsem.etcd.aio_connection import AioConnection
 from etcdsem.etcd.aio_stream_wire import StreamWire
@@ -46,7 +47,8 @@ class AioStreams(Streams):
         self._wire: StreamWire | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._due = False  # `_send` will be called
-        self._pause = 0.0  # before the next attempt to connect
+        self._tried = False  # to connect: the first attempt does not wait
+        self._backoff = Backoff(SHORTEST_PAUSE, LONGEST_PAUSE)
 
     def close(self) -> None:
         """End the streams."""
@@ -85,7 +87,7 @@ class AioStreams(Streams):
 
     def _hear(self, stream: Stream, message: bytes | RpcError) -> None:
         if not isinstance(message, RpcError):
-            self._pause = SHORTEST_PAUSE
+            self._backoff.reset()
         self._heard(stream, message)
         if self._outbox:
             self._wake()
@@ -102,9 +104,9 @@ class AioStreams(Streams):
 
     async def _connect(self) -> None:
         while self._wanted and not self._closed and self._wire is None:
-            if self._pause:
-                await asyncio.sleep(self._pause * (0.5 + random.random()))
-            self._pause = min(max(2 * self._pause, SHORTEST_PAUSE), LONGEST_PAUSE)
+            if self._tried:
+                await asyncio.sleep(self._backoff.take(random.random()))
+            self._tried = True
             try:
                 await self._try_to_connect()
             except Exception:

@@ -1,4 +1,4 @@
-"""The core's transactions as etcd's messages, and etcd's answers as the core's data."""
+"""The core's transactions and watches as etcd's messages, and etcd's answers as the core's data."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from etcdsem.core.commands import (
     Txn,
     TxnReply,
 )
+from etcdsem.core.watchbook import CreateWatch, WatchRequest, WatchResponse
 from etcdsem.etcd import rpc
 
 # A transaction is written straight in protobuf's wire format: that takes two thirds of the time of
@@ -182,3 +183,35 @@ def event(message: rpc.Event) -> Event:
     """What a watch tells."""
     kind = message.type == rpc.Event.DELETE
     return Event("delete" if kind else "put", key_value(message.kv))
+
+
+_FILTER = {"delete": rpc.WatchCreateRequest.NOPUT, "put": rpc.WatchCreateRequest.NODELETE}
+
+
+def watch_request(request: WatchRequest) -> rpc.WatchRequest:
+    """A request on a watch stream."""
+    if not isinstance(request, CreateWatch):
+        cancel = rpc.WatchCancelRequest(watch_id=request.id)
+        return rpc.WatchRequest(cancel_request=cancel)
+    create = rpc.WatchCreateRequest(
+        key=request.key,
+        range_end=request.end,
+        start_revision=request.start,
+        watch_id=request.id,
+    )
+    if request.only is not None:
+        create.filters.append(_FILTER[request.only])
+    return rpc.WatchRequest(create_request=create)
+
+
+def watch_response(message: rpc.WatchResponse) -> WatchResponse:
+    """A response on a watch stream."""
+    return WatchResponse(
+        message.watch_id,
+        message.header.revision,
+        message.created,
+        message.canceled,
+        message.compact_revision,
+        message.cancel_reason,
+        [event(one) for one in message.events],
+    )

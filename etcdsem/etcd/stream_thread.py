@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from etcdsem.client_lock import ClientLock, Job
+from etcdsem.core.backoff import Backoff
 from etcdsem.core.commands import Failure, NotConnected, Refused
 from etcdsem.etcd.connection import Connection
 from etcdsem.etcd.grpc_protocol import RpcError
@@ -83,7 +84,7 @@ class ThreadStreams(Streams):
             self._thread = None
 
     def _work(self) -> None:
-        pause = SHORTEST_PAUSE
+        backoff = Backoff(SHORTEST_PAUSE, LONGEST_PAUSE)
         while not self._closed:
             if not self._wanted:
                 self._bell.acquire()
@@ -94,10 +95,11 @@ class ThreadStreams(Streams):
             except Exception as error:
                 if not self._closed:
                     self._log(logging.ERROR, "etcdsem: error in the streams", error=error)
-            pause = SHORTEST_PAUSE if heard else min(pause * 2, LONGEST_PAUSE)
+            if heard:
+                backoff.reset()
             if not self._closed:
                 time.sleep(SHORTEST_PAUSE)
-                self._bell.acquire(timeout=pause * (0.5 + random.random()))
+                self._bell.acquire(timeout=backoff.take(random.random()))
 
     def _one_connection(self) -> bool:
         """Connect, and follow the streams to their end. True if they have said anything."""

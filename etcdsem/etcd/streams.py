@@ -25,10 +25,11 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
 from etcdsem.core.commands import AccessDenied, Failure, Listener
+from etcdsem.core.watchbook import WatchBook, WatchEntry, WatchRequest, WatchResponse
 from etcdsem.etcd import rpc
 from etcdsem.etcd.connection import Calls, Link
+from etcdsem.etcd.encode import watch_request, watch_response
 from etcdsem.etcd.grpc_protocol import RpcError
-from etcdsem.etcd.watchbook import WatchBook, WatchEntry
 
 WATCH = "/etcdserverpb.Watch/Watch"
 KEEPALIVE = "/etcdserverpb.Lease/LeaseKeepAlive"
@@ -78,7 +79,7 @@ class Streams:
         self._on_renewed = on_renewed
         self._lock = threading.RLock()  # a finalizer may come back
         self._book = WatchBook(connection.whoami)
-        self._outbox: deque[Any] = deque()  # requests for the watch stream
+        self._outbox: deque[WatchRequest] = deque()  # for the watch stream
         self._renewals: deque[int] = deque()  # leases to renew
         self._watch: object = None  # the stream, on the present connection
         self._keepalive: object = None
@@ -175,14 +176,15 @@ class Streams:
                 self._outbox = deque(self._book.reopened())
             if self._watch is not None:
                 while self._outbox:
-                    carrier.send(self._watch, self._outbox.popleft().SerializeToString())
+                    request = watch_request(self._outbox.popleft())
+                    carrier.send(self._watch, request.SerializeToString())
             if self._renewals and self._keepalive is None:
                 self._keepalive = carrier.open(KEEPALIVE, self._token)
             while self._renewals:
                 lease_id = self._renewals.popleft()
                 self._asked.add(lease_id)
-                request = rpc.LeaseKeepAliveRequest(ID=lease_id)
-                carrier.send(self._keepalive, request.SerializeToString())
+                renewal = rpc.LeaseKeepAliveRequest(ID=lease_id)
+                carrier.send(self._keepalive, renewal.SerializeToString())
 
     def _heard(self, stream: object, message: bytes | RpcError) -> None:
         """A stream has said something. Raises RpcError where the connection is to be given up."""
@@ -192,7 +194,7 @@ class Streams:
                 raise message
             self._refusal = message
         elif stream is self._watch:
-            self._watched(rpc.WatchResponse.FromString(message))
+            self._watched(watch_response(rpc.WatchResponse.FromString(message)))
         else:
             self._renewed(stream, rpc.LeaseKeepAliveResponse.FromString(message))
 
@@ -205,7 +207,7 @@ class Streams:
         if self._refusal is not None and not self._before:
             raise self._refusal
 
-    def _watched(self, response: Any) -> None:
+    def _watched(self, response: WatchResponse) -> None:
         self._connection.counters["watch_events"] += len(response.events)
         with self._guard:
             if self._closed:

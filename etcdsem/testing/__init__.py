@@ -1,7 +1,6 @@
-"""For tests: etcd in memory with its own time, and a simulator that runs the core on it.
+"""For the tests of programs that use etcdsem: an in-memory etcd with a controllable clock.
 
-`memory()` is for the tests of programs that use etcdsem; ``python -m etcdsem.testing`` runs the
-simulator, which is for those who work on etcdsem itself.
+`pytest_plugin` has it as a fixture.
 """
 
 from etcdsem.testing.inmemory import Memory, MemoryClient, memory

@@ -10,196 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from etcdsem import aio
-from etcdsem.core.commands import Mailbox, NotApplied, Procedure, Txn, TxnReply
+from etcdsem.core.commands import Mailbox, Procedure, Txn, TxnReply
 from etcdsem.errors import InvalidSetting
 from etcdsem.model import Duration, seconds
-from etcdsem.testing.inmemory import SETTINGS, BaseMemory, Wire
+from etcdsem.testing.aio_virtual import Box, LoopTime
+from etcdsem.testing.base import SETTINGS, BaseMemory, Wire
 from etcdsem.testing.model import EtcdModel
-from etcdsem.testing.virtual import STILLNESS, Place
-
-log = logging.getLogger("etcdsem")
-
-TURNS = 30
-"""Turns of the loop without anything of ours happening, after which all is at rest. A task that
-was woken goes on in the next turn; what it started or ended is some turns more."""
 
 T = TypeVar("T")
-
-
-class _Sleeper:
-    """One task's wait."""
-
-    __slots__ = ("box", "caller", "over", "until")
-
-    def __init__(self, box: _Box, until: float, caller: bool) -> None:
-        self.box = box
-        self.until = until
-        self.caller = caller  # a task of the user's, not one of the library's own
-        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-
-class _Box:
-    """A mailbox; one task at a time waits at it."""
-
-    __slots__ = ("notes", "place", "sleeper", "time")
-
-    def __init__(self, time: _Time, place: Place) -> None:
-        self.time = time
-        self.place = place
-        self.notes: deque[Any] = deque()
-        self.sleeper: _Sleeper | None = None
-
-    def put(self, note: Any, /) -> None:
-        self.notes.append(note)
-        if self.sleeper is not None and not self.place.paused:
-            self.time.wake(self.sleeper)
-
-
-class _Time:
-    """A clock that only moves when it is told to, and the tasks that wait for it."""
-
-    def __init__(self, model: EtcdModel, *, by_itself: float) -> None:
-        self.lock: AbstractContextManager[Any] = contextlib.nullcontext()
-        self.now = 0.0
-        self.ended = False
-        self.deliver: Callable[[], bool] = lambda: False
-        self.doings = 0  # rises whenever something of ours happens
-        self._model = model
-        self._by_itself = by_itself
-        self._sleepers: set[_Sleeper] = set()
-        self._flier: asyncio.Task[None] | None = None
-        self._moving = asyncio.Lock()
-        self._calls = 0  # of the user's, from outside
-        self._flown = 0.0  # what has passed by itself since the last of them
-
-    def stir(self) -> None:
-        """The user does something."""
-        self._calls += 1
-        self._flown = 0.0
-
-    async def wait(self, box: _Box, until: float) -> object:
-        """The next note in a box; None when `until` comes first."""
-        self.deliver()
-        self.doings += 1
-        while True:
-            if not box.place.paused or self.ended:
-                if box.notes:
-                    return box.notes.popleft()
-                if until <= self.now:
-                    return None
-            if self.ended:
-                if until == math.inf:
-                    raise NotApplied("the etcd in memory was closed")
-                self.now = until
-                return None
-            task = asyncio.current_task()
-            caller = task is not None and not task.get_name().startswith("etcdsem-")
-            sleeper = box.sleeper = _Sleeper(box, until, caller)
-            self._sleepers.add(sleeper)
-            if caller and self._by_itself > 0 and self._flier is None:
-                self._flier = asyncio.create_task(self._fly(), name="etcdsem-time")
-            try:
-                await sleeper.over
-            finally:
-                box.sleeper = None
-                self._sleepers.discard(sleeper)
-                self.doings += 1
-
-    def wake(self, sleeper: _Sleeper) -> None:
-        """A task goes on."""
-        self.doings += 1
-        self._sleepers.discard(sleeper)
-        if not sleeper.over.done():
-            sleeper.over.set_result(None)
-
-    def wake_due(self) -> None:
-        """Wake whose time has come, or who has a note."""
-        for sleeper in list(self._sleepers):
-            if self.ended or (
-                not sleeper.box.place.paused and (sleeper.until <= self.now or sleeper.box.notes)
-            ):
-                self.wake(sleeper)
-
-    # -- moving
-
-    async def settle(self) -> None:
-        """Let everything that is to happen now happen."""
-        still = 0
-        while still < TURNS:
-            before = self.doings
-            delivered = self.deliver()
-            await asyncio.sleep(0)
-            still = 0 if delivered or self.doings != before else still + 1
-
-    async def step(self, limit: float) -> None:
-        """When all is at rest: move to the next event, not beyond `limit`, and let it happen."""
-        waits = [s.until for s in self._sleepers if not s.box.place.paused]
-        moment = max(self.now, min([limit, self._model.next_time(), *waits]))
-        self._model.advance(moment)
-        self.now = moment
-        self.wake_due()
-        await self.settle()
-
-    async def move(self, seconds: float) -> None:
-        """Move by some seconds, event by event."""
-        async with self._moving:
-            await self.settle()
-            target = self.now + seconds
-            while self.now < target:
-                await self.step(target)
-
-    async def jump(self, seconds: float) -> None:
-        """Move by some seconds in which no task of a client gets to run."""
-        async with self._moving:
-            await self.settle()
-            target = self.now + seconds
-            self._model.advance(target)
-            self.now = target
-            self.wake_due()
-            await self.settle()
-
-    async def _fly(self) -> None:
-        """When all is still and a caller waits, let time pass until a caller is woken."""
-        try:
-            while callers := {sleeper for sleeper in self._sleepers if sleeper.caller}:
-                calls = self._calls
-                await asyncio.sleep(STILLNESS)
-                if self._moving.locked() or calls != self._calls:
-                    continue
-                async with self._moving:
-                    await self.settle()
-                    while callers <= self._sleepers and self._flown < self._by_itself:
-                        before = self.now
-                        await self.step(before + self._by_itself - self._flown)
-                        self._flown += self.now - before
-                if self._flown >= self._by_itself:
-                    log.warning(
-                        "etcdsem: %g s have passed by themselves and this wait goes on; another "
-                        "task must end it, or advance()",
-                        self._flown,
-                    )
-                    while callers <= self._sleepers and calls == self._calls:
-                        await asyncio.sleep(STILLNESS)
-        finally:
-            self._flier = None
-
-    async def end(self) -> None:
-        """No more waiting."""
-        self.ended = True
-        self.wake_due()
-        await self.settle()
-        if self._flier is not None:
-            self._flier.cancel()
-            await asyncio.wait([self._flier])
 
 
 class _Calls:
@@ -233,17 +57,17 @@ class _Calls:
 class _Clock:
     """A client's view of the time."""
 
-    def __init__(self, wire: Wire, time: _Time) -> None:
+    def __init__(self, wire: Wire, time: LoopTime) -> None:
         self.now = wire.now
         self.wall = wire.wall
         self._wire = wire
         self._time = time
 
     def mailbox(self) -> Mailbox:
-        return _Box(self._time, self._wire.place)
+        return Box(self._time, self._wire.place)
 
     async def wait(self, box: Mailbox, until: float) -> object:
-        if not isinstance(box, _Box):
+        if not isinstance(box, Box):
             raise AssertionError("a mailbox of another driver")
         return await self._time.wait(box, until)
 
@@ -283,7 +107,7 @@ class Memory(BaseMemory):
 
     def __init__(self, *, autojump: Duration = "1h") -> None:
         super().__init__()
-        self._time: _Time = _Time(self._model, by_itself=seconds(autojump, what="autojump"))
+        self._time: LoopTime = LoopTime(self._model, by_itself=seconds(autojump, what="autojump"))
         self._time.deliver = self._deliver
         self._clients: list[MemoryClient] = []
 

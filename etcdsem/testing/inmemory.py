@@ -1,7 +1,8 @@
 """An etcd in memory for unit tests, and clients of it: the library itself, without a network.
 
 1. A client of it is an `etcdsem.Client` like any other. Only what lies below the engine is
-   another: requests go to `EtcdModel`, and time is `VirtualTime`. Nothing is implemented twice.
+   another: requests go to `EtcdModel`, and time is `VirtualTime`. Nothing is implemented twice:
+   watches are resumed by the library's own `WatchBook`.
 2. Each client stands for a process of its own. Any number of threads may use them.
 3. What a call here brings about (a lease that ends, a hand-over, a callback) has happened when
    the call returns. Nothing loads protobuf.
@@ -12,258 +13,24 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
-import uuid
-import weakref
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Self
 
 from etcdsem import sync
 from etcdsem.clock import boot_time
 from etcdsem.core.commands import (
-    Delete,
-    DeleteReply,
-    Event,
-    LeaseNotFound,
-    Listener,
     Mailbox,
-    NotApplied,
-    NotConnected,
     Txn,
     TxnReply,
 )
-from etcdsem.core.keys import lease_hex
-from etcdsem.errors import EtcdSemError, InvalidSetting
-from etcdsem.etcd.settings import ConnectionSettings, Endpoint
+from etcdsem.errors import InvalidSetting
 from etcdsem.model import Duration, seconds
-from etcdsem.testing.model import EtcdModel, ModelWatch
-from etcdsem.testing.virtual import PATIENCE, Box, Place, VirtualTime
-
-T = TypeVar("T")
-
-_ENDPOINT = "in-memory"
-
-SETTINGS = ConnectionSettings((Endpoint(_ENDPOINT, _ENDPOINT),))
-"""What stands for the settings of a client in memory."""
-
-
-class _Watch:
-    """A watch as the client knows it. `next`: the first revision that has not arrived."""
-
-    __slots__ = (
-        "active",
-        "end",
-        "gap",
-        "key",
-        "line",
-        "listener",
-        "next",
-        "only",
-        "remote",
-        "told",
-    )
-
-    def __init__(
-        self, line: Wire, listener: Listener, key: bytes, end: bytes, start: int, only: str | None
-    ) -> None:
-        self.line = line
-        self.listener = listener
-        self.key = key
-        self.end = end
-        self.next = start  # 0 until etcd has said it
-        self.only = only
-        self.active = True
-        self.told = False  # `created` was told
-        self.gap = ""
-        self.remote: ModelWatch | None = None
-
-    def cancel(self) -> None:
-        self.line.remove(self)
-
-    # etcd's end: the model tells these, with the lock held
-
-    def created(self, revision: int) -> None:
-        self.next = self.next or revision + 1
-        self.line.inbox.append(partial(self._tell_created, revision))
-
-    def events(self, events: list[Event]) -> None:
-        news = [event for event in events if event.kv.mod_revision >= self.next]
-        if news:
-            self.next = news[-1].kv.mod_revision + 1
-            self.line.inbox.append(partial(self._tell_events, news))
-
-    def compacted(self, revision: int) -> None:
-        self.next = 0
-        self.gap = f"compacted at revision {revision}"
-        self.line.open(self)
-
-    # the client's end, under the engine's lock
-
-    def _tell_created(self, revision: int) -> None:
-        if self.active and not self.told:
-            self.told = True
-            self.listener.created(revision)
-        if self.active and self.gap:
-            reason, self.gap = self.gap, ""
-            self.listener.gap(reason)
-
-    def _tell_events(self, events: Sequence[Event]) -> None:
-        if self.active:
-            self.listener.events(events)
-
-
-class Time(Protocol):
-    """What a wire needs to know of time; `lock` guards the model too."""
-
-    @property
-    def lock(self) -> AbstractContextManager[Any]: ...
-    @property
-    def now(self) -> float: ...
-    @property
-    def ended(self) -> bool: ...
-    @property
-    def deliver(self) -> Callable[[], bool]: ...
-
-
-class Wire:
-    """What lies between one client and the etcd in memory, for threads and for coroutines."""
-
-    def __init__(
-        self,
-        memory: BaseMemory,
-        time: Time,
-        guard: AbstractContextManager[Any],
-        renewed: Callable[[int, float], None],
-    ) -> None:
-        self.counters: Counter[str] = Counter()
-        self.inbox: deque[Callable[[], None]] = deque()
-        self.place = Place()
-        self.cut = memory._cut
-        self._memory = memory
-        self._time = time
-        self._model = memory._model
-        self._guard = guard
-        self._renewed = renewed
-        self._watches: list[_Watch] = []
-        self._generation = 0  # of the keepalive stream
-        self._closed = False
-
-    def deliver(self) -> bool:
-        """Tell what has come; without locks."""
-        told = False
-        while self.inbox and not self.place.paused:
-            with self._guard:
-                with self._time.lock:
-                    tell = self.inbox.popleft() if self.inbox else None
-                if tell is not None:
-                    tell()
-                    told = True
-        return told
-
-    # -- calls
-
-    def ask(self, name: str, function: Callable[[], T]) -> T:
-        self._time.deliver()
-        try:
-            with self._time.lock:
-                self.counters[name] += 1
-                if self._closed or self._time.ended:
-                    raise NotApplied("the client was closed", _ENDPOINT)
-                if self.cut:
-                    raise NotConnected("it was cut off (etcdsem.testing)", _ENDPOINT)
-                return function()
-        finally:
-            self._time.deliver()
-
-    # -- the watch stream
-
-    def watch(
-        self,
-        listener: Listener,
-        key: bytes,
-        end: bytes = b"",
-        *,
-        start: int = 0,
-        only: Literal["put", "delete"] | None = None,
-    ) -> _Watch:
-        watch = _Watch(self, listener, key, end, start, only)
-        with self._time.lock:
-            self._watches.append(watch)
-            self.open(watch)
-        return watch
-
-    def open(self, watch: _Watch) -> None:
-        """With the lock held: set a watch up at etcd, where it had got to."""
-        if not self.cut and not self._closed:
-            watch.remote = self._model.watch(
-                watch, watch.key, watch.end, start=watch.next, only=watch.only
-            )
-
-    def remove(self, watch: _Watch) -> None:
-        """It is told nothing more."""
-        with self._time.lock:
-            watch.active = False
-            if watch in self._watches:
-                self._watches.remove(watch)
-            self._hang_up(watch)
-
-    @staticmethod
-    def _hang_up(watch: _Watch) -> None:
-        if watch.remote is not None:
-            watch.remote.cancel()
-            watch.remote = None
-
-    def set_cut(self, cut: bool) -> None:
-        """With the lock held: the way to etcd is gone, or there again."""
-        if cut == self.cut:
-            return
-        self.cut = cut
-        self._generation += 1
-        for watch in list(self._watches):
-            if cut:
-                self._hang_up(watch)
-            else:
-                self.open(watch)
-
-    # -- the keepalive stream
-
-    def renew(self, lease_id: int) -> None:
-        with self._time.lock:
-            self.counters["keepalives"] += 1
-            if not self.cut and not self._closed:
-                answer = partial(self._answered, self._generation, lease_id)
-                self._model.keep_alive(lease_id, answer)
-
-    def _answered(self, generation: int, lease_id: int, ttl: int) -> None:
-        self.inbox.append(partial(self._tell_renewed, generation, lease_id, ttl))
-
-    def _tell_renewed(self, generation: int, lease_id: int, ttl: int) -> None:
-        if generation == self._generation:
-            self._renewed(lease_id, float(ttl))
-
-    def restart(self) -> None:
-        self._generation += 1
-
-    # -- the clock
-
-    def now(self) -> float:
-        return self._time.now
-
-    def wall(self) -> float:
-        return self._memory._began + self._time.now
-
-    def close(self) -> None:
-        with self._time.lock:
-            self._closed = True
-            for watch in list(self._watches):
-                self.remove(watch)
-            if self in self._memory._wires:
-                self._memory._wires.remove(self)
+from etcdsem.testing.base import SETTINGS, BaseMemory, Wire
+from etcdsem.testing.virtual import PATIENCE, Box, VirtualTime
 
 
 class _Line(Wire):
@@ -326,108 +93,6 @@ class MemoryClient(sync.Client):
     def requests(self) -> Counter[str]:
         """How often it has asked etcd for what: txn, read, grant, revoke, keepalives."""
         return Counter(self._line.counters) if self._line is not None else Counter()
-
-
-class BaseMemory:
-    """The keys and leases of an etcd in memory, and the ways to it."""
-
-    def __init__(self) -> None:
-        self.id = uuid.uuid4().hex
-        self._pid = os.getpid()
-        self._model = EtcdModel()
-        self._began = time.time()
-        self._cut = False  # also for clients that are still to come
-        self._wires: list[Wire] = []
-        self._unpickled: dict[str, object] = {}  # clients that were pickled, by prefix
-        _memories[self.id] = self
-
-    _time: Time
-
-    def client(self, *, prefix: str | None = None) -> object:
-        """A client of it."""
-        raise NotImplementedError
-
-    def reduced(self, prefix: str) -> tuple[object, ...]:
-        """How a client of it is pickled."""
-        return _rebuild, (self.id, os.getpid(), prefix)
-
-    def _deliver(self) -> bool:
-        return max([wire.deliver() for wire in list(self._wires)], default=False)
-
-    def _own(self) -> None:
-        if os.getpid() != self._pid:
-            raise EtcdSemError(
-                f"an etcd in memory lives in one process: it was made in {self._pid}, and this "
-                f"is {os.getpid()}"
-            )
-
-    @property
-    def now(self) -> float:
-        """Seconds since it was made, by its own clock."""
-        return self._time.now
-
-    def get(self, key: str) -> str | None:
-        """The value of a key, or None."""
-        with self._time.lock:
-            kv = self._model.get(key.encode())
-        return kv.value.decode() if kv is not None else None
-
-    def keys(self, prefix: str = "") -> dict[str, str]:
-        """All keys that begin with a prefix, and their values."""
-        with self._time.lock:
-            kvs = self._model.keys()
-        return {
-            kv.key.decode(): kv.value.decode() for kv in kvs if kv.key.startswith(prefix.encode())
-        }
-
-    def leases(self) -> list[str]:
-        """All etcd leases, in hex as ``etcdctl lease list`` prints them."""
-        with self._time.lock:
-            return sorted(map(lease_hex, self._model.leases))
-
-    def _put(self, key: str, value: str) -> None:
-        with self._time.lock:
-            self._model.put(key.encode(), value.encode())
-
-    def _delete(self, key: str, *, prefix: bool) -> int:
-        with self._time.lock:
-            end = _after(key.encode()) if prefix else b""
-            reply = self._model.transact(Txn((), (Delete(key.encode() or b"\0", end),))).replies[0]
-        return reply.deleted if isinstance(reply, DeleteReply) else 0
-
-    def _revoke(self, lease_id: str) -> None:
-        try:
-            with self._time.lock:
-                self._model.revoke(int(lease_id, 16))
-        except (LeaseNotFound, ValueError) as error:
-            raise InvalidSetting(f"etcd has no lease {lease_id!r}") from error
-
-    def _cut_wires(self, wires: list[Wire] | None, cut: bool) -> None:
-        with self._time.lock:
-            if wires is None:
-                self._cut = cut
-            for wire in list(self._wires) if wires is None else wires:
-                wire.set_cut(cut)
-
-    def _pause_wires(self, wires: list[Wire] | None, paused: bool) -> None:
-        with self._time.lock:
-            for wire in list(self._wires) if wires is None else wires:
-                wire.place.paused = paused
-
-
-def _rebuild(memory_id: str, pid: int, prefix: str) -> object:
-    memory = _memories.get(memory_id)
-    if memory is None or pid != os.getpid():
-        raise EtcdSemError(
-            f"this was pickled with an etcd in memory, which was only in process {pid}, "
-            "and while it lasted"
-        )
-    if prefix not in memory._unpickled:
-        memory._unpickled[prefix] = memory.client(prefix=prefix)
-    return memory._unpickled[prefix]
-
-
-_memories: weakref.WeakValueDictionary[str, BaseMemory] = weakref.WeakValueDictionary()
 
 
 class Memory(BaseMemory):
@@ -586,12 +251,6 @@ class Memory(BaseMemory):
         self._time.move(0.5)
         self._revoke(lease if isinstance(lease, str) else lease.id)
         self._happen()
-
-
-def _after(prefix: bytes) -> bytes:
-    """The end of the range of all keys that begin with a prefix."""
-    stem = prefix.rstrip(b"\xff")
-    return stem[:-1] + bytes([stem[-1] + 1]) if stem else b"\0"
 
 
 def memory(*, autojump: Duration = "1h") -> Memory:

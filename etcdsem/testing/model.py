@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Protocol
 
 from etcdsem.core.commands import (
     Compare,
@@ -30,7 +29,6 @@ from etcdsem.core.commands import (
     KeyValue,
     LeaseExists,
     LeaseNotFound,
-    Operation,
     Put,
     PutReply,
     Range,
@@ -40,45 +38,15 @@ from etcdsem.core.commands import (
     Txn,
     TxnReply,
 )
-
-MAX_OPERATIONS = 128
-"""etcd's --max-txn-ops: for each level the longest of its three lists, less those above it."""
+from etcdsem.testing.history import END_OF_KEYS, Revision, WatchableHistory
+from etcdsem.testing.txn_rules import check_intervals, check_operations
 
 MAX_TTL = 9_000_000_000
 
 LEASE_TICK = 0.5
 """How often the leader looks for expired leases (lessor.go, `runLoop`)."""
 
-WATCH_TICK = 0.1
-"""How often watchers that start in the past are served (watchable_store.go, `syncWatchersLoop`)."""
-
-DUPLICATE_KEY = "etcdserver: duplicate key given in txn request"
-TOO_MANY_OPERATIONS = "etcdserver: too many operations in txn request"
-EMPTY_KEY = "etcdserver: key is not provided"
 LEASE_TOO_LARGE = "etcdserver: too large lease TTL"
-
-_END_OF_KEYS = b"\0"
-"""As the end of a range: all keys from its start on."""
-
-
-class Revision(NamedTuple):
-    """What one revision changed, in the order in which it was written."""
-
-    number: int
-    events: tuple[Event, ...]
-
-
-class Sink(Protocol):
-    """Whom a watch of the model tells."""
-
-    def created(self, revision: int) -> None:
-        """The watch exists; `revision` is the store's."""
-
-    def events(self, events: list[Event]) -> None:
-        """Events, in the order of their revisions."""
-
-    def compacted(self, revision: int) -> None:
-        """The watch is over: what it asked for is gone, up to `revision`."""
 
 
 class _Record:
@@ -104,71 +72,22 @@ class _Lease:
         self.pending: list[Callable[[int], None]] = []
 
 
-class ModelWatch:
-    """A watch of the model. `next_revision`: the first that it has not been told."""
-
-    __slots__ = ("end", "etcd", "key", "next_revision", "only", "open", "sink", "synced")
-
-    def __init__(
-        self,
-        etcd: EtcdModel,
-        sink: Sink,
-        key: bytes,
-        end: bytes,
-        next_revision: int,
-        only: str | None,
-    ) -> None:
-        self.etcd = etcd
-        self.sink = sink
-        self.key = key
-        self.end = end
-        self.next_revision = next_revision
-        self.only = only
-        self.open = True
-        self.synced = False
-
-    def cancel(self) -> None:
-        """The sink hears nothing more."""
-        if self.open:
-            self.open = False
-            self.etcd._forget(self)
-
-    def wants(self, event: Event) -> bool:
-        """Is the event in this watch's range, and of the kind asked for?"""
-        key = event.kv.key
-        if not self.end:
-            within = key == self.key
-        else:
-            within = self.key <= key and (self.end == _END_OF_KEYS or key < self.end)
-        return within and self.only in (None, event.kind)
-
-
-class EtcdModel:
+class EtcdModel(WatchableHistory):
     """An etcd cluster as its clients see it, at one moment that only `advance` moves."""
 
     def __init__(self, *, now: float = 0.0, min_ttl: int = 2, election: float = 1.0) -> None:
-        self.now = now
+        super().__init__(now)
         self.min_ttl = min_ttl
         self.election = election
-        self.revision = 1
-        self.compacted = 0
         self.leading = True
         """False while there is no leader: then no lease is collected."""
         self.revokes_per_tick = 500
         """At most so many expired leases are collected at a time (lessor.go)."""
-        self.loses: Callable[[Event], bool] = lambda _event: False
-        """Which events a synced watch never hears of; several etcd releases lose deletes."""
-        self.observers: list[Callable[[Revision], None]] = []
-        """Called after each revision, before any watch is told."""
         self.leases: dict[int, _Lease] = {}
         self._records: dict[bytes, _Record] = {}
         self._keys: list[bytes] = []  # sorted
-        self._history: list[Revision] = []  # those after `compacted`
-        self._synced: list[ModelWatch] = []
-        self._unsynced: list[ModelWatch] = []
         self._changes: list[Event] = []  # of the transaction under way
         self._ticks = math.floor(now / LEASE_TICK) + 1  # the next one of the leases' loop
-        self._catch_up_at = math.inf
 
     # -- keys
 
@@ -177,15 +96,15 @@ class EtcdModel:
         record = self._records.get(key)
         return record.kv if record else None
 
-    def keys(self, key: bytes = b"\0", end: bytes = _END_OF_KEYS) -> list[KeyValue]:
+    def keys(self, key: bytes = b"\0", end: bytes = END_OF_KEYS) -> list[KeyValue]:
         """The keys of a range, without a transaction."""
         return [self._records[name].kv for name in self._names(key, end)]
 
     def transact(self, txn: Txn) -> TxnReply:
         """Perform a transaction. Raises Refused or LeaseNotFound; then nothing was applied."""
-        _check_operations(txn, MAX_OPERATIONS)
-        _check_intervals(txn.success)
-        _check_intervals(txn.failure)
+        check_operations(txn)
+        check_intervals(txn.success)
+        check_intervals(txn.failure)
         path: list[bool] = []
         self._choose(txn, path)
         self._check_leases(txn, iter(path))
@@ -206,7 +125,7 @@ class EtcdModel:
         if not end:
             return [key] if key in self._records else []
         first = bisect_left(self._keys, key)
-        last = len(self._keys) if end == _END_OF_KEYS else bisect_left(self._keys, end)
+        last = len(self._keys) if end == END_OF_KEYS else bisect_left(self._keys, end)
         return self._keys[first:last]
 
     def _choose(self, txn: Txn, path: list[bool]) -> None:
@@ -316,17 +235,7 @@ class EtcdModel:
         self.revision += 1
         revision = Revision(self.revision, tuple(self._changes))
         self._changes = []
-        self._history.append(revision)
-        for observer in self.observers:
-            observer(revision)
-        for watch in list(self._synced):
-            if revision.number < watch.next_revision or not watch.open:
-                continue
-            watch.next_revision = revision.number + 1
-            events = [event for event in revision.events if watch.wants(event)]
-            events = [event for event in events if not self.loses(event)]
-            if events:
-                watch.sink.events(events)
+        self._publish(revision)
 
     # -- leases
 
@@ -385,53 +294,6 @@ class EtcdModel:
             for answer in pending:
                 self.keep_alive(lease.id, answer)
 
-    # -- watches
-
-    def watch(
-        self, sink: Sink, key: bytes, end: bytes = b"", *, start: int = 0, only: str | None = None
-    ) -> ModelWatch:
-        """Watch a key or a range from revision `start` on; 0: from the next one on."""
-        watch = ModelWatch(self, sink, key, end, start or self.revision + 1, only)
-        sink.created(self.revision)
-        if watch.next_revision > self.revision:
-            watch.synced = True
-            self._synced.append(watch)
-        else:
-            if not self._unsynced:
-                self._catch_up_at = _next_tick(self.now, WATCH_TICK)
-            self._unsynced.append(watch)
-        return watch
-
-    def compact(self, revision: int) -> None:
-        """Forget the history before `revision`."""
-        if not self.compacted < revision <= self.revision:
-            raise Refused("etcdserver: mvcc: required revision has been compacted, or is to come")
-        self.compacted = revision
-        self._history = [entry for entry in self._history if entry.number >= revision]
-
-    def _forget(self, watch: ModelWatch) -> None:
-        (self._synced if watch.synced else self._unsynced).remove(watch)
-
-    def _catch_up(self) -> None:
-        waiting, self._unsynced = self._unsynced, []
-        for watch in waiting:
-            if watch.next_revision < self.compacted:
-                watch.open = False
-                watch.sink.compacted(self.compacted)
-                continue
-            events = [
-                event
-                for entry in self._history
-                if entry.number >= watch.next_revision
-                for event in entry.events
-                if watch.wants(event)
-            ]
-            watch.next_revision = self.revision + 1
-            watch.synced = True
-            self._synced.append(watch)
-            if events:
-                watch.sink.events(events)
-
     # -- time
 
     def next_time(self) -> float:
@@ -463,67 +325,6 @@ class EtcdModel:
             self.revoke(lease.id)
 
 
-# ---------------------------------------------------------------- what etcd refuses
-
-
-def _check_operations(txn: Txn, allowed: int) -> None:
-    count = max(len(txn.compare), len(txn.success), len(txn.failure))
-    if count > allowed:
-        raise Refused(TOO_MANY_OPERATIONS)
-    for compare in txn.compare:
-        if not compare.key:
-            raise Refused(EMPTY_KEY)
-    for branch in (txn.success, txn.failure):
-        for operation in branch:
-            if isinstance(operation, Txn):
-                _check_operations(operation, allowed - count)
-            elif not operation.key:
-                raise Refused(EMPTY_KEY)
-
-
-_Interval = tuple[bytes, bytes]
-
-
-def _check_intervals(operations: Iterable[Operation]) -> tuple[set[bytes], list[_Interval]]:
-    """The keys that are put and the ranges that are deleted; no key may be hit twice.
-
-    A copy of etcd's `checkIntervals` (v3rpc/key.go), with its gaps: what a nested transaction
-    deletes is held against the puts that follow it, not against those before it.
-    """
-    deleted: list[_Interval] = []
-    puts: set[bytes] = set()
-    direct: list[bytes] = []
-    nested: list[Txn] = []
-    for operation in operations:
-        if isinstance(operation, Put):
-            direct.append(operation.key)
-        elif isinstance(operation, Txn):
-            nested.append(operation)
-        elif isinstance(operation, Delete):
-            deleted.append((operation.key, operation.end or operation.key + b"\0"))
-    for txn in nested:
-        then_puts, then_deleted = _check_intervals(txn.success)
-        else_puts, else_deleted = _check_intervals(txn.failure)
-        if not puts.isdisjoint(then_puts) or not puts.isdisjoint(else_puts - then_puts):
-            raise Refused(DUPLICATE_KEY)
-        both = then_puts | else_puts
-        if deleted and any(_hits(deleted, key) for key in both):
-            raise Refused(DUPLICATE_KEY)
-        puts |= both
-        deleted += then_deleted
-        deleted += else_deleted
-    for key in direct:
-        if key in puts or (deleted and _hits(deleted, key)):
-            raise Refused(DUPLICATE_KEY)
-        puts.add(key)
-    return puts, deleted
-
-
-def _hits(intervals: list[_Interval], key: bytes) -> bool:
-    # An end of "\0" is no more than that here: etcd overlooks that it means "to the last key".
-    return any(start <= key < end for start, end in intervals)
-
-
 _OPERATORS: dict[str, Callable[[int, int], bool]] = {
     "=": lambda a, b: a == b,
     "!=": lambda a, b: a != b,
@@ -534,8 +335,3 @@ _OPERATORS: dict[str, Callable[[int, int], bool]] = {
 
 def _created(kv: KeyValue) -> int:
     return kv.create_revision
-
-
-def _next_tick(after: float, period: float) -> float:
-    """The first tick strictly after a moment."""
-    return (math.floor(after / period + 1e-9) + 1) * period

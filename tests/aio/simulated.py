@@ -31,10 +31,12 @@ from etcdsem.core.commands import (
     Watch,
 )
 from etcdsem.errors import EtcdSemError
-from etcdsem.testing.checks import Checker
-from etcdsem.testing.faults import Nemesis, Options
-from etcdsem.testing.runs import Run
-from etcdsem.testing.simulator import PREFIX, Cancelled, SimClient, World
+from tests.simulation.checks import Checker
+from tests.simulation.client import SimClient
+from tests.simulation.nemesis import Nemesis
+from tests.simulation.options import Options
+from tests.simulation.runs import Run
+from tests.simulation.world import PREFIX, Cancelled, World
 
 T = TypeVar("T")
 

@@ -86,7 +86,7 @@ def keep(run: Chaos) -> Path:
 def simulate(seeds: str) -> int:
     """The simulator over these seeds; gives its exit code."""
     print(f"simulator, seeds {seeds}", flush=True)
-    command = [sys.executable, "-m", "etcdsem.testing", "--seeds", seeds, "--keep-going"]
+    command = [sys.executable, "-m", "tests.simulation", "--seeds", seeds, "--keep-going"]
     return subprocess.run(command, check=False).returncode
 
 

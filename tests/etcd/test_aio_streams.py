@@ -274,7 +274,7 @@ def test_refused_streams_are_asked_for_with_longer_and_longer_breaks() -> None:
     async def work(scripted: H2Server, client: Client) -> None:
         scripted.on_data = lambda talk, stream, data: refuse(talk, stream)
         client.streams.watch(Ear(), b"/a/")
-        await eventually(lambda: client.streams._pause == LONGEST_PAUSE)
+        await eventually(lambda: client.streams._backoff.pause == LONGEST_PAUSE)
 
     with_server(work)
 
@@ -369,7 +369,7 @@ def test_no_etcd_there() -> None:
         client.streams.renew(1)
         with pytest.raises(NotConnected, match="Connection refused"):
             await client.put(b"1")
-        await eventually(lambda: client.streams._pause > 0.05)
+        await eventually(lambda: client.streams._backoff.pause > 0.05)
         assert not client.streams._renewals  # the heartbeat will ask again
         await client.close()
         for task in client.tasks:

@@ -24,10 +24,11 @@ from etcdsem.core.keys import Identity
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import SemaphoreClosed
 from etcdsem.model import Later, Rate, Start
-from etcdsem.testing.checks import Checker
-from etcdsem.testing.simulator import PREFIX, SimClient, World
 from tests.scenarios.rates import FIRST_RATE, Asked, RateFate
 from tests.scenarios.stages import wait_for
+from tests.simulation.checks import Checker
+from tests.simulation.client import SimClient
+from tests.simulation.world import PREFIX, World
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

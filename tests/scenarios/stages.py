@@ -20,10 +20,11 @@ from etcdsem.core.grants import Grant
 from etcdsem.core.keys import ORDINARY, Identity, Wants
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import SemaphoreClosed, WeightExceedsLimit
-from etcdsem.testing.checks import Checker
-from etcdsem.testing.simulator import PREFIX, Cancelled, SimClient, World
 from tests.history import assert_clean
 from tests.scenarios.scenarios import LIMIT, Attempt, Fate
+from tests.simulation.checks import Checker
+from tests.simulation.client import SimClient
+from tests.simulation.world import PREFIX, Cancelled, World
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -1,1 +1,1 @@
-"""Tests of the package of the same name."""
+"""The simulator, a driver of the core on virtual time, and its tests: docs/simulation.md."""

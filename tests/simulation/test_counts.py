@@ -10,10 +10,10 @@ import pytest
 from etcdsem.core.census import Census, Line
 from etcdsem.core.commands import Event, Txn, TxnReply
 from etcdsem.core.keys import slot_number
-from etcdsem.testing.faults import Options
-from etcdsem.testing.model import Revision
-from etcdsem.testing.runs import Run
-from etcdsem.testing.simulator import PREFIX, World
+from etcdsem.testing.history import Revision
+from tests.simulation.options import Options
+from tests.simulation.runs import Run
+from tests.simulation.world import PREFIX, World
 
 SEEDS = (0, 5, 7, 15, 24, 25)
 

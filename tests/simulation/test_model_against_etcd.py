@@ -40,7 +40,8 @@ from etcdsem.etcd.settings import read_settings
 from etcdsem.etcd.stream_thread import ThreadStreams
 from etcdsem.etcd.streams import WatchHandle
 from etcdsem.server import EtcdServer
-from etcdsem.testing.model import EtcdModel, ModelWatch
+from etcdsem.testing.history import ModelWatch
+from etcdsem.testing.model import EtcdModel
 
 KEYS = [b"k/%d" % number for number in range(7)] + [b"m", b"k"]
 TARGETS: tuple[Literal["create", "mod", "version", "lease"], ...] = (

@@ -37,15 +37,17 @@ from etcdsem.core.session import Session
 from etcdsem.core.transactions import Mine, Wish, conditions, give
 from etcdsem.core.waiters import Waiters
 from etcdsem.core.watches import Watches
-from etcdsem.testing import checks
-from etcdsem.testing.faults import PASSING, SEVERAL
-from etcdsem.testing.runs import run_seed
-from etcdsem.testing.shared import SharedObject
-from etcdsem.testing.simulator import SimClient, SimWatch, Violation
 from tests.scenarios.scenarios import a_big_one_that_leaves
 from tests.scenarios.stages import SimStage
+from tests.simulation import checks
+from tests.simulation.client import SimClient
+from tests.simulation.options import PASSING, SEVERAL
+from tests.simulation.runs import run_seed
+from tests.simulation.shared import SharedObject
+from tests.simulation.streams import SimWatch
 from tests.simulation.test_simulator import QUIET
 from tests.simulation.test_state_machine import SemaphoreMachine
+from tests.simulation.world import Violation
 
 SEEDS = range(200)
 """CI runs more than these without a bug, so each bug is found within what CI runs.
@@ -148,10 +150,8 @@ def no_watch_on_deletes(patch: Patch) -> None:
     def watch(
         client: SimClient, listener: Any, key: bytes, end: bytes = b"", **how: Any
     ) -> SimWatch:
-        watch = right(client, listener, key, end, **how)
-        if how.get("only") == "delete":
-            watch.listener = _Deaf(listener)
-        return watch
+        deaf = how.get("only") == "delete"
+        return right(client, _Deaf(listener) if deaf else listener, key, end, **how)
 
     patch.setattr(SimClient, "watch", watch)
 

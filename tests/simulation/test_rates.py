@@ -1,6 +1,6 @@
 """Rate limits in the simulator: windows judged by the world's own clock, and seeded bugs.
 
-More seeds: ``python -m etcdsem.testing --rates --seeds 0:5000 -j 8``.
+More seeds: ``python -m tests.simulation --rates --seeds 0:5000 -j 8``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from etcdsem.core.leases import TtlLease
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import EtcdUnavailable
 from etcdsem.model import Rate, default_block
-from etcdsem.testing.rates import OPEN, RateOptions, run_rate
-from etcdsem.testing.runs import report
-from etcdsem.testing.simulator import CALM, Violation
 from tests.scenarios.rate_stages import SimRates
+from tests.simulation.outcome import report
+from tests.simulation.rates import OPEN, RateOptions, run_rate
+from tests.simulation.world import CALM, Violation
 
 SEEDS = range(60)
 

@@ -1,6 +1,6 @@
 """The simulator itself, and the seeds that CI runs through it.
 
-More seeds: ``python -m etcdsem.testing --seeds 0:20000 -j 8``. A seed that ever failed stays in
+More seeds: ``python -m tests.simulation --seeds 0:20000 -j 8``. A seed that ever failed stays in
 `ONCE_FAILED`, with the bug that it found.
 """
 
@@ -22,9 +22,11 @@ from etcdsem.core.keys import Identity
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import REREAD
 from etcdsem.errors import Evicted
-from etcdsem.testing.faults import Options
-from etcdsem.testing.runs import Outcome, report, run_seed
-from etcdsem.testing.simulator import CALM, PREFIX, SimClient, World
+from tests.simulation.client import SimClient
+from tests.simulation.options import Options
+from tests.simulation.outcome import Outcome, report
+from tests.simulation.runs import run_seed
+from tests.simulation.world import CALM, PREFIX, World
 
 SEEDS = range(500)
 CHUNK = 50

@@ -14,16 +14,10 @@ from etcdsem.core.commands import Failure, Procedure
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Identity
 from etcdsem.errors import EtcdSemError
-from etcdsem.testing.checks import Checker
-from etcdsem.testing.simulator import (
-    CALM,
-    PREFIX,
-    Cancelled,
-    Process,
-    SimClient,
-    Weather,
-    World,
-)
+from tests.simulation.checks import Checker
+from tests.simulation.client import SimClient
+from tests.simulation.process import Process
+from tests.simulation.world import CALM, PREFIX, Cancelled, Weather, World
 
 NAME = "sem"
 TTL = 3
@@ -226,7 +220,7 @@ SemaphoreMachine.TestCase.settings = settings(
     max_examples=200,
     stateful_step_count=60,
     deadline=None,
-    derandomize=True,  # CI tells the same story twice; `etcdsem.testing --seeds` explores
+    derandomize=True,  # CI tells the same story twice; `python -m tests.simulation` explores
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 

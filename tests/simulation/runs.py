@@ -7,19 +7,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import traceback
-from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Protocol
 
-from etcdsem.core import several
-from etcdsem.core.acquire import AcquireRequest, acquire
+from etcdsem.core import acquire, release, several
 from etcdsem.core.commands import NoSpace, NotApplied, OutcomeUnknown, Procedure, Wait, perform
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import ORDINARY, Identity, Wants
-from etcdsem.core.release import ReleaseResult, release
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import (
     EtcdRefused,
@@ -29,10 +22,14 @@ from etcdsem.errors import (
     SemaphoreClosed,
     WeightExceedsLimit,
 )
-from etcdsem.testing.checks import Checker
-from etcdsem.testing.faults import KINDS, Nemesis, Options
-from etcdsem.testing.shared import SharedObject
-from etcdsem.testing.simulator import PREFIX, Cancelled, Process, SimClient, World
+from tests.simulation.checks import Checker
+from tests.simulation.client import SimClient
+from tests.simulation.nemesis import Nemesis
+from tests.simulation.options import KINDS, Options
+from tests.simulation.outcome import Outcome, play
+from tests.simulation.process import Process
+from tests.simulation.shared import SharedObject
+from tests.simulation.world import PREFIX, Cancelled, World
 
 SETTLE = 8.0
 """Seconds after the last fault until liveness is judged, beside the TTL: calls may still be out
@@ -49,18 +46,6 @@ both unanswered."""
 
 AWAY = frozenset(KINDS) - {"resize", "garbage limit", "compaction", "evict", "delete key", "junk"}
 """Faults after which etcd may be away for a caller. Without them, nobody may be told so."""
-
-
-class Outcome(NamedTuple):
-    """What a run came to. `error` None: no violation."""
-
-    options: Options
-    error: BaseException | None
-    counters: Counter[str]
-    log: list[tuple[Any, ...]]
-    steps: int
-    rates: object = None
-    """Of a run of a rate limit: its own options."""
 
 
 class Run:
@@ -148,24 +133,58 @@ class Run:
     ) -> Procedure[list[Grant] | None]:
         """A slot of each."""
         world, options, rng = self.world, self.options, self.world.rng
-        wants = self._wants() if len(stations) == 1 else ORDINARY
-        max_hold = options.max_hold
-        if max_hold is not None and rng.random() < 0.5:
-            max_hold = None
-        identity = Identity.of(client.id, None, {}, max_hold=max_hold)
-        request = AcquireRequest(
-            options.ttl, options.refresh, identity, wants=wants, max_hold=max_hold
-        )
+        request = self._request(client, ORDINARY if len(stations) > 1 else self._wants())
         once = rng.random() < options.tries
         patience = 0.0 if once else rng.choice(options.patience)
         if 0.0 < patience < math.inf:
             patience *= rng.random()
         began, asked = client.now(), world.now
-        was_calm = self.calm
+        taken = yield from self._taken(client, stations, request, began + patience, once=once)
+        if taken is None:
+            return None
+        late = client.now() - began - patience
+        most = BACK_IN_TIME + GIVEN_BACK_IN_TIME * (len(stations) - 1)
+        if late > most and not self.options.kinds & {"pause", "clock jump"}:
+            world.fail(f"client {client.number}'s acquire came back {late:.1f} s late")
+        shown = " and ".join(map(_show, taken.grants)) or _show(None)
         named = ", ".join(station.name for station in stations)
-        checkers = [self.checkers[station.name] for station in stations]
+        client.trace("acquire", named, "once" if once else patience, "gives", shown)
+        if taken.full is not None:
+            world.counters["told that it is full"] += 1
+            if once:
+                full = self.checkers[taken.full.want.semaphore.name]
+                full.told_full(client, asked, request.wants.weight)
+            return None
+        if len(stations) > 1:
+            world.counters["several at once"] += 1
+            together = len({grant.token for grant in taken.grants}) == 1
+            world.counters["several in one transaction"] += together
+        for station, grant in zip(stations, taken.grants, strict=True):
+            self.checkers[station.name].acquired(client, grant, request.max_hold)
+        return taken.grants
+
+    def _request(self, client: SimClient, wants: Wants) -> acquire.AcquireRequest:
+        options, max_hold = self.options, self.options.max_hold
+        if max_hold is not None and self.world.rng.random() < 0.5:
+            max_hold = None
+        identity = Identity.of(client.id, None, {}, max_hold=max_hold)
+        return acquire.AcquireRequest(
+            options.ttl, options.refresh, identity, wants=wants, max_hold=max_hold
+        )
+
+    def _taken(
+        self,
+        client: SimClient,
+        stations: list[SemaphoreState],
+        request: acquire.AcquireRequest,
+        until: float,
+        *,
+        once: bool,
+    ) -> Procedure[several.Taken | None]:
+        """What an acquire comes to. None: it raised what it may raise."""
+        world, asked, was_calm = self.world, self.world.now, self.calm
         try:
-            taken = yield from self._taking(stations, request, began + patience, once=once)
+            return (yield from self._taking(stations, request, until, once=once))
         except SemaphoreClosed as closed:
             world.counters["told that it is closed"] += 1
             # Of several the message says which.
@@ -175,7 +194,8 @@ class Run:
             self.checkers[_named_in(evicted, stations)].told_evicted(client)
             return None
         except WeightExceedsLimit:
-            checkers[0].told_too_heavy(client, asked, wants.weight)
+            checker = self.checkers[stations[0].name]
+            checker.told_too_heavy(client, asked, request.wants.weight)
             return None
         except (EtcdUnavailable, EtcdRefused, NoSpace, NotApplied, OutcomeUnknown) as error:
             world.counters[f"acquire raises {type(error).__name__}"] += 1
@@ -187,25 +207,6 @@ class Run:
             if not client.session.closed:
                 raise
             return None
-        late = client.now() - began - patience
-        most = BACK_IN_TIME + GIVEN_BACK_IN_TIME * (len(stations) - 1)
-        if late > most and not self.options.kinds & {"pause", "clock jump"}:
-            world.fail(f"client {client.number}'s acquire came back {late:.1f} s late")
-        shown = " and ".join(map(_show, taken.grants)) or _show(None)
-        client.trace("acquire", named, "once" if once else patience, "gives", shown)
-        if taken.full is not None:
-            world.counters["told that it is full"] += 1
-            if once:
-                full = self.checkers[taken.full.want.semaphore.name]
-                full.told_full(client, asked, wants.weight)
-            return None
-        if len(stations) > 1:
-            world.counters["several at once"] += 1
-            together = len({grant.token for grant in taken.grants}) == 1
-            world.counters["several in one transaction"] += together
-        for checker, grant in zip(checkers, taken.grants, strict=True):
-            checker.acquired(client, grant, max_hold)
-        return taken.grants
 
     def _wants(self) -> Wants:
         """What the next acquire wants; where all want the same, nothing is drawn."""
@@ -217,12 +218,17 @@ class Run:
         )
 
     def _taking(
-        self, stations: list[SemaphoreState], request: AcquireRequest, until: float, *, once: bool
+        self,
+        stations: list[SemaphoreState],
+        request: acquire.AcquireRequest,
+        until: float,
+        *,
+        once: bool,
     ) -> Procedure[several.Taken]:
         if len(stations) > 1:
             wants = [several.Want(station, request) for station in stations]
             return (yield from several.acquire_all(wants, until, once=once))
-        grant = yield from acquire(stations[0], request, until, once=once)
+        grant = yield from acquire.acquire(stations[0], request, until, once=once)
         if grant is None:
             return several.Taken([], several.Full(several.Want(stations[0], request)))
         return several.Taken([grant])
@@ -257,7 +263,7 @@ class Run:
 
     def _give_back(self, client: SimClient, grants: list[Grant]) -> Procedure[None]:
         try:
-            done = (yield from release(grants[0])) is ReleaseResult.RELEASED
+            done = (yield from release.release(grants[0])) is release.ReleaseResult.RELEASED
             client.trace("release", _show(grants[0]), "gives", done)
         finally:  # an interruption of one does not keep the others
             if len(grants) > 1:
@@ -343,66 +349,7 @@ def _show(grant: Grant | None) -> str:
     return f"slots {grant.slots} token {grant.token}" if grant else "nothing"
 
 
-class Playable(Protocol):
-    """A run that can be played to its end."""
-
-    world: World
-
-    def go(self) -> None: ...
-    def count(self) -> None:
-        """Add to the counters what is known at the end."""
-
-
-def play(options: Options, make: Callable[[], Playable], *, rates: object = None) -> Outcome:
-    """Make a run, and play it to its end; the library's log is silent meanwhile."""
-    log = logging.getLogger("etcdsem")
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
-    try:
-        run = make()
-        error: BaseException | None = None
-        try:
-            run.go()
-        except Exception as raised:  # a violation, or the core raised what it must not
-            error = raised
-        run.count()
-        world = run.world
-        world.dispose()
-        return Outcome(options, error, world.counters, list(world.log), world.steps, rates)
-    finally:
-        log.setLevel(level)
-
-
 def run_seed(seed: int, *, trace: bool = False, options: Options | None = None) -> Outcome:
     """Run one seed. Every run of the same seed and options is the same, to the letter."""
     chosen = options or Options.of(seed)
     return play(chosen, lambda: Run(chosen, trace=trace))
-
-
-def report(outcome: Outcome, *, last: int = 80) -> str:
-    """A run for people to read: how to repeat it, its options, its last events."""
-    lines = [f"seed {outcome.options.seed}: {outcome.error or 'no violation'}"]
-    if outcome.error is not None and not isinstance(outcome.error, AssertionError):
-        lines += traceback.format_exception(outcome.error)
-    which = "" if outcome.rates is None else "--rates "
-    seed = f"--seed {outcome.options.seed}"
-    lines.append(f"repeat with: python -m etcdsem.testing {which}{seed} --trace")
-    lines.append(str(outcome.rates or outcome.options))
-    lines += map(_line, outcome.log[-last:])
-    return "\n".join(lines)
-
-
-def _line(entry: tuple[Any, ...]) -> str:
-    moment, who, *what = entry
-    return f"{moment:10.4f}  {who!s:>8}  " + " ".join(map(_brief, what))
-
-
-def _brief(thing: Any) -> str:
-    from etcdsem.testing.trace import brief
-
-    return brief(thing)
-
-
-def run_seeds(seeds: Iterable[int]) -> Iterable[Outcome]:
-    """Run several."""
-    return map(run_seed, seeds)

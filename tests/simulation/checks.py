@@ -52,8 +52,9 @@ from etcdsem.model import MAX_WEIGHT
 
 if TYPE_CHECKING:
     from etcdsem.core.grants import Grant
-    from etcdsem.testing.model import Revision
-    from etcdsem.testing.simulator import SimClient, World
+    from etcdsem.testing.history import Revision
+    from tests.simulation.client import SimClient
+    from tests.simulation.world import World
 
 
 class Belief(NamedTuple):

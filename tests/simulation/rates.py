@@ -1,4 +1,4 @@
-"""Runs of a rate limit in the simulator: ``python -m etcdsem.testing --rates --seeds 0:200``.
+"""Runs of a rate limit in the simulator: ``python -m tests.simulation --rates --seeds 0:200``.
 
 Clients ask for starts; faults; then calm; all on virtual time. The limit, the period and the block
 are changed meanwhile, and people delete keys, write junk and close it. Judged by the world's own
@@ -18,8 +18,7 @@ has jumped ahead since.
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING
@@ -29,15 +28,18 @@ from etcdsem.core.commands import NoSpace, NotApplied, OutcomeUnknown, Procedure
 from etcdsem.core.keys import Identity, read_limit
 from etcdsem.errors import EtcdRefused, EtcdSemError, EtcdUnavailable, Evicted
 from etcdsem.model import Rate
-from etcdsem.testing.checks import Checker
-from etcdsem.testing.faults import Nemesis, Options
-from etcdsem.testing.runs import SETTLE, Outcome, play
-from etcdsem.testing.simulator import CALM, PREFIX, Cancelled, SimClient, World
+from tests.simulation.checks import Checker
+from tests.simulation.client import SimClient
+from tests.simulation.nemesis import Nemesis
+from tests.simulation.options import Options
+from tests.simulation.outcome import Outcome, play
+from tests.simulation.runs import SETTLE
+from tests.simulation.windows import Windows
+from tests.simulation.world import CALM, PREFIX, Cancelled, World
 
 if TYPE_CHECKING:
     from etcdsem.core.commands import KeyValue
     from etcdsem.core.semaphore import SemaphoreState
-    from etcdsem.testing.model import Revision
 
 NAME = "rate"
 
@@ -97,8 +99,13 @@ class RateOptions:
         )
         changes = not quiet and rng.random() < 0.4
         reshapes = changes and rng.random() < 0.6
-        if seed % 10 != OPEN:
-            return cls(faults, rate, changes, reshapes, hungry)
+        if seed % 10 == OPEN:
+            return cls._open(faults, rng)
+        return cls(faults, rate, changes, reshapes, hungry)
+
+    @classmethod
+    def _open(cls, faults: Options, rng: Random) -> RateOptions:
+        """Blocks that are open for seconds, and no faults."""
         rate = Rate(10 * rng.choice((2, 40)), 60.0, 10)
         faults = replace(
             faults,
@@ -112,136 +119,6 @@ class RateOptions:
             calm_time=60.0,
         )
         return cls(faults, rate, changes=True, reshapes=rng.random() < 0.5, hungry=False)
-
-
-@dataclass
-class Era:
-    """A limit, and when it was in force."""
-
-    revision: int
-    rate: Rate
-    paused: bool
-    until: float = math.inf
-
-    @property
-    def slots(self) -> int:
-        """How many blocks it allows."""
-        return self.rate.starts // self.rate.block
-
-
-class Counted:
-    """The starts of one slot that count still, made while its client's clock was as it is now."""
-
-    def __init__(self, era: Era, client: SimClient) -> None:
-        self.era = era
-        self.client = client
-        self.offset = client.offset
-        self.moments: deque[float] = deque()
-
-    def forget(self, now: float) -> None:
-        """Leave out those that count no more. A second of a clock that is slow is a little more
-        than one.
-        """
-        past = now - self.era.rate.period + 1.01 * (self.client.offset - self.offset)
-        while self.moments and self.moments[0] <= past:
-            self.moments.popleft()
-
-
-class Windows:
-    """Judges starts by the world's clock."""
-
-    def __init__(self, world: World, checker: Checker, *, faulty: bool) -> None:
-        self.world = world
-        self.faulty = faulty
-        self.checker = checker  # it has seen each revision before
-        self.eras: list[Era] = []
-        self.counting: dict[tuple[bytes, int, float], Counted] = {}
-        """By the key of the slot, the token with which it was granted, and the client's clock."""
-        self.moments: list[float] = []  # of all starts
-        world.etcd.observers.append(self._revision)
-
-    @property
-    def in_force(self) -> Era | None:
-        """The limit of now, if it is a rate."""
-        return self.eras[-1] if self.eras and self.eras[-1].until == math.inf else None
-
-    def _revision(self, revision: Revision) -> None:
-        for event in revision.events:
-            if event.kv.key != self.checker.keys.max_leases:
-                continue
-            if self.in_force is not None:
-                self.in_force.until = self.world.now
-            limit = read_limit(event.kv) if event.kind == "put" else None
-            if limit is not None and limit.rate is not None:
-                self.eras.append(Era(event.kv.mod_revision, limit.rate, limit.paused))
-
-    def longest(self) -> float:
-        """The longest period that there was."""
-        return max(era.rate.period for era in self.eras)
-
-    def _lag(self) -> float:
-        """Seconds from a grant in etcd to its start, at most: as long as a lease may last. Without
-        faults, until a block that has just been opened has heard of another limit.
-        """
-        if not self.faulty:
-            return rates.LISTEN_AFTER + 0.2
-        return max(rates.lease_ttl(era.rate) for era in self.eras) + 5.0
-
-    def started(self, client: SimClient, block: rates.Block) -> None:
-        """A program was given a start."""
-        world, now = self.world, self.world.now
-        self.moments.append(now)
-        era = next((one for one in self.eras if one.revision == block.revision), None)
-        if era is None:
-            world.fail(f"a start under a limit that there never was, revision {block.revision}")
-            return
-        if era.paused or era.until < now - self._lag():
-            world.fail(f"a start under {era}, at {now}")
-        if era.until < now:
-            world.counters["starts under a former limit"] += 1
-        grant = block.grant
-        key = self.checker.keys.slot(grant.slot), grant.token, client.offset
-        if key not in self.counting:
-            self.counting[key] = Counted(era, client)
-        self.counting[key].moments.append(now)
-        for key, counted in list(self.counting.items()):
-            counted.forget(now)
-            if key[:2] in self.checker.by_hand:
-                world.counters["starts that were taken by hand"] += len(counted.moments)
-                counted.moments.clear()
-            if not counted.moments:
-                del self.counting[key]
-        self._judge(era)
-
-    def _judge(self, era: Era) -> None:
-        counting = self.counting.values()
-        own = sum(len(one.moments) for one in counting if one.era is era)
-        self._at_most(own, era.rate.starts, era.rate.period)
-        kin = [one for one in counting if one.era.rate[1:] == era.rate[1:]]
-        alike = [one for one in self._since(kin) if one.rate[1:] == era.rate[1:]]
-        most = max((one.rate.starts for one in alike), default=era.rate.starts)
-        self._at_most(sum(len(one.moments) for one in kin), most, era.rate.period)
-        slots = len({key[:2] for key in self.counting})
-        allowed = max((one.slots for one in self._since(counting)), default=era.slots)
-        if slots > allowed:
-            self.world.fail(f"starts within their periods are of {slots} slots, not of {allowed}")
-
-    def _since(self, counting: Iterable[Counted]) -> list[Era]:
-        """The limits in force since the first of these was granted."""
-        since = min((one.moments[0] for one in counting), default=self.world.now) - self._lag()
-        return [era for era in self.eras if era.until >= since]
-
-    def _at_most(self, count: int, limit: int, period: float) -> None:
-        if count > limit:
-            self.world.fail(f"{count} starts within {period} s, the limit is {limit}")
-
-    def use(self, rate: Rate, since: float) -> float | None:
-        """The part that was used: a period, beside the time that it took on average from a start
-        to the one that comes as many later as the limit says. None: too few to tell.
-        """
-        moments = [moment for moment in self.moments if moment >= since]
-        took = [b - a for a, b in zip(moments, moments[rate.starts :], strict=False)]
-        return rate.period * len(took) / sum(took) if took else None
 
 
 class _Nemesis(Nemesis):

@@ -15,8 +15,8 @@ from typing import Any, cast
 from etcdsem.core.commands import Procedure, Wait, perform
 from etcdsem.core.grants import Grant
 from etcdsem.shell import BaseEngine, BaseLease, BaseSemaphore
-from etcdsem.testing.checks import Checker
-from etcdsem.testing.simulator import SimClient
+from tests.simulation.checks import Checker
+from tests.simulation.client import SimClient
 
 
 class _Flag:

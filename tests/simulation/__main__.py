@@ -1,4 +1,4 @@
-"""Run the simulator: ``python -m etcdsem.testing --seeds 0:500 -j 2``.
+"""Run the simulator: ``python -m tests.simulation --seeds 0:500 -j 2``.
 
 Of semaphores, or with ``--rates`` of rate limits.
 """
@@ -14,15 +14,16 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
-from etcdsem.testing.rates import run_rate
-from etcdsem.testing.runs import Outcome, report, run_seed
+from tests.simulation.outcome import Outcome, report
+from tests.simulation.rates import run_rate
+from tests.simulation.runs import run_seed
 
 EXAMPLES = """examples:
-  python -m etcdsem.testing --seeds 0:500 -j 2            semaphores
-  python -m etcdsem.testing --seed 132 --trace            one of them, with all that happened
-  python -m etcdsem.testing --rates --seeds 0:300 -j 2    rate limits: at most so many starts in
+  python -m tests.simulation --seeds 0:500 -j 2            semaphores
+  python -m tests.simulation --seed 132 --trace            one of them, with all that happened
+  python -m tests.simulation --rates --seeds 0:300 -j 2    rate limits: at most so many starts in
                                                           any window of the period
-  python -m etcdsem.testing --rates --seed 28 --trace     one of them
+  python -m tests.simulation --rates --seed 28 --trace     one of them
 """
 
 
@@ -46,7 +47,7 @@ def _all(seeds: range, jobs: int, *, rates: bool) -> Iterator[tuple[int, str, Co
 def main() -> int:
     """Run one seed or many; the exit code is 1 if any broke a promise."""
     parser = argparse.ArgumentParser(
-        prog="python -m etcdsem.testing",
+        prog="python -m tests.simulation",
         description="Run the simulator: a run of semaphores for each seed, or with --rates one of "
         "a rate limit. A run that breaks a promise tells which, and how to repeat it.",
         epilog=EXAMPLES,

@@ -1,4 +1,4 @@
-"""What a watch stream does, decided without a stream: for the blocking and the asyncio shell.
+"""What a watch stream does, decided without a stream. Every driver uses it.
 
 1. Each watch remembers the next revision it has to tell (`next`). A watch that was created
    without one is pinned to the revision at which it was created.
@@ -8,22 +8,53 @@
    is told of the gap *after* the new watch is up: what is read then misses nothing.
 4. A watch that is refused gets one more try after a new login, before its listener is told: etcd
    before 3.5.8 or so calls a token that has run out, too, "permission denied".
-5. `created` comes with `canceled` when a watch is refused; older releases then give the id -1.
+5. Nothing is told of a cancelled watch, not even what had arrived before.
+6. `created` comes with `canceled` when a watch is refused; older releases then give the id -1.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
-from etcdsem.core.commands import AccessDenied, Failure, Listener
-from etcdsem.etcd import rpc
-from etcdsem.etcd.encode import event
+from etcdsem.core.commands import AccessDenied, Event, Failure, Listener
 
+T = TypeVar("T")
 Telling = Callable[[], None]
 
-_FILTER = {"delete": rpc.WatchCreateRequest.NOPUT, "put": rpc.WatchCreateRequest.NODELETE}
+
+class CreateWatch(NamedTuple):
+    """A request: watch a key or a range from revision `start` on; 0: from its creation on."""
+
+    id: int
+    key: bytes
+    end: bytes
+    start: int
+    only: str | None
+    """``put`` or ``delete``: events of this kind only."""
+
+
+class CancelWatch(NamedTuple):
+    """A request: end a watch."""
+
+    id: int
+
+
+WatchRequest = CreateWatch | CancelWatch
+
+
+class WatchResponse(NamedTuple):
+    """What etcd answers on a watch stream."""
+
+    id: int
+    revision: int = 0
+    created: bool = False
+    canceled: bool = False
+    compacted: int = 0
+    """The revision up to which the history is gone, if that is why it was canceled."""
+    reason: str = ""
+    events: Sequence[Event] = ()
 
 
 class WatchEntry:
@@ -56,6 +87,10 @@ class WatchEntry:
         self.cancelled = False
         self.denied = False  # was it refused with the login before this one?
 
+    def telling(self, tell: Callable[[T], None], what: T) -> Telling:
+        """Tell the listener, unless the watch has been cancelled by then."""
+        return lambda: None if self.cancelled else tell(what)
+
 
 class WatchBook:
     """All watches of a client, and what a response means for them."""
@@ -68,13 +103,13 @@ class WatchBook:
         self._pending: deque[WatchEntry] = deque()
         self._last_id = 0
 
-    def add(self, entry: WatchEntry) -> Any:
-        """A new watch; gives the request to send."""
+    def add(self, entry: WatchEntry) -> WatchRequest:
+        """Add a watch; returns the request to send."""
         self.entries[entry] = None
         return self._create(entry)
 
-    def remove(self, entry: WatchEntry) -> Any:
-        """A watch nobody wants any more; gives the request to send, if there is one."""
+    def remove(self, entry: WatchEntry) -> WatchRequest | None:
+        """Cancel a watch; returns the request to send, if there is one."""
         entry.cancelled = True
         if entry not in self.entries:
             return None
@@ -82,64 +117,60 @@ class WatchBook:
         if entry in self._pending:
             return None  # cancelled when it is created
         self._ids.pop(entry.id, None)
-        return rpc.WatchRequest(cancel_request=rpc.WatchCancelRequest(watch_id=entry.id))
+        return CancelWatch(entry.id)
 
-    def reopened(self) -> list[Any]:
-        """A new stream: the requests that set all watches up again."""
+    def reopened(self) -> list[WatchRequest]:
+        """Start on a new stream; returns the requests that set all watches up again."""
         self._ids.clear()
         self._pending.clear()
         self.needs_login = False
         return [self._create(entry) for entry in self.entries]
 
-    def _create(self, entry: WatchEntry) -> Any:
+    def _create(self, entry: WatchEntry) -> WatchRequest:
         self._last_id += 1
         entry.id = self._last_id
         self._ids[entry.id] = entry
         self._pending.append(entry)
-        create = rpc.WatchCreateRequest(
-            key=entry.key, range_end=entry.end, start_revision=entry.next, watch_id=entry.id
-        )
-        if entry.only is not None:
-            create.filters.append(_FILTER[entry.only])
-        return rpc.WatchRequest(create_request=create)
+        return CreateWatch(entry.id, entry.key, entry.end, entry.next, entry.only)
 
-    def heard(self, response: Any) -> tuple[list[Telling], list[Any]]:
-        """What to tell the listeners, and what to send."""
+    def heard(self, response: WatchResponse) -> tuple[list[Telling], list[WatchRequest]]:
+        """Take in a response; returns what to tell the listeners, and what to send."""
         if response.canceled:
             return self._refused(response)
-        entry = self._ids.get(response.watch_id)
+        entry = self._ids.get(response.id)
         if entry is None:
             return [], []
         if response.created:
             return self._created(entry, response)
         return self._events(entry, response), []
 
-    def _created(self, entry: WatchEntry, response: Any) -> tuple[list[Telling], list[Any]]:
+    def _created(
+        self, entry: WatchEntry, response: WatchResponse
+    ) -> tuple[list[Telling], list[WatchRequest]]:
         if entry in self._pending:
             self._pending.remove(entry)
         if entry.cancelled:
             self._ids.pop(entry.id, None)
-            cancel = rpc.WatchCancelRequest(watch_id=response.watch_id)
-            return [], [rpc.WatchRequest(cancel_request=cancel)]
+            return [], [CancelWatch(response.id)]
         entry.denied = False
-        revision = response.header.revision
+        revision = response.revision
         if entry.next == 0:
             entry.next = revision + 1
         tell: list[Telling] = []
         if not entry.told:
             entry.told = True
-            tell.append(lambda: entry.listener.created(revision))
+            tell.append(entry.telling(entry.listener.created, revision))
         if entry.gap:
             reason, entry.gap = entry.gap, ""
-            tell.append(lambda: entry.listener.gap(reason))
+            tell.append(entry.telling(entry.listener.gap, reason))
         return tell + self._events(entry, response), []
 
-    def _events(self, entry: WatchEntry, response: Any) -> list[Telling]:
-        events = [event(one) for one in response.events if one.kv.mod_revision >= entry.next]
+    def _events(self, entry: WatchEntry, response: WatchResponse) -> list[Telling]:
+        events = [one for one in response.events if one.kv.mod_revision >= entry.next]
         if not events or entry.cancelled:
             return []
         entry.next = events[-1].kv.mod_revision + 1
-        return [lambda: entry.listener.events(events)]
+        return [entry.telling(entry.listener.events, events)]
 
     def refuse_all(self, failure: Failure) -> list[Telling]:
         """There is no login, and so no stream: what to tell the listeners."""
@@ -150,8 +181,8 @@ class WatchBook:
         entry.cancelled = True
         return lambda: entry.listener.refused(failure)
 
-    def _refused(self, response: Any) -> tuple[list[Telling], list[Any]]:
-        entry = self._ids.pop(response.watch_id, None)
+    def _refused(self, response: WatchResponse) -> tuple[list[Telling], list[WatchRequest]]:
+        entry = self._ids.pop(response.id, None)
         if entry is None and response.created and self._pending:
             entry = self._pending[0]  # an older etcd says -1; it answers in order
         if entry is None:
@@ -160,10 +191,10 @@ class WatchBook:
             self._pending.remove(entry)
         if entry.cancelled:
             return [], []
-        reason = response.cancel_reason
-        if response.compact_revision:
+        reason = response.reason
+        if response.compacted:
             entry.next = 0
-            entry.gap = f"compacted at revision {response.compact_revision}"
+            entry.gap = f"compacted at revision {response.compacted}"
             return [], [self._create(entry)]
         if "permission denied" in reason:
             if entry.denied:

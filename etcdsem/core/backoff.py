@@ -1,0 +1,24 @@
+"""Pauses between attempts: each is twice as long as the one before, up to a longest one."""
+
+from __future__ import annotations
+
+
+class Backoff:
+    """The pauses of one retry loop. `pause`: the length of the next one, before jitter."""
+
+    __slots__ = ("_longest", "_shortest", "pause")
+
+    def __init__(self, shortest: float, longest: float) -> None:
+        self._shortest = shortest
+        self._longest = longest
+        self.pause = shortest
+
+    def take(self, chance: float) -> float:
+        """Take the next pause. `chance`, from 0 to 1, makes it half to one and a half as long."""
+        taken = self.pause * (0.5 + chance)
+        self.pause = min(2 * self.pause, self._longest)
+        return taken
+
+    def reset(self) -> None:
+        """Begin with the shortest again: an attempt was successful."""
+        self.pause = self._shortest
