@@ -71,27 +71,27 @@ OUTSIDE = {
 """Packages that only these layers may import."""
 
 EXCEPTIONS = {
-    "cli.bench": {"core.commands", "core.outward"},
+    "cli.bench.command": {"core.commands", "core.outward"},
     "cli.completion": {"etcd.connection"},
-    "cli.examine": {
+    "cli.doctor.probes": {
         "core.commands",
         "etcd.connection",
         "etcd.dialing",
         "etcd.rpc",
         "etcd.settings",
     },
-    "cli.gauge": {
+    "cli.bench.bench_runner": {
         "client_lock",
         "core.commands",
         "etcd.connection",
         "etcd.rpc",
         "etcd.stream_thread",
     },
-    "cli.jointly": {"core.several"},
-    "cli.rate": {"core.operating", "core.rates"},
-    "cli.operate": {"core.operating"},
-    "cli.run": {"core.keys"},
-    "cli.scrape": {
+    "cli.run.multi": {"core.several"},
+    "cli.admin.rate": {"core.operating", "core.rates"},
+    "cli.show.status": {"core.operating"},
+    "cli.run.command": {"core.keys"},
+    "cli.exporter.collector": {
         "core.census",
         "core.commands",
         "core.outward",
@@ -99,8 +99,8 @@ EXCEPTIONS = {
         "core.station",
         "core.transactions",
     },
-    "cli.text": {"core.rates"},
-    "cli.wish": {"core.keys", "core.leases", "shell"},
+    "cli.output": {"core.rates"},
+    "cli.run.request": {"core.keys", "core.leases", "shell"},
     "keeper": {"etcd.settings"},
     "testing.inmemory": {"etcd.settings"},
 }

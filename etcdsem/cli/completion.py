@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from etcdsem.cli.options import connect, connection_options
-from etcdsem.cli.text import echo
+from etcdsem.cli.output import echo
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import click
 
 from etcdsem import interpreter
-from etcdsem.cli import codes
+from etcdsem.cli import exit_codes
 from etcdsem.cli.options import WholeNumber
 from etcdsem.errors import EtcdSemError
 
@@ -129,7 +129,7 @@ def demo(jobs: int, limit: int, work: float, without: bool) -> None:
                 etcd = stack.enter_context(server.start())
             except server.EtcdNotFound as error:
                 click.echo(f"etcdsem: {error}", err=True)
-                sys.exit(codes.UNAVAILABLE)
+                sys.exit(exit_codes.UNAVAILABLE)
             client = stack.enter_context(connect(etcd.endpoint))
             console.print(f"etcd {etcd.version} on {etcd.endpoint}, for this demo only")
         url = service.start()

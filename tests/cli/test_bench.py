@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from etcdsem import server
-from etcdsem.cli.examine import Member
-from etcdsem.cli.gauge import Disk, Figures, Latency, Place, Rate
-from etcdsem.cli.verdict import conclude
+from etcdsem.cli.bench.bench_report import conclude
+from etcdsem.cli.bench.bench_runner import Disk, Figures, Latency, Place, Rate
+from etcdsem.cli.doctor.probes import Member
 from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, eventually, ran
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ import pytest
 
 import etcdsem
 from etcdsem import server
-from etcdsem.cli import versions
-from etcdsem.cli.examine import Facts, Member, examine
-from etcdsem.cli.judge import Finding, judge
+from etcdsem.cli.doctor import etcd_versions
+from etcdsem.cli.doctor.checks import Finding, judge
+from etcdsem.cli.doctor.probes import Facts, Member, examine
 from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, eventually, ran
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def test_a_new_etcd(any_fresh_etcd: EtcdServer) -> None:
         "code", "findings", "members", "seconds", "revision", "compacted_revision",
     ]  # fmt: skip
     problems = [one for one in found["findings"] if one["level"] == "problem"]
-    version = versions.parse(any_fresh_etcd.version)
+    version = etcd_versions.parse(any_fresh_etcd.version)
     assert version is not None
     corrupting = (3, 5, 0) <= version < (3, 5, 3)
     assert [one["what"][-8:] for one in problems] == ["(#13766)"] * corrupting
@@ -330,30 +330,30 @@ def test_plain_text_on_loopback_is_fine() -> None:
 # ---------------------------------------------------------------- versions
 
 
-@pytest.mark.parametrize("bug", versions.BUGS, ids=lambda bug: bug.source)
-def test_a_bug_ends_with_the_version_that_mends_it(bug: versions.Bug) -> None:
+@pytest.mark.parametrize("bug", etcd_versions.BUGS, ids=lambda bug: bug.source)
+def test_a_bug_ends_with_the_version_that_mends_it(bug: etcd_versions.Bug) -> None:
     for major, minor, patch in bug.fixed:
-        assert bug not in versions.known_bugs((major, minor, patch), login=True)
+        assert bug not in etcd_versions.known_bugs((major, minor, patch), login=True)
         if patch:
-            assert bug in versions.known_bugs((major, minor, patch - 1), login=True)
-    assert bug not in versions.known_bugs((3, 9, 0), login=True)
+            assert bug in etcd_versions.known_bugs((major, minor, patch - 1), login=True)
+    assert bug not in etcd_versions.known_bugs((3, 9, 0), login=True)
 
 
 def test_a_bug_begins_where_it_came() -> None:
     crash, stale = (
-        next(bug for bug in versions.BUGS if number in bug.source)
+        next(bug for bug in etcd_versions.BUGS if number in bug.source)
         for number in ("#13766", "#20418")
     )
     for version, has in (((3, 4, 19), False), ((3, 5, 0), True), ((3, 5, 2), True)):
-        assert (crash in versions.known_bugs(version, login=False)) is has
+        assert (crash in etcd_versions.known_bugs(version, login=False)) is has
     for version, has in (((3, 4, 19), False), ((3, 4, 20), True), ((3, 6, 8), True)):
-        assert (stale in versions.known_bugs(version, login=False)) is has
+        assert (stale in etcd_versions.known_bugs(version, login=False)) is has
 
 
 @pytest.mark.parametrize("login", [False, True])
 def test_what_is_recommended_has_no_known_bug(login: bool) -> None:
     for line in ((3, 3), (3, 4), (3, 5), (3, 6), (3, 7), (3, 8)):
-        best = versions.recommended((*line, 0), login=login)
-        assert versions.known_bugs(best, login=login) == []
-    assert versions.parse("3.6.0-rc.1") == (3, 6, 0)
-    assert versions.parse("master") is None
+        best = etcd_versions.recommended((*line, 0), login=login)
+        assert etcd_versions.known_bugs(best, login=login) == []
+    assert etcd_versions.parse("3.6.0-rc.1") == (3, 6, 0)
+    assert etcd_versions.parse("master") is None

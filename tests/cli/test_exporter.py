@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import etcdsem
 from etcdsem import Client, RateLimit, Semaphore
-from etcdsem.cli.exporter import _address
+from etcdsem.cli.exporter.command import _address
 from tests.cli.driver import Cli, eventually, ran
 from tests.security.secured import secured
 

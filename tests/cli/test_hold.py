@@ -18,8 +18,8 @@ import pytest
 
 import etcdsem
 import etcdsem.testing
-from etcdsem.cli.hold import _Holding, _Plan
-from etcdsem.cli.supervisor import slack
+from etcdsem.cli.run.hold import _Holding, _Plan
+from etcdsem.cli.run.supervisor import slack
 from tests.cli.driver import Cli, etcdctl, eventually, keys, ran
 from tests.cli.test_wish import wish
 

@@ -54,8 +54,8 @@ def test_status_fits_into_any_terminal(width: int, height: int) -> None:
     from rich.console import Console as Drawing
 
     from etcdsem import Holder, Status, Waiter
-    from etcdsem.cli.live import Screen
-    from etcdsem.cli.operate import _picture
+    from etcdsem.cli.show.live_view import Screen
+    from etcdsem.cli.show.status import _picture
 
     now = datetime.now(UTC)
     holders = tuple(
@@ -83,8 +83,8 @@ def test_what_stops_everything_is_seen_on_a_narrow_terminal(width: int) -> None:
     from rich.console import Console as Drawing
 
     from etcdsem import Holder, Pause, Status, Waiter
-    from etcdsem.cli.live import Screen
-    from etcdsem.cli.operate import _picture
+    from etcdsem.cli.show.live_view import Screen
+    from etcdsem.cli.show.status import _picture
 
     now = datetime.now(UTC)
     holders = (Holder(0, "h0:0", "h", 0, "c", "1baa4f56d6f36930", 7, now, 3.0, {}),)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from etcdsem.cli import supervisor
-from etcdsem.cli.jointly import Together
-from etcdsem.cli.supervisor import Policy, Supervisor
+from etcdsem.cli.run import supervisor
+from etcdsem.cli.run.multi import Together
+from etcdsem.cli.run.supervisor import Policy, Supervisor
 
 TTL = 30.0
 KILL_AFTER = 5.0

@@ -103,7 +103,7 @@ def test_the_line_fits_where_stdout_goes_elsewhere(
 @pytest.mark.parametrize("width", range(0, 130, 3))
 def test_the_line_at_any_width(width: int) -> None:
     """What counts most goes last."""
-    from etcdsem.cli.waiting import Seen
+    from etcdsem.cli.progress import Seen
 
     seen = Seen("payments-api.production", "place 12 of 340 in line", "12 of 340", "5 of 5 held")
     line = seen.fitting(width, "3m07s")

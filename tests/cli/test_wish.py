@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from etcdsem.cli.supervisor import slack
-from etcdsem.cli.wish import Wish, read_grace, read_wish
+from etcdsem.cli.run.request import Wish, read_grace, read_wish
+from etcdsem.cli.run.supervisor import slack
 from etcdsem.core.leases import margin
 from etcdsem.errors import InvalidSetting
 

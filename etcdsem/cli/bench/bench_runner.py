@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from etcdsem.cli.examine import (
+from etcdsem.cli.doctor.probes import (
     TIMEOUT,
     Member,
     compacted_revision,

@@ -17,18 +17,24 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from etcdsem.cli import codes
-from etcdsem.cli.groups import ProcessGroup
-from etcdsem.cli.guardian import Guardian
-from etcdsem.cli.jointly import Together, described
-from etcdsem.cli.launcher import Launcher
-from etcdsem.cli.line import connect_for, give_back, quiet_library, wait_for_leases, wait_for_start
-from etcdsem.cli.record import Record
+from etcdsem.cli import exit_codes
+from etcdsem.cli.output import say
+from etcdsem.cli.run.acquire_worker import (
+    connect_for,
+    give_back,
+    quiet_library,
+    wait_for_leases,
+    wait_for_start,
+)
+from etcdsem.cli.run.job_metrics import Record
+from etcdsem.cli.run.launcher import Launcher
+from etcdsem.cli.run.multi import Together, described
+from etcdsem.cli.run.process_group import ProcessGroup
+from etcdsem.cli.run.request import Wish
+from etcdsem.cli.run.supervisor import HeldLease, Policy, Supervisor
+from etcdsem.cli.run.terminal import Terminal
+from etcdsem.cli.run.watchdog import Guardian
 from etcdsem.cli.signals import Signals, Stopped
-from etcdsem.cli.supervisor import HeldLease, Policy, Supervisor
-from etcdsem.cli.terminal import Terminal
-from etcdsem.cli.text import say
-from etcdsem.cli.wish import Wish
 from etcdsem.clock import boot_time
 
 if TYPE_CHECKING:
@@ -65,7 +71,7 @@ def _run_job(ctx: click.Context, plan: Plan, record: Record) -> int:
         launcher = Launcher(plan.command, inherited=(*signals.fds, *terminal.fds, guardian.fd))
     except OSError as error:  # the guardian that has started ends with us
         say(f"no process can be started for {plan.command[0]}: {error.strerror}")
-        return codes.CANNOT_EXECUTE
+        return exit_codes.CANNOT_EXECUTE
     signals.install()
     job = _Job(plan, client, signals, terminal, guardian, launcher, record)
     try:
@@ -73,7 +79,7 @@ def _run_job(ctx: click.Context, plan: Plan, record: Record) -> int:
     except Stopped as stopped:
         name = signal.Signals(stopped.number).name
         say(f"{name} while waiting for {plan.wish.shown}: left the line")
-        return codes.SIGNAL + stopped.number
+        return exit_codes.SIGNAL + stopped.number
     finally:
         job.end()
 
@@ -169,7 +175,7 @@ class _Job:
         self._record.ended(lost=supervisor.lost or not lease.valid)
         if number:
             return _not_started(plan.command[0], number)
-        return codes.LOST if supervisor.lost else code
+        return exit_codes.LOST if supervisor.lost else code
 
 
 class _Nothing:
@@ -204,7 +210,7 @@ def _additions(held: Lease | Together) -> dict[str, str]:
 def _cannot_run(command: str) -> int:
     """0 if it looks as if the command can be run; else say why not, before queueing for it."""
     if shutil.which(command) is not None:
-        return codes.OK
+        return exit_codes.OK
     places = [""] if os.path.dirname(command) else os.get_exec_path()
     if not any(os.path.exists(os.path.join(place, command)) for place in places if command):
         return _not_started(command, errno.ENOENT)
@@ -215,10 +221,10 @@ def _not_started(command: str, number: int) -> int:
     if number == errno.ENOENT:
         what = "the interpreter in its first line" if os.path.exists(command) else "no such command"
         say(f"cannot run {command!r}: not found ({what})")
-        return codes.NOT_FOUND
+        return exit_codes.NOT_FOUND
     hint = "; does its first line lack a #!" if number == errno.ENOEXEC else ""
     say(f"cannot run {command!r}: {os.strerror(number)}{hint}")
-    return codes.CANNOT_EXECUTE
+    return exit_codes.CANNOT_EXECUTE
 
 
 def _open_standard_streams() -> None:

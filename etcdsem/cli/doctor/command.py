@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etcdsem.cli import codes
-from etcdsem.cli.line import quiet_library
+from etcdsem.cli import exit_codes
 from etcdsem.cli.options import connect, connection_options, optional_name_argument
-from etcdsem.cli.text import clean, echo, echo_json
+from etcdsem.cli.output import clean, echo, echo_json
+from etcdsem.cli.run.acquire_worker import quiet_library
 
 if TYPE_CHECKING:
-    from etcdsem.cli.examine import Facts, Member
-    from etcdsem.cli.judge import Finding
+    from etcdsem.cli.doctor.checks import Finding
+    from etcdsem.cli.doctor.probes import Facts, Member
 
 _COLOURS = {"ok": "green", "info": "cyan", "warning": "yellow", "problem": "red"}
 
@@ -44,8 +44,8 @@ def doctor(ctx: click.Context, /, name: str | None, as_json: bool) -> int:
       etcdsem doctor gpu                   with a role that may use only this one
       etcdsem doctor --json | jq -r '.findings[] | select(.level == "problem").do'
     """
-    from etcdsem.cli.examine import examine
-    from etcdsem.cli.judge import judge
+    from etcdsem.cli.doctor.checks import judge
+    from etcdsem.cli.doctor.probes import examine
     from etcdsem.model import check_name
 
     if name is not None:
@@ -64,10 +64,10 @@ def doctor(ctx: click.Context, /, name: str | None, as_json: bool) -> int:
 
 def _code(facts: Facts, findings: list[Finding]) -> int:
     if any(member.denied for member in facts.members) or facts.denied:
-        return codes.NO_PERMISSION
+        return exit_codes.NO_PERMISSION
     if not facts.reached:
-        return codes.UNAVAILABLE
-    return codes.NOT_DONE if any(one.level == "problem" for one in findings) else codes.OK
+        return exit_codes.UNAVAILABLE
+    return exit_codes.NOT_DONE if any(one.level == "problem" for one in findings) else exit_codes.OK
 
 
 def _show(findings: list[Finding]) -> None:

@@ -15,19 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import click
 
-from etcdsem.cli import codes
-from etcdsem.cli.line import quiet_library
-from etcdsem.cli.live import (
-    Live,
-    Screen,
-    cut,
-    interval_option,
-    is_screen,
-    print_looks,
-    read_interval,
-)
+from etcdsem.cli import exit_codes
 from etcdsem.cli.options import WholeNumber, connect, connection_options, name_argument
-from etcdsem.cli.text import (
+from etcdsem.cli.output import (
     age,
     clean,
     echo,
@@ -44,6 +34,16 @@ from etcdsem.cli.text import (
     table,
     until_text,
     used,
+)
+from etcdsem.cli.run.acquire_worker import quiet_library
+from etcdsem.cli.show.live_view import (
+    Live,
+    Screen,
+    cut,
+    interval_option,
+    is_screen,
+    print_looks,
+    read_interval,
 )
 from etcdsem.errors import EtcdSemError, InvalidSetting
 
@@ -156,7 +156,7 @@ def status(ctx: click.Context, /, name: str, as_json: bool, watch: bool, interva
         return print_looks(look, show, every=every, count=0, close=client.close)
     with client:
         _print_status(look(), as_json=as_json)
-    return codes.OK
+    return exit_codes.OK
 
 
 _BOTH: Final = 9
@@ -622,16 +622,16 @@ def close(ctx: click.Context, /, name: str, force: bool, as_json: bool) -> int:
         closing = client.close_semaphore(name, force=force)
     if not closing.known:
         say(f"{name} is not known: there is nothing to close (see: etcdsem ls)")
-        return codes.CONFIG
+        return exit_codes.CONFIG
     if as_json:
         data = {"holders": list(closing.holders), "waiters": list(closing.waiters)}
         echo_json({"name": name, "closed": closing.done, **data})
     users = f"{len(closing.holders)} held, {len(closing.waiters)} waiting"
     if not closing.done:
         say(f"{name} is in use ({users}): not closed; --force does it all the same")
-        return codes.NOT_DONE
+        return exit_codes.NOT_DONE
     if not as_json:
         echo(
             f"{clean(name)}: closed" + (f" ({users})" if closing.holders or closing.waiters else "")
         )
-    return codes.OK
+    return exit_codes.OK

@@ -22,12 +22,12 @@ import os
 import signal
 from typing import Final, Protocol
 
-from etcdsem.cli.groups import ProcessGroup
-from etcdsem.cli.guardian import Guardian
-from etcdsem.cli.jointly import Together
+from etcdsem.cli.output import exact, say
+from etcdsem.cli.run.multi import Together
+from etcdsem.cli.run.process_group import ProcessGroup
+from etcdsem.cli.run.terminal import Terminal
+from etcdsem.cli.run.watchdog import Guardian
 from etcdsem.cli.signals import Signals
-from etcdsem.cli.terminal import Terminal
-from etcdsem.cli.text import exact, say
 from etcdsem.clock import boot_time
 
 _STOPS: Final = (signal.SIGTTIN, signal.SIGTTOU)

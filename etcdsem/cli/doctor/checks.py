@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final, Literal, NamedTuple
 
-from etcdsem.cli import versions
-from etcdsem.cli.examine import Facts, Member
+from etcdsem.cli.doctor import etcd_versions
+from etcdsem.cli.doctor.probes import Facts, Member
 from etcdsem.model import Status
 
 Level = Literal["ok", "info", "warning", "problem"]
@@ -137,23 +137,23 @@ def _cluster(facts: Facts) -> Iterator[Finding]:
 
 def _version(facts: Facts) -> Iterator[Finding]:
     for text in sorted({member.version for member in facts.reached} - {""}):
-        version = versions.parse(text)
+        version = etcd_versions.parse(text)
         if version is None:
             yield Finding("version", "info", f"cannot read etcd's version {text!r}")
             continue
         login = facts.user is not None
-        best = versions.shown(versions.recommended(version, login=login))
+        best = etcd_versions.shown(etcd_versions.recommended(version, login=login))
         upgrade = f"upgrade to {best} or later"
-        if version[:2] < versions.OLDEST:
-            oldest = ".".join(map(str, versions.OLDEST))
+        if version[:2] < etcd_versions.OLDEST:
+            oldest = ".".join(map(str, etcd_versions.OLDEST))
             yield Finding(
                 "version", "problem", f"etcd {text}: etcdsem is made for {oldest} and later",
                 upgrade,
             )  # fmt: skip
-        for bug in versions.known_bugs(version, login=login):
+        for bug in etcd_versions.known_bugs(version, login=login):
             level: Level = "problem" if bug.grave else "warning"
             yield Finding("version", level, f"etcd {text}: {bug.what} ({bug.source})", upgrade)
-        if not versions.known_bugs(version, login=login):
+        if not etcd_versions.known_bugs(version, login=login):
             yield Finding("version", "ok", f"etcd {text}: no known bug that matters here")
 
 

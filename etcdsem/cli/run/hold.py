@@ -3,7 +3,7 @@
     in line ──granted──> held ──INT, QUIT, TERM, HUP──> given back, 0
                           └──lost, or nearly──> not ready ──> 70 (or, with warn, until stopped)
 
-1. "Ready" (see `ready.py`) is said only while the lease is surely held by the local clock, and
+1. "Ready" (see `ready_file.py`) is said only while the lease is surely held by the local clock, and
    taken back `--notice` before it could end: those who stop at that have so long to do it.
 2. At a stop "ready" is taken back first, then the lease is given back, at once.
 """
@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from etcdsem.cli import codes
-from etcdsem.cli.line import connect_for, give_back, quiet_library, wait_for_lease
+from etcdsem.cli import exit_codes
 from etcdsem.cli.options import connection_options, name_argument
-from etcdsem.cli.ready import Facts, ReadyFile, ReadyPort, check, facts
+from etcdsem.cli.output import echo, flush, say
+from etcdsem.cli.run.acquire_worker import connect_for, give_back, quiet_library, wait_for_lease
+from etcdsem.cli.run.ready_file import Facts, ReadyFile, ReadyPort, check, facts
+from etcdsem.cli.run.request import Wish, read_grace, read_wish, wish_options
+from etcdsem.cli.run.supervisor import ends_soon, slack
 from etcdsem.cli.signals import STOPPING, Signals, Stopped
-from etcdsem.cli.supervisor import ends_soon, slack
-from etcdsem.cli.text import echo, flush, say
-from etcdsem.cli.wish import Wish, read_grace, read_wish, wish_options
 
 if TYPE_CHECKING:
     from etcdsem import Client, Lease
@@ -46,7 +46,7 @@ def _check_now(ctx: click.Context, param: click.Parameter, value: str | None) ->
     wrong = check(value)
     if wrong is not None:
         say(f"not held: {wrong}")
-    ctx.exit(codes.OK if wrong is None else codes.NOT_DONE)
+    ctx.exit(exit_codes.OK if wrong is None else exit_codes.NOT_DONE)
 
 
 @click.command(short_help="Keep a lease until stopped: for sidecars.")
@@ -151,7 +151,7 @@ def _run(ctx: click.Context, plan: _Plan) -> int:
     except Stopped as stopped:
         name = signal.Signals(stopped.number).name
         say(f"{name} while waiting for {plan.wish.name}: left the line")
-        return codes.SIGNAL + stopped.number
+        return exit_codes.SIGNAL + stopped.number
     finally:
         holding.end()
 
@@ -179,13 +179,13 @@ class _Holding:
             return wish.conflict_code
         self._signals.stop(0)  # a last look: nobody was told yet
         if not self._announce(lease):
-            return codes.NOT_DONE
+            return exit_codes.NOT_DONE
         stopped = self._keep(lease)
         self._withdraw()
         if stopped is not None:
             if not wish.quiet:
                 say(f"{wish.name}: {signal.Signals(stopped).name}, the lease is given back")
-            return codes.OK
+            return exit_codes.OK
         if not lease.valid:
             reason = lease.lost_reason or "it could not be refreshed in time"
             say(f"the lease on {wish.name!r} was lost: {reason}")
@@ -193,7 +193,7 @@ class _Holding:
             say("WARNING: it stays lost until this is stopped")
             while not set(self._signals.wait(60.0)) & set(STOPPING):
                 pass
-        return codes.LOST
+        return exit_codes.LOST
 
     def end(self) -> None:
         """Let go of everything that is still held."""

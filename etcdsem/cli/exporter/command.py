@@ -1,6 +1,6 @@
 """``etcdsem exporter``: all semaphores as metrics for Prometheus, until stopped.
 
-It runs on whatever etcd does: without etcd it serves ``etcdsem_up 0``. `scrape.py` says what it
+It runs on whatever etcd does: without etcd it serves ``etcdsem_up 0``. `collector.py` says what it
 serves; here are the command and its HTTP server.
 """
 
@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etcdsem.cli import codes
+from etcdsem.cli import exit_codes
 from etcdsem.cli.options import connect, connection_options
-from etcdsem.cli.ready import listen
+from etcdsem.cli.output import clean, say
+from etcdsem.cli.run.ready_file import listen
 from etcdsem.cli.signals import STOPPING, Signals
-from etcdsem.cli.text import clean, say
 from etcdsem.errors import EtcdSemError, InvalidSetting
 
 if TYPE_CHECKING:
     from socketserver import BaseRequestHandler, TCPServer
 
-    from etcdsem.cli.scrape import Scraper
+    from etcdsem.cli.exporter.collector import Scraper
 
 DEFAULT_LISTEN = "127.0.0.1:9379"
 
@@ -67,7 +67,7 @@ def exporter(ctx: click.Context, /, where: str) -> int:
     signals.install()
     signals.have_no_children()
     with connect(ctx) as client:
-        from etcdsem.cli.scrape import Scraper
+        from etcdsem.cli.exporter.collector import Scraper
 
         _log_to_stderr()
         scraper = Scraper(client)
@@ -80,7 +80,7 @@ def exporter(ctx: click.Context, /, where: str) -> int:
         threading.Thread(target=scraper.up, daemon=True).start()  # count from now on
         stopped = _serve(server, signals)
         say(f"{signal.Signals(stopped).name}: ended")
-        return codes.SIGNAL + stopped
+        return exit_codes.SIGNAL + stopped
 
 
 def _serve(server: TCPServer, signals: Signals) -> int:

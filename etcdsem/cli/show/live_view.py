@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 import click
 
-from etcdsem.cli import codes
+from etcdsem.cli import exit_codes
+from etcdsem.cli.output import clean, span
 from etcdsem.cli.signals import STOPPING, Signals
-from etcdsem.cli.text import clean, span
 from etcdsem.errors import EtcdSemError, InvalidSetting
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def print_looks(
         while True:
             for number in signals.wait(60.0):
                 if number in STOPPING:
-                    return codes.SIGNAL + number
+                    return exit_codes.SIGNAL + number
             if looks.made == shown:
                 continue
             shown = looks.made
@@ -151,7 +151,7 @@ def print_looks(
                 raise looks.error or AssertionError("a look without anything seen")
             show(looks.seen, shown)
             if shown == count:
-                return codes.OK
+                return exit_codes.OK
     finally:
         looks.stop()
 
@@ -244,7 +244,7 @@ def cut(text: str, width: int) -> str:
 
 def _stopped(number: int) -> int:
     """Ctrl-C is how one leaves such a picture; other signals are news for whoever started it."""
-    return codes.OK if number in (0, signal.SIGINT) else codes.SIGNAL + number
+    return exit_codes.OK if number in (0, signal.SIGINT) else exit_codes.SIGNAL + number
 
 
 def _stop_here() -> None:

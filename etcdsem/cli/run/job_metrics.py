@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
-from etcdsem.cli import codes
-from etcdsem.cli.text import say
+from etcdsem.cli import exit_codes
+from etcdsem.cli.output import say
 from etcdsem.clock import boot_time
 from etcdsem.errors import EtcdSemError, InvalidSetting
 
 if TYPE_CHECKING:
-    from etcdsem.cli.wish import Wish
+    from etcdsem.cli.run.request import Wish
     from etcdsem.metrics import Family
 
 
@@ -50,7 +50,7 @@ class Record:
         self._granted: float | None = None
         self._ended: float | None = None
         self._lost = False
-        self.code: int = codes.NOT_DONE
+        self.code: int = exit_codes.NOT_DONE
         """The exit code, once it is known."""
 
     def __enter__(self) -> Self:
@@ -63,7 +63,7 @@ class Record:
         traceback: TracebackType | None,
     ) -> None:
         if isinstance(error, EtcdSemError):
-            self.code = codes.code_for(error)
+            self.code = exit_codes.code_for(error)
         if self._path is not None:
             self._write(self._path)
 

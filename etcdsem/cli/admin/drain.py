@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from etcdsem.cli import codes
-from etcdsem.cli.line import quiet_library
-from etcdsem.cli.operate import holder_data, json_option, reason_option
+from etcdsem.cli import exit_codes
 from etcdsem.cli.options import connect, connection_options, name_argument
+from etcdsem.cli.output import age, clean, echo, echo_json, exact, pause_data, say
+from etcdsem.cli.progress import Picture, Seen
+from etcdsem.cli.run.acquire_worker import quiet_library
+from etcdsem.cli.show.status import holder_data, json_option, reason_option
 from etcdsem.cli.signals import Signals, Stopped
-from etcdsem.cli.text import age, clean, echo, echo_json, exact, pause_data, say
-from etcdsem.cli.waiting import Picture, Seen
 
 if TYPE_CHECKING:
     from etcdsem import Client, Holder, Status
@@ -82,7 +82,7 @@ def drain(
             limit_now = client.station(name).limit
             paused = limit_now is not None and limit_now.paused
             say(f"{signal.Signals(stopped.number).name}: {_stays(name) if paused else 'stopped'}")
-            return codes.SIGNAL + stopped.number
+            return exit_codes.SIGNAL + stopped.number
         seen = None if empty and not as_json else client.status(name, ttl=False)
     holders = seen.holders if seen is not None and not empty else ()
     if as_json:
@@ -92,10 +92,10 @@ def drain(
     if not empty:
         after = f" after {exact(limit)}" if limit else ""
         say(f"{name}: {len(holders)} still hold{after} ({_named(holders)}); {_stays(name)}")
-        return codes.CONFLICT
+        return exit_codes.CONFLICT
     if not as_json:
         echo(f"{clean(name)}: paused, and nobody holds; to go on: etcdsem resume {clean(name)}")
-    return codes.OK
+    return exit_codes.OK
 
 
 def _stays(name: str) -> str:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-from etcdsem.cli import codes
+from etcdsem.cli import exit_codes
 from etcdsem.cli.options import WholeNumber
-from etcdsem.cli.supervisor import slack
-from etcdsem.cli.text import exact
+from etcdsem.cli.output import exact
+from etcdsem.cli.run.supervisor import slack
 from etcdsem.errors import InvalidSetting
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--conflict-exit-code",
         metavar="N",
         type=WholeNumber(0, 255),
-        default=codes.CONFLICT,
+        default=exit_codes.CONFLICT,
         help="The exit code when it gave up.  [75]",
     ),
     click.option(

@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from etcdsem.cli.job import Plan, run_job
-from etcdsem.cli.jointly import could_be_name, read_names
 from etcdsem.cli.options import connection_options, name_argument
-from etcdsem.cli.record import check_metrics_file
-from etcdsem.cli.wish import read_grace, read_wish, wish_options
+from etcdsem.cli.run.job import Plan, run_job
+from etcdsem.cli.run.job_metrics import check_metrics_file
+from etcdsem.cli.run.multi import could_be_name, read_names
+from etcdsem.cli.run.request import read_grace, read_wish, wish_options
 
 _NAMES = "etcdsem.names"
 

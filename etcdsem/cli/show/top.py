@@ -1,4 +1,4 @@
-"""``etcdsem top``: all semaphores, live. `board.py` draws them, `live.py` follows etcd.
+"""``etcdsem top``: all semaphores, live. `top_layout.py` draws them, `live_view.py` follows etcd.
 
 Not on a terminal it is a plain table, once, or as often as --count says.
 """
@@ -12,12 +12,19 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from etcdsem.cli.board import SORTS, View, draw, note, oldest, ordered
-from etcdsem.cli.line import quiet_library
-from etcdsem.cli.live import Live, Screen, interval_option, is_screen, print_looks, read_interval
-from etcdsem.cli.operate import overview_data
 from etcdsem.cli.options import WholeNumber, connect, connection_options
-from etcdsem.cli.text import echo, echo_json, flush, limit_text, stamp, table, used
+from etcdsem.cli.output import echo, echo_json, flush, limit_text, stamp, table, used
+from etcdsem.cli.run.acquire_worker import quiet_library
+from etcdsem.cli.show.live_view import (
+    Live,
+    Screen,
+    interval_option,
+    is_screen,
+    print_looks,
+    read_interval,
+)
+from etcdsem.cli.show.status import overview_data
+from etcdsem.cli.show.top_layout import SORTS, View, draw, note, oldest, ordered
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from etcdsem.cli.examine import Facts
-from etcdsem.cli.gauge import Figures, Place
-from etcdsem.cli.judge import Finding, Level, history, milliseconds, space
+from etcdsem.cli.bench.bench_runner import Figures, Place
+from etcdsem.cli.doctor.checks import Finding, Level, history, milliseconds, space
+from etcdsem.cli.doctor.probes import Facts
 
 BUSY: Final = 0.75
 """A core, or a disk, that is in use for this share of the time is what limits."""

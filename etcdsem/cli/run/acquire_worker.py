@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import click
 
-from etcdsem.cli.jointly import take_together
 from etcdsem.cli.options import DIAL_TIMEOUT, connect
+from etcdsem.cli.output import exact, say
+from etcdsem.cli.progress import Picture
+from etcdsem.cli.run.multi import take_together
+from etcdsem.cli.run.request import Wish
 from etcdsem.cli.signals import Signals
-from etcdsem.cli.text import exact, say
-from etcdsem.cli.waiting import Picture
-from etcdsem.cli.wish import Wish
 from etcdsem.clock import boot_time
 from etcdsem.errors import EtcdUnavailable, SemaphoreClosed
 
 if TYPE_CHECKING:
     from etcdsem import Client, Lease, Semaphore, Start
-    from etcdsem.cli.jointly import Together
+    from etcdsem.cli.run.multi import Together
 
 T = TypeVar("T")
 

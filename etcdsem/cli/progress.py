@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from etcdsem.cli.text import clean, pause_text, say, span, write_stderr
+from etcdsem.cli.output import clean, pause_text, say, span, write_stderr
 from etcdsem.errors import EtcdSemError
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from etcdsem.cli.operate import json_option
 from etcdsem.cli.options import connect, connection_options, name_argument
-from etcdsem.cli.text import clean, echo, echo_json, pause_text, rate_data, say, until_text
+from etcdsem.cli.output import clean, echo, echo_json, pause_text, rate_data, say, until_text
+from etcdsem.cli.show.status import json_option
 
 
 @click.command(short_help="Show or change a rate limit.")

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etcdsem.cli import codes
-from etcdsem.cli.line import quiet_library
+from etcdsem.cli import exit_codes
 from etcdsem.cli.options import WholeNumber, connect, connection_options, optional_name_argument
+from etcdsem.cli.output import clean, echo, echo_json, say, write_stderr
+from etcdsem.cli.run.acquire_worker import quiet_library
 from etcdsem.cli.signals import Signals, Stopped
-from etcdsem.cli.text import clean, echo, echo_json, say, write_stderr
 from etcdsem.errors import EtcdSemError, InvalidSetting, SemaphoreClosed
 
 if TYPE_CHECKING:
     from etcdsem import Client
-    from etcdsem.cli.gauge import Figures, Gauge, Latency, Rate
-    from etcdsem.cli.judge import Finding
+    from etcdsem.cli.bench.bench_runner import Figures, Gauge, Latency, Rate
+    from etcdsem.cli.doctor.checks import Finding
 
 _CLEANED = 10.0
 """Seconds for the cleaning up when it is told to stop."""
@@ -71,8 +71,8 @@ def bench(
       etcdsem bench --seconds 60 --clients 64
       etcdsem bench --json | jq .rates.hand_overs
     """
-    from etcdsem.cli.gauge import Gauge
-    from etcdsem.cli.verdict import conclude
+    from etcdsem.cli.bench.bench_report import conclude
+    from etcdsem.cli.bench.bench_runner import Gauge
     from etcdsem.model import check_name
 
     if name is not None:
@@ -93,13 +93,13 @@ def bench(
             _watch(gauge, signals)
     except Stopped as stopped:
         say("stopped; what it wrote is removed")
-        return codes.SIGNAL + stopped.number
+        return exit_codes.SIGNAL + stopped.number
     findings = conclude(gauge.figures)
     if as_json:
         echo_json(_data(gauge.figures, findings))
     else:
         _show(gauge.figures, findings)
-    return codes.OK
+    return exit_codes.OK
 
 
 def _must_be_new(client: Client, name: str) -> None:
@@ -150,8 +150,8 @@ def _watch(gauge: Gauge, signals: Signals) -> None:
 
 
 def _show(figures: Figures, findings: list[Finding]) -> None:
-    from etcdsem.cli.doctor import show_finding
-    from etcdsem.cli.text import table
+    from etcdsem.cli.doctor.command import show_finding
+    from etcdsem.cli.output import table
 
     rows = [
         [f"an answer of {place.member.endpoint}{_role(place.member.leads)}", *_cells(place.answer)]

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from etcdsem.cli.text import say, stamp
+from etcdsem.cli.output import say, stamp
 from etcdsem.clock import boot_time
 from etcdsem.errors import InvalidSetting
 

@@ -18,7 +18,7 @@ import signal
 import struct
 from typing import NoReturn
 
-from etcdsem.cli.groups import ProcessGroup
+from etcdsem.cli.run.process_group import ProcessGroup
 from etcdsem.clock import boot_time
 
 _MESSAGE = struct.Struct("!cqd")

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from etcdsem.cli.live import Screen, cut
-from etcdsem.cli.text import age, limit_text, used
+from etcdsem.cli.output import age, limit_text, used
+from etcdsem.cli.show.live_view import Screen, cut
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
