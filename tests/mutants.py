@@ -753,9 +753,9 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # ------------------------------------------------------------ command line
     Mutant(
-        "the guardian never hears of renewals: every long command is killed",
+        "the watchdog never hears of renewals: every long command is killed",
         "cli/run/supervisor.py",
-        "self._guardian.extend(now + left)",
+        "self._watchdog.extend(now + left)",
         "pass",
         "cli/test_supervise.py::test_a_command_may_outlast_its_lease_timeout",
     ),
@@ -795,9 +795,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "cli/test_supervisor.py::test_a_lease_that_was_lost",
     ),
     Mutant(
-        "the guardian kills earlier than --kill-after",
+        "the watchdog kills earlier than --kill-after",
         "cli/run/supervisor.py",
-        "        self._guardian.extend(kill_at + self._policy.slack)\n",
+        "        self._watchdog.extend(kill_at + self._policy.slack)\n",
         "",
         "cli/test_supervisor.py::test_a_lease_that_was_lost",
     ),
@@ -865,25 +865,25 @@ MUTANTS: tuple[Mutant, ...] = (
         "cli/test_supervise.py::test_stopped_wrapper_cannot_keep_the_command",
     ),
     Mutant(
-        "the guardian keeps the wrapper's output open",
+        "the watchdog keeps the wrapper's output open",
         "cli/run/watchdog.py",
         "            os.dup2(null, fd)\n    if pipe",
         "            pass\n    if pipe",
         "cli/test_run.py::test_a_stream_that_the_command_closes_is_closed",
     ),
     Mutant(
-        "a signal ends the guardian",
+        "a signal ends the watchdog",
         "cli/run/watchdog.py",
         "            signal.signal(number, signal.SIG_IGN)\n",
         "            pass\n",
-        "cli/test_supervise.py::test_the_guardian_is_deaf",
+        "cli/test_supervise.py::test_the_watchdog_is_deaf",
     ),
     Mutant(
-        "where the guardian is gone the command outlives its wrapper",
+        "where the watchdog is gone the command outlives its wrapper",
         "cli/run/launcher.py",
         "        _die_with_parent(parent)\n",
         "",
-        "cli/test_supervise.py::test_wrapper_and_guardian_killed_at_once",
+        "cli/test_supervise.py::test_wrapper_and_watchdog_killed_at_once",
     ),
     Mutant(
         "the command ignores SIGPIPE",
@@ -914,7 +914,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "cli/test_supervise.py::test_as_pid_1_it_reaps_orphans",
     ),
     Mutant(
-        "a command that the guardian killed ends with 137 instead of 70",
+        "a command that the watchdog killed ends with 137 instead of 70",
         "cli/run/supervisor.py",
         "            self.lost = True\n            say(",
         "            say(",
@@ -965,7 +965,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "the grace ignores that a refresh may have failed",
         "cli/run/request.py",
-        "slack(ttl) - wish.refresh",
+        "slack(ttl) - request.refresh",
         "slack(ttl)",
         "cli/test_wish.py::test_a_grace_that_does_not_fit_is_refused",
     ),
@@ -993,8 +993,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "the port says ready after the lease was lost",
         "cli/run/hold.py",
-        "return facts(lease, good) if good > 0 else None",
-        "return facts(lease, good)",
+        "return ready_data(lease, good) if good > 0 else None",
+        "return ready_data(lease, good)",
         "cli/test_hold.py::test_a_probe_is_answered_by_the_clock",
     ),
     Mutant(

@@ -28,7 +28,7 @@ _PER_WAITER: Final = 0.05
 """Seconds between two looks for each one in line: 1000 waiters look once a minute."""
 
 
-class Picture:
+class ProgressLine:
     """Shown from `start()` to `stop()`, from a thread of its own."""
 
     def __init__(self, client: Client, name: str, *, quiet: bool) -> None:
@@ -51,7 +51,7 @@ class Picture:
                 self._moved.set()
             if self._thread is None and not self._quiet and not self._end.is_set():
                 show = self._redraw if self._terminal else self._log
-                self._thread = threading.Thread(target=show, name="etcdsem-picture", daemon=True)
+                self._thread = threading.Thread(target=show, name="etcdsem-progress", daemon=True)
                 self._thread.start()
 
     def stop(self) -> None:
@@ -64,7 +64,7 @@ class Picture:
                 self._drawn = False
 
     def _redraw(self) -> None:
-        seen, look_at = Seen(self._name), 0.0
+        seen, look_at = Progress(self._name), 0.0
         while not self._end.is_set():
             if time.monotonic() >= look_at or seen.name != self._name:
                 seen, length = self._look()
@@ -91,15 +91,15 @@ class Picture:
                 self._moved.clear()
             pause = min(_SELDOM, 1.5 * pause)
 
-    def _look(self) -> tuple[Seen, int]:
+    def _look(self) -> tuple[Progress, int]:
         """What there is to say, and how long the line is."""
         try:
             status = self._client.status(self._name, ttl=False)
             return self._describe(status), len(status.waiters)
         except EtcdSemError:
-            return Seen(self._name, "etcd does not answer just now"), 0
+            return Progress(self._name, "etcd does not answer just now"), 0
 
-    def _describe(self, status: Status) -> Seen:
+    def _describe(self, status: Status) -> Progress:
         place = next((w.position for w in status.waiters if w.client == self._client.id), None)
         length = len(status.waiters)
         limit = "?" if status.max_leases is None else status.max_leases
@@ -108,12 +108,12 @@ class Picture:
             held = f"{status.rate.block * status.held} of {status.rate} used"
         paused = pause_text(status.pause) if status.pause is not None else ""
         if place is None:
-            return Seen(self._name, "about to be served", "next", held)
+            return Progress(self._name, "about to be served", "next", held)
         where = f"place {place} of {length} in line"
-        return Seen(self._name, where, f"{place} of {length}", held, paused)
+        return Progress(self._name, where, f"{place} of {length}", held, paused)
 
 
-class Seen(NamedTuple):
+class Progress(NamedTuple):
     """What is known of the line."""
 
     name: str

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from etcdsem.cli.run.request import Wish, read_grace, read_wish
+from etcdsem.cli.run.request import LeaseRequest, read_grace, read_request
 from etcdsem.cli.run.supervisor import slack
 from etcdsem.core.leases import margin
 from etcdsem.errors import InvalidSetting
 
 
-def wish(timeout: str | None = None, **more: Any) -> Wish:
+def request(timeout: str | None = None, **more: Any) -> LeaseRequest:
     """What is wanted with this lease timeout."""
     given: dict[str, Any] = {
         "name": "db",
@@ -27,10 +27,10 @@ def wish(timeout: str | None = None, **more: Any) -> Wish:
         "weight": 1,
         "max_hold": None,
     }
-    return read_wish(**{**given, **more})
+    return read_request(**{**given, **more})
 
 
-def room(wanted: Wish) -> float:
+def room(wanted: LeaseRequest) -> float:
     """Seconds that are left of a lease whose refresh has failed, until it ends."""
     return wanted.ttl - margin(wanted.ttl) - slack(wanted.ttl) - wanted.refresh
 
@@ -38,7 +38,7 @@ def room(wanted: Wish) -> float:
 @pytest.mark.parametrize("timeout", ["2", "3", "6", "15", "30", "10m"])
 def test_the_grace_that_is_taken_by_itself_fits(timeout: str) -> None:
     """After a refresh that failed there is time for one more, and then for SIGTERM's."""
-    wanted = wish(timeout)
+    wanted = request(timeout)
     grace = read_grace("--kill-after", None, wanted)
     assert 0 < grace <= 5.0
     assert grace < room(wanted)
@@ -48,7 +48,7 @@ def test_the_grace_that_is_taken_by_itself_fits(timeout: str) -> None:
 @pytest.mark.parametrize("timeout", ["2", "6", "30", "10m"])
 def test_a_grace_that_does_not_fit_is_refused(timeout: str) -> None:
     """To the tenth of a second."""
-    wanted = wish(timeout)
+    wanted = request(timeout)
     fits = math.floor(room(wanted) * 10 - 0.01) / 10
     assert read_grace("--kill-after", str(fits), wanted) == fits
     with pytest.raises(InvalidSetting, match="does not fit"):
@@ -57,7 +57,7 @@ def test_a_grace_that_does_not_fit_is_refused(timeout: str) -> None:
 
 def test_a_grace_must_fit_into_max_hold_too() -> None:
     """A third of it by itself; and never so long that it had to begin before the command."""
-    short = wish("30s", max_hold="6s")
+    short = request("30s", max_hold="6s")
     assert read_grace("--kill-after", None, short) == 2.0
     assert read_grace("--kill-after", "5s", short) == 5.0
     with pytest.raises(InvalidSetting, match="--max-hold"):
@@ -66,6 +66,6 @@ def test_a_grace_must_fit_into_max_hold_too() -> None:
 
 def test_how_long_to_wait() -> None:
     """For ever, so long, or not at all."""
-    assert wish().wait is None
-    assert wish(wait="1m30s").wait == 90.0
-    assert wish(nonblock=True).wait == 0.0
+    assert request().wait is None
+    assert request(wait="1m30s").wait == 90.0
+    assert request(nonblock=True).wait == 0.0

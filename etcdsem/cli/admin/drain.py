@@ -16,7 +16,7 @@ import click
 from etcdsem.cli import exit_codes
 from etcdsem.cli.options import connect, connection_options, name_argument
 from etcdsem.cli.output import age, clean, echo, echo_json, exact, pause_data, say
-from etcdsem.cli.progress import Picture, Seen
+from etcdsem.cli.progress import Progress, ProgressLine
 from etcdsem.cli.run.acquire_worker import quiet_library
 from etcdsem.cli.show.status import holder_data, json_option, reason_option
 from etcdsem.cli.signals import Signals, Stopped
@@ -111,12 +111,12 @@ def _named(holders: Sequence[Holder]) -> str:
     return ", ".join(named) or "they have just ended"
 
 
-class _Holders(Picture):
+class _Holders(ProgressLine):
     """Who still holds, while one waits for them."""
 
-    def _describe(self, status: Status) -> Seen:
+    def _describe(self, status: Status) -> Progress:
         held = f"{status.held} still hold"
-        return Seen(self._name, held, held, _named(status.holders), doing="draining")
+        return Progress(self._name, held, held, _named(status.holders), doing="draining")
 
 
 class _Work:
@@ -134,8 +134,8 @@ class _Work:
         self._error: BaseException | None = None
         self.over = False
 
-    def start(self, picture: Picture) -> None:
-        threading.Thread(target=self._run, args=(picture,), name="drain", daemon=True).start()
+    def start(self, progress: ProgressLine) -> None:
+        threading.Thread(target=self._run, args=(progress,), name="drain", daemon=True).start()
 
     def result(self) -> bool:
         """What came of it."""
@@ -143,10 +143,10 @@ class _Work:
             raise self._error
         return self._empty
 
-    def _run(self, picture: Picture) -> None:
+    def _run(self, progress: ProgressLine) -> None:
         try:
             self._empty = self.client.drain(
-                self.name, self._limit, reason=self._reason, on_wait=picture.start
+                self.name, self._limit, reason=self._reason, on_wait=progress.start
             )
         except BaseException as error:
             self._error = error
@@ -155,14 +155,14 @@ class _Work:
 
 
 def _wait(work: _Work, signals: Signals, *, quiet: bool) -> bool:
-    picture = _Holders(work.client, work.name, quiet=quiet)
-    work.start(picture)
+    progress = _Holders(work.client, work.name, quiet=quiet)
+    work.start(progress)
     try:
         while not work.over:
             signals.stop(60.0)
         return work.result()
     finally:
-        picture.stop()
+        progress.stop()
 
 
 __all__ = ["drain"]

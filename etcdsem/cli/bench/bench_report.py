@@ -1,13 +1,13 @@
-"""What `bench` makes of its figures: findings in plain words. Plain functions."""
+"""What `bench` makes of its results: findings in plain words. Plain functions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from etcdsem.cli.bench.bench_runner import Figures, Place
+from etcdsem.cli.bench.bench_runner import BenchResults, EndpointResult
 from etcdsem.cli.doctor.checks import Finding, Level, history, milliseconds, space
-from etcdsem.cli.doctor.probes import Facts
+from etcdsem.cli.doctor.probes import ProbeResults
 
 BUSY: Final = 0.75
 """A core, or a disk, that is in use for this share of the time is what limits."""
@@ -20,14 +20,14 @@ SLOW: Final = 0.002
 """Seconds of a write that are worth asking where they go."""
 
 
-def conclude(figures: Figures) -> list[Finding]:
+def bench_findings(results: BenchResults) -> list[Finding]:
     """All findings, the most useful one first."""
-    return [finding for look in _LOOKS for finding in look(figures)]
+    return [finding for check in _CHECKS for finding in check(results)]
 
 
-def _capacity(figures: Figures) -> Iterator[Finding]:
-    over, cycles = figures.hand_overs, figures.cycles
-    if over is None or not cycles or figures.write is None:
+def _capacity(results: BenchResults) -> Iterator[Finding]:
+    over, cycles = results.hand_overs, results.cycles
+    if over is None or not cycles or results.write is None:
         return
     free = max(one.each_second for one in cycles)
     each = 1 / cycles[0].each_second if cycles[0].each_second else 0.0
@@ -40,29 +40,29 @@ def _capacity(figures: Figures) -> Iterator[Finding]:
     )
 
 
-def _crowded(figures: Figures) -> Iterator[Finding]:
-    if figures.load is not None and figures.load > CROWDED:
+def _crowded(results: BenchResults) -> Iterator[Finding]:
+    if results.load is not None and results.load > CROWDED:
         yield Finding(
             "machine",
             "warning",
-            f"this machine was busy before it began ({figures.load:.1f} processes for each core): "
+            f"this machine was busy before it began ({results.load:.1f} processes for each core): "
             "all figures are worse than they could be",
             "measure again when nothing else runs",
         )
 
 
-def _one_at_a_time(figures: Figures) -> Iterator[Finding]:
+def _one_at_a_time(results: BenchResults) -> Iterator[Finding]:
     """Where the time of a single write goes."""
-    best = next((p for p in figures.places if p.member is figures.connected), None)
-    if best is None or best.answer is None or figures.read is None or figures.write is None:
+    best = next((p for p in results.endpoints if p.member is results.connected), None)
+    if best is None or best.answer is None or results.read is None or results.write is None:
         return
-    way, read, write = best.answer.median, figures.read.median, figures.write.median
+    way, read, write = best.answer.median, results.read.median, results.write.median
     parts = {
         "way": way,
         "members": max(0.0, read - way),
         "disk": max(0.0, write - read),
     }
-    fsync = figures.disk.fsync
+    fsync = results.disk.fsync
     told = "" if fsync is None else f" (etcd: {milliseconds(fsync)} for each fsync)"
     what = (
         f"a write takes {milliseconds(write)}: {milliseconds(way)} to etcd and back, "
@@ -89,13 +89,13 @@ _WORST: Final = {
 }
 
 
-def _many_at_a_time(figures: Figures) -> Iterator[Finding]:
+def _many_at_a_time(results: BenchResults) -> Iterator[Finding]:
     """What limits many clients."""
-    if not figures.pairs:
+    if not results.pairs:
         return
-    most = figures.pairs[-1]
+    most = results.pairs[-1]
     threads = f"{most.threads} clients at a time"
-    busy, cores = figures.disk.busy, figures.disk.cores
+    busy, cores = results.disk.busy, results.disk.cores
     if busy is not None and busy >= BUSY:
         yield Finding(
             "many",
@@ -126,31 +126,31 @@ def _many_at_a_time(figures: Figures) -> Iterator[Finding]:
         )
 
 
-def _far_away(figures: Figures) -> Iterator[Finding]:
+def _far_away(results: BenchResults) -> Iterator[Finding]:
     """Members that are much farther than the nearest, and writes that go by a follower."""
-    answered = [place for place in figures.places if place.answer is not None]
-    for place in figures.places:
-        if place.member.error:
+    answered = [endpoint for endpoint in results.endpoints if endpoint.answer is not None]
+    for endpoint in results.endpoints:
+        if endpoint.member.error:
             yield Finding(
                 "far",
                 "warning",
-                f"{place.member.endpoint} does not answer: {place.member.error}",
+                f"{endpoint.member.endpoint} does not answer: {endpoint.member.error}",
                 "etcdsem doctor",
             )
     if not answered:
         return
     nearest = min(map(_way, answered))
-    for place in answered:
-        if _way(place) > max(5 * nearest, nearest + 0.002):
+    for endpoint in answered:
+        if _way(endpoint) > max(5 * nearest, nearest + 0.002):
             yield Finding(
                 "far",
                 "warning",
-                f"{place.member.endpoint} answers in {milliseconds(_way(place))}, the nearest in "
-                f"{milliseconds(nearest)}",
+                f"{endpoint.member.endpoint} answers in {milliseconds(_way(endpoint))}, "
+                f"the nearest in {milliseconds(nearest)}",
                 "name the near ones first in ETCDSEM_ENDPOINTS: the first that answers is used; "
                 "let one of them lead: etcdctl move-leader",
             )
-    peers = figures.disk.peers
+    peers = results.disk.peers
     if peers is not None and peers > 0.01:
         yield Finding(
             "far",
@@ -160,12 +160,12 @@ def _far_away(figures: Figures) -> Iterator[Finding]:
         )
 
 
-def _way(place: Place) -> float:
-    return place.answer.median if place.answer is not None else 0.0
+def _way(endpoint: EndpointResult) -> float:
+    return endpoint.answer.median if endpoint.answer is not None else 0.0
 
 
-def _disk(figures: Figures) -> Iterator[Finding]:
-    disk = figures.disk
+def _disk(results: BenchResults) -> Iterator[Finding]:
+    disk = results.disk
     for found, slow, what in (
         (disk.fsync, SLOW_FSYNC, "an fsync of etcd's log"),
         (disk.commit, SLOW_COMMIT, "a commit of etcd's database"),
@@ -194,18 +194,18 @@ def _disk(figures: Figures) -> Iterator[Finding]:
         )
 
 
-def _storage(figures: Figures) -> Iterator[Finding]:
+def _storage(results: BenchResults) -> Iterator[Finding]:
     """A large database, and one that is never compacted."""
-    facts = Facts("", None, tls=False, user=None)
-    facts.members = [place.member for place in figures.places]
-    facts.head, facts.compacted = figures.head, figures.compacted
-    for finding in (*space(facts), *history(facts)):
+    probed = ProbeResults("", None, tls=False, user=None)
+    probed.members = [endpoint.member for endpoint in results.endpoints]
+    probed.head, probed.compacted = results.head, results.compacted
+    for finding in (*space(probed), *history(probed)):
         if finding.level != "ok":
             level: Level = "warning" if finding.level == "problem" else finding.level
             yield finding._replace(level=level)
 
 
-_LOOKS: Final[tuple[Callable[[Figures], Iterator[Finding]], ...]] = (
+_CHECKS: Final[tuple[Callable[[BenchResults], Iterator[Finding]], ...]] = (
     _capacity,
     _crowded,
     _one_at_a_time,
@@ -215,4 +215,4 @@ _LOOKS: Final[tuple[Callable[[Figures], Iterator[Finding]], ...]] = (
     _storage,
 )
 
-__all__ = ["conclude"]
+__all__ = ["bench_findings"]

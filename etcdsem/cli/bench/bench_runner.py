@@ -51,7 +51,7 @@ class Latency(NamedTuple):
 
 
 @dataclass
-class Place:
+class EndpointResult:
     """An endpoint, the member there, and how long a bare answer takes."""
 
     address: str
@@ -59,7 +59,7 @@ class Place:
     answer: Latency | None = None
 
 
-class Disk(NamedTuple):
+class EtcdMetrics(NamedTuple):
     """What etcd says of itself over the time of the load; None where it does not."""
 
     fsync: float | None = None
@@ -74,7 +74,7 @@ class Disk(NamedTuple):
     """CPU that etcd used."""
 
 
-class Rate(NamedTuple):
+class Throughput(NamedTuple):
     """So many a second by so many threads, and how many cores this process used."""
 
     each_second: float
@@ -83,31 +83,31 @@ class Rate(NamedTuple):
 
 
 @dataclass
-class Figures:
+class BenchResults:
     """All that was measured. Times in seconds; None is what was not."""
 
     seconds: float
     clients: int
-    places: list[Place] = field(default_factory=list)
+    endpoints: list[EndpointResult] = field(default_factory=list)
     connected: Member | None = None
     read: Latency | None = None
     write: Latency | None = None
     grant: Latency | None = None
     event: Latency | None = None
-    pairs: list[Rate] = field(default_factory=list)
+    pairs: list[Throughput] = field(default_factory=list)
     """Two transactions one after the other: what any lock on etcd needs."""
-    cycles: list[Rate] = field(default_factory=list)
+    cycles: list[Throughput] = field(default_factory=list)
     """Acquire and release of a semaphore that has room."""
-    hand_overs: Rate | None = None
+    hand_overs: Throughput | None = None
     """The same with limit 1, all in line."""
-    disk: Disk = field(default_factory=Disk)
+    disk: EtcdMetrics = field(default_factory=EtcdMetrics)
     load: float | None = None
     """What waited for a core of this machine before, for each core."""
     head: int = 0
     compacted: int | None = None
 
 
-class Gauge:
+class BenchRunner:
     """One run. `measure()` blocks; another thread may end it by setting `over`."""
 
     def __init__(
@@ -118,13 +118,13 @@ class Gauge:
         self.name = name
         self.over = threading.Event()
         self.phase = "looking"
-        self.figures = Figures(seconds, clients)
+        self.results = BenchResults(seconds, clients)
         self._base = f"{client.prefix}/{name}/bench/".encode()
 
     def measure(self) -> None:
         """All phases; raises what etcd's errors are to users. Cleans up whatever happens."""
         settings = self._client.settings
-        self.figures.load = _machine_load()
+        self.results.load = _machine_load()
         links: list[Connection] = []
         lease = secrets.randbits(62) + 1
         best: Connection | None = None
@@ -132,10 +132,10 @@ class Gauge:
             for endpoint in settings.endpoints:
                 link = connect_to(settings, endpoint)
                 links.append(link)
-                place = Place(endpoint.address, member_of(link, endpoint))
-                self.figures.places.append(place)
-                if not place.member.error and not place.member.learner and best is None:
-                    best, self.figures.connected = link, place.member
+                member = member_of(link, endpoint)
+                self.results.endpoints.append(EndpointResult(endpoint.address, member))
+                if not member.error and not member.learner and best is None:
+                    best, self.results.connected = link, member
             if best is None:
                 self._client.limit(self.name)  # raises, and says why
                 raise AssertionError("it had just not answered")
@@ -144,7 +144,7 @@ class Gauge:
             before = self._metrics()
             began = time.monotonic()
             self._load(best, lease)
-            self.figures.disk = _told(before, self._metrics(), time.monotonic() - began)
+            self.results.disk = _metrics_between(before, self._metrics(), time.monotonic() - began)
             self._history(best)
         finally:
             self.phase = "cleaning up"
@@ -158,23 +158,23 @@ class Gauge:
     def _latencies(self, links: Sequence[Connection], best: Connection, lease: int) -> None:
         from etcdsem.etcd import rpc
 
-        share = 0.3 * self.figures.seconds
+        share = 0.3 * self.results.seconds
         status = rpc.StatusRequest()
         self.phase = "answers"
-        for link, place in zip(links, self.figures.places, strict=True):
-            if not place.member.error:
+        for link, endpoint in zip(links, self.results.endpoints, strict=True):
+            if not endpoint.member.error:
                 with suppress(Failure):  # it has just gone; the others count
-                    place.answer = self._typical(
+                    endpoint.answer = self._typical(
                         lambda link=link: link.call("status", status, TIMEOUT),  # type: ignore[misc]
                         share / 5 / len(links),
                     )
         key = self._base + b"0"
         self.phase = "reads"
         reading = rpc.RangeRequest(key=key)
-        self.figures.read = self._typical(lambda: best.call("range", reading, TIMEOUT), share / 5)
+        self.results.read = self._typical(lambda: best.call("range", reading, TIMEOUT), share / 5)
         self.phase = "writes"
         writing = Txn((), (Put(key, _VALUE, lease),))
-        self.figures.write = self._typical(lambda: best.transact(writing, TIMEOUT), share / 5)
+        self.results.write = self._typical(lambda: best.transact(writing, TIMEOUT), share / 5)
         self.phase = "leases"
         leases: list[int] = []
 
@@ -183,7 +183,7 @@ class Gauge:
             best.grant(leases[-1], _LEASE, TIMEOUT)
 
         try:
-            self.figures.grant = self._typical(grant, share / 5, _GRANTS)
+            self.results.grant = self._typical(grant, share / 5, _GRANTS)
         finally:
             for one in leases:
                 with suppress(Failure):
@@ -197,7 +197,7 @@ class Gauge:
                 if not heard.wait(TIMEOUT):
                     raise EtcdSemError(f"a watch event did not come in {TIMEOUT:.0f} s")
 
-            self.figures.event = self._typical(put, share / 5)
+            self.results.event = self._typical(put, share / 5)
 
     def _typical(self, action: Callable[[], Any], seconds: float, most: int = _MOST) -> Latency:
         """How long an action takes, after one that is not counted."""
@@ -219,20 +219,20 @@ class Gauge:
     def _load(self, best: Connection, lease: int) -> None:
         from etcdsem.sync import Semaphore
 
-        share, clients = self.figures.seconds, self.figures.clients
+        share, clients = self.results.seconds, self.results.clients
         for threads in dict.fromkeys((1, clients)):
             self.phase = f"two transactions, {threads} at a time"
             work = [self._pair(best, lease, number) for number in range(threads)]
-            self.figures.pairs.append(self._rate(work, 0.12 * share))
+            self.results.pairs.append(self._rate(work, 0.12 * share))
         sem = Semaphore(2 * clients, self.name, client=self._client)
         for threads in dict.fromkeys((1, clients)):
             self.phase = f"cycles, {threads} at a time"
-            self.figures.cycles.append(self._rate([_cycle(sem)] * threads, 0.14 * share))
+            self.results.cycles.append(self._rate([_cycle(sem)] * threads, 0.14 * share))
         sem.resize(1)
         rival = Semaphore(1, self.name, client=self._rival)
         self.phase = "hand-overs"
         contenders = [_cycle((sem, rival)[number % 2]) for number in range(max(2, clients))]
-        self.figures.hand_overs = self._rate(contenders, 0.18 * share)
+        self.results.hand_overs = self._rate(contenders, 0.18 * share)
 
     def _pair(self, best: Connection, lease: int, number: int) -> Callable[[], object]:
         key = self._base + str(number + 1).encode()
@@ -245,7 +245,7 @@ class Gauge:
 
         return pair
 
-    def _rate(self, work: Sequence[Callable[[], object]], seconds: float) -> Rate:
+    def _rate(self, work: Sequence[Callable[[], object]], seconds: float) -> Throughput:
         """How often all threads together get their work done in a second."""
         counts = [0] * len(work)
         failures: list[BaseException] = []
@@ -276,27 +276,27 @@ class Gauge:
             one.join()
         if failures and not self.over.is_set():
             raise failures[0]
-        return Rate(done / took, len(work), cpu / took)
+        return Throughput(done / took, len(work), cpu / took)
 
     # -- what etcd says of itself
 
     def _metrics(self) -> dict[str, float]:
         """Of the leader if it tells them, else of any that does; empty if none does."""
-        places = sorted(self.figures.places, key=lambda place: not place.member.leads)
-        for place in places:
-            if place.member.error:
+        endpoints = sorted(self.results.endpoints, key=lambda endpoint: not endpoint.member.leads)
+        for endpoint in endpoints:
+            if endpoint.member.error:
                 continue
-            text = http_get(self._client.settings, place.address, "/metrics")
+            text = http_get(self._client.settings, endpoint.address, "/metrics")
             if text and "etcd_disk_wal_fsync" in text:
-                return {"which": float(self.figures.places.index(place)), **_sums(text)}
+                return {"which": float(self.results.endpoints.index(endpoint)), **_sums(text)}
         return {}
 
     def _history(self, best: Connection) -> None:
         with suppress(Failure):
             key = self._base + b"0"
             reply = best.transact(Txn((), (Range(key, count_only=True),)), TIMEOUT)
-            self.figures.head = reply.revision
-            self.figures.compacted = compacted_revision(best, key, reply.revision)
+            self.results.head = reply.revision
+            self.results.compacted = compacted_revision(best, key, reply.revision)
 
     def _clean(self, best: Connection, lease: int) -> None:
         """The semaphore, our keys, and the lease. What cannot be done now, the lease does."""
@@ -371,10 +371,12 @@ def _sums(text: str) -> dict[str, float]:
     return found
 
 
-def _told(before: dict[str, float], after: dict[str, float], seconds: float) -> Disk:
+def _metrics_between(
+    before: dict[str, float], after: dict[str, float], seconds: float
+) -> EtcdMetrics:
     """What happened between two looks at the metrics of one member."""
     if not before or before.get("which") != after.get("which"):
-        return Disk()
+        return EtcdMetrics()
 
     def risen(name: str) -> float:
         return after.get(name, 0.0) - before.get(name, 0.0)
@@ -383,7 +385,7 @@ def _told(before: dict[str, float], after: dict[str, float], seconds: float) -> 
         count = risen(f"{name}_count")
         return risen(f"{name}_sum") / count if count > 0 else None
 
-    return Disk(
+    return EtcdMetrics(
         fsync=mean(_HISTOGRAMS["fsync"]),
         busy=risen(f"{_HISTOGRAMS['fsync']}_sum") / seconds,
         commit=mean(_HISTOGRAMS["commit"]),
@@ -392,4 +394,4 @@ def _told(before: dict[str, float], after: dict[str, float], seconds: float) -> 
     )
 
 
-__all__ = ["Figures", "Gauge", "Latency", "Place", "Rate"]
+__all__ = ["BenchResults", "BenchRunner", "EndpointResult", "Latency", "Throughput"]

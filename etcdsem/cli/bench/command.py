@@ -18,7 +18,7 @@ from etcdsem.errors import EtcdSemError, InvalidSetting, SemaphoreClosed
 
 if TYPE_CHECKING:
     from etcdsem import Client
-    from etcdsem.cli.bench.bench_runner import Figures, Gauge, Latency, Rate
+    from etcdsem.cli.bench.bench_runner import BenchResults, BenchRunner, Latency, Throughput
     from etcdsem.cli.doctor.checks import Finding
 
 _CLEANED = 10.0
@@ -71,8 +71,8 @@ def bench(
       etcdsem bench --seconds 60 --clients 64
       etcdsem bench --json | jq .rates.hand_overs
     """
-    from etcdsem.cli.bench.bench_report import conclude
-    from etcdsem.cli.bench.bench_runner import Gauge
+    from etcdsem.cli.bench.bench_report import bench_findings
+    from etcdsem.cli.bench.bench_runner import BenchRunner
     from etcdsem.model import check_name
 
     if name is not None:
@@ -84,21 +84,23 @@ def bench(
         with connect(ctx) as client, connect(ctx) as rival:
             if name is not None:
                 _must_be_new(client, name)
-            gauge = Gauge(client, rival, name or f"bench-{secrets.token_hex(3)}", seconds, clients)
+            runner = BenchRunner(
+                client, rival, name or f"bench-{secrets.token_hex(3)}", seconds, clients
+            )
             where = ",".join(map(str, client.settings.endpoints))
             say(
                 f"writes load into etcd at {where} for about {seconds:g} s, below "
-                f"{client.prefix}/{gauge.name}/; Ctrl-C ends it"
+                f"{client.prefix}/{runner.name}/; Ctrl-C ends it"
             )
-            _watch(gauge, signals)
+            _watch(runner, signals)
     except Stopped as stopped:
         say("stopped; what it wrote is removed")
         return exit_codes.SIGNAL + stopped.number
-    findings = conclude(gauge.figures)
+    findings = bench_findings(runner.results)
     if as_json:
-        echo_json(_data(gauge.figures, findings))
+        echo_json(_data(runner.results, findings))
     else:
-        _show(gauge.figures, findings)
+        _show(runner.results, findings)
     return exit_codes.OK
 
 
@@ -110,7 +112,7 @@ def _must_be_new(client: Client, name: str) -> None:
     raise InvalidSetting(f"{name} is a semaphore: give a name that is not in use, or none")
 
 
-def _watch(gauge: Gauge, signals: Signals) -> None:
+def _watch(runner: BenchRunner, signals: Signals) -> None:
     """Let it measure in a thread of its own, so that a signal strikes between two calls only."""
     from etcdsem.core.commands import Failure
     from etcdsem.core.outward import public_error
@@ -119,7 +121,7 @@ def _watch(gauge: Gauge, signals: Signals) -> None:
 
     def measure() -> None:
         try:
-            gauge.measure()
+            runner.measure()
         except BaseException as failure:
             failures.append(failure)
         finally:
@@ -131,16 +133,16 @@ def _watch(gauge: Gauge, signals: Signals) -> None:
     try:
         while thread.is_alive():
             if shown:
-                write_stderr(f"\r\x1b[K{gauge.phase}")
+                write_stderr(f"\r\x1b[K{runner.phase}")
             signals.stop(0.2)
     finally:
-        gauge.over.set()
+        runner.over.set()
         thread.join(_CLEANED)
         if shown:
             write_stderr("\r\x1b[K")
     for failure in failures:
         if isinstance(failure, Failure):
-            raise public_error(failure, f"measure {gauge.phase}") from failure
+            raise public_error(failure, f"measure {runner.phase}") from failure
         if isinstance(failure, EtcdSemError | AssertionError):
             raise failure
         raise AssertionError("while measuring") from failure
@@ -149,31 +151,34 @@ def _watch(gauge: Gauge, signals: Signals) -> None:
 # ---------------------------------------------------------------- for people
 
 
-def _show(figures: Figures, findings: list[Finding]) -> None:
+def _show(results: BenchResults, findings: list[Finding]) -> None:
     from etcdsem.cli.doctor.command import show_finding
     from etcdsem.cli.output import table
 
     rows = [
-        [f"an answer of {place.member.endpoint}{_role(place.member.leads)}", *_cells(place.answer)]
-        if not place.member.error
-        else [f"{place.member.endpoint} does not answer", "-", "-"]
-        for place in figures.places
+        [
+            f"an answer of {endpoint.member.endpoint}{_role(endpoint.member.leads)}",
+            *_cells(endpoint.answer),
+        ]
+        if not endpoint.member.error
+        else [f"{endpoint.member.endpoint} does not answer", "-", "-"]
+        for endpoint in results.endpoints
     ]
     rows += [
-        ["a read", *_cells(figures.read)],
-        ["a write", *_cells(figures.write)],
-        ["a lease", *_cells(figures.grant)],
-        ["a put, until a watcher has it", *_cells(figures.event)],
+        ["a read", *_cells(results.read)],
+        ["a write", *_cells(results.write)],
+        ["a lease", *_cells(results.grant)],
+        ["a put, until a watcher has it", *_cells(results.event)],
     ]
     table(["one at a time", "median", "99 %"], rows, frozenset({"median", "99 %"}))
     echo("")
-    heads = ["a second", "1 client", *([f"{figures.clients} clients"] * (figures.clients > 1))]
+    heads = ["a second", "1 client", *([f"{results.clients} clients"] * (results.clients > 1))]
     rows = [
-        ["two transactions", *map(_number, figures.pairs)],
-        ["cycles of a semaphore with room", *map(_number, figures.cycles)],
+        ["two transactions", *map(_number, results.pairs)],
+        ["cycles of a semaphore with room", *map(_number, results.cycles)],
     ]
-    if figures.hand_overs is not None:
-        over = _number(figures.hand_overs)
+    if results.hand_overs is not None:
+        over = _number(results.hand_overs)
         rows.append(["hand-overs at limit 1", *(["-", over] if len(heads) == 3 else [over])])
     table(heads, rows, frozenset(heads[1:]))
     echo("")
@@ -191,46 +196,46 @@ def _cells(latency: Latency | None) -> list[str]:
     return [f"{latency.median * 1000:.2f} ms", f"{latency.high * 1000:.2f} ms"]
 
 
-def _number(rate: Rate) -> str:
+def _number(rate: Throughput) -> str:
     return f"{rate.each_second:,.0f}"
 
 
 # ---------------------------------------------------------------- for scripts
 
 
-def _data(figures: Figures, findings: list[Finding]) -> dict[str, Any]:
+def _data(results: BenchResults, findings: list[Finding]) -> dict[str, Any]:
     def latency(one: Latency | None) -> dict[str, Any] | None:
         return None if one is None else {"median": one.median, "p99": one.high, "n": one.samples}
 
-    def rates(some: list[Rate]) -> dict[str, float]:
+    def rates(some: list[Throughput]) -> dict[str, float]:
         return {str(one.threads): round(one.each_second, 1) for one in some}
 
-    disk = figures.disk
-    hand_overs = figures.hand_overs
+    disk = results.disk
+    hand_overs = results.hand_overs
     return {
-        "seconds": figures.seconds,
-        "clients": figures.clients,
+        "seconds": results.seconds,
+        "clients": results.clients,
         "endpoints": [
             {
-                "endpoint": clean(place.member.endpoint),
-                "reached": not place.member.error,
-                "leader": place.member.leads,
-                "answer": latency(place.answer),
+                "endpoint": clean(endpoint.member.endpoint),
+                "reached": not endpoint.member.error,
+                "leader": endpoint.member.leads,
+                "answer": latency(endpoint.answer),
             }
-            for place in figures.places
+            for endpoint in results.endpoints
         ],
         "latency": {
-            "read": latency(figures.read),
-            "write": latency(figures.write),
-            "lease": latency(figures.grant),
-            "event": latency(figures.event),
+            "read": latency(results.read),
+            "write": latency(results.write),
+            "lease": latency(results.grant),
+            "event": latency(results.event),
         },
         "rates": {
-            "two_transactions": rates(figures.pairs),
-            "cycles": rates(figures.cycles),
+            "two_transactions": rates(results.pairs),
+            "cycles": rates(results.cycles),
             "hand_overs": None if hand_overs is None else round(hand_overs.each_second, 1),
         },
-        "client_cores": max((one.cores for one in figures.pairs + figures.cycles), default=None),
+        "client_cores": max((one.cores for one in results.pairs + results.cycles), default=None),
         "etcd": {
             "wal_fsync": disk.fsync,
             "wal_fsync_share": disk.busy,

@@ -1,4 +1,4 @@
-"""What `doctor` makes of the facts: findings, each with what to do about it. Plain functions."""
+"""What `doctor` makes of the results: findings, each with what to do about it. Plain functions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Literal, NamedTuple
 
 from etcdsem.cli.doctor import etcd_versions
-from etcdsem.cli.doctor.probes import Facts, Member
+from etcdsem.cli.doctor.probes import Member, ProbeResults
 from etcdsem.model import Status
 
 Level = Literal["ok", "info", "warning", "problem"]
@@ -31,13 +31,13 @@ SKEW: Final = 5.0
 _MANY_JUNK: Final = 5
 
 
-def judge(facts: Facts) -> list[Finding]:
+def run_checks(results: ProbeResults) -> list[Finding]:
     """All findings, in the order in which they were looked at."""
-    return [finding for look in _LOOKS for finding in look(facts)]
+    return [finding for look in _CHECKS for finding in look(results)]
 
 
-def _endpoints(facts: Facts) -> Iterator[Finding]:
-    for member in facts.members:
+def _endpoints(results: ProbeResults) -> Iterator[Finding]:
+    for member in results.members:
         if member.denied:
             yield Finding(
                 "login",
@@ -63,7 +63,7 @@ def _endpoints(facts: Facts) -> Iterator[Finding]:
                 "etcdctl endpoint health --cluster; start the members that are down",
             )
         elif member.error:
-            level: Level = "warning" if facts.reached else "problem"
+            level: Level = "warning" if results.reached else "problem"
             yield Finding(
                 "endpoint",
                 level,
@@ -83,8 +83,8 @@ def _endpoints(facts: Facts) -> Iterator[Finding]:
             yield Finding("endpoint", "ok", f"{member.endpoint}: etcd {member.version}, {role}")
 
 
-def _cluster(facts: Facts) -> Iterator[Finding]:
-    reached = facts.reached
+def _cluster(results: ProbeResults) -> Iterator[Finding]:
+    reached = results.reached
     if len({member.cluster for member in reached if not member.secret}) > 1:
         yield Finding(
             "cluster",
@@ -109,39 +109,39 @@ def _cluster(facts: Facts) -> Iterator[Finding]:
                 f"{member.endpoint} has {member.lag} entries yet to apply",
                 "look at its disk and load: etcdctl endpoint status -w table",
             )
-    if facts.listed is None:
+    if results.listed is None:
         return
-    if facts.listed == 1:
+    if results.listed == 1:
         yield Finding(
             "cluster",
             "info",
             "one member: while it is away nothing is granted, and a lost disk loses all leases",
             "run three members where that matters",
         )
-    elif facts.listed % 2 == 0:
+    elif results.listed % 2 == 0:
         yield Finding(
             "cluster",
             "info",
-            f"{facts.listed} members: no safer than {facts.listed - 1}",
+            f"{results.listed} members: no safer than {results.listed - 1}",
             "run three or five",
         )
-    if facts.listed > len(facts.members) == 1:
+    if results.listed > len(results.members) == 1:
         yield Finding(
             "cluster",
             "warning",
-            f"one endpoint is given, of a cluster of {facts.listed} members: nobody goes on when "
+            f"one endpoint is given, of a cluster of {results.listed} members: nobody goes on when "
             "that one is away",
             "put all members into ETCDSEM_ENDPOINTS, with commas (etcdctl member list shows them)",
         )
 
 
-def _version(facts: Facts) -> Iterator[Finding]:
-    for text in sorted({member.version for member in facts.reached} - {""}):
+def _version(results: ProbeResults) -> Iterator[Finding]:
+    for text in sorted({member.version for member in results.reached} - {""}):
         version = etcd_versions.parse(text)
         if version is None:
             yield Finding("version", "info", f"cannot read etcd's version {text!r}")
             continue
-        login = facts.user is not None
+        login = results.user is not None
         best = etcd_versions.shown(etcd_versions.recommended(version, login=login))
         upgrade = f"upgrade to {best} or later"
         if version[:2] < etcd_versions.OLDEST:
@@ -157,8 +157,8 @@ def _version(facts: Facts) -> Iterator[Finding]:
             yield Finding("version", "ok", f"etcd {text}: no known bug that matters here")
 
 
-def _alarms(facts: Facts) -> Iterator[Finding]:
-    for alarm in sorted(set(facts.alarms or ())):
+def _alarms(results: ProbeResults) -> Iterator[Finding]:
+    for alarm in sorted(set(results.alarms or ())):
         do = (
             "etcdctl compact REVISION; etcdctl defrag --cluster; etcdctl alarm disarm; then give "
             "it more with --quota-backend-bytes, and compact on its own with "
@@ -171,20 +171,20 @@ def _alarms(facts: Facts) -> Iterator[Finding]:
             "corrupt data: nothing can be written, not even given back"
         )  # fmt: skip
         yield Finding("alarm", "problem", f"alarm {alarm}: {said}", do)
-    for member in facts.reached:
+    for member in results.reached:
         for error in member.errors:
-            if not any(alarm in error for alarm in facts.alarms or ()):
+            if not any(alarm in error for alarm in results.alarms or ()):
                 yield Finding(
                     "alarm", "problem", f"{member.endpoint}: {error}",
                     "etcdctl endpoint status -w table --cluster",
                 )  # fmt: skip
-    if facts.alarms is None and facts.reached:
+    if results.alarms is None and results.reached:
         yield Finding("alarm", "info", "this user may not ask for alarms", "etcdctl alarm list")
 
 
-def space(facts: Facts) -> Iterator[Finding]:
+def space(results: ProbeResults) -> Iterator[Finding]:
     """Databases that are nearly full, or half empty."""
-    for member in facts.reached:
+    for member in results.reached:
         quota = member.quota or DEFAULT_QUOTA
         assumed = "" if member.quota else " (the default, which is assumed)"
         used = member.db_size / quota
@@ -205,22 +205,22 @@ def space(facts: Facts) -> Iterator[Finding]:
             )
 
 
-def _access(facts: Facts) -> Iterator[Finding]:
-    where = f"{facts.prefix}/{facts.name}/" if facts.name else f"{facts.prefix}/"
-    hint = "" if facts.name else ", or name the semaphore that you may use: etcdsem doctor NAME"
-    for what, said in facts.denied.items():
+def _access(results: ProbeResults) -> Iterator[Finding]:
+    where = f"{results.prefix}/{results.name}/" if results.name else f"{results.prefix}/"
+    hint = "" if results.name else ", or name the semaphore that you may use: etcdsem doctor NAME"
+    for what, said in results.denied.items():
         yield Finding(
             "access",
             "problem",
-            f"{facts.user or 'nobody (no login)'} may not {what} below {where}: {said}",
+            f"{results.user or 'nobody (no login)'} may not {what} below {where}: {said}",
             f"etcdctl role grant-permission ROLE --prefix=true readwrite {where}{hint}",
         )
-    for what, said in facts.failed.items():
+    for what, said in results.failed.items():
         yield Finding(
             "access", "problem", f"could not {what} below {where}: {said}",
             "etcdctl endpoint health --cluster; etcdctl alarm list",
         )  # fmt: skip
-    if facts.reached and not facts.denied and not facts.failed:
+    if results.reached and not results.denied and not results.failed:
         yield Finding("access", "ok", f"reading, writing and leases work below {where}")
 
 
@@ -249,30 +249,30 @@ _SPEED: Final = (  # what, beside what, the difference that is slow, what is sai
 )
 
 
-def _speed(facts: Facts) -> Iterator[Finding]:
-    times = {"network": facts.network, "read": facts.read, "write": facts.write}
+def _speed(results: ProbeResults) -> Iterator[Finding]:
+    times = {"network": results.network, "read": results.read, "write": results.write}
     for what, beside, slow, said, do in _SPEED:
         took, before = times[what], times[beside] if beside else 0.0
         if took is not None and before is not None and took - before > slow:
             shown = said.format(milliseconds(took), milliseconds(before))
             yield Finding("speed", "warning", shown, do)
-    if facts.network is not None:
+    if results.network is not None:
         known = [f"{what} {milliseconds(took)}" for what, took in times.items() if took is not None]
         yield Finding("speed", "ok", f"medians: {', '.join(known)}")
 
 
-def history(facts: Facts) -> Iterator[Finding]:
+def history(results: ProbeResults) -> Iterator[Finding]:
     """How much of the past is kept."""
-    if facts.compacted is None:
+    if results.compacted is None:
         return
-    kept = facts.head - facts.compacted
-    now = f"now: etcdctl compact {facts.head}; etcdctl defrag --cluster"
+    kept = results.head - results.compacted
+    now = f"now: etcdctl compact {results.head}; etcdctl defrag --cluster"
     for_ever = "for ever: start etcd with --auto-compaction-retention=1h"
-    if facts.compacted == 0 and facts.head > NEVER_COMPACTED:
+    if results.compacted == 0 and results.head > NEVER_COMPACTED:
         yield Finding(
             "compaction",
             "problem",
-            f"never compacted: it keeps all {facts.head} revisions, and grows until it is full",
+            f"never compacted: it keeps all {results.head} revisions, and grows until it is full",
             f"{for_ever}; {now}",
         )
     elif kept > MANY_REVISIONS:
@@ -282,23 +282,23 @@ def history(facts: Facts) -> Iterator[Finding]:
             f"it keeps {kept} revisions: reads get slower, and it grows",
             f"{for_ever}; {now}",
         )
-    elif facts.compacted == 0:
+    elif results.compacted == 0:
         yield Finding(
             "compaction",
             "info",
-            f"not compacted yet, at revision {facts.head}; whether it will be cannot be asked",
+            f"not compacted yet, at revision {results.head}; whether it will be cannot be asked",
             for_ever,
         )
     else:
         yield Finding("compaction", "ok", f"compacted: it keeps {kept} revisions")
 
 
-def _wire(facts: Facts) -> Iterator[Finding]:
-    open_ones = [member.endpoint for member in facts.members if not member.loopback]
-    if facts.tls or not open_ones:
+def _wire(results: ProbeResults) -> Iterator[Finding]:
+    open_ones = [member.endpoint for member in results.members if not member.loopback]
+    if results.tls or not open_ones:
         return
-    level: Level = "problem" if facts.user else "warning"
-    what = ", and the password with it" if facts.user else ""
+    level: Level = "problem" if results.user else "warning"
+    what = ", and the password with it" if results.user else ""
     yield Finding(
         "tls",
         level,
@@ -308,8 +308,8 @@ def _wire(facts: Facts) -> Iterator[Finding]:
     )
 
 
-def _time(facts: Facts) -> Iterator[Finding]:
-    ahead = facts.clock_ahead
+def _time(results: ProbeResults) -> Iterator[Finding]:
+    ahead = results.clock_ahead
     if ahead is not None and abs(ahead) > SKEW:
         order = "ahead of" if ahead > 0 else "behind"
         yield Finding(
@@ -319,18 +319,19 @@ def _time(facts: Facts) -> Iterator[Finding]:
             "and dates, no lease depends on it",
             "timedatectl; chronyc tracking",
         )
-    if facts.least_ttl is not None and facts.least_ttl > 2:
+    if results.least_ttl is not None and results.least_ttl > 2:
         yield Finding(
             "ttl",
             "info",
-            f"the smallest lease timeout here is {facts.least_ttl:.0f} s: shorter ones become that",
+            f"the smallest lease timeout here is {results.least_ttl:.0f} s: "
+            "shorter ones become that",
             "a lower etcd --election-timeout makes it shorter, where the network allows",
         )
 
 
-def _semaphores(facts: Facts) -> Iterator[Finding]:
-    for name in facts.bare:
-        known = name != facts.name
+def _semaphores(results: ProbeResults) -> Iterator[Finding]:
+    for name in results.bare:
+        known = name != results.name
         yield Finding(
             "semaphore",
             "problem" if known else "info",
@@ -340,15 +341,15 @@ def _semaphores(facts: Facts) -> Iterator[Finding]:
             f"etcdsem run {name} --limit N -- COMMAND registers it",
         )
     sound = 0
-    for one in facts.semaphores:
-        found = list(_semaphore(facts, one))
+    for one in results.semaphores:
+        found = list(_semaphore(results, one))
         sound += not found
         yield from found
     if sound:
         yield Finding("semaphore", "ok", f"{sound} in order")
 
 
-def _semaphore(facts: Facts, one: Status) -> Iterator[Finding]:
+def _semaphore(results: ProbeResults, one: Status) -> Iterator[Finding]:
     if one.max_leases is None:
         yield Finding(
             "limit",
@@ -381,7 +382,7 @@ def _semaphore(facts: Facts, one: Status) -> Iterator[Finding]:
                 f"{holder.lease_id}): the key was made or overwritten by hand",
                 f"etcdsem evict {one.name} --slot {holder.slot}",
             )
-    if one.name in facts.stuck:
+    if one.name in results.stuck:
         yield Finding(
             "stuck",
             "problem",
@@ -392,7 +393,7 @@ def _semaphore(facts: Facts, one: Status) -> Iterator[Finding]:
         )
 
 
-_LOOKS: Final[tuple[Callable[[Facts], Iterator[Finding]], ...]] = (
+_CHECKS: Final[tuple[Callable[[ProbeResults], Iterator[Finding]], ...]] = (
     _endpoints,
     _cluster,
     _version,
@@ -416,4 +417,4 @@ def _mib(size: int) -> str:
     return f"{size / 1024**2:.0f} MiB"
 
 
-__all__ = ["Finding", "Level", "Member", "history", "judge", "milliseconds", "space"]
+__all__ = ["Finding", "Level", "Member", "history", "milliseconds", "run_checks", "space"]

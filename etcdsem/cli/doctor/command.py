@@ -15,7 +15,7 @@ from etcdsem.cli.run.acquire_worker import quiet_library
 
 if TYPE_CHECKING:
     from etcdsem.cli.doctor.checks import Finding
-    from etcdsem.cli.doctor.probes import Facts, Member
+    from etcdsem.cli.doctor.probes import Member, ProbeResults
 
 _COLOURS = {"ok": "green", "info": "cyan", "warning": "yellow", "problem": "red"}
 
@@ -44,28 +44,28 @@ def doctor(ctx: click.Context, /, name: str | None, as_json: bool) -> int:
       etcdsem doctor gpu                   with a role that may use only this one
       etcdsem doctor --json | jq -r '.findings[] | select(.level == "problem").do'
     """
-    from etcdsem.cli.doctor.checks import judge
-    from etcdsem.cli.doctor.probes import examine
+    from etcdsem.cli.doctor.checks import run_checks
+    from etcdsem.cli.doctor.probes import probe
     from etcdsem.model import check_name
 
     if name is not None:
         check_name(name)
     quiet_library()
     with connect(ctx) as client:
-        facts = examine(client, name)
-    findings = judge(facts)
-    code = _code(facts, findings)
+        results = probe(client, name)
+    findings = run_checks(results)
+    code = _code(results, findings)
     if as_json:
-        echo_json(_data(facts, findings, code))
+        echo_json(_data(results, findings, code))
     else:
         _show(findings)
     return code
 
 
-def _code(facts: Facts, findings: list[Finding]) -> int:
-    if any(member.denied for member in facts.members) or facts.denied:
+def _code(results: ProbeResults, findings: list[Finding]) -> int:
+    if any(member.denied for member in results.members) or results.denied:
         return exit_codes.NO_PERMISSION
-    if not facts.reached:
+    if not results.reached:
         return exit_codes.UNAVAILABLE
     return exit_codes.NOT_DONE if any(one.level == "problem" for one in findings) else exit_codes.OK
 
@@ -88,14 +88,14 @@ def show_finding(one: Finding, following: Finding | None) -> None:
         echo(f"{'':9}  -> {clean(one.do)}")
 
 
-def _data(facts: Facts, findings: list[Finding], code: int) -> dict[str, Any]:
+def _data(results: ProbeResults, findings: list[Finding], code: int) -> dict[str, Any]:
     return {
         "code": code,
         "findings": [one._asdict() for one in findings],
-        "members": [_member_data(one) for one in facts.members],
-        "seconds": {"network": facts.network, "read": facts.read, "write": facts.write},
-        "revision": facts.head or None,
-        "compacted_revision": facts.compacted,
+        "members": [_member_data(one) for one in results.members],
+        "seconds": {"network": results.network, "read": results.read, "write": results.write},
+        "revision": results.head or None,
+        "compacted_revision": results.compacted,
     }
 
 

@@ -57,7 +57,7 @@ class Member:
 
 
 @dataclass
-class Facts:
+class ProbeResults:
     """All that was found out. Times in seconds."""
 
     prefix: str
@@ -93,10 +93,10 @@ class Facts:
         return [member for member in self.members if not member.error]
 
 
-def examine(client: Client, name: str | None) -> Facts:
+def probe(client: Client, name: str | None) -> ProbeResults:
     """Find out all of it. Raises nothing but interruptions."""
     settings = client.settings
-    facts = Facts(client.prefix, name, settings.tls, settings.user)
+    results = ProbeResults(client.prefix, name, settings.tls, settings.user)
     best: Connection | None = None
     connections: list[Connection] = []
     try:
@@ -104,20 +104,20 @@ def examine(client: Client, name: str | None) -> Facts:
             connection = connect_to(settings, endpoint)
             connections.append(connection)
             member = member_of(connection, endpoint)
-            facts.members.append(member)
+            results.members.append(member)
             if best is None and not member.error and not member.learner:
                 best = connection
         if best is not None:
-            _cluster(best, facts)
-            _access(best, facts)
-            _history(best, facts)
-            facts.clock_ahead = _clock(settings, best.settings.endpoints[0])
-            if "read" not in facts.denied:
-                _semaphores(client, facts)
+            _cluster(best, results)
+            _access(best, results)
+            _history(best, results)
+            results.clock_ahead = _clock(settings, best.settings.endpoints[0])
+            if "read" not in results.denied:
+                _semaphores(client, results)
     finally:
         for connection in connections:
             connection.close()
-    return facts
+    return results
 
 
 def connect_to(settings: ConnectionSettings, endpoint: Endpoint) -> Connection:
@@ -163,43 +163,45 @@ def _version(settings: ConnectionSettings, endpoint: Endpoint) -> str:
         return ""
 
 
-def _cluster(connection: Connection, facts: Facts) -> None:
+def _cluster(connection: Connection, results: ProbeResults) -> None:
     from etcdsem.etcd import rpc
 
     with suppress(Failure):
-        facts.listed = len(connection.call("members", rpc.MemberListRequest(), TIMEOUT).members)
+        results.listed = len(connection.call("members", rpc.MemberListRequest(), TIMEOUT).members)
     with suppress(Failure):
-        facts.alarms = connection.alarms(TIMEOUT)
-    if any(member.secret for member in facts.members):
+        results.alarms = connection.alarms(TIMEOUT)
+    if any(member.secret for member in results.members):
         return
     status = rpc.StatusRequest()
-    with _noted(facts, "ask it again"):  # it may have lost its leader just now
-        facts.network = _typical(lambda: connection.call("status", status, TIMEOUT))
+    with _noted(results, "ask it again"):  # it may have lost its leader just now
+        results.network = _typical(lambda: connection.call("status", status, TIMEOUT))
 
 
-def _key(facts: Facts) -> bytes:
-    place = f"{facts.name}/doctor" if facts.name else "~doctor"
-    return f"{facts.prefix}/{place}".encode()
+def _key(results: ProbeResults) -> bytes:
+    place = f"{results.name}/doctor" if results.name else "~doctor"
+    return f"{results.prefix}/{place}".encode()
 
 
-def _access(connection: Connection, facts: Facts) -> None:
+def _access(connection: Connection, results: ProbeResults) -> None:
     """May we read, write, and have leases; and how fast is that?"""
     from etcdsem.etcd import rpc
 
-    key = _key(facts)
-    everything = f"{facts.prefix}/{facts.name}/" if facts.name else f"{facts.prefix}/"
+    key = _key(results)
+    everything = f"{results.prefix}/{results.name}/" if results.name else f"{results.prefix}/"
     end = everything.encode()[:-1] + b"0"
-    with _noted(facts, "read"):
+    with _noted(results, "read"):
         reading = rpc.RangeRequest(key=everything.encode(), range_end=end, limit=1, keys_only=True)
-        facts.head = connection.call("range", reading, TIMEOUT).header.revision
-        facts.read = _typical(lambda: connection.call("range", rpc.RangeRequest(key=key), TIMEOUT))
+        results.head = connection.call("range", reading, TIMEOUT).header.revision
+        results.read = _typical(
+            lambda: connection.call("range", rpc.RangeRequest(key=key), TIMEOUT)
+        )
     lease, short = secrets.randbits(62) + 1, secrets.randbits(62) + 1
     try:
-        with _noted(facts, "write"):
-            facts.least_ttl = connection.grant(short, 1, TIMEOUT)
+        with _noted(results, "write"):
+            results.least_ttl = connection.grant(short, 1, TIMEOUT)
             connection.grant(lease, _LEASE, TIMEOUT)
             writing = Txn((), (Put(key, b"etcdsem doctor was here", lease),))
-            facts.write = _typical(lambda: connection.transact(writing, TIMEOUT))
+            results.write = _typical(lambda: connection.transact(writing, TIMEOUT))
     finally:
         for one in (lease, short):
             with suppress(Failure):
@@ -207,27 +209,27 @@ def _access(connection: Connection, facts: Facts) -> None:
 
 
 class _noted:
-    """A failure inside is noted in the facts, and ends what is inside."""
+    """A failure inside is noted in the results, and ends what is inside."""
 
-    def __init__(self, facts: Facts, what: str) -> None:
-        self._facts, self._what = facts, what
+    def __init__(self, results: ProbeResults, what: str) -> None:
+        self._results, self._what = results, what
 
     def __enter__(self) -> None:
         """Nothing to do."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if isinstance(error, AccessDenied):
-            self._facts.denied[self._what] = error.detail
+            self._results.denied[self._what] = error.detail
         elif isinstance(error, Failure):
-            self._facts.failed[self._what] = error.detail or type(error).__name__
+            self._results.failed[self._what] = error.detail or type(error).__name__
         return isinstance(error, Failure)
 
 
-def _history(connection: Connection, facts: Facts) -> None:
-    if not facts.head:
+def _history(connection: Connection, results: ProbeResults) -> None:
+    if not results.head:
         return
     with suppress(Failure):
-        facts.compacted = compacted_revision(connection, _key(facts), facts.head)
+        results.compacted = compacted_revision(connection, _key(results), results.head)
 
 
 def compacted_revision(connection: Connection, key: bytes, head: int) -> int:
@@ -255,26 +257,26 @@ def _readable(connection: Connection, key: bytes, revision: int) -> bool:
     return True
 
 
-def _semaphores(client: Client, facts: Facts) -> None:
+def _semaphores(client: Client, results: ProbeResults) -> None:
     """Each one as it is; those that look stuck a second time."""
     try:
-        names = [facts.name] if facts.name else [one.name for one in client.overview()]
-        facts.semaphores = _statuses(client, names, facts)
-        suspects = {one.name: one for one in facts.semaphores if _has_room(one)}
+        names = [results.name] if results.name else [one.name for one in client.overview()]
+        results.semaphores = _statuses(client, names, results)
+        suspects = {one.name: one for one in results.semaphores if _has_room(one)}
         if not suspects:
             return
         time.sleep(_SECOND_LOOK)
-        for again in _statuses(client, list(suspects), facts):
+        for again in _statuses(client, list(suspects), results):
             before = suspects[again.name]
             if _has_room(again) and again.waiters[0].lease_id == before.waiters[0].lease_id:
-                facts.stuck.append(again.name)
+                results.stuck.append(again.name)
     except PermissionDenied as error:
-        facts.denied["read"] = str(error)
+        results.denied["read"] = str(error)
     except EtcdSemError as error:
-        facts.failed["list the semaphores"] = str(error)
+        results.failed["list the semaphores"] = str(error)
 
 
-def _statuses(client: Client, names: Sequence[str], facts: Facts) -> list[Status]:
+def _statuses(client: Client, names: Sequence[str], results: ProbeResults) -> list[Status]:
     from etcdsem.errors import SemaphoreClosed
 
     found = []
@@ -282,8 +284,8 @@ def _statuses(client: Client, names: Sequence[str], facts: Facts) -> list[Status
         try:
             found.append(client.status(name, ttl=False))
         except SemaphoreClosed:
-            if name not in facts.bare:
-                facts.bare.append(name)
+            if name not in results.bare:
+                results.bare.append(name)
     return found
 
 

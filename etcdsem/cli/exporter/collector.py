@@ -199,7 +199,7 @@ def _oldest(since: Sequence[float], now: float) -> float:
     return max(0.0, now - min(since)) if since else 0.0
 
 
-class Scraper:
+class SemaphoreCollector:
     """A collector for prometheus_client."""
 
     def __init__(self, client: Client) -> None:
@@ -389,4 +389,4 @@ class Scraper:
         raise AssertionError("two tries, and neither an answer nor a failure")
 
 
-__all__ = ["Scraper"]
+__all__ = ["SemaphoreCollector"]

@@ -24,7 +24,7 @@ from etcdsem.errors import EtcdSemError, InvalidSetting
 if TYPE_CHECKING:
     from socketserver import BaseRequestHandler, TCPServer
 
-    from etcdsem.cli.exporter.collector import Scraper
+    from etcdsem.cli.exporter.collector import SemaphoreCollector
 
 DEFAULT_LISTEN = "127.0.0.1:9379"
 
@@ -67,17 +67,17 @@ def exporter(ctx: click.Context, /, where: str) -> int:
     signals.install()
     signals.have_no_children()
     with connect(ctx) as client:
-        from etcdsem.cli.exporter.collector import Scraper
+        from etcdsem.cli.exporter.collector import SemaphoreCollector
 
         _log_to_stderr()
-        scraper = Scraper(client)
+        collector = SemaphoreCollector(client)
         try:
-            server = listen(host, port, _handler(scraper))
+            server = listen(host, port, _handler(collector))
         except OSError as error:
             raise InvalidSetting(f"--listen {where}: {error.strerror or error}") from None
         address, port = server.server_address[:2]
         say(f"metrics of {client.prefix} are served on http://{_shown(address)}:{port}/metrics")
-        threading.Thread(target=scraper.up, daemon=True).start()  # count from now on
+        threading.Thread(target=collector.up, daemon=True).start()  # count from now on
         stopped = _serve(server, signals)
         say(f"{signal.Signals(stopped).name}: ended")
         return exit_codes.SIGNAL + stopped
@@ -129,7 +129,7 @@ def _shown(host: object) -> str:
     return f"[{text}]" if ":" in text else text
 
 
-def _handler(scraper: Scraper) -> type[BaseRequestHandler]:
+def _handler(collector: SemaphoreCollector) -> type[BaseRequestHandler]:
     """What answers one request."""
     from http.server import BaseHTTPRequestHandler
 
@@ -137,7 +137,7 @@ def _handler(scraper: Scraper) -> type[BaseRequestHandler]:
     from prometheus_client.exposition import choose_encoder
 
     registry = CollectorRegistry()
-    registry.register(scraper)
+    registry.register(collector)
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
 
@@ -151,7 +151,7 @@ def _handler(scraper: Scraper) -> type[BaseRequestHandler]:
                     encode, kind = choose_encoder(self.headers.get("Accept", ""))
                     self._answer(200, kind, encode(registry))
                 case "/readyz":
-                    up = scraper.up()
+                    up = collector.up()
                     self._answer_json(200 if up else 503, {"etcd": up})
                 case "/livez":
                     self._answer_json(200, {"alive": True})

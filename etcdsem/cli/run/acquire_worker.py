@@ -19,16 +19,16 @@ import click
 
 from etcdsem.cli.options import DIAL_TIMEOUT, connect
 from etcdsem.cli.output import exact, say
-from etcdsem.cli.progress import Picture
-from etcdsem.cli.run.multi import take_together
-from etcdsem.cli.run.request import Wish
+from etcdsem.cli.progress import ProgressLine
+from etcdsem.cli.run.multi import acquire_multi
+from etcdsem.cli.run.request import LeaseRequest
 from etcdsem.cli.signals import Signals
 from etcdsem.clock import boot_time
 from etcdsem.errors import EtcdUnavailable, SemaphoreClosed
 
 if TYPE_CHECKING:
     from etcdsem import Client, Lease, Semaphore, Start
-    from etcdsem.cli.run.multi import Together
+    from etcdsem.cli.run.multi import MultiLease
 
 T = TypeVar("T")
 
@@ -39,90 +39,92 @@ LAST_WORDS = 2.0
 """Seconds for telling etcd at the end."""
 
 
-def connect_for(ctx: click.Context, wish: Wish) -> Client:
+def connect_for(ctx: click.Context, request: LeaseRequest) -> Client:
     """A client that gives up on an etcd that never answered after --wait, if that is short."""
-    return connect(ctx, dial_timeout=min(DIAL_TIMEOUT, wish.wait or DIAL_TIMEOUT))
+    return connect(ctx, dial_timeout=min(DIAL_TIMEOUT, request.wait or DIAL_TIMEOUT))
 
 
-def wait_for_lease(wish: Wish, client: Client, signals: Signals) -> Lease | None:
+def wait_for_lease(request: LeaseRequest, client: Client, signals: Signals) -> Lease | None:
     """In line, until it is our turn; None when the time was up (and that is said)."""
 
     def ready() -> _Acquire[Lease]:
-        semaphore = _semaphore(wish, client, signals)
-        wants = wish.wants._asdict()
+        semaphore = _semaphore(request, client, signals)
+        wants = request.wants._asdict()
         return lambda left, on_wait: semaphore.acquire_lease(left, **wants, on_wait=on_wait)
 
-    return _wait(ready, wish, client, signals, "no lease was free", "status")
+    return _wait(ready, request, client, signals, "no lease was free", "status")
 
 
-def wait_for_leases(wish: Wish, client: Client, signals: Signals) -> Lease | Together | None:
+def wait_for_leases(
+    request: LeaseRequest, client: Client, signals: Signals
+) -> Lease | MultiLease | None:
     """The same for a lease of each of several semaphores, if several are named."""
-    if not wish.more:
-        return wait_for_lease(wish, client, signals)
+    if not request.more:
+        return wait_for_lease(request, client, signals)
 
-    def ready() -> _Acquire[Together]:
-        semaphores = [_semaphore(one, client, signals) for one in _each(wish)]
-        return lambda left, on_wait: take_together(semaphores, left, on_wait)
+    def ready() -> _Acquire[MultiLease]:
+        semaphores = [_semaphore(one, client, signals) for one in _each(request)]
+        return lambda left, on_wait: acquire_multi(semaphores, left, on_wait)
 
-    return _wait(ready, wish, client, signals, "no lease was free", "status")
+    return _wait(ready, request, client, signals, "no lease was free", "status")
 
 
-def wait_for_start(wish: Wish, client: Client, signals: Signals) -> Start | None:
+def wait_for_start(request: LeaseRequest, client: Client, signals: Signals) -> Start | None:
     """The same for a start of a rate limit."""
 
     def ready() -> _Acquire[Start]:
         from etcdsem import RateLimit
 
-        rate = wish.rate
+        rate = request.rate
         if rate is None:
             raise AssertionError("no rate is wanted")
         limit = RateLimit(
-            wish.name,
+            request.name,
             rate.starts,
             rate.period,
             block=rate.block,
             client=client,
-            labels=wish.labels,
+            labels=request.labels,
         )
         return lambda left, on_wait: limit.acquire(left, on_wait=on_wait)
 
-    return _wait(ready, wish, client, signals, "no start was free", "rate")
+    return _wait(ready, request, client, signals, "no start was free", "rate")
 
 
 def _wait(
     ready: Callable[[], _Acquire[T]],
-    wish: Wish,
+    request: LeaseRequest,
     client: Client,
     signals: Signals,
     none: str,
     command: str,
 ) -> T | None:
-    until = math.inf if wish.wait is None else boot_time() + wish.wait
-    line = _Line(ready, until, signals.wake)
-    picture = Picture(client, wish.name, quiet=wish.quiet)
-    line.start(picture.start)
+    until = math.inf if request.wait is None else boot_time() + request.wait
+    line = _AcquireWorker(ready, until, signals.wake)
+    progress = ProgressLine(client, request.name, quiet=request.quiet)
+    line.start(progress.start)
     try:
         while not line.over:
             left = until - boot_time()
-            if wish.wait and left <= 0 and not line.in_touch:
+            if request.wait and left <= 0 and not line.in_touch:
                 raise EtcdUnavailable(
-                    f"{wish.name}: etcd cannot be reached within --wait {exact(wish.wait)}. "
+                    f"{request.name}: etcd cannot be reached within --wait {exact(request.wait)}. "
                     "Check that it runs and that the endpoints are right (ETCDSEM_ENDPOINTS)."
                 )
             signals.stop(min(left, 60.0) if left > 0 else 1.0)
         result = line.result()
     finally:
-        picture.stop()
+        progress.stop()
     if result is None:
-        waited = f" within {exact(wish.wait)}" if wish.wait else ""
-        if wish.more:
-            say(f"{wish.shown}: not all had a free lease{waited} (see: etcdsem ls)")
+        waited = f" within {exact(request.wait)}" if request.wait else ""
+        if request.more:
+            say(f"{request.shown}: not all had a free lease{waited} (see: etcdsem ls)")
         else:
-            say(f"{wish.name}: {none}{waited} (see: etcdsem {command} {wish.name})")
+            say(f"{request.name}: {none}{waited} (see: etcdsem {command} {request.name})")
     return result
 
 
-def give_back(name: str, lease: Lease | Together | None, client: Client) -> None:
+def give_back(name: str, lease: Lease | MultiLease | None, client: Client) -> None:
     """Let go of everything that is still held."""
 
     def tell() -> None:
@@ -150,36 +152,36 @@ def quiet_library() -> None:
         logger.propagate = False
 
 
-def _semaphore(wish: Wish, client: Client, signals: Signals) -> Semaphore:
+def _semaphore(request: LeaseRequest, client: Client, signals: Signals) -> Semaphore:
     """First contact with etcd: the limit is registered, or found to be."""
     from etcdsem import Semaphore
 
     try:
         return Semaphore(
-            wish.limit,
-            wish.name,
+            request.limit,
+            request.name,
             client=client,
-            lease_timeout=wish.ttl,
-            refresh_interval=wish.refresh,
-            labels=wish.labels,
-            max_hold=wish.max_hold,
-            rate=None if wish.rate is None else str(wish.rate),
+            lease_timeout=request.ttl,
+            refresh_interval=request.refresh,
+            labels=request.labels,
+            max_hold=request.max_hold,
+            rate=None if request.rate is None else str(request.rate),
             on_lost=lambda lease: signals.wake(),
         )
     except SemaphoreClosed:
         raise SemaphoreClosed(
-            f"{wish.name} is not registered yet: give "
-            f"{f'{wish.name}=N' if wish.one_of else '--limit N'} to do so"
+            f"{request.name} is not registered yet: give "
+            f"{f'{request.name}=N' if request.one_of else '--limit N'} to do so"
         ) from None
 
 
-def _each(wish: Wish) -> list[Wish]:
-    """The same wish for each of several semaphores."""
-    named = ((wish.name, wish.limit), *wish.more)
-    return [wish._replace(name=name, limit=limit, more=(), one_of=True) for name, limit in named]
+def _each(request: LeaseRequest) -> list[LeaseRequest]:
+    """The same request for each of several semaphores."""
+    named = ((request.name, request.limit), *request.more)
+    return [request._replace(name=name, limit=limit, more=(), one_of=True) for name, limit in named]
 
 
-class _Line(Generic[T]):
+class _AcquireWorker(Generic[T]):
     """A thread that stands in line."""
 
     def __init__(

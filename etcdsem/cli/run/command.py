@@ -13,7 +13,7 @@ from etcdsem.cli.options import connection_options, name_argument
 from etcdsem.cli.run.job import Plan, run_job
 from etcdsem.cli.run.job_metrics import check_metrics_file
 from etcdsem.cli.run.multi import could_be_name, read_names
-from etcdsem.cli.run.request import read_grace, read_wish, wish_options
+from etcdsem.cli.run.request import read_grace, read_request, request_options
 
 _NAMES = "etcdsem.names"
 
@@ -107,7 +107,7 @@ def _lacks_value(word: str, valued: frozenset[str]) -> bool:
 
 
 @click.command(cls=_RunCommand, short_help="Run a command while holding a lease.")
-@wish_options
+@request_options
 @click.option(
     "--rate",
     metavar="N/PERIOD",
@@ -218,11 +218,11 @@ def _plan(
             )
     if more and given["rate"] is not None:
         raise click.UsageError("--rate is for one NAME only")
-    wish = read_wish(name=first, limit=limit, more=more, **given)
+    request = read_request(name=first, limit=limit, more=more, **given)
     return Plan(
-        wish=wish,
+        request=request,
         terminate=on_lost == "terminate",
-        kill_after=read_grace("--kill-after", kill_after, wish),
+        kill_after=read_grace("--kill-after", kill_after, request),
         metrics_file=check_metrics_file(metrics_file),
         command=command,
     )

@@ -21,8 +21,8 @@ from etcdsem.cli import exit_codes
 from etcdsem.cli.options import connection_options, name_argument
 from etcdsem.cli.output import echo, flush, say
 from etcdsem.cli.run.acquire_worker import connect_for, give_back, quiet_library, wait_for_lease
-from etcdsem.cli.run.ready_file import Facts, ReadyFile, ReadyPort, check, facts
-from etcdsem.cli.run.request import Wish, read_grace, read_wish, wish_options
+from etcdsem.cli.run.ready_file import ReadyData, ReadyFile, ReadyPort, check, ready_data
+from etcdsem.cli.run.request import LeaseRequest, read_grace, read_request, request_options
 from etcdsem.cli.run.supervisor import ends_soon, slack
 from etcdsem.cli.signals import STOPPING, Signals, Stopped
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class _Plan(NamedTuple):
-    wish: Wish
+    request: LeaseRequest
     terminate: bool
     notice: float
     file: str | None
@@ -50,7 +50,7 @@ def _check_now(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 
 @click.command(short_help="Keep a lease until stopped: for sidecars.")
-@wish_options
+@request_options
 @click.option(
     "--ready-file",
     metavar="PATH",
@@ -128,11 +128,11 @@ def _plan(
     as_json: bool,
     **given: Any,
 ) -> _Plan:
-    wish = read_wish(**given)
+    request = read_request(**given)
     return _Plan(
-        wish=wish,
+        request=request,
         terminate=on_lost == "terminate",
-        notice=read_grace("--notice", notice, wish),
+        notice=read_grace("--notice", notice, request),
         file=ready_file,
         port=ready_port,
         as_json=as_json,
@@ -143,14 +143,14 @@ def _run(ctx: click.Context, plan: _Plan) -> int:
     signals = Signals()
     signals.install()
     signals.have_no_children()
-    client = connect_for(ctx, plan.wish)
+    client = connect_for(ctx, plan.request)
     quiet_library()
     holding = _Holding(plan, client, signals)
     try:
         return holding.run()
     except Stopped as stopped:
         name = signal.Signals(stopped.number).name
-        say(f"{name} while waiting for {plan.wish.name}: left the line")
+        say(f"{name} while waiting for {plan.request.name}: left the line")
         return exit_codes.SIGNAL + stopped.number
     finally:
         holding.end()
@@ -171,24 +171,24 @@ class _Holding:
 
     def run(self) -> int:
         """Gives the exit code."""
-        wish = self._plan.wish
-        if self._port is not None and not wish.quiet:
+        request = self._plan.request
+        if self._port is not None and not request.quiet:
             say(f"probes are answered on port {self._port.port}: /readyz, /livez")
-        lease = self._lease = wait_for_lease(wish, self._client, self._signals)
+        lease = self._lease = wait_for_lease(request, self._client, self._signals)
         if lease is None:
-            return wish.conflict_code
+            return request.conflict_code
         self._signals.stop(0)  # a last look: nobody was told yet
         if not self._announce(lease):
             return exit_codes.NOT_DONE
         stopped = self._keep(lease)
         self._withdraw()
         if stopped is not None:
-            if not wish.quiet:
-                say(f"{wish.name}: {signal.Signals(stopped).name}, the lease is given back")
+            if not request.quiet:
+                say(f"{request.name}: {signal.Signals(stopped).name}, the lease is given back")
             return exit_codes.OK
         if not lease.valid:
             reason = lease.lost_reason or "it could not be refreshed in time"
-            say(f"the lease on {wish.name!r} was lost: {reason}")
+            say(f"the lease on {request.name!r} was lost: {reason}")
         if not self._plan.terminate:
             say("WARNING: it stays lost until this is stopped")
             while not set(self._signals.wait(60.0)) & set(STOPPING):
@@ -198,12 +198,12 @@ class _Holding:
     def end(self) -> None:
         """Let go of everything that is still held."""
         self._withdraw()
-        give_back(self._plan.wish.name, self._lease, self._client)
+        give_back(self._plan.request.name, self._lease, self._client)
         if self._port is not None:
             self._port.close()
 
     def _announce(self, lease: Lease) -> bool:
-        told = facts(lease, self._good_for(lease))
+        told = ready_data(lease, self._good_for(lease))
         if self._file is not None and not self._file.show(told):
             return False
         with self._lock:
@@ -211,7 +211,7 @@ class _Holding:
         if self._plan.as_json:
             echo(json.dumps(told))
             flush()
-        elif not self._plan.wish.quiet:
+        elif not self._plan.request.quiet:
             say(
                 f"{lease.name}: {lease._slots_shown()} of {lease.limit} "
                 f"{'is' if lease.weight == 1 else 'are'} held "
@@ -227,7 +227,7 @@ class _Holding:
             for number in self._signals.wait(min(tick, left)):
                 if number in STOPPING:
                     return number
-            told = facts(lease, self._good_for(lease))
+            told = ready_data(lease, self._good_for(lease))
             if self._file is not None and told["good_until"] > shown + 0.1 and lease.valid:
                 shown = told["good_until"]
                 self._file.show(told)
@@ -247,14 +247,14 @@ class _Holding:
         if self._file is not None:
             self._file.remove()
 
-    def _told(self) -> Facts | None:
+    def _told(self) -> ReadyData | None:
         """What the port says; decided anew for each probe, also when the main thread is busy."""
         with self._lock:
             lease = self._lease if self._ready else None
         if lease is None:
             return None
         good = self._good_for(lease)
-        return facts(lease, good) if good > 0 else None
+        return ready_data(lease, good) if good > 0 else None
 
 
 __all__ = ["hold"]

@@ -1,6 +1,6 @@
 """One run of ``etcdsem run``, from the line to the end.
 
-1. Before anything else, while single-threaded: the guardian and the launcher are forked, and
+1. Before anything else, while single-threaded: the watchdog and the launcher are forked, and
    signals are heard. Only then is etcd talked to.
 2. With the lease the command runs, without it it does not: see `supervisor.py` for how.
 """
@@ -26,14 +26,14 @@ from etcdsem.cli.run.acquire_worker import (
     wait_for_leases,
     wait_for_start,
 )
-from etcdsem.cli.run.job_metrics import Record
+from etcdsem.cli.run.job_metrics import JobMetrics
 from etcdsem.cli.run.launcher import Launcher
-from etcdsem.cli.run.multi import Together, described
+from etcdsem.cli.run.multi import MultiLease, described
 from etcdsem.cli.run.process_group import ProcessGroup
-from etcdsem.cli.run.request import Wish
+from etcdsem.cli.run.request import LeaseRequest
 from etcdsem.cli.run.supervisor import HeldLease, Policy, Supervisor
 from etcdsem.cli.run.terminal import Terminal
-from etcdsem.cli.run.watchdog import Guardian
+from etcdsem.cli.run.watchdog import Watchdog
 from etcdsem.cli.signals import Signals, Stopped
 from etcdsem.clock import boot_time
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 class Plan(NamedTuple):
     """What was asked for, checked."""
 
-    wish: Wish
+    request: LeaseRequest
     terminate: bool
     kill_after: float
     metrics_file: str | None
@@ -53,32 +53,32 @@ class Plan(NamedTuple):
 
 def run_job(ctx: click.Context, plan: Plan) -> int:
     """Carry the plan out; gives the exit code."""
-    with Record(plan.metrics_file, plan.wish) as record:
-        record.code = _run_job(ctx, plan, record)
-    return record.code
+    with JobMetrics(plan.metrics_file, plan.request) as metrics:
+        metrics.code = _run_job(ctx, plan, metrics)
+    return metrics.code
 
 
-def _run_job(ctx: click.Context, plan: Plan, record: Record) -> int:
+def _run_job(ctx: click.Context, plan: Plan, metrics: JobMetrics) -> int:
     code = _cannot_run(plan.command[0])
     if code:
         return code
-    client = connect_for(ctx, plan.wish)
+    client = connect_for(ctx, plan.request)
     quiet_library()
     _open_standard_streams()
     signals, terminal = Signals(), Terminal()
     try:
-        guardian = Guardian()
-        launcher = Launcher(plan.command, inherited=(*signals.fds, *terminal.fds, guardian.fd))
-    except OSError as error:  # the guardian that has started ends with us
+        watchdog = Watchdog()
+        launcher = Launcher(plan.command, inherited=(*signals.fds, *terminal.fds, watchdog.fd))
+    except OSError as error:  # the watchdog that has started ends with us
         say(f"no process can be started for {plan.command[0]}: {error.strerror}")
         return exit_codes.CANNOT_EXECUTE
     signals.install()
-    job = _Job(plan, client, signals, terminal, guardian, launcher, record)
+    job = _Job(plan, client, signals, terminal, watchdog, launcher, metrics)
     try:
         return job.run()
     except Stopped as stopped:
         name = signal.Signals(stopped.number).name
-        say(f"{name} while waiting for {plan.wish.shown}: left the line")
+        say(f"{name} while waiting for {plan.request.shown}: left the line")
         return exit_codes.SIGNAL + stopped.number
     finally:
         job.end()
@@ -93,43 +93,43 @@ class _Job:
         client: Client,
         signals: Signals,
         terminal: Terminal,
-        guardian: Guardian,
+        watchdog: Watchdog,
         launcher: Launcher,
-        record: Record,
+        metrics: JobMetrics,
     ) -> None:
         self._plan = plan
         self._client = client
         self._signals = signals
         self._terminal = terminal
-        self._guardian = guardian
+        self._watchdog = watchdog
         self._launcher = launcher
-        self._record = record
+        self._metrics = metrics
         self._launched = False
-        self._lease: Lease | Together | None = None
+        self._lease: Lease | MultiLease | None = None
 
     def run(self) -> int:
-        if self._plan.wish.only_rate:
+        if self._plan.request.only_rate:
             return self._run_at_rate()
-        self._lease = wait_for_leases(self._plan.wish, self._client, self._signals)
+        self._lease = wait_for_leases(self._plan.request, self._client, self._signals)
         if self._lease is None:
-            return self._plan.wish.conflict_code
-        self._record.granted()
+            return self._plan.request.conflict_code
+        self._metrics.granted()
         self._signals.hear_stop()
         self._signals.stop(0)  # a last look: nothing is started yet
         return self._hold(self._lease)
 
     def _run_at_rate(self) -> int:
         """Run the command in its turn. There is no lease: nothing ends it, nothing is held."""
-        wish = self._plan.wish
-        start = wait_for_start(wish, self._client, self._signals)
+        request = self._plan.request
+        start = wait_for_start(request, self._client, self._signals)
         if start is None:
-            return wish.conflict_code
-        self._record.granted()
+            return request.conflict_code
+        self._metrics.granted()
         self._signals.hear_stop()
         self._signals.stop(0)  # a last look; the start was used all the same
         additions = {
-            "ETCDSEM_NAME": wish.name,
-            "ETCDSEM_RATE": str(wish.rate),
+            "ETCDSEM_NAME": request.name,
+            "ETCDSEM_RATE": str(request.rate),
             "ETCDSEM_WAITED": f"{start.waited:.3f}",
         }
         return self._supervise(_Nothing(), additions, math.inf, ttl=math.inf, terminate=False)
@@ -138,10 +138,10 @@ class _Job:
         """Let go of everything that is still held."""
         if not self._launched:
             self._launcher.give_up()
-            self._guardian.done()
-        give_back(self._plan.wish.shown, self._lease, self._client)
+            self._watchdog.done()
+        give_back(self._plan.request.shown, self._lease, self._client)
 
-    def _hold(self, lease: Lease | Together) -> int:
+    def _hold(self, lease: Lease | MultiLease) -> int:
         """Run the command while the lease is held."""
         plan = self._plan
         deadline = boot_time() + lease.remaining if plan.terminate else math.inf
@@ -161,18 +161,18 @@ class _Job:
         plan, pid = self._plan, self._launcher.pid
         terminal = self._terminal.wanted()
         group = ProcessGroup(pid)
-        self._guardian.arm(pid, deadline)
+        self._watchdog.arm(pid, deadline)
         self._launched = True
         number = self._launcher.go(additions, terminal=terminal)
         self._terminal.lent = terminal
         policy = Policy(terminate=terminate, ttl=ttl, kill_after=plan.kill_after)
         supervisor = Supervisor(
-            plan.wish.name, lease, group, self._guardian, self._signals, self._terminal, policy
+            plan.request.name, lease, group, self._watchdog, self._signals, self._terminal, policy
         )
         if not number:
             _let_go_of_streams()
         code = supervisor.run()
-        self._record.ended(lost=supervisor.lost or not lease.valid)
+        self._metrics.ended(lost=supervisor.lost or not lease.valid)
         if number:
             return _not_started(plan.command[0], number)
         return exit_codes.LOST if supervisor.lost else code
@@ -188,9 +188,9 @@ class _Nothing:
     hold_remaining = None
 
 
-def _additions(held: Lease | Together) -> dict[str, str]:
+def _additions(held: Lease | MultiLease) -> dict[str, str]:
     """What the command finds in its environment: of several, the first, and all in JSON."""
-    leases = held.leases if isinstance(held, Together) else (held,)
+    leases = held.leases if isinstance(held, MultiLease) else (held,)
     lease = leases[0]
     return {
         "ETCDSEM_NAME": lease.name,

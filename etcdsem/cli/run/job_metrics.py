@@ -21,7 +21,7 @@ from etcdsem.clock import boot_time
 from etcdsem.errors import EtcdSemError, InvalidSetting
 
 if TYPE_CHECKING:
-    from etcdsem.cli.run.request import Wish
+    from etcdsem.cli.run.request import LeaseRequest
     from etcdsem.metrics import Family
 
 
@@ -39,12 +39,12 @@ def check_metrics_file(path: str | None) -> str | None:
     return path
 
 
-class Record:
+class JobMetrics:
     """One run, from its beginning to the block's end, where it is written."""
 
-    def __init__(self, path: str | None, wish: Wish) -> None:
+    def __init__(self, path: str | None, request: LeaseRequest) -> None:
         self._path = path
-        self._wish = wish
+        self._request = request
         self._began = boot_time()
         self._started = time.time()
         self._granted: float | None = None
@@ -92,8 +92,8 @@ class Record:
         held = 0.0
         if self._granted is not None:
             held = (self._ended if self._ended is not None else now) - self._granted
-        own = _prometheus_labels(self._wish)
-        each = [{"name": name, **own} for name in self._wish.names]
+        own = _prometheus_labels(self._request)
+        each = [{"name": name, **own} for name in self._request.names]
         numbers: tuple[tuple[str, float, str], ...] = (
             ("granted", self._granted is not None, "1 if the last run got a lease, else 0."),
             ("lost", self._lost, "1 if the last run lost its lease before it ended, else 0."),
@@ -108,8 +108,8 @@ class Record:
             yield Family(f"etcdsem_job_{name}", gauge, text, [(one, float(value)) for one in each])
 
 
-def _prometheus_labels(wish: Wish) -> dict[str, str]:
+def _prometheus_labels(request: LeaseRequest) -> dict[str, str]:
     """The run's own labels, as kube-state-metrics writes those of pods: ``label_<key>``."""
     return {
-        "label_" + re.sub("[^A-Za-z0-9_]", "_", key): value for key, value in wish.labels.items()
+        "label_" + re.sub("[^A-Za-z0-9_]", "_", key): value for key, value in request.labels.items()
     }

@@ -8,7 +8,7 @@
 4. The command gets what the wrapper got: environment (and the additions), working directory,
    standard streams, other inherited files, ignored signals. Only SIGPIPE and SIGXFSZ, which
    Python ignores for itself, go back to their default.
-5. If the wrapper dies, the kernel kills the command (PR_SET_PDEATHSIG, Linux). The guardian sees
+5. If the wrapper dies, the kernel kills the command (PR_SET_PDEATHSIG, Linux). The watchdog sees
    to the rest of its process group, and to other systems.
 """
 

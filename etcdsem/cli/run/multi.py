@@ -1,7 +1,7 @@
 """``etcdsem run A B -- COMMAND``: a lease of each of several semaphores, as if it were one.
 
 1. NAMES are words before a ``--`` that could all be names. Each may carry its limit: ``A=5``.
-2. To the line and to the supervisor several leases are one (`Together`), which is valid while all
+2. To the line and to the supervisor several leases are one (`MultiLease`), which is valid while all
    of them are and ends when the first of them does.
 """
 
@@ -50,17 +50,17 @@ def read_names(words: Sequence[str], limit: int | None) -> tuple[tuple[str, int 
     return tuple(named.items())
 
 
-def take_together(
+def acquire_multi(
     semaphores: Sequence[Semaphore], timeout: float | None, on_wait: Callable[..., object]
-) -> Together | None:
+) -> MultiLease | None:
     """All of them or None; `on_wait` is called with the name of the one that is waited for."""
     from etcdsem import acquire_all
 
     leases = acquire_all(*semaphores, timeout=timeout, on_wait=on_wait)
-    return None if leases is None else Together(leases)
+    return None if leases is None else MultiLease(leases)
 
 
-class Together:
+class MultiLease:
     """Several leases as one: valid while all are. What it says is said of the first to end."""
 
     def __init__(self, leases: Sequence[Lease]) -> None:

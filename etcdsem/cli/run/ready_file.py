@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
     from etcdsem import Lease
 
-Facts = Mapping[str, Any]
+ReadyData = Mapping[str, Any]
 
 
-def facts(lease: Lease, good_for: float) -> Facts:
+def ready_data(lease: Lease, good_for: float) -> ReadyData:
     """What is told of a lease that is good for so many seconds; described in docs/cli.md."""
     return {
         "name": lease.name,
@@ -64,7 +64,7 @@ class ReadyFile:
         except OSError as error:
             raise InvalidSetting(f"--ready-file {path}: {error.strerror}") from None
 
-    def show(self, told: Facts) -> bool:
+    def show(self, told: ReadyData) -> bool:
         """Write it. False if that fails; a file that was there goes stale by itself."""
         try:
             self._write(json.dumps(told).encode() + b"\n")
@@ -117,7 +117,7 @@ def check(path: str) -> str | None:
 class ReadyPort:
     """An HTTP server for probes, on all addresses or on one."""
 
-    def __init__(self, where: str, told: Callable[[], Facts | None]) -> None:
+    def __init__(self, where: str, told: Callable[[], ReadyData | None]) -> None:
         """`where` is PORT or HOST:PORT; `told` gives what is held. Raises InvalidSetting."""
         host, port = _address(where)
         try:
@@ -135,7 +135,7 @@ class ReadyPort:
         self._server.server_close()
 
 
-def _handler(told: Callable[[], Facts | None]) -> type[BaseRequestHandler]:
+def _handler(told: Callable[[], ReadyData | None]) -> type[BaseRequestHandler]:
     """What answers one probe."""
     from http.server import BaseHTTPRequestHandler
 
@@ -155,7 +155,7 @@ def _handler(told: Callable[[], Facts | None]) -> type[BaseRequestHandler]:
 
         do_HEAD = do_GET
 
-        def _answer(self, code: int, body: Facts) -> None:
+        def _answer(self, code: int, body: ReadyData) -> None:
             text = json.dumps(body).encode() + b"\n"
             self.send_response(code)
             self.send_header("Content-Type", "application/json")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Wish(NamedTuple):
+class LeaseRequest(NamedTuple):
     """The lease that is wanted. Durations in seconds."""
 
     name: str
@@ -124,14 +124,14 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
 )
 
 
-def wish_options(function: F) -> F:
-    """Give a command the options for the lease it wants; `read_wish()` reads them."""
+def request_options(function: F) -> F:
+    """Give a command the options for the lease it wants; `read_request()` reads them."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
 
 
-def read_wish(
+def read_request(
     *,
     name: str,
     limit: int | None,
@@ -147,7 +147,7 @@ def read_wish(
     more: Sequence[tuple[str, int | None]] = (),
     priority: int = 0,
     eager: bool = False,
-) -> Wish:
+) -> LeaseRequest:
     """Check all that can be checked without etcd."""
     from etcdsem.core.keys import ORDINARY, Wants
     from etcdsem.model import (
@@ -169,7 +169,7 @@ def read_wish(
             "--weight, --priority, --eager and --max-hold are for a lease, so give -l N, too"
         )
     ttl, refresh = read_intervals(lease_timeout, None)
-    return Wish(
+    return LeaseRequest(
         name=check_name(name),
         limit=None if limit is None else check_limit(limit),
         more=tuple(more),
@@ -186,7 +186,7 @@ def read_wish(
     )
 
 
-def read_grace(option: str, given: str | None, wish: Wish) -> float:
+def read_grace(option: str, given: str | None, request: LeaseRequest) -> float:
     """The time from "lost" to the end of the work, in seconds; `option` names it in an error.
 
     After a refresh that failed there must be time for one more, and then for that. It must end
@@ -195,9 +195,9 @@ def read_grace(option: str, given: str | None, wish: Wish) -> float:
     from etcdsem.core.leases import margin
     from etcdsem.model import seconds
 
-    ttl = wish.ttl
-    room = ttl - margin(ttl) - slack(ttl) - wish.refresh
-    longest = wish.max_hold if wish.max_hold is not None else math.inf
+    ttl = request.ttl
+    room = ttl - margin(ttl) - slack(ttl) - request.refresh
+    longest = request.max_hold if request.max_hold is not None else math.inf
     if given is None:
         wanted = min(5.0, ttl / 3, max(0.0, 0.9 * room), longest / 3)
     else:
@@ -212,7 +212,7 @@ def read_grace(option: str, given: str | None, wish: Wish) -> float:
     if not 0 <= wanted < room:
         raise InvalidSetting(
             f"{option} {given} does not fit into a lease timeout of {ttl}s that is refreshed "
-            f"every {exact(wish.refresh)}: give less than {exact(room)}, "
+            f"every {exact(request.refresh)}: give less than {exact(room)}, "
             "or a longer --lease-timeout"
         )
     return wanted

@@ -11,7 +11,7 @@
    later.
 2. INT, QUIT, TERM, HUP, USR1 and USR2 sent to us go to the group, each time they come. A command
    that ignores them goes on, with its lease.
-3. The guardian hears of every renewal within a tick, and "done" before the command is reaped.
+3. The watchdog hears of every renewal within a tick, and "done" before the command is reaped.
 4. Orphans that are given to us (as PID 1 of a container) are reaped.
 """
 
@@ -23,10 +23,10 @@ import signal
 from typing import Final, Protocol
 
 from etcdsem.cli.output import exact, say
-from etcdsem.cli.run.multi import Together
+from etcdsem.cli.run.multi import MultiLease
 from etcdsem.cli.run.process_group import ProcessGroup
 from etcdsem.cli.run.terminal import Terminal
-from etcdsem.cli.run.watchdog import Guardian
+from etcdsem.cli.run.watchdog import Watchdog
 from etcdsem.cli.signals import Signals
 from etcdsem.clock import boot_time
 
@@ -95,7 +95,7 @@ class Supervisor:
         name: str,
         lease: HeldLease,
         group: ProcessGroup,
-        guardian: Guardian,
+        watchdog: Watchdog,
         signals: Signals,
         terminal: Terminal,
         policy: Policy,
@@ -103,7 +103,7 @@ class Supervisor:
         self._name = name
         self._lease = lease
         self._group = group
-        self._guardian = guardian
+        self._watchdog = watchdog
         self._signals = signals
         self._terminal = terminal
         self._policy = policy
@@ -123,11 +123,11 @@ class Supervisor:
         self._terminal.take_back(self._group.pid)
         if self.lost:
             self._end_leftovers()
-        self._guardian.done()
+        self._watchdog.done()
         code = self._reap()
         if code == 128 + signal.SIGKILL and self._policy.terminate and not self._lease.valid:
             self.lost = True
-            say(f"{self._loss()}; the guardian ended the command")  # while we were stopped
+            say(f"{self._loss()}; the watchdog ended the command")  # while we were stopped
         if not self.lost and self._group.send(0):
             say(
                 f"note: processes of the command still run in process group {self._group.pid}, "
@@ -158,7 +158,7 @@ class Supervisor:
                     now + left - self._policy.slack,
                 )
             else:
-                self._guardian.extend(now + left)
+                self._watchdog.extend(now + left)
                 return
         if now >= self._kill_at:
             self._group.send(signal.SIGKILL)
@@ -175,7 +175,7 @@ class Supervisor:
     @property
     def _shown(self) -> str:
         """The semaphore that is spoken of: of several the one whose lease ends first."""
-        return self._lease.ends_first if isinstance(self._lease, Together) else self._name
+        return self._lease.ends_first if isinstance(self._lease, MultiLease) else self._name
 
     def _loss(self) -> str:
         reason = self._lease.lost_reason or "it could not be refreshed in time"
@@ -187,7 +187,7 @@ class Supervisor:
         say(f"{why} (SIGTERM, SIGKILL after {exact(max(0.0, kill_at - boot_time()))})")
         self._group.send(signal.SIGTERM)
         self._group.send(signal.SIGCONT)  # a stopped command would never hear it
-        self._guardian.extend(kill_at + self._policy.slack)
+        self._watchdog.extend(kill_at + self._policy.slack)
 
     def _pause(self) -> float:
         """Seconds until there is something to do, if nothing happens."""

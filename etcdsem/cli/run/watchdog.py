@@ -36,7 +36,7 @@ _DEAF = (
 )
 
 
-class Guardian:
+class Watchdog:
     """The wrapper's side."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Guardian:
 
 
 def _guard(pipe: int) -> NoReturn:
-    """The guardian's life."""
+    """The watchdog's life."""
     try:
         os.setsid()
         for number in _DEAF:

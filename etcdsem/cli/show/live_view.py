@@ -73,7 +73,7 @@ def is_screen() -> bool:
         return False
 
 
-class Looks(Generic[T]):
+class Poller(Generic[T]):
     """A thread that looks at etcd again and again, and wakes who waits for it."""
 
     def __init__(
@@ -125,7 +125,7 @@ class Looks(Generic[T]):
             self._end.wait(max(self._every - took, cheap))
 
 
-def print_looks(
+def print_repeatedly(
     look: Callable[[], T],
     show: Callable[[T, int], None],
     *,
@@ -138,7 +138,7 @@ def print_looks(
     """
     signals = Signals()
     signals.install()
-    looks, shown = Looks(look, every, signals, close), 0
+    looks, shown = Poller(look, every, signals, close), 0
     try:
         while True:
             for number in signals.wait(60.0):
@@ -156,7 +156,7 @@ def print_looks(
         looks.stop()
 
 
-class Live(Generic[T]):
+class LiveView(Generic[T]):
     """The picture, from its first look to q."""
 
     def __init__(
@@ -183,7 +183,7 @@ class Live(Generic[T]):
         self._signals.install()
         self._signals.hear_stop()
         signal.signal(signal.SIGWINCH, _heard)
-        looks = Looks(self._look, self._every, self._signals, self._close)
+        looks = Poller(self._look, self._every, self._signals, self._close)
         try:
             while looks.made == 0:  # an etcd that is not there is no reason to clear the screen
                 for number in self._signals.wait(60.0):
@@ -200,14 +200,14 @@ class Live(Generic[T]):
         finally:
             looks.stop()
 
-    def _show(self, looks: Looks[T]) -> int:
+    def _show(self, looks: Poller[T]) -> int:
         """Until a signal comes; 0 for q, and after the last look."""
         from rich.console import Console
-        from rich.live import Live as Drawing
+        from rich.live import Live
 
         console = Console(highlight=False, emoji=False)
         blocks = console.encoding.lower().startswith("utf")
-        with Drawing(console=console, screen=True, auto_refresh=False) as drawing:
+        with Live(console=console, screen=True, auto_refresh=False) as drawing:
             while True:
                 size = console.size
                 screen = Screen(size.width, size.height, blocks)

@@ -37,12 +37,12 @@ from etcdsem.cli.output import (
 )
 from etcdsem.cli.run.acquire_worker import quiet_library
 from etcdsem.cli.show.live_view import (
-    Live,
+    LiveView,
     Screen,
     cut,
     interval_option,
     is_screen,
-    print_looks,
+    print_repeatedly,
     read_interval,
 )
 from etcdsem.errors import EtcdSemError, InvalidSetting
@@ -149,11 +149,11 @@ def status(ctx: click.Context, /, name: str, as_json: bool, watch: bool, interva
 
     if watch and not as_json and is_screen():
         quiet_library()
-        return Live(look, _picture, every=every, close=client.close).run()
+        return LiveView(look, _picture, every=every, close=client.close).run()
     if watch:
         quiet_library()
         show = partial(_print_status, as_json=as_json)
-        return print_looks(look, show, every=every, count=0, close=client.close)
+        return print_repeatedly(look, show, every=every, count=0, close=client.close)
     with client:
         _print_status(look(), as_json=as_json)
     return exit_codes.OK

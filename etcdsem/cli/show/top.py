@@ -16,11 +16,11 @@ from etcdsem.cli.options import WholeNumber, connect, connection_options
 from etcdsem.cli.output import echo, echo_json, flush, limit_text, stamp, table, used
 from etcdsem.cli.run.acquire_worker import quiet_library
 from etcdsem.cli.show.live_view import (
-    Live,
+    LiveView,
     Screen,
     interval_option,
     is_screen,
-    print_looks,
+    print_repeatedly,
     read_interval,
 )
 from etcdsem.cli.show.status import overview_data
@@ -76,7 +76,7 @@ def top(ctx: click.Context, /, interval: str, sort: str, count: int | None, as_j
     client = connect(ctx)
     if live:
         return _Top(client, sort).run(every, looks)
-    return print_looks(
+    return print_repeatedly(
         client.overview,
         lambda seen, which: _print(seen, sort, as_json=as_json, again=which > 1),
         every=every,
@@ -93,7 +93,7 @@ class _Top:
         self._sort = sort
 
     def run(self, every: float, looks: int) -> int:
-        live = Live(
+        live = LiveView(
             self._client.overview,
             self._draw,
             every=every,
