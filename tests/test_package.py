@@ -89,7 +89,7 @@ EXCEPTIONS = {
     },
     "cli.run.multi": {"core.several"},
     "cli.admin.rate": {"core.operating", "core.rates"},
-    "cli.show.status": {"core.operating"},
+    "cli.admin.limit": {"core.operating"},
     "cli.run.command": {"core.keys"},
     "cli.exporter.collector": {
         "core.census",
@@ -99,7 +99,7 @@ EXCEPTIONS = {
         "core.station",
         "core.transactions",
     },
-    "cli.output": {"core.rates"},
+    "cli.json_output": {"core.rates"},
     "cli.run.request": {"core.keys", "core.leases", "shell"},
     "keeper": {"etcd.settings"},
     "testing.inmemory": {"etcd.settings"},

@@ -9,19 +9,16 @@
 from __future__ import annotations
 
 import errno
-import json
-import math
 import os
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-    from etcdsem.model import Pause, Rate, Status
+    from etcdsem.model import Pause, Rate
 
 
 class OutputError(Exception):
@@ -70,18 +67,6 @@ def flush() -> None:
         raise OutputError from error
 
 
-def echo_json(data: Mapping[str, Any]) -> None:
-    """Write one JSON object on one line to stdout."""
-    echo(json.dumps(data, default=str))
-
-
-def stamp(moment: datetime | None) -> str | None:
-    """A time as JSON carries it: RFC 3339, UTC, with a Z."""
-    if moment is None:
-        return None
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def age(moment: datetime | None) -> str:
     """How long ago, for people. Clocks differ: what lies in the future is shown as 0s."""
     if moment is None:
@@ -106,13 +91,6 @@ def pause_text(pause: Pause) -> str:
     return f"paused{when}{by}" + (f": {pause.reason}" if pause.reason else "")
 
 
-def pause_data(pause: Pause | None) -> dict[str, str | None] | None:
-    """The same for JSON; None if it is not paused."""
-    if pause is None:
-        return None
-    return {"by": pause.by, "since": stamp(pause.since), "reason": pause.reason}
-
-
 def span(seconds: float) -> str:
     """A duration in at most two units: 7s, 2m05s, 3h10m, 4d02h."""
     whole = int(seconds)
@@ -133,28 +111,6 @@ def exact(seconds: float) -> str:
 def until_text(seconds: float) -> str:
     """How long from now, for people."""
     return exact(seconds) if seconds < 10 else span(seconds)
-
-
-def rate_data(seen: Status) -> dict[str, Any]:
-    """A rate limit as it is told in JSON. A block counts as used as soon as somebody has it."""
-    from etcdsem.core.rates import next_free
-
-    rate = seen.rate
-    if rate is None:
-        return {}
-    after = next_free(seen, time.time()) if seen.pause is None else math.inf
-    used = rate.block * seen.held
-    return {
-        "rate": str(rate),
-        "limit": rate.starts,
-        "period": rate.period,
-        "block": rate.block,
-        "used": used,
-        "free": max(0, rate.block * (seen.max_leases or 0) - used),
-        "waiting": len(seen.waiters),
-        "next_free": round(after, 1) if after < math.inf else None,
-        "paused": pause_data(seen.pause),
-    }
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[str]) -> None:

@@ -13,7 +13,8 @@ import pytest
 import etcdsem
 from etcdsem import server
 from etcdsem.cli.doctor import etcd_versions
-from etcdsem.cli.doctor.checks import Finding, run_checks
+from etcdsem.cli.doctor.checks import run_checks
+from etcdsem.cli.doctor.finding import Finding
 from etcdsem.cli.doctor.probes import Member, ProbeResults, probe
 from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, eventually, ran
 

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from etcdsem.cli import exit_codes
+from etcdsem.cli.admin.pause import reason_option
+from etcdsem.cli.json_output import echo_json, holder_data, json_option, pause_data
 from etcdsem.cli.options import connect, connection_options, name_argument
-from etcdsem.cli.output import age, clean, echo, echo_json, exact, pause_data, say
+from etcdsem.cli.output import age, clean, echo, exact, say
 from etcdsem.cli.progress import Progress, ProgressLine
 from etcdsem.cli.run.acquire_worker import quiet_library
-from etcdsem.cli.show.status import holder_data, json_option, reason_option
 from etcdsem.cli.signals import Signals, Stopped
 
 if TYPE_CHECKING:

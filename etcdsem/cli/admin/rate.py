@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
+from etcdsem.cli.json_output import echo_json, json_option, rate_data
 from etcdsem.cli.options import connect, connection_options, name_argument
-from etcdsem.cli.output import clean, echo, echo_json, pause_text, rate_data, say, until_text
-from etcdsem.cli.show.status import json_option
+from etcdsem.cli.output import clean, echo, pause_text, say, until_text
 
 
 @click.command(short_help="Show or change a rate limit.")

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from etcdsem.cli.bench.bench_runner import BenchResults, EndpointResult
-from etcdsem.cli.doctor.checks import Finding, Level, history, milliseconds, space
+from etcdsem.cli.doctor.checks import history, space
+from etcdsem.cli.doctor.finding import Finding, Level, milliseconds
 from etcdsem.cli.doctor.probes import ProbeResults
 
 BUSY: Final = 0.75

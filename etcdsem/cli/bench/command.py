@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from etcdsem.cli import exit_codes
+from etcdsem.cli.json_output import echo_json
 from etcdsem.cli.options import WholeNumber, connect, connection_options, optional_name_argument
-from etcdsem.cli.output import clean, echo, echo_json, say, write_stderr
+from etcdsem.cli.output import clean, echo, say, write_stderr
 from etcdsem.cli.run.acquire_worker import quiet_library
 from etcdsem.cli.signals import Signals, Stopped
 from etcdsem.errors import EtcdSemError, InvalidSetting, SemaphoreClosed
@@ -19,7 +20,7 @@ from etcdsem.errors import EtcdSemError, InvalidSetting, SemaphoreClosed
 if TYPE_CHECKING:
     from etcdsem import Client
     from etcdsem.cli.bench.bench_runner import BenchResults, BenchRunner, Latency, Throughput
-    from etcdsem.cli.doctor.checks import Finding
+    from etcdsem.cli.doctor.finding import Finding
 
 _CLEANED = 10.0
 """Seconds for the cleaning up when it is told to stop."""
@@ -152,7 +153,7 @@ def _watch(runner: BenchRunner, signals: Signals) -> None:
 
 
 def _show(results: BenchResults, findings: list[Finding]) -> None:
-    from etcdsem.cli.doctor.command import show_finding
+    from etcdsem.cli.doctor.finding import print_findings
     from etcdsem.cli.output import table
 
     rows = [
@@ -182,8 +183,7 @@ def _show(results: BenchResults, findings: list[Finding]) -> None:
         rows.append(["hand-overs at limit 1", *(["-", over] if len(heads) == 3 else [over])])
     table(heads, rows, frozenset(heads[1:]))
     echo("")
-    for one, following in zip(findings, [*findings[1:], None], strict=True):
-        show_finding(one, following)
+    print_findings(findings)
 
 
 def _role(leads: bool) -> str:

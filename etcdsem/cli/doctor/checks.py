@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final, Literal, NamedTuple
+from typing import Final
 
 from etcdsem.cli.doctor import etcd_versions
+from etcdsem.cli.doctor.finding import Finding, Level, milliseconds
 from etcdsem.cli.doctor.probes import Member, ProbeResults
-from etcdsem.model import Status
-
-Level = Literal["ok", "info", "warning", "problem"]
-
-
-class Finding(NamedTuple):
-    """One thing that was looked at."""
-
-    check: str
-    level: Level
-    what: str
-    do: str = ""
-
+from etcdsem.cli.doctor.semaphore_checks import check_semaphores
 
 SLOW_NETWORK: Final = 0.05
 SLOW_QUORUM: Final = 0.05
@@ -28,59 +17,61 @@ MANY_REVISIONS: Final = 1_000_000
 NEVER_COMPACTED: Final = 20_000
 DEFAULT_QUOTA: Final = 2 * 1024**3
 SKEW: Final = 5.0
-_MANY_JUNK: Final = 5
 
 
 def run_checks(results: ProbeResults) -> list[Finding]:
     """All findings, in the order in which they were looked at."""
-    return [finding for look in _CHECKS for finding in look(results)]
+    return [finding for check in _CHECKS for finding in check(results)]
 
 
 def _endpoints(results: ProbeResults) -> Iterator[Finding]:
     for member in results.members:
-        if member.denied:
-            yield Finding(
-                "login",
-                "problem",
-                f"{member.endpoint}: {member.error}",
-                "check the user and the password: ETCDSEM_USER, and ETCDSEM_PASSWORD or "
-                "ETCDSEM_PASSWORD_FILE",
-            )
-        elif member.secret:
-            yield Finding(
-                "endpoint",
-                "info",
-                f"{member.endpoint}: etcd {member.version or '(version unknown)'}; it tells its "
-                "status (leader, space, alarms) to root only",
-                "to check that, too: etcdsem doctor --user root",
-            )
-        elif not member.has_leader and (not member.error or "no leader" in member.error):
-            yield Finding(
-                "endpoint",
-                "problem",
-                f"{member.endpoint} has no leader: most members are away, and nothing can be "
-                "granted, refreshed or freed",
-                "etcdctl endpoint health --cluster; start the members that are down",
-            )
-        elif member.error:
-            level: Level = "warning" if results.reached else "problem"
-            yield Finding(
-                "endpoint",
-                level,
-                f"{member.endpoint} does not answer: {member.error}",
-                f"etcdctl --endpoints {member.endpoint} endpoint health; is it running, and the "
-                "address right?",
-            )
-        elif member.learner:
-            yield Finding(
-                "endpoint",
-                "warning",
-                f"{member.endpoint} is a learner: it serves nobody yet",
-                f"etcdctl member promote {member.id:x}, or take it out of the endpoints",
-            )
-        else:
-            role = "leader" if member.leads else "follower"
-            yield Finding("endpoint", "ok", f"{member.endpoint}: etcd {member.version}, {role}")
+        yield _endpoint(results, member)
+
+
+def _endpoint(results: ProbeResults, member: Member) -> Finding:
+    if member.denied:
+        return Finding(
+            "login",
+            "problem",
+            f"{member.endpoint}: {member.error}",
+            "check the user and the password: ETCDSEM_USER, and ETCDSEM_PASSWORD or "
+            "ETCDSEM_PASSWORD_FILE",
+        )
+    if member.secret:
+        return Finding(
+            "endpoint",
+            "info",
+            f"{member.endpoint}: etcd {member.version or '(version unknown)'}; it tells its "
+            "status (leader, space, alarms) to root only",
+            "to check that, too: etcdsem doctor --user root",
+        )
+    if not member.has_leader and (not member.error or "no leader" in member.error):
+        return Finding(
+            "endpoint",
+            "problem",
+            f"{member.endpoint} has no leader: most members are away, and nothing can be "
+            "granted, refreshed or freed",
+            "etcdctl endpoint health --cluster; start the members that are down",
+        )
+    if member.error:
+        level: Level = "warning" if results.reached else "problem"
+        return Finding(
+            "endpoint",
+            level,
+            f"{member.endpoint} does not answer: {member.error}",
+            f"etcdctl --endpoints {member.endpoint} endpoint health; is it running, and the "
+            "address right?",
+        )
+    if member.learner:
+        return Finding(
+            "endpoint",
+            "warning",
+            f"{member.endpoint} is a learner: it serves nobody yet",
+            f"etcdctl member promote {member.id:x}, or take it out of the endpoints",
+        )
+    role = "leader" if member.leads else "follower"
+    return Finding("endpoint", "ok", f"{member.endpoint}: etcd {member.version}, {role}")
 
 
 def _cluster(results: ProbeResults) -> Iterator[Finding]:
@@ -109,6 +100,10 @@ def _cluster(results: ProbeResults) -> Iterator[Finding]:
                 f"{member.endpoint} has {member.lag} entries yet to apply",
                 "look at its disk and load: etcdctl endpoint status -w table",
             )
+
+
+def _size(results: ProbeResults) -> Iterator[Finding]:
+    """How many members there are, and how many of them are given."""
     if results.listed is None:
         return
     if results.listed == 1:
@@ -329,73 +324,10 @@ def _time(results: ProbeResults) -> Iterator[Finding]:
         )
 
 
-def _semaphores(results: ProbeResults) -> Iterator[Finding]:
-    for name in results.bare:
-        known = name != results.name
-        yield Finding(
-            "semaphore",
-            "problem" if known else "info",
-            f"{name}: leases without a limit: nothing more is granted"
-            if known
-            else f"{name} is not registered",
-            f"etcdsem run {name} --limit N -- COMMAND registers it",
-        )
-    sound = 0
-    for one in results.semaphores:
-        found = list(_semaphore(results, one))
-        sound += not found
-        yield from found
-    if sound:
-        yield Finding("semaphore", "ok", f"{sound} in order")
-
-
-def _semaphore(results: ProbeResults, one: Status) -> Iterator[Finding]:
-    if one.max_leases is None:
-        yield Finding(
-            "limit",
-            "problem",
-            f"{one.name}: the limit is no number from 0 to 99999: nothing is granted",
-            f"etcdsem limit {one.name} N",
-        )
-    elif one.held > one.max_leases:
-        yield Finding(
-            "overbooked",
-            "warning",
-            f"{one.name}: {one.held} held, limit {one.max_leases}; nothing is granted until "
-            "enough have left",
-            f"wait, if the limit was lowered; else etcdsem status {one.name}, and "
-            f"etcdsem evict {one.name} --slot N",
-        )
-    for junk in [one for one in one.junk if not one.key.endswith("/max_leases")][:_MANY_JUNK]:
-        yield Finding("junk", "problem", f"{junk.key} {junk.reason}", f"etcdctl del {junk.key!r}")
-    if len(one.junk) > _MANY_JUNK:
-        yield Finding(
-            "junk", "problem", f"{one.name}: {len(one.junk)} such keys in all",
-            f"etcdsem status {one.name}",
-        )  # fmt: skip
-    for holder in one.holders:
-        if not holder.owner:
-            yield Finding(
-                "owner",
-                "warning",
-                f"{one.name}: slot {holder.slot} is held by nobody who says so (lease "
-                f"{holder.lease_id}): the key was made or overwritten by hand",
-                f"etcdsem evict {one.name} --slot {holder.slot}",
-            )
-    if one.name in results.stuck:
-        yield Finding(
-            "stuck",
-            "problem",
-            f"{one.name}: {one.held} of {one.max_leases} held, and {len(one.waiters)} wait all "
-            "the same",
-            f"is the first in line alive? etcdsem status {one.name}; if not, "
-            f"etcdsem evict {one.name} --lease {one.waiters[0].lease_id}",
-        )
-
-
 _CHECKS: Final[tuple[Callable[[ProbeResults], Iterator[Finding]], ...]] = (
     _endpoints,
     _cluster,
+    _size,
     _version,
     _alarms,
     space,
@@ -404,17 +336,9 @@ _CHECKS: Final[tuple[Callable[[ProbeResults], Iterator[Finding]], ...]] = (
     history,
     _wire,
     _time,
-    _semaphores,
+    check_semaphores,
 )
-
-
-def milliseconds(seconds: float) -> str:
-    """A time, for people."""
-    return f"{seconds * 1000:.1f} ms"
 
 
 def _mib(size: int) -> str:
     return f"{size / 1024**2:.0f} MiB"
-
-
-__all__ = ["Finding", "Level", "Member", "history", "milliseconds", "run_checks", "space"]

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from etcdsem.cli import exit_codes
+from etcdsem.cli.doctor.finding import print_findings
+from etcdsem.cli.json_output import echo_json
 from etcdsem.cli.options import connect, connection_options, optional_name_argument
-from etcdsem.cli.output import clean, echo, echo_json
+from etcdsem.cli.output import echo
 from etcdsem.cli.run.acquire_worker import quiet_library
 
 if TYPE_CHECKING:
-    from etcdsem.cli.doctor.checks import Finding
+    from etcdsem.cli.doctor.finding import Finding
     from etcdsem.cli.doctor.probes import Member, ProbeResults
-
-_COLOURS = {"ok": "green", "info": "cyan", "warning": "yellow", "problem": "red"}
 
 
 @click.command(short_help="Check etcd, the way to it, and the semaphores.")
@@ -71,21 +69,10 @@ def _code(results: ProbeResults, findings: list[Finding]) -> int:
 
 
 def _show(findings: list[Finding]) -> None:
-    for one, following in zip(findings, [*findings[1:], None], strict=True):
-        show_finding(one, following)
+    print_findings(findings)
     counts = [sum(one.level == level for one in findings) for level in ("problem", "warning")]
     echo("")
     echo(f"problems: {counts[0]}   warnings: {counts[1]}")
-
-
-def show_finding(one: Finding, following: Finding | None) -> None:
-    """One finding, and what to do unless the `following` one says the same."""
-    level = one.level.ljust(7)
-    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-        level = click.style(level, fg=_COLOURS[one.level], bold=one.level == "problem")
-    echo(f"{level}  {one.check}: {clean(one.what)}")
-    if one.do and (following is None or following.do != one.do):
-        echo(f"{'':9}  -> {clean(one.do)}")
 
 
 def _data(results: ProbeResults, findings: list[Finding], code: int) -> dict[str, Any]:
@@ -109,6 +96,3 @@ def _member_data(one: Member) -> dict[str, Any]:
         "db_size": one.db_size,
         "db_size_in_use": one.db_in_use,
     }
-
-
-__all__ = ["doctor", "show_finding"]

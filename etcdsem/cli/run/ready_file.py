@@ -18,7 +18,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from etcdsem.cli.output import say, stamp
+from etcdsem.cli.json_output import stamp
+from etcdsem.cli.output import say
 from etcdsem.clock import boot_time
 from etcdsem.errors import InvalidSetting
 

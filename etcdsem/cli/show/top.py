@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from etcdsem.cli.json_output import echo_json, overview_data, stamp
 from etcdsem.cli.options import WholeNumber, connect, connection_options
-from etcdsem.cli.output import echo, echo_json, flush, limit_text, stamp, table, used
+from etcdsem.cli.output import echo, flush, limit_text, table, used
 from etcdsem.cli.run.acquire_worker import quiet_library
 from etcdsem.cli.show.live_view import (
     LiveView,
@@ -23,7 +24,6 @@ from etcdsem.cli.show.live_view import (
     print_repeatedly,
     read_interval,
 )
-from etcdsem.cli.show.status import overview_data
 from etcdsem.cli.show.top_layout import SORTS, View, draw, note, oldest, ordered
 
 if TYPE_CHECKING:
