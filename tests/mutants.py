@@ -881,7 +881,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "where the watchdog is gone the command outlives its wrapper",
         "cli/run/launcher.py",
-        "        _die_with_parent(parent)\n",
+        "        die_with_parent()\n",
         "",
         "cli/test_supervise.py::test_wrapper_and_watchdog_killed_at_once",
     ),
@@ -1000,7 +1000,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a ready file of before the machine's start is believed",
         "cli/run/ready_file.py",
-        "if boot != _boot_id():",
+        "if boot != boot_id():",
         "if boot is None:",
         "cli/test_hold.py::test_check_of_what_is_no_ready_file",
     ),

@@ -17,13 +17,14 @@ from __future__ import annotations
 import os
 import signal
 import struct
-import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
+from etcdsem.cli.run.terminal import set_foreground
+from etcdsem.posix import die_with_parent
+
 _LENGTH = struct.Struct("!I?")
 _ERRNO = struct.Struct("!i")
-_PR_SET_PDEATHSIG = 1
 
 
 class Launcher:
@@ -73,7 +74,9 @@ def _become(command: Sequence[str], go: int, tell: int, parent: int) -> NoReturn
         os.setpgid(0, 0)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        _die_with_parent(parent)
+        die_with_parent()
+        if os.getppid() != parent:
+            os._exit(0)  # it died before we asked
         head = os.read(go, _LENGTH.size)
         if len(head) < _LENGTH.size:
             os._exit(0)
@@ -85,7 +88,7 @@ def _become(command: Sequence[str], go: int, tell: int, parent: int) -> NoReturn
                 os._exit(0)
             payload += part
         if terminal:
-            take_terminal(0)
+            set_foreground(0, os.getpgrp())
         for sig in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(sig, signal.SIG_DFL)
         _exec(command, payload, tell)
@@ -104,24 +107,3 @@ def _exec(command: Sequence[str], payload: bytes, tell: int) -> None:
         environment[key] = value
     os.set_inheritable(tell, False)
     os.execvpe(command[0], list(command), environment)  # noqa: S606 - no shell, on purpose
-
-
-def _die_with_parent(parent: int) -> None:
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(0)  # it died before we asked
-
-
-def take_terminal(fd: int) -> None:
-    """Make this process's group the terminal's foreground group."""
-    before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-    try:
-        os.tcsetpgrp(fd, os.getpgrp())
-    except OSError:
-        pass  # the terminal went away, or is not ours: the command will notice by itself
-    finally:
-        signal.signal(signal.SIGTTOU, before)

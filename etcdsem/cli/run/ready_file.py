@@ -22,6 +22,7 @@ from etcdsem.cli.json_output import stamp
 from etcdsem.cli.output import say
 from etcdsem.clock import boot_time
 from etcdsem.errors import InvalidSetting
+from etcdsem.posix import boot_id
 
 if TYPE_CHECKING:
     from socketserver import BaseRequestHandler, TCPServer
@@ -43,7 +44,7 @@ def ready_data(lease: Lease, good_for: float) -> ReadyData:
         "acquired_at": stamp(lease.acquired_at),
         "ttl": lease.ttl,
         "pid": os.getpid(),
-        "boot_id": _boot_id(),
+        "boot_id": boot_id(),
         "good_until": round(boot_time() + good_for, 3),
     }
 
@@ -108,7 +109,7 @@ def check(path: str) -> str | None:
         return f"{path}: {error.strerror}"
     except (ValueError, KeyError, TypeError):
         return f"{path}: it is no ready file"
-    if boot != _boot_id():
+    if boot != boot_id():
         return f"{path}: it was written before the machine started"
     if boot_time() >= until:
         return f"{path}: its holder has not refreshed it for too long"
@@ -209,12 +210,3 @@ def _remove(path: str) -> None:
         os.unlink(path)
     except OSError:
         pass
-
-
-def _boot_id() -> str | None:
-    """Which start of the machine this is, where the system tells."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return None

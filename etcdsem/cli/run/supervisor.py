@@ -29,6 +29,7 @@ from etcdsem.cli.run.terminal import Terminal
 from etcdsem.cli.run.watchdog import Watchdog
 from etcdsem.cli.signals import Signals
 from etcdsem.clock import boot_time
+from etcdsem.posix import process_stat
 
 _STOPS: Final = (signal.SIGTTIN, signal.SIGTTOU)
 _LEFTOVERS_TICK: Final = 0.05
@@ -281,10 +282,9 @@ def _members(group: int) -> set[int]:
         return found
     for pid in pids:
         try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                state, _, pgrp = file.read().rsplit(b")", 1)[1].split()[:3]
+            stat = process_stat(pid)
         except (OSError, ValueError):
             continue
-        if int(pgrp) == group and state not in (b"Z", b"X"):
+        if stat.group == group and stat.state not in "ZX":
             found.add(pid)
     return found

@@ -66,14 +66,18 @@ class Terminal:
 
     def _set(self, group: int) -> None:
         assert self._fd is not None
-        try:
-            before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-            try:
-                os.tcsetpgrp(self._fd, group)
-            finally:
-                signal.signal(signal.SIGTTOU, before)
-        except OSError:
-            pass  # it went away
+        set_foreground(self._fd, group)
+
+
+def set_foreground(fd: int, group: int) -> None:
+    """Make a process group the terminal's foreground group."""
+    before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    try:
+        os.tcsetpgrp(fd, group)
+    except OSError:
+        pass  # the terminal went away, or is not ours: whoever reads from it will notice
+    finally:
+        signal.signal(signal.SIGTTOU, before)
 
 
 def _is_pipe(fd: int) -> bool:
