@@ -944,8 +944,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "--wait counts from the answer of etcd on",
         "cli/run/acquire_worker.py",
-        "left = None if self._until == math.inf else",
-        "left = None if self._until > 0 else",
+        "left = None if until == math.inf else",
+        "left = None if until > 0 else",
         "cli/test_run.py::test_wait_gives_up",
     ),
     Mutant(

@@ -1,13 +1,11 @@
 """``etcdsem drain``: pause a semaphore, and wait until nobody holds a lease of it.
 
-1. A thread waits, so that the main one hears signals.
-2. However it ends, the semaphore stays paused, and that is said: with the command that resumes it.
+However it ends, the semaphore stays paused, and that is said: with the command that resumes it.
 """
 
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -16,11 +14,12 @@ import click
 from etcdsem.cli import exit_codes
 from etcdsem.cli.admin.pause import reason_option
 from etcdsem.cli.json_output import echo_json, holder_data, json_option, pause_data
+from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.options import connect, connection_options, name_argument
 from etcdsem.cli.output import age, clean, echo, exact, say
 from etcdsem.cli.progress import Progress, ProgressLine
-from etcdsem.cli.run.acquire_worker import quiet_library
 from etcdsem.cli.signals import Signals, Stopped
+from etcdsem.cli.worker import Worker
 
 if TYPE_CHECKING:
     from etcdsem import Client, Holder, Status
@@ -78,7 +77,7 @@ def drain(
     signals.install()
     with client:
         try:
-            empty = _wait(_Work(client, name, limit, reason, signals), signals, quiet=quiet)
+            empty = _drain(client, name, signals, timeout=limit, reason=reason, quiet=quiet)
         except Stopped as stopped:
             limit_now = client.station(name).limit
             paused = limit_now is not None and limit_now.paused
@@ -120,50 +119,24 @@ class _Holders(ProgressLine):
         return Progress(self._name, held, held, _named(status.holders), doing="draining")
 
 
-class _Work:
-    """A thread that drains."""
+def _drain(
+    client: Client,
+    name: str,
+    signals: Signals,
+    *,
+    timeout: float | None,
+    reason: str | None,
+    quiet: bool,
+) -> bool:
+    progress = _Holders(client, name, quiet=quiet)
 
-    def __init__(
-        self, client: Client, name: str, limit: float | None, reason: str | None, signals: Signals
-    ) -> None:
-        self.client = client
-        self.name = name
-        self._limit = limit
-        self._reason = reason
-        self._signals = signals
-        self._empty = False
-        self._error: BaseException | None = None
-        self.over = False
+    def call() -> bool:
+        return client.drain(name, timeout, reason=reason, on_wait=progress.start)
 
-    def start(self, progress: ProgressLine) -> None:
-        threading.Thread(target=self._run, args=(progress,), name="drain", daemon=True).start()
-
-    def result(self) -> bool:
-        """What came of it."""
-        if self._error is not None:
-            raise self._error
-        return self._empty
-
-    def _run(self, progress: ProgressLine) -> None:
-        try:
-            self._empty = self.client.drain(
-                self.name, self._limit, reason=self._reason, on_wait=progress.start
-            )
-        except BaseException as error:
-            self._error = error
-        self.over = True
-        self._signals.wake()
-
-
-def _wait(work: _Work, signals: Signals, *, quiet: bool) -> bool:
-    progress = _Holders(work.client, work.name, quiet=quiet)
-    work.start(progress)
+    worker = Worker(call, signals, name="drain")
     try:
-        while not work.over:
+        while not worker.done:
             signals.stop(60.0)
-        return work.result()
+        return worker.result()
     finally:
         progress.stop()
-
-
-__all__ = ["drain"]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import secrets
 import sys
-import threading
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from etcdsem.cli import exit_codes
 from etcdsem.cli.json_output import echo_json
+from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.options import WholeNumber, connect, connection_options, optional_name_argument
 from etcdsem.cli.output import clean, echo, say, write_stderr
-from etcdsem.cli.run.acquire_worker import quiet_library
 from etcdsem.cli.signals import Signals, Stopped
+from etcdsem.cli.worker import Worker
 from etcdsem.errors import EtcdSemError, InvalidSetting, SemaphoreClosed
 
 if TYPE_CHECKING:
@@ -118,34 +118,25 @@ def _watch(runner: BenchRunner, signals: Signals) -> None:
     from etcdsem.core.commands import Failure
     from etcdsem.core.outward import public_error
 
-    failures: list[BaseException] = []
-
-    def measure() -> None:
-        try:
-            runner.measure()
-        except BaseException as failure:
-            failures.append(failure)
-        finally:
-            signals.wake()
-
-    thread = threading.Thread(target=measure, name="etcdsem-bench", daemon=True)
-    thread.start()
+    worker = Worker(runner.measure, signals, name="etcdsem-bench")
     shown = sys.stderr is not None and sys.stderr.isatty()
     try:
-        while thread.is_alive():
+        while not worker.done:
             if shown:
                 write_stderr(f"\r\x1b[K{runner.phase}")
             signals.stop(0.2)
     finally:
         runner.over.set()
-        thread.join(_CLEANED)
+        worker.join(_CLEANED)
         if shown:
             write_stderr("\r\x1b[K")
-    for failure in failures:
-        if isinstance(failure, Failure):
-            raise public_error(failure, f"measure {runner.phase}") from failure
-        if isinstance(failure, EtcdSemError | AssertionError):
-            raise failure
+    try:
+        worker.result()
+    except Failure as failure:
+        raise public_error(failure, f"measure {runner.phase}") from failure
+    except (EtcdSemError, AssertionError):
+        raise
+    except BaseException as failure:
         raise AssertionError("while measuring") from failure
 
 

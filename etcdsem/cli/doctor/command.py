@@ -9,9 +9,9 @@ import click
 from etcdsem.cli import exit_codes
 from etcdsem.cli.doctor.finding import print_findings
 from etcdsem.cli.json_output import echo_json
+from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.options import connect, connection_options, optional_name_argument
 from etcdsem.cli.output import echo
-from etcdsem.cli.run.acquire_worker import quiet_library
 
 if TYPE_CHECKING:
     from etcdsem.cli.doctor.finding import Finding

@@ -7,7 +7,6 @@ serves; here are the command and its HTTP server.
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import threading
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from etcdsem.cli import exit_codes
+from etcdsem.cli.logs import log_to_stderr
 from etcdsem.cli.options import connect, connection_options
 from etcdsem.cli.output import clean, say
 from etcdsem.cli.run.ready_file import listen
@@ -69,7 +69,7 @@ def exporter(ctx: click.Context, /, where: str) -> int:
     with connect(ctx) as client:
         from etcdsem.cli.exporter.collector import SemaphoreCollector
 
-        _log_to_stderr()
+        log_to_stderr()
         collector = SemaphoreCollector(client)
         try:
             server = listen(host, port, _handler(collector))
@@ -103,18 +103,6 @@ def _need_prometheus_client() -> None:
         prometheus_client()
     except ModuleNotFoundError as error:
         raise EtcdSemError(str(error)) from error
-
-
-def _log_to_stderr() -> None:
-    """What the library warns of, etcd being away for one, as lines like ours."""
-
-    class Lines(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            say(record.getMessage())
-
-    logger = logging.getLogger("etcdsem")
-    logger.addHandler(Lines(logging.WARNING))
-    logger.propagate = False
 
 
 def _address(where: str) -> tuple[str, int]:

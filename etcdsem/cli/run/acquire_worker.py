@@ -8,12 +8,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import click
 
@@ -23,6 +21,7 @@ from etcdsem.cli.progress import ProgressLine
 from etcdsem.cli.run.multi import acquire_multi
 from etcdsem.cli.run.request import LeaseRequest
 from etcdsem.cli.signals import Signals
+from etcdsem.cli.worker import Worker
 from etcdsem.clock import boot_time
 from etcdsem.errors import EtcdUnavailable, SemaphoreClosed
 
@@ -100,19 +99,26 @@ def _wait(
     command: str,
 ) -> T | None:
     until = math.inf if request.wait is None else boot_time() + request.wait
-    line = _AcquireWorker(ready, until, signals.wake)
     progress = ProgressLine(client, request.name, quiet=request.quiet)
-    line.start(progress.start)
+    in_touch = threading.Event()  # etcd has answered
+
+    def call() -> T | None:
+        acquire = ready()
+        in_touch.set()
+        left = None if until == math.inf else max(0.0, until - boot_time())
+        return acquire(left, progress.start)
+
+    worker = Worker(call, signals, name="acquire")
     try:
-        while not line.over:
+        while not worker.done:
             left = until - boot_time()
-            if request.wait and left <= 0 and not line.in_touch:
+            if request.wait and left <= 0 and not in_touch.is_set():
                 raise EtcdUnavailable(
                     f"{request.name}: etcd cannot be reached within --wait {exact(request.wait)}. "
                     "Check that it runs and that the endpoints are right (ETCDSEM_ENDPOINTS)."
                 )
             signals.stop(min(left, 60.0) if left > 0 else 1.0)
-        result = line.result()
+        result = worker.result()
     finally:
         progress.stop()
     if result is None:
@@ -142,16 +148,6 @@ def give_back(name: str, lease: Lease | MultiLease | None, client: Client) -> No
         )
 
 
-def quiet_library() -> None:
-    """What the library logs is for programs; what we say is for people."""
-    logger = logging.getLogger("etcdsem")
-    if os.environ.get("ETCDSEM_DEBUG"):
-        logging.basicConfig(level=logging.DEBUG, format="%(relativeCreated)d %(name)s %(message)s")
-    else:
-        logger.addHandler(logging.NullHandler())
-        logger.propagate = False
-
-
 def _semaphore(request: LeaseRequest, client: Client, signals: Signals) -> Semaphore:
     """First contact with etcd: the limit is registered, or found to be."""
     from etcdsem import Semaphore
@@ -179,40 +175,3 @@ def _each(request: LeaseRequest) -> list[LeaseRequest]:
     """The same request for each of several semaphores."""
     named = ((request.name, request.limit), *request.more)
     return [request._replace(name=name, limit=limit, more=(), one_of=True) for name, limit in named]
-
-
-class _AcquireWorker(Generic[T]):
-    """A thread that stands in line."""
-
-    def __init__(
-        self, ready: Callable[[], _Acquire[T]], until: float, done: Callable[[], None]
-    ) -> None:
-        self._ready = ready
-        self._until = until
-        self._done = done
-        self._got: T | None = None
-        self._error: BaseException | None = None
-        self.in_touch = False
-        """Etcd has answered."""
-        self.over = False
-        """There is a result."""
-
-    def start(self, on_wait: Callable[..., None]) -> None:
-        threading.Thread(target=self._run, args=(on_wait,), name="line", daemon=True).start()
-
-    def result(self) -> T | None:
-        """What came of it: a lease or a start, None when the time was up, or the error."""
-        if self._error is not None:
-            raise self._error
-        return self._got
-
-    def _run(self, on_wait: Callable[..., None]) -> None:
-        try:
-            acquire = self._ready()
-            self.in_touch = True
-            left = None if self._until == math.inf else max(0.0, self._until - boot_time())
-            self._got = acquire(left, on_wait)
-        except BaseException as error:
-            self._error = error
-        self.over = True
-        self._done()

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from etcdsem.cli import exit_codes
+from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.options import connection_options, name_argument
 from etcdsem.cli.output import echo, flush, say
-from etcdsem.cli.run.acquire_worker import connect_for, give_back, quiet_library, wait_for_lease
+from etcdsem.cli.run.acquire_worker import connect_for, give_back, wait_for_lease
 from etcdsem.cli.run.ready_file import ReadyData, ReadyFile, ReadyPort, check, ready_data
 from etcdsem.cli.run.request import LeaseRequest, read_grace, read_request, request_options
 from etcdsem.cli.run.supervisor import ends_soon, slack

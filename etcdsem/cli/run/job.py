@@ -18,14 +18,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from etcdsem.cli import exit_codes
+from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.output import say
-from etcdsem.cli.run.acquire_worker import (
-    connect_for,
-    give_back,
-    quiet_library,
-    wait_for_leases,
-    wait_for_start,
-)
+from etcdsem.cli.run.acquire_worker import connect_for, give_back, wait_for_leases, wait_for_start
 from etcdsem.cli.run.job_metrics import JobMetrics
 from etcdsem.cli.run.launcher import Launcher
 from etcdsem.cli.run.multi import MultiLease, described

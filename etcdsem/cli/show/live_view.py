@@ -24,6 +24,7 @@ import click
 from etcdsem.cli import exit_codes
 from etcdsem.cli.output import clean, span
 from etcdsem.cli.signals import STOPPING, Signals
+from etcdsem.cli.worker import Worker
 from etcdsem.errors import EtcdSemError, InvalidSetting
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def is_screen() -> bool:
 
 
 class Poller(Generic[T]):
-    """A thread that looks at etcd again and again, and wakes who waits for it."""
+    """Polls etcd from a thread of its own, and wakes the main thread each time."""
 
     def __init__(
         self, look: Callable[[], T], every: float, signals: Signals, close: Callable[[], None]
@@ -90,14 +91,18 @@ class Poller(Generic[T]):
         self.made = 0
         self._since = time.monotonic()  # when `seen` was
         self._under_way = False
-        self._thread = threading.Thread(target=self._run, name="looks", daemon=True)
-        self._thread.start()
+        self._worker = Worker(self._run, signals, name="poller")
 
     def stop(self) -> None:
         """Look no more."""
         self._end.set()
         self._close()
-        self._thread.join(1.0)
+        self._worker.join(1.0)
+
+    def check(self) -> None:
+        """Raise what ended the thread, if anything did."""
+        if self._worker.done:
+            self._worker.result()
 
     def trouble(self) -> str:
         """Why what was seen is old; empty if it is not."""
@@ -138,22 +143,23 @@ def print_repeatedly(
     """
     signals = Signals()
     signals.install()
-    looks, shown = Poller(look, every, signals, close), 0
+    poller, shown = Poller(look, every, signals, close), 0
     try:
         while True:
             for number in signals.wait(60.0):
                 if number in STOPPING:
                     return exit_codes.SIGNAL + number
-            if looks.made == shown:
+            poller.check()
+            if poller.made == shown:
                 continue
-            shown = looks.made
-            if looks.error is not None or looks.seen is None:
-                raise looks.error or AssertionError("a look without anything seen")
-            show(looks.seen, shown)
+            shown = poller.made
+            if poller.error is not None or poller.seen is None:
+                raise poller.error or AssertionError("a look without anything seen")
+            show(poller.seen, shown)
             if shown == count:
                 return exit_codes.OK
     finally:
-        looks.stop()
+        poller.stop()
 
 
 class LiveView(Generic[T]):
@@ -183,24 +189,25 @@ class LiveView(Generic[T]):
         self._signals.install()
         self._signals.hear_stop()
         signal.signal(signal.SIGWINCH, _heard)
-        looks = Poller(self._look, self._every, self._signals, self._close)
+        poller = Poller(self._look, self._every, self._signals, self._close)
         try:
-            while looks.made == 0:  # an etcd that is not there is no reason to clear the screen
+            while poller.made == 0:  # an etcd that is not there is no reason to clear the screen
                 for number in self._signals.wait(60.0):
                     if number in STOPPING:
                         return _stopped(number)
-            if looks.seen is None and looks.error is not None:
-                raise looks.error
+                poller.check()
+            if poller.seen is None and poller.error is not None:
+                raise poller.error
             while True:
                 with _keys():
-                    number = self._show(looks)
+                    number = self._show(poller)
                 if number != signal.SIGTSTP:
                     return _stopped(number)
                 _stop_here()
         finally:
-            looks.stop()
+            poller.stop()
 
-    def _show(self, looks: Poller[T]) -> int:
+    def _show(self, poller: Poller[T]) -> int:
         """Until a signal comes; 0 for q, and after the last look."""
         from rich.console import Console
         from rich.live import Live
@@ -209,11 +216,12 @@ class LiveView(Generic[T]):
         blocks = console.encoding.lower().startswith("utf")
         with Live(console=console, screen=True, auto_refresh=False) as drawing:
             while True:
+                poller.check()
                 size = console.size
                 screen = Screen(size.width, size.height, blocks)
-                seen: Any = looks.seen
-                drawing.update(self._draw(seen, screen, looks.trouble()), refresh=True)
-                if self._count and looks.made >= self._count:
+                seen: Any = poller.seen
+                drawing.update(self._draw(seen, screen, poller.trouble()), refresh=True)
+                if self._count and poller.made >= self._count:
                     return 0
                 for key in self._wait(1.0):
                     if key == "q":

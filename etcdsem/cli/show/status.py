@@ -10,9 +10,9 @@ import click
 
 from etcdsem.cli import exit_codes
 from etcdsem.cli.json_output import echo_json, holder_data, json_option, pause_data, waiter_data
+from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.options import connect, connection_options, name_argument
 from etcdsem.cli.output import echo, flush
-from etcdsem.cli.run.acquire_worker import quiet_library
 from etcdsem.cli.show.live_view import (
     LiveView,
     interval_option,

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from etcdsem.cli.json_output import echo_json, overview_data, stamp
+from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.options import WholeNumber, connect, connection_options
 from etcdsem.cli.output import echo, flush, limit_text, table, used
-from etcdsem.cli.run.acquire_worker import quiet_library
 from etcdsem.cli.show.live_view import (
     LiveView,
     Screen,
