@@ -6,24 +6,21 @@ serves; here are the command and its HTTP server.
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from etcdsem.cli import exit_codes
+from etcdsem.cli.http_server import HttpServer, Response, Route, json_response, read_address
 from etcdsem.cli.logs import log_to_stderr
 from etcdsem.cli.options import connect, connection_options
-from etcdsem.cli.output import clean, say
-from etcdsem.cli.run.ready_file import listen
+from etcdsem.cli.output import say
 from etcdsem.cli.signals import STOPPING, Signals
-from etcdsem.errors import EtcdSemError, InvalidSetting
+from etcdsem.errors import EtcdSemError
 
 if TYPE_CHECKING:
-    from socketserver import BaseRequestHandler, TCPServer
-
     from etcdsem.cli.exporter.collector import SemaphoreCollector
 
 DEFAULT_LISTEN = "127.0.0.1:9379"
@@ -61,7 +58,7 @@ def exporter(ctx: click.Context, /, where: str) -> int:
       64 usage; the address cannot be served
       1  prometheus-client is not installed
     """
-    host, port = _address(where)
+    read_address(where, option="--listen", port_alone=False)
     _need_prometheus_client()
     signals = Signals()
     signals.install()
@@ -71,29 +68,15 @@ def exporter(ctx: click.Context, /, where: str) -> int:
 
         log_to_stderr()
         collector = SemaphoreCollector(client)
-        try:
-            server = listen(host, port, _handler(collector))
-        except OSError as error:
-            raise InvalidSetting(f"--listen {where}: {error.strerror or error}") from None
-        address, port = server.server_address[:2]
-        say(f"metrics of {client.prefix} are served on http://{_shown(address)}:{port}/metrics")
+        server = HttpServer(where, _routes(collector), option="--listen", port_alone=False)
+        say(f"metrics of {client.prefix} are served on {server.url}/metrics")
         threading.Thread(target=collector.up, daemon=True).start()  # count from now on
-        stopped = _serve(server, signals)
+        try:
+            stopped = _until_stopped(signals)
+        finally:
+            server.close()
         say(f"{signal.Signals(stopped).name}: ended")
         return exit_codes.SIGNAL + stopped
-
-
-def _serve(server: TCPServer, signals: Signals) -> int:
-    """Until a signal says to stop; gives its number."""
-    threading.Thread(target=server.serve_forever, args=(0.1,), name="exporter", daemon=True).start()
-    try:
-        while True:
-            for number in signals.wait(60.0):
-                if number in STOPPING:
-                    return number
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def _need_prometheus_client() -> None:
@@ -105,22 +88,16 @@ def _need_prometheus_client() -> None:
         raise EtcdSemError(str(error)) from error
 
 
-def _address(where: str) -> tuple[str, int]:
-    host, colon, port = where.rpartition(":")
-    if not (colon and port.isascii() and port.isdigit() and int(port) <= 65535):
-        raise InvalidSetting(f"--listen {where!r}: give HOST:PORT, or :PORT for every address")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+def _until_stopped(signals: Signals) -> int:
+    """The number of the signal that said to stop."""
+    while True:
+        for number in signals.wait(60.0):
+            if number in STOPPING:
+                return number
 
 
-def _shown(host: object) -> str:
-    text = clean(host)
-    return f"[{text}]" if ":" in text else text
-
-
-def _handler(collector: SemaphoreCollector) -> type[BaseRequestHandler]:
-    """What answers one request."""
-    from http.server import BaseHTTPRequestHandler
-
+def _routes(collector: SemaphoreCollector) -> dict[str, Route]:
+    """What is served."""
     from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
     from prometheus_client.exposition import choose_encoder
 
@@ -129,40 +106,15 @@ def _handler(collector: SemaphoreCollector) -> type[BaseRequestHandler]:
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
 
-    class Answer(BaseHTTPRequestHandler):
-        timeout = 10  # who connects and says nothing is not waited for
-        server_version, sys_version = "etcdsem", ""
+    def metrics(accept: str) -> Response:
+        encode, content_type = choose_encoder(accept)
+        return Response(200, content_type, encode(registry))
 
-        def do_GET(self) -> None:
-            match self.path.partition("?")[0]:
-                case "/metrics":
-                    encode, kind = choose_encoder(self.headers.get("Accept", ""))
-                    self._answer(200, kind, encode(registry))
-                case "/readyz":
-                    up = collector.up()
-                    self._answer_json(200 if up else 503, {"etcd": up})
-                case "/livez":
-                    self._answer_json(200, {"alive": True})
-                case _:
-                    self._answer_json(404, {"paths": ["/metrics", "/readyz", "/livez"]})
+    def ready(accept: str) -> Response:
+        up = collector.up()
+        return json_response(200 if up else 503, {"etcd": up})
 
-        do_HEAD = do_GET
+    def live(accept: str) -> Response:
+        return json_response(200, {"alive": True})
 
-        def _answer_json(self, code: int, body: dict[str, Any]) -> None:
-            self._answer(code, "application/json", json.dumps(body).encode() + b"\n")
-
-        def _answer(self, code: int, kind: str, body: bytes) -> None:
-            self.send_response(code)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """A scrape every half minute is no news."""
-
-    return Answer
-
-
-__all__ = ["exporter"]
+    return {"/metrics": metrics, "/readyz": ready, "/livez": live}

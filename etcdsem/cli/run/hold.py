@@ -22,7 +22,7 @@ from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.options import connection_options, name_argument
 from etcdsem.cli.output import echo, flush, say
 from etcdsem.cli.run.acquire_worker import connect_for, give_back, wait_for_lease
-from etcdsem.cli.run.ready_file import ReadyData, ReadyFile, ReadyPort, check, ready_data
+from etcdsem.cli.run.ready_file import ReadyData, ReadyFile, check, ready_data, serve_ready
 from etcdsem.cli.run.request import LeaseRequest, read_grace, read_request, request_options
 from etcdsem.cli.run.supervisor import ends_soon, slack
 from etcdsem.cli.signals import STOPPING, Signals, Stopped
@@ -168,7 +168,7 @@ class _Holding:
         self._lock = threading.Lock()
         self._ready = False  # guarded by the lock, for the port's threads
         self._file = None if plan.file is None else ReadyFile(plan.file)
-        self._port = None if plan.port is None else ReadyPort(plan.port, self._told)
+        self._port = None if plan.port is None else serve_ready(plan.port, self._told)
 
     def run(self) -> int:
         """Gives the exit code."""

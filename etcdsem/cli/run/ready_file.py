@@ -14,10 +14,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from etcdsem.cli.http_server import HttpServer, Response, json_response
 from etcdsem.cli.json_output import stamp
 from etcdsem.cli.output import say
 from etcdsem.clock import boot_time
@@ -25,8 +25,6 @@ from etcdsem.errors import InvalidSetting
 from etcdsem.posix import boot_id
 
 if TYPE_CHECKING:
-    from socketserver import BaseRequestHandler, TCPServer
-
     from etcdsem import Lease
 
 ReadyData = Mapping[str, Any]
@@ -116,93 +114,18 @@ def check(path: str) -> str | None:
     return None
 
 
-class ReadyPort:
-    """An HTTP server for probes, on all addresses or on one."""
+def serve_ready(where: str, told: Callable[[], ReadyData | None]) -> HttpServer:
+    """Answer probes on `where`, PORT or HOST:PORT; `told` gives what is held."""
 
-    def __init__(self, where: str, told: Callable[[], ReadyData | None]) -> None:
-        """`where` is PORT or HOST:PORT; `told` gives what is held. Raises InvalidSetting."""
-        host, port = _address(where)
-        try:
-            self._server = listen(host, port, _handler(told))
-        except OSError as error:
-            reason = error.strerror or error
-            raise InvalidSetting(f"--ready-port {where}: {reason}") from None
-        self.port = int(self._server.server_address[1])
-        threading.Thread(
-            target=self._server.serve_forever, args=(0.1,), name="ready-port", daemon=True
-        ).start()
+    def ready(accept: str) -> Response:
+        now = told()
+        return json_response(200 if now else 503, now or {"held": False})
 
-    def close(self) -> None:
-        """Answer no more."""
-        self._server.server_close()
+    def live(accept: str) -> Response:
+        return json_response(200, {"held": told() is not None})
 
-
-def _handler(told: Callable[[], ReadyData | None]) -> type[BaseRequestHandler]:
-    """What answers one probe."""
-    from http.server import BaseHTTPRequestHandler
-
-    class Probe(BaseHTTPRequestHandler):
-        timeout = 10  # who connects and says nothing is not waited for
-        server_version, sys_version = "etcdsem", ""
-
-        def do_GET(self) -> None:
-            now = told()
-            match self.path.partition("?")[0]:
-                case "/readyz":
-                    self._answer(200 if now else 503, now or {"held": False})
-                case "/livez":
-                    self._answer(200, {"held": now is not None})
-                case _:
-                    self._answer(404, {"paths": ["/readyz", "/livez"]})
-
-        do_HEAD = do_GET
-
-        def _answer(self, code: int, body: ReadyData) -> None:
-            text = json.dumps(body).encode() + b"\n"
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(text)
-
-        def log_message(self, *_: object) -> None:
-            """A probe every second is no news."""
-
-    return Probe
-
-
-def listen(host: str, port: int, handler: type[BaseRequestHandler]) -> TCPServer:
-    """On one address, or on every one: of both families, where there is IPv6.
-
-    Not `http.server.HTTPServer`, which asks the DNS for a name of ours that nobody wants.
-    """
-    import socket
-    from socketserver import TCPServer, ThreadingMixIn
-
-    everywhere = not host and socket.has_dualstack_ipv6()
-
-    class Server(ThreadingMixIn, TCPServer):
-        address_family = socket.AF_INET6 if everywhere or ":" in host else socket.AF_INET
-        allow_reuse_address = True
-        daemon_threads = True
-
-        def server_bind(self) -> None:
-            if everywhere:
-                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            super().server_bind()
-
-        def handle_error(self, *_: object) -> None:
-            """A prober that went away is no news either."""
-
-    return Server((host, port), handler)
-
-
-def _address(where: str) -> tuple[str, int]:
-    host, _, port = where.rpartition(":")
-    if not (port.isascii() and port.isdigit() and int(port) <= 65535):
-        raise InvalidSetting(f"--ready-port {where!r}: give PORT or HOST:PORT")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    routes = {"/readyz": ready, "/livez": live}
+    return HttpServer(where, routes, option="--ready-port", port_alone=True)
 
 
 def _remove(path: str) -> None:
