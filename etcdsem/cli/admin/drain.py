@@ -84,6 +84,13 @@ def drain(
             say(f"{signal.Signals(stopped.number).name}: {_stays(name) if paused else 'stopped'}")
             return exit_codes.SIGNAL + stopped.number
         seen = None if empty and not as_json else client.status(name, ttl=False)
+    return _report(name, limit, seen, empty=empty, as_json=as_json)
+
+
+def _report(
+    name: str, limit: float | None, seen: Status | None, *, empty: bool, as_json: bool
+) -> int:
+    """Say how it ended; gives the exit code."""
     holders = seen.holders if seen is not None and not empty else ()
     if as_json:
         pause = pause_data(seen.pause) if seen is not None else None

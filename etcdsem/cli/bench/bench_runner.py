@@ -189,6 +189,10 @@ class BenchRunner:
                 with suppress(Failure):
                     best.revoke(one, TIMEOUT)
         self.phase = "watch events"
+        self._watch_latency(best, key, writing, share / 5)
+
+    def _watch_latency(self, best: Connection, key: bytes, writing: Txn, seconds: float) -> None:
+        """From a put to its event."""
         with _watched(best, key) as heard:
 
             def put() -> None:
@@ -197,7 +201,7 @@ class BenchRunner:
                 if not heard.wait(TIMEOUT):
                     raise EtcdSemError(f"a watch event did not come in {TIMEOUT:.0f} s")
 
-            self.results.event = self._typical(put, share / 5)
+            self.results.event = self._typical(put, seconds)
 
     def _typical(self, action: Callable[[], Any], seconds: float, most: int = _MOST) -> Latency:
         """How long an action takes, after one that is not counted."""
@@ -392,6 +396,3 @@ def _metrics_between(
         peers=mean(_HISTOGRAMS["peers"]),
         cores=risen("process_cpu_seconds_total") / seconds,
     )
-
-
-__all__ = ["BenchResults", "BenchRunner", "EndpointResult", "Latency", "Throughput"]

@@ -46,12 +46,7 @@ _CLEANED = 10.0
 @connection_options
 @click.pass_context
 def bench(
-    ctx: click.Context,
-    /,
-    name: str | None,
-    seconds: float,
-    clients: int,
-    as_json: bool,
+    ctx: click.Context, /, name: str | None, seconds: float, clients: int, as_json: bool
 ) -> int:
     """Measure reads, writes, leases and watch events, one at a time, and transactions and
     semaphores, many at a time; then say what limits them, and what could be done.
@@ -73,36 +68,41 @@ def bench(
       etcdsem bench --json | jq .rates.hand_overs
     """
     from etcdsem.cli.bench.bench_report import bench_findings
-    from etcdsem.cli.bench.bench_runner import BenchRunner
     from etcdsem.model import check_name
 
     if name is not None:
         check_name(name)
-    signals = Signals()
-    signals.install()
-    quiet_library()
     try:
-        with connect(ctx) as client, connect(ctx) as rival:
-            if name is not None:
-                _must_be_new(client, name)
-            runner = BenchRunner(
-                client, rival, name or f"bench-{secrets.token_hex(3)}", seconds, clients
-            )
-            where = ",".join(map(str, client.settings.endpoints))
-            say(
-                f"writes load into etcd at {where} for about {seconds:g} s, below "
-                f"{client.prefix}/{runner.name}/; Ctrl-C ends it"
-            )
-            _watch(runner, signals)
+        results = _measure(ctx, name, seconds, clients)
     except Stopped as stopped:
         say("stopped; what it wrote is removed")
         return exit_codes.SIGNAL + stopped.number
-    findings = bench_findings(runner.results)
+    findings = bench_findings(results)
     if as_json:
-        echo_json(_data(runner.results, findings))
+        echo_json(_data(results, findings))
     else:
-        _show(runner.results, findings)
+        _show(results, findings)
     return exit_codes.OK
+
+
+def _measure(ctx: click.Context, name: str | None, seconds: float, clients: int) -> BenchResults:
+    from etcdsem.cli.bench.bench_runner import BenchRunner
+
+    signals = Signals()
+    signals.install()
+    quiet_library()
+    with connect(ctx) as client, connect(ctx) as rival:
+        if name is not None:
+            _must_be_new(client, name)
+        name = name or f"bench-{secrets.token_hex(3)}"
+        runner = BenchRunner(client, rival, name, seconds, clients)
+        where = ",".join(map(str, client.settings.endpoints))
+        say(
+            f"writes load into etcd at {where} for about {seconds:g} s, below "
+            f"{client.prefix}/{name}/; Ctrl-C ends it"
+        )
+        _watch(runner, signals)
+    return runner.results
 
 
 def _must_be_new(client: Client, name: str) -> None:
@@ -194,10 +194,11 @@ def _number(rate: Throughput) -> str:
 # ---------------------------------------------------------------- for scripts
 
 
-def _data(results: BenchResults, findings: list[Finding]) -> dict[str, Any]:
-    def latency(one: Latency | None) -> dict[str, Any] | None:
-        return None if one is None else {"median": one.median, "p99": one.high, "n": one.samples}
+def _latency_data(one: Latency | None) -> dict[str, Any] | None:
+    return None if one is None else {"median": one.median, "p99": one.high, "n": one.samples}
 
+
+def _data(results: BenchResults, findings: list[Finding]) -> dict[str, Any]:
     def rates(some: list[Throughput]) -> dict[str, float]:
         return {str(one.threads): round(one.each_second, 1) for one in some}
 
@@ -211,15 +212,15 @@ def _data(results: BenchResults, findings: list[Finding]) -> dict[str, Any]:
                 "endpoint": clean(endpoint.member.endpoint),
                 "reached": not endpoint.member.error,
                 "leader": endpoint.member.leads,
-                "answer": latency(endpoint.answer),
+                "answer": _latency_data(endpoint.answer),
             }
             for endpoint in results.endpoints
         ],
         "latency": {
-            "read": latency(results.read),
-            "write": latency(results.write),
-            "lease": latency(results.grant),
-            "event": latency(results.event),
+            "read": _latency_data(results.read),
+            "write": _latency_data(results.write),
+            "lease": _latency_data(results.grant),
+            "event": _latency_data(results.event),
         },
         "rates": {
             "two_transactions": rates(results.pairs),

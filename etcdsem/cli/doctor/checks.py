@@ -30,22 +30,8 @@ def _endpoints(results: ProbeResults) -> Iterator[Finding]:
 
 
 def _endpoint(results: ProbeResults, member: Member) -> Finding:
-    if member.denied:
-        return Finding(
-            "login",
-            "problem",
-            f"{member.endpoint}: {member.error}",
-            "check the user and the password: ETCDSEM_USER, and ETCDSEM_PASSWORD or "
-            "ETCDSEM_PASSWORD_FILE",
-        )
-    if member.secret:
-        return Finding(
-            "endpoint",
-            "info",
-            f"{member.endpoint}: etcd {member.version or '(version unknown)'}; it tells its "
-            "status (leader, space, alarms) to root only",
-            "to check that, too: etcdsem doctor --user root",
-        )
+    if member.denied or member.secret:
+        return _refusal(member)
     if not member.has_leader and (not member.error or "no leader" in member.error):
         return Finding(
             "endpoint",
@@ -72,6 +58,25 @@ def _endpoint(results: ProbeResults, member: Member) -> Finding:
         )
     role = "leader" if member.leads else "follower"
     return Finding("endpoint", "ok", f"{member.endpoint}: etcd {member.version}, {role}")
+
+
+def _refusal(member: Member) -> Finding:
+    """A member that lets nobody in, or does not tell its status to this user."""
+    if member.denied:
+        return Finding(
+            "login",
+            "problem",
+            f"{member.endpoint}: {member.error}",
+            "check the user and the password: ETCDSEM_USER, and ETCDSEM_PASSWORD or "
+            "ETCDSEM_PASSWORD_FILE",
+        )
+    return Finding(
+        "endpoint",
+        "info",
+        f"{member.endpoint}: etcd {member.version or '(version unknown)'}; it tells its "
+        "status (leader, space, alarms) to root only",
+        "to check that, too: etcdsem doctor --user root",
+    )
 
 
 def _cluster(results: ProbeResults) -> Iterator[Finding]:

@@ -229,7 +229,7 @@ class SemaphoreCollector:
     def families(self) -> list[Family]:
         """All metrics now."""
         up, seconds = self._asked()
-        engine, prefix = self._engine, self._census.prefix
+        engine = self._engine
         with engine.turn:
             now = engine.now()
             lines = [line for _, line in sorted(self._census.lines.items())]
@@ -241,6 +241,11 @@ class SemaphoreCollector:
                 *self._of("rate_limit", "gauge", _RATE_NOW, rates if up else [], now),
                 *self._of("rate_limit", "counter", _RATE_COUNTED, rates, now),
             ]
+        return [*self._own(up, seconds, len(semaphores), len(rates)), *found]
+
+    def _own(self, up: bool, seconds: float, semaphores: int, rates: int) -> list[Family]:
+        """The metrics of the exporter itself."""
+        prefix = self._census.prefix
         return [
             Family("etcdsem_up", "gauge", "1 if etcd answered this scrape, else 0.", [({}, up)]),
             Family(
@@ -259,15 +264,14 @@ class SemaphoreCollector:
                 "etcdsem_semaphores",
                 "gauge",
                 "Semaphores below the prefix.",
-                [({"prefix": prefix}, len(semaphores))] if up else [],
+                [({"prefix": prefix}, semaphores)] if up else [],
             ),
             Family(
                 "etcdsem_rate_limits",
                 "gauge",
                 "Rate limits below the prefix.",
-                [({"prefix": prefix}, len(rates))] if up else [],
+                [({"prefix": prefix}, rates)] if up else [],
             ),
-            *found,
         ]
 
     def _of(

@@ -106,7 +106,59 @@ def _lacks_value(word: str, valued: frozenset[str]) -> bool:
     return False
 
 
-@click.command(cls=_RunCommand, short_help="Run a command while holding a lease.")
+_HELP = """\
+Wait for a lease of the semaphore NAME, run COMMAND while it is held, give it back, and end
+with COMMAND's exit code.
+
+No shell is put in between. Standard input, output, error and the terminal are COMMAND's own;
+all that follows NAME's first word that is no option, or --, is COMMAND's.
+
+\b
+Examples:
+  etcdsem run gpu --limit 3 -- python train.py --epochs 7
+  etcdsem run backup -l 1 -n -E 0 -- /usr/local/bin/backup    skip it if it runs
+  etcdsem run api --rate 100/1m -- curl https://api.example.com/
+  etcdsem run api -l 5 --rate 100/1m -- python job.py         5 at a time, 100 a minute
+  etcdsem run db=5 gpu=2 -- python train.py                   a lease of each, or wait
+  etcdsem run licence -w 10m -- sh -c 'solver --seat "$ETCDSEM_SLOT"'
+
+\b
+COMMAND finds in its environment:
+  ETCDSEM_NAME            the semaphore
+  ETCDSEM_SLOT            which of the N it has: 0 to N-1, nobody else has the same
+  ETCDSEM_SLOTS           all that it has, with --weight: 0,3,4 (the first is ETCDSEM_SLOT)
+  ETCDSEM_WEIGHT          how many those are
+  ETCDSEM_FENCING_TOKEN   a number that grows with every grant
+  ETCDSEM_LEASE_ID        the etcd lease, as etcdctl prints it
+  ETCDSEM_LIMIT           N
+  ETCDSEM_LEASES          all leases: [{"name":..,"slot":..,"fencing_token":..,...}]
+With --limit and --rate it needs both: a lease, and a start of the rate limit NAME.rate.
+With --rate alone it finds ETCDSEM_NAME, ETCDSEM_RATE and ETCDSEM_WAITED (seconds).
+
+Of several NAMES, which need a -- after them, it has a lease of each or none; it waits in one
+line at a time, and holds the others meanwhile only if it was crowded out three times. Limits
+are written with the names: A=5 B=2. The losing of any one counts. The variables of one lease
+are those of the first NAME.
+
+While it waits, INT, QUIT, TERM and HUP leave the line at once. While COMMAND runs they, USR1
+and USR2 are passed on to its process group; a COMMAND that ignores them goes on, and keeps
+its lease. If the lease is lost, COMMAND's process group gets SIGTERM, and SIGKILL after
+--kill-after, both before another can have the slot. If this process is killed or stopped,
+COMMAND is killed. Processes that COMMAND puts into other process groups, and those that it
+leaves behind, are not followed.
+
+\b
+Exit codes: COMMAND's own; 128+N when signal N ended it, or the waiting;
+  64 usage                          77 etcd refuses the credentials or the key
+  69 etcd cannot be reached         78 not registered, or with another limit
+  70 the lease was lost             126 COMMAND cannot be run
+  75 gave up waiting (see -E)       127 COMMAND was not found
+
+Durations are seconds, or like 250ms, 30s, 1m30s, 2h.
+"""
+
+
+@click.command(cls=_RunCommand, short_help="Run a command while holding a lease.", help=_HELP)
 @request_options
 @click.option(
     "--rate",
@@ -137,55 +189,7 @@ def _lacks_value(word: str, valued: frozenset[str]) -> bool:
 @click.argument("command", metavar="-- COMMAND...", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def run(ctx: click.Context, /, **given: Any) -> int:
-    """Wait for a lease of the semaphore NAME, run COMMAND while it is held, give it back, and end
-    with COMMAND's exit code.
-
-    No shell is put in between. Standard input, output, error and the terminal are COMMAND's own;
-    all that follows NAME's first word that is no option, or --, is COMMAND's.
-
-    \b
-    Examples:
-      etcdsem run gpu --limit 3 -- python train.py --epochs 7
-      etcdsem run backup -l 1 -n -E 0 -- /usr/local/bin/backup    skip it if it runs
-      etcdsem run api --rate 100/1m -- curl https://api.example.com/
-      etcdsem run api -l 5 --rate 100/1m -- python job.py         5 at a time, 100 a minute
-      etcdsem run db=5 gpu=2 -- python train.py                   a lease of each, or wait
-      etcdsem run licence -w 10m -- sh -c 'solver --seat "$ETCDSEM_SLOT"'
-
-    \b
-    COMMAND finds in its environment:
-      ETCDSEM_NAME            the semaphore
-      ETCDSEM_SLOT            which of the N it has: 0 to N-1, nobody else has the same
-      ETCDSEM_SLOTS           all that it has, with --weight: 0,3,4 (the first is ETCDSEM_SLOT)
-      ETCDSEM_WEIGHT          how many those are
-      ETCDSEM_FENCING_TOKEN   a number that grows with every grant
-      ETCDSEM_LEASE_ID        the etcd lease, as etcdctl prints it
-      ETCDSEM_LIMIT           N
-      ETCDSEM_LEASES          all leases: [{"name":..,"slot":..,"fencing_token":..,...}]
-    With --limit and --rate it needs both: a lease, and a start of the rate limit NAME.rate.
-    With --rate alone it finds ETCDSEM_NAME, ETCDSEM_RATE and ETCDSEM_WAITED (seconds).
-
-    Of several NAMES, which need a -- after them, it has a lease of each or none; it waits in one
-    line at a time, and holds the others meanwhile only if it was crowded out three times. Limits
-    are written with the names: A=5 B=2. The losing of any one counts. The variables of one lease
-    are those of the first NAME.
-
-    While it waits, INT, QUIT, TERM and HUP leave the line at once. While COMMAND runs they, USR1
-    and USR2 are passed on to its process group; a COMMAND that ignores them goes on, and keeps
-    its lease. If the lease is lost, COMMAND's process group gets SIGTERM, and SIGKILL after
-    --kill-after, both before another can have the slot. If this process is killed or stopped,
-    COMMAND is killed. Processes that COMMAND puts into other process groups, and those that it
-    leaves behind, are not followed.
-
-    \b
-    Exit codes: COMMAND's own; 128+N when signal N ended it, or the waiting;
-      64 usage                          77 etcd refuses the credentials or the key
-      69 etcd cannot be reached         78 not registered, or with another limit
-      70 the lease was lost             126 COMMAND cannot be run
-      75 gave up waiting (see -E)       127 COMMAND was not found
-
-    Durations are seconds, or like 250ms, 30s, 1m30s, 2h.
-    """
+    """Run a command while holding a lease."""
     return run_job(ctx, _plan(**given))
 
 

@@ -152,7 +152,6 @@ def _line(text: str, screen: Screen, style: str) -> Text:
 
 def _table(rows: Sequence[Overview], screen: Screen) -> RenderableType:
     from rich.table import Table
-    from rich.text import Text
 
     bar = _bar_length(screen.width)
     notes = [note(one) for one in rows] if screen.width >= _WITH_NOTE else []
@@ -171,7 +170,6 @@ def _table(rows: Sequence[Overview], screen: Screen) -> RenderableType:
     noted = min(_NOTE, spare, max((len(text) for text in notes), default=0))
     if noted < _LEAST_NOTE:
         noted = 0
-    told = bool(noted)
     taken += noted + 2 if noted else 0
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     overflow: Literal["ellipsis", "crop"] = "ellipsis" if screen.blocks else "crop"
@@ -183,28 +181,35 @@ def _table(rows: Sequence[Overview], screen: Screen) -> RenderableType:
     if noted:
         table.add_column("", no_wrap=True, width=noted, overflow=overflow)
     for one in rows:
-        style = _style(one)
-        paused = one.pause is not None and not told
-        cells: list[Text] = [Text(one.name)]
-        if limited:
-            cells.append(Text(str(used(one.held, one.rate)), style=style))
-            room = numbers["LIMIT"]
-            cells.append(Text(_PAUSED, style="bold red") if paused else Text(_limit(one, room)))
-        else:
-            room = numbers["HELD"]
-            text = _held_of(one, room)
-            if paused:
-                text = f"{text} {_PAUSED}" if len(text) + 1 + len(_PAUSED) <= room else _PAUSED
-            cells.append(Text(text, style="bold red" if paused else style))
-        if bar:
-            cells.append(Text(_bar(one, bar, blocks=screen.blocks), style=style))
-        if "WAITING" in numbers:
-            cells.append(Text(str(one.waiting), style="bold" if one.waiting else "dim"))
-            cells.append(Text(oldest(one), style="" if one.waiting else "dim"))
-        if noted:
-            cells.append(Text(note(one), style="bold red"))
-        table.add_row(*cells)
+        table.add_row(*_cells(one, numbers, noted=bool(noted), blocks=screen.blocks))
     return table
+
+
+def _cells(one: Overview, numbers: dict[str, int], *, noted: bool, blocks: bool) -> list[Text]:
+    """One row: the name, the columns of `numbers`, and the note if that is a column."""
+    from rich.text import Text
+
+    style = _style(one)
+    paused = one.pause is not None and not noted
+    cells: list[Text] = [Text(one.name)]
+    if "LIMIT" in numbers:
+        cells.append(Text(str(used(one.held, one.rate)), style=style))
+        room = numbers["LIMIT"]
+        cells.append(Text(_PAUSED, style="bold red") if paused else Text(_limit(one, room)))
+    else:
+        room = numbers["HELD"]
+        text = _held_of(one, room)
+        if paused:
+            text = f"{text} {_PAUSED}" if len(text) + 1 + len(_PAUSED) <= room else _PAUSED
+        cells.append(Text(text, style="bold red" if paused else style))
+    if "" in numbers:
+        cells.append(Text(_bar(one, numbers[""], blocks=blocks), style=style))
+    if "WAITING" in numbers:
+        cells.append(Text(str(one.waiting), style="bold" if one.waiting else "dim"))
+        cells.append(Text(oldest(one), style="" if one.waiting else "dim"))
+    if noted:
+        cells.append(Text(note(one), style="bold red"))
+    return cells
 
 
 def _widen(numbers: dict[str, int], rows: Sequence[Overview], width: int) -> None:
