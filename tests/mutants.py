@@ -964,9 +964,9 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "the grace ignores that a refresh may have failed",
-        "cli/run/request.py",
-        "slack(ttl) - request.refresh",
-        "slack(ttl)",
+        "intervals.py",
+        "margin(self.lease_timeout) - self.refresh",
+        "margin(self.lease_timeout)",
         "cli/test_wish.py::test_a_grace_that_does_not_fit_is_refused",
     ),
     Mutant(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -43,12 +42,12 @@ def pause_data(pause: Pause | None) -> dict[str, str | None] | None:
 
 def rate_data(seen: Status) -> dict[str, Any]:
     """A rate limit as it is told in JSON. A block counts as used as soon as somebody has it."""
-    from etcdsem.core.rates import next_free
+    from etcdsem import Client
 
     rate = seen.rate
     if rate is None:
         return {}
-    after = next_free(seen, time.time()) if seen.pause is None else math.inf
+    after = Client.next_free(seen)
     used = rate.block * seen.held
     return {
         "rate": str(rate),

@@ -79,8 +79,8 @@ def drain(
         try:
             empty = _drain(client, name, signals, timeout=limit, reason=reason, quiet=quiet)
         except Stopped as stopped:
-            limit_now = client.station(name).limit
-            paused = limit_now is not None and limit_now.paused
+            known = client.known_limit(name)
+            paused = known is not None and known.pause is not None
             say(f"{signal.Signals(stopped.number).name}: {_stays(name) if paused else 'stopped'}")
             return exit_codes.SIGNAL + stopped.number
         seen = None if empty and not as_json else client.status(name, ttl=False)

@@ -13,7 +13,7 @@ from etcdsem.cli.output import clean, echo, limit_text, say
 from etcdsem.errors import EtcdSemError, InvalidSetting
 
 if TYPE_CHECKING:
-    from etcdsem import Client
+    pass
 
 
 class _Signed(click.Command):
@@ -61,16 +61,17 @@ def limit(ctx: click.Context, /, name: str, number: str | None, as_json: bool) -
             else:
                 echo(str(known))
             return
+        old: int | None
         if change.relative:
-            old, new = _change_by(client, name, change.number)
+            old, new = client.resize_by(name, change.number)
         else:
             old, new = client.resize(name, change.number)
-        now = client.station(name).limit
+        now = client.known_limit(name)
     if as_json:
         echo_json({"name": name, "old": old, "new": new})
     else:
         echo(f"{clean(name)}: {limit_text(old, None)} -> {new}")
-        if now is not None and now.paused:
+        if now is not None and now.pause is not None:
             say(f"{name} is paused, and stays so; to go on: etcdsem resume {name}")
 
 
@@ -88,11 +89,3 @@ def _read_change(text: str) -> _Change:
             "(+1, -2)"
         )
     return _Change(int(text), text[0] in "+-")
-
-
-def _change_by(client: Client, name: str, difference: int) -> tuple[int | None, int | None]:
-    from etcdsem.core import operating
-
-    procedure = operating.change_by(client.station(name), difference)
-    change = client.run(procedure, f"change the limit of {name!r}")
-    return change.before.number, change.after.number

@@ -34,7 +34,7 @@ def pause(ctx: click.Context, /, name: str, reason: str | None, as_json: bool) -
     """
     with connect(ctx) as client:
         changed = client.pause(name, reason=reason)
-        now = client.station(name).limit
+        now = client.known_limit(name)
     known = now.pause if now is not None else None
     if as_json:
         echo_json({"name": name, "changed": changed, "paused": pause_data(known)})

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from etcdsem.cli.json_output import echo_json, json_option, rate_data
 from etcdsem.cli.options import connect, connection_options, name_argument
 from etcdsem.cli.output import clean, echo, pause_text, say, until_text
+
+if TYPE_CHECKING:
+    from etcdsem import Client, Rate
 
 
 @click.command(short_help="Show or change a rate limit.")
@@ -26,25 +31,35 @@ def rate(ctx: click.Context, /, name: str, rate: str | None, as_json: bool) -> N
       etcdsem rate api
       etcdsem rate api 200/1m
     """
-    from etcdsem.core import operating, rates
     from etcdsem.model import read_rate
 
     wanted = None if rate is None else read_rate(rate)
     with connect(ctx) as client:
-        station = client.station(name)
         if wanted is not None:
-            change = client.run(operating.resize(station, wanted), f"change the rate of {name!r}")
-            old = str(change.before.rate or change.before.text)
-            if as_json:
-                echo_json({"name": name, "old": old, "new": str(wanted)})
-            else:
-                echo(f"{clean(name)}: {clean(old)} -> {wanted}")
-                if change.after.paused:
-                    say(f"{name} is paused, and stays so; to go on: etcdsem resume {name}")
-            return
-        seen = client.status(name, ttl=False)
-        if station.limit is not None:
-            rates.rate_of(station, station.limit)
+            _change(client, name, wanted, as_json=as_json)
+        else:
+            _show(client, name, as_json=as_json)
+
+
+def _change(client: Client, name: str, wanted: Rate, *, as_json: bool) -> None:
+    before = client.limit_info(name)
+    old, _ = client.resize(name, wanted)
+    shown = str(old or before.text)
+    if as_json:
+        echo_json({"name": name, "old": shown, "new": str(wanted)})
+        return
+    echo(f"{clean(name)}: {clean(shown)} -> {wanted}")
+    now = client.known_limit(name)
+    if now is not None and now.pause is not None:
+        say(f"{name} is paused, and stays so; to go on: etcdsem resume {name}")
+
+
+def _show(client: Client, name: str, *, as_json: bool) -> None:
+    from etcdsem import RateLimit
+
+    seen = client.status(name, ttl=False)
+    if seen.rate is None:
+        RateLimit(name, client=client)  # raises, and says why it is none
     data = rate_data(seen)
     if as_json:
         echo_json({"name": name, **data})
@@ -56,6 +71,3 @@ def rate(ctx: click.Context, /, name: str, rate: str | None, as_json: bool) -> N
     if seen.pause is not None:
         parts.append(pause_text(seen.pause))
     echo(clean(f"{name}: {', '.join(parts)}"))
-
-
-__all__ = ["rate"]

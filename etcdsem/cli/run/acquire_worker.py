@@ -48,8 +48,13 @@ def wait_for_lease(request: LeaseRequest, client: Client, signals: Signals) -> L
 
     def ready() -> _Acquire[Lease]:
         semaphore = _semaphore(request, client, signals)
-        wants = request.wants._asdict()
-        return lambda left, on_wait: semaphore.acquire_lease(left, **wants, on_wait=on_wait)
+        return lambda left, on_wait: semaphore.acquire_lease(
+            left,
+            weight=request.weight,
+            priority=request.priority,
+            eager=request.eager,
+            on_wait=on_wait,
+        )
 
     return _wait(ready, request, client, signals, "no lease was free", "status")
 

@@ -13,7 +13,7 @@ from etcdsem.cli.options import connection_options, name_argument
 from etcdsem.cli.run.job import Plan, run_job
 from etcdsem.cli.run.job_metrics import check_metrics_file
 from etcdsem.cli.run.multi import could_be_name, read_names
-from etcdsem.cli.run.request import read_grace, read_request, request_options
+from etcdsem.cli.run.request import ORDINARY, read_grace, read_request, request_options
 
 _NAMES = "etcdsem.names"
 
@@ -203,8 +203,6 @@ def _plan(
     **given: Any,
 ) -> Plan:
     """Check all that can be checked without etcd."""
-    from etcdsem.core.keys import ORDINARY
-
     if not command:
         raise click.UsageError(
             f"what is to be run? etcdsem run {name} [options] -- COMMAND...",
@@ -214,7 +212,7 @@ def _plan(
     if "=" in name and len(words) == 1 and could_be_name(command[0]) and "=" in command[0]:
         raise click.UsageError(f"several names need a -- after them: {name} {command[0]} ... --")
     (first, limit), *more = read_names(words, given.pop("limit"))
-    for option, ordinary in ORDINARY._asdict().items():
+    for option, ordinary in ORDINARY.items():
         if more and given[option] != ordinary:
             raise click.UsageError(
                 f"--{option} is for one NAME only. For it take them one within the other, always "

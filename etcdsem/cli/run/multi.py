@@ -28,8 +28,7 @@ def could_be_name(word: str) -> bool:
 
 def read_names(words: Sequence[str], limit: int | None) -> tuple[tuple[str, int | None], ...]:
     """Names and limits; `limit` is that of --limit, which is for one name only."""
-    from etcdsem.core.several import MOST
-    from etcdsem.model import check_limit, check_name
+    from etcdsem.model import MAX_SEMAPHORES, check_limit, check_name
 
     if limit is not None and (len(words) > 1 or "=" in words[0]):
         first = words[0].partition("=")[0]
@@ -37,8 +36,8 @@ def read_names(words: Sequence[str], limit: int | None) -> tuple[tuple[str, int 
             f"--limit is for one NAME only: write the limits with the names, {first}={limit}"
             + ("" if len(words) == 1 else f" {words[1].partition('=')[0]}=N")
         )
-    if len(words) > MOST:
-        raise click.UsageError(f"{len(words)} semaphores at once: give at most {MOST}")
+    if len(words) > MAX_SEMAPHORES:
+        raise click.UsageError(f"{len(words)} semaphores at once: give at most {MAX_SEMAPHORES}")
     named: dict[str, int | None] = {}
     for word in words:
         name, equals, number = word.partition("=")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import click
 
@@ -15,10 +15,12 @@ from etcdsem.cli.run.supervisor import slack
 from etcdsem.errors import InvalidSetting
 
 if TYPE_CHECKING:
-    from etcdsem.core.keys import Wants
     from etcdsem.model import Rate
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+ORDINARY: Final = {"weight": 1, "priority": 0, "eager": False}
+"""The options that ask for more than one slot in its turn, and what they are if not given."""
 
 
 class LeaseRequest(NamedTuple):
@@ -36,7 +38,11 @@ class LeaseRequest(NamedTuple):
     refresh: float
     labels: Mapping[str, str]
     quiet: bool
-    wants: Wants
+    weight: int
+    priority: int
+    eager: bool
+    spare: float
+    """Seconds that are left of the lease when a refresh has failed."""
     max_hold: float | None = None
     rate: Rate | None = None
 
@@ -149,7 +155,7 @@ def read_request(
     eager: bool = False,
 ) -> LeaseRequest:
     """Check all that can be checked without etcd."""
-    from etcdsem.core.keys import ORDINARY, Wants
+    from etcdsem.intervals import read_intervals
     from etcdsem.model import (
         check_limit,
         check_name,
@@ -159,16 +165,15 @@ def read_request(
         read_rate,
         timeout_seconds,
     )
-    from etcdsem.shell import read_intervals
 
     if nonblock and wait is not None:
         raise click.UsageError("--nonblock and --wait exclude each other")
-    special = Wants(weight, priority, eager) != ORDINARY or max_hold is not None
+    special = (weight, priority, eager, max_hold) != (*ORDINARY.values(), None)
     if rate is not None and limit is None and special:
         raise click.UsageError(
             "--weight, --priority, --eager and --max-hold are for a lease, so give -l N, too"
         )
-    ttl, refresh = read_intervals(lease_timeout, None)
+    intervals = read_intervals(lease_timeout, None)
     return LeaseRequest(
         name=check_name(name),
         limit=None if limit is None else check_limit(limit),
@@ -176,11 +181,14 @@ def read_request(
         one_of=False,
         wait=0.0 if nonblock else timeout_seconds(wait, what="--wait"),
         conflict_code=conflict_exit_code,
-        ttl=ttl,
-        refresh=refresh,
+        ttl=intervals.lease_timeout,
+        refresh=intervals.refresh,
+        spare=intervals.spare,
         labels=_labels(labels),
         quiet=quiet,
-        wants=Wants(check_weight(weight), check_priority(priority), eager),
+        weight=check_weight(weight),
+        priority=check_priority(priority),
+        eager=eager,
         max_hold=max_hold_seconds(max_hold, what="--max-hold"),
         rate=None if rate is None else read_rate(rate),
     )
@@ -192,11 +200,10 @@ def read_grace(option: str, given: str | None, request: LeaseRequest) -> float:
     After a refresh that failed there must be time for one more, and then for that. It must end
     within --max-hold, too.
     """
-    from etcdsem.core.leases import margin
     from etcdsem.model import seconds
 
     ttl = request.ttl
-    room = ttl - margin(ttl) - slack(ttl) - request.refresh
+    room = request.spare - slack(ttl)
     longest = request.max_hold if request.max_hold is not None else math.inf
     if given is None:
         wanted = min(5.0, ttl / 3, max(0.0, 0.9 * room), longest / 3)
