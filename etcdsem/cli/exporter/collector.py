@@ -1,39 +1,22 @@
 """What ``etcdsem exporter`` serves: all that lies below a prefix, as etcd has it.
 
-1. One watch over the prefix keeps the picture; a scrape costs etcd one count of keys, which says
-   whether etcd answers, and whether the picture is complete. Only if it is not are all keys read.
-2. A scrape ends within seconds, whatever etcd does. Without etcd it says ``etcdsem_up 0``, and
-   nothing of the semaphores but what was counted. What is a rate limit has names of its own.
-3. Under the engine's lock nothing blocks; `_turn` lets one scrape at a time ask etcd.
+Without etcd it says ``etcdsem_up 0``, and nothing of the semaphores but what was counted. A rate
+limit has metrics of its own. `prefix_mirror.py` says how etcd is asked.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from etcdsem.core import transactions
-from etcdsem.core.census import Census, Line
-from etcdsem.core.commands import Event, Failure, NotApplied, OutcomeUnknown, Procedure, Range, Txn
-from etcdsem.core.outward import public_error
-from etcdsem.core.procedures import transact
-from etcdsem.core.station import Ear
-from etcdsem.errors import EtcdSemError
 from etcdsem.metrics import Family, to_prometheus
+from etcdsem.prefix_mirror import Line, PrefixMirror
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from etcdsem import Client
-    from etcdsem.core.commands import Watch
-
-log = logging.getLogger("etcdsem")
-
-PATIENCE = 3.0
-"""Seconds for etcd's part of a scrape; Prometheus waits for 10 by default."""
 
 Value = Callable[[Line, float], float | None]
 
@@ -203,20 +186,11 @@ class SemaphoreCollector:
     """A collector for prometheus_client."""
 
     def __init__(self, client: Client) -> None:
-        self._client = client
-        self._engine = client.engine
-        self._census = Census(client.prefix)
-        self._turn = threading.Lock()
-        self._watch: Watch | None = None
-        self._watching = threading.Event()
-        self._refused: Failure | None = None
-        self._said = ""  # why etcd does not answer; guarded by the turn
-        self._asked_at = 0.0
-        self._reads = 0
+        self._mirror = PrefixMirror(client)
 
     def up(self) -> bool:
-        """Does etcd answer, and is the picture complete?"""
-        return self._asked()[0]
+        """Does etcd answer, and is the copy complete?"""
+        return self._mirror.refresh()
 
     def collect(self) -> Iterator[Metric]:
         """One scrape."""
@@ -228,11 +202,10 @@ class SemaphoreCollector:
 
     def families(self) -> list[Family]:
         """All metrics now."""
-        up, seconds = self._asked()
-        engine = self._engine
-        with engine.turn:
-            now = engine.now()
-            lines = [line for _, line in sorted(self._census.lines.items())]
+        began = time.monotonic()
+        up = self._mirror.refresh()
+        seconds = time.monotonic() - began
+        with self._mirror.semaphores() as (now, lines):
             semaphores = [line for line in lines if line.rate is None]
             rates = [line for line in lines if line.rate is not None]
             found = [
@@ -245,7 +218,7 @@ class SemaphoreCollector:
 
     def _own(self, up: bool, seconds: float, semaphores: int, rates: int) -> list[Family]:
         """The metrics of the exporter itself."""
-        prefix = self._census.prefix
+        prefix = self._mirror.prefix
         return [
             Family("etcdsem_up", "gauge", "1 if etcd answered this scrape, else 0.", [({}, up)]),
             Family(
@@ -258,7 +231,7 @@ class SemaphoreCollector:
                 "etcdsem_full_reads_total",
                 "counter",
                 "Times that all keys were read: at the start, and after events were missed.",
-                [({}, self._reads)],
+                [({}, self._mirror.full_reads)],
             ),
             Family(
                 "etcdsem_semaphores",
@@ -297,100 +270,4 @@ class SemaphoreCollector:
             )
 
     def _labels(self, line: Line) -> dict[str, str]:
-        return {"prefix": self._census.prefix, "name": line.name}
-
-    # ---------------------------------------------------------------- asking etcd
-
-    def _asked(self) -> tuple[bool, float]:
-        """(does etcd answer, how long that took)"""
-        began = time.monotonic()
-        with self._turn:
-            if self._asked_at > began:  # somebody asked while we waited for our turn
-                return not self._said, time.monotonic() - began
-            self._asked_at = time.monotonic()
-            try:
-                self._ask()
-                said = ""
-            except Failure as failure:
-                said = str(public_error(failure, "look at the semaphores"))
-            except EtcdSemError as error:
-                said = str(error)
-            if said != self._said:
-                self._said = said
-                log.warning("%s", said or "etcd answers again")
-        return not said, time.monotonic() - began
-
-    def _ask(self) -> None:
-        engine, census = self._engine, self._census
-        until = engine.now() + PATIENCE
-        self._listen(until)
-        if census.state == "live":
-            keys = Range(census.start, census.end, count_only=True)
-            counted = engine.run(self._read(keys, until))
-            with engine.turn:
-                census.expect(counted[0], counted[1], engine.now())
-        while census.state != "live":
-            if engine.now() >= until:
-                raise NotApplied("events were missed again and again while all keys were read")
-            self._read_all(until)
-
-    def _listen(self, until: float) -> None:
-        """See to it that the watch is up; a Failure if it cannot be."""
-        engine, census = self._engine, self._census
-        with engine.turn:
-            if self._watch is None:
-                self._refused = None
-                self._watching.clear()
-                ear = Ear(
-                    self._events,
-                    created=self._watching.set,
-                    gap=census.lost,
-                    refused=self._no_watch,
-                )
-                self._watch = engine.watch(ear, census.start, census.end)
-        if not self._watching.wait(max(0.0, until - engine.now())):
-            raise NotApplied("no watch could be set up in time")
-        if self._refused is not None:
-            raise self._refused
-
-    def _events(self, events: Sequence[Event]) -> None:
-        self._census.apply(events, self._engine.now())
-
-    def _no_watch(self, error: Failure) -> None:
-        self._watch, self._refused = None, error
-        self._census.lost()
-        self._watching.set()
-
-    def _read_all(self, until: float) -> None:
-        engine, census = self._engine, self._census
-        with engine.turn:
-            census.begin()
-        try:
-            engine.run(self._load(until))
-        finally:
-            with engine.turn:
-                if census.state == "loading":
-                    census.abandon()
-        self._reads += 1
-
-    def _load(self, until: float) -> Procedure[None]:
-        census, session = self._census, self._engine.session
-        scan = Txn((), (Range(census.start, census.end),))
-        reply = yield from transact(session, scan, until)
-        kvs = transactions.as_range(reply.replies[0]).kvs
-        census.load(kvs, reply.revision, session.env.now(), session.env.wall())
-
-    def _read(self, keys: Range, until: float) -> Procedure[tuple[int, int]]:
-        """(revision, how many keys), tried once more if that may help."""
-        session = self._engine.session
-        for last in (False, True):
-            try:
-                reply = yield from transact(session, Txn((), (keys,)), until)
-                return reply.revision, transactions.as_range(reply.replies[0]).count
-            except (NotApplied, OutcomeUnknown):
-                if last or session.env.now() >= until:
-                    raise
-        raise AssertionError("two tries, and neither an answer nor a failure")
-
-
-__all__ = ["SemaphoreCollector"]
+        return {"prefix": self._mirror.prefix, "name": line.name}
