@@ -87,22 +87,17 @@ OUTSIDE = {
 """Packages that only these layers may import."""
 
 EXCEPTIONS = {
-    "cli.bench.command": {"core.commands", "core.outward"},
-    "cli.completion": {"etcd.connection"},
-    "cli.doctor.probes": {
+    "cli.endpoint": {
+        "client_lock",
         "core.commands",
+        "core.outward",
         "etcd.connection",
         "etcd.dialing",
         "etcd.rpc",
         "etcd.settings",
-    },
-    "cli.bench.bench_runner": {
-        "client_lock",
-        "core.commands",
-        "etcd.connection",
-        "etcd.rpc",
         "etcd.stream_thread",
     },
+    "cli.completion": {"etcd.connection"},
     "keeper": {"etcd.settings"},
     "testing.inmemory": {"etcd.settings"},
 }

@@ -136,7 +136,7 @@ def results(**changed: Any) -> BenchResults:
     """A fine cluster: half a millisecond for everything."""
     fast = Latency(0.0005, 0.001, 100)
     members = [Member(f"10.0.0.{n}:2379", False, id=n, version="3.6.14") for n in (1, 2, 3)]
-    endpoints = [EndpointResult(one.endpoint, one, fast) for one in members]
+    endpoints = [EndpointResult(one, fast) for one in members]
     one = BenchResults(15, 16, endpoints=endpoints, connected=members[0])
     one.read = one.write = one.grant = one.event = fast
     one.pairs = [Throughput(900, 1, 0.4), Throughput(3000, 16, 0.5)]

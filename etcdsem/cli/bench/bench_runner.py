@@ -12,27 +12,18 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from etcdsem.cli.doctor.probes import (
-    TIMEOUT,
-    Member,
-    compacted_revision,
-    connect_to,
-    http_get,
-    member_of,
-)
-from etcdsem.client_lock import ClientLock
-from etcdsem.core.commands import Compare, Delete, Failure, Put, Range, Txn
+from etcdsem.cli.doctor.probes import Member, compacted_revision, member_of
+from etcdsem.cli.endpoint import TIMEOUT, CallFailed, EndpointConnection
 from etcdsem.errors import EtcdSemError
 
 if TYPE_CHECKING:
     from etcdsem import Client
-    from etcdsem.etcd.connection import Connection
 
 _LEASE: Final = 60
 _MOST: Final = 500
@@ -54,7 +45,6 @@ class Latency(NamedTuple):
 class EndpointResult:
     """An endpoint, the member there, and how long a bare answer takes."""
 
-    address: str
     member: Member
     answer: Latency | None = None
 
@@ -119,28 +109,28 @@ class BenchRunner:
         self.over = threading.Event()
         self.phase = "looking"
         self.results = BenchResults(seconds, clients)
+        self._links: list[EndpointConnection] = []
         self._base = f"{client.prefix}/{name}/bench/".encode()
 
     def measure(self) -> None:
         """All phases; raises what etcd's errors are to users. Cleans up whatever happens."""
         settings = self._client.settings
         self.results.load = _machine_load()
-        links: list[Connection] = []
         lease = secrets.randbits(62) + 1
-        best: Connection | None = None
+        best: EndpointConnection | None = None
         try:
             for endpoint in settings.endpoints:
-                link = connect_to(settings, endpoint)
-                links.append(link)
+                link = EndpointConnection(settings, endpoint)
+                self._links.append(link)
                 member = member_of(link, endpoint)
-                self.results.endpoints.append(EndpointResult(endpoint.address, member))
+                self.results.endpoints.append(EndpointResult(member))
                 if not member.error and not member.learner and best is None:
                     best, self.results.connected = link, member
             if best is None:
                 self._client.limit(self.name)  # raises, and says why
                 raise AssertionError("it had just not answered")
-            best.grant(lease, _LEASE, TIMEOUT)
-            self._latencies(links, best, lease)
+            best.grant(lease, _LEASE)
+            self._latencies(best, lease)
             before = self._metrics()
             began = time.monotonic()
             self._load(best, lease)
@@ -150,54 +140,52 @@ class BenchRunner:
             self.phase = "cleaning up"
             if best is not None:
                 self._clean(best, lease)
-            for link in links:
+            for link in self._links:
                 link.close()
 
     # -- latencies: one at a time
 
-    def _latencies(self, links: Sequence[Connection], best: Connection, lease: int) -> None:
-        from etcdsem.etcd import rpc
-
+    def _latencies(self, best: EndpointConnection, lease: int) -> None:
         share = 0.3 * self.results.seconds
-        status = rpc.StatusRequest()
         self.phase = "answers"
-        for link, endpoint in zip(links, self.results.endpoints, strict=True):
+        for link, endpoint in zip(self._links, self.results.endpoints, strict=True):
             if not endpoint.member.error:
-                with suppress(Failure):  # it has just gone; the others count
-                    endpoint.answer = self._typical(
-                        lambda link=link: link.call("status", status, TIMEOUT),  # type: ignore[misc]
-                        share / 5 / len(links),
-                    )
+                with suppress(CallFailed):  # it has just gone; the others count
+                    endpoint.answer = self._typical(link.status, share / 5 / len(self._links))
         key = self._base + b"0"
         self.phase = "reads"
-        reading = rpc.RangeRequest(key=key)
-        self.results.read = self._typical(lambda: best.call("range", reading, TIMEOUT), share / 5)
+        self.results.read = self._typical(lambda: best.read(key), share / 5)
         self.phase = "writes"
-        writing = Txn((), (Put(key, _VALUE, lease),))
-        self.results.write = self._typical(lambda: best.transact(writing, TIMEOUT), share / 5)
+
+        def write() -> None:
+            best.put(key, _VALUE, lease)
+
+        self.results.write = self._typical(write, share / 5)
         self.phase = "leases"
         leases: list[int] = []
 
         def grant() -> None:
             leases.append(secrets.randbits(62) + 1)
-            best.grant(leases[-1], _LEASE, TIMEOUT)
+            best.grant(leases[-1], _LEASE)
 
         try:
             self.results.grant = self._typical(grant, share / 5, _GRANTS)
         finally:
             for one in leases:
-                with suppress(Failure):
-                    best.revoke(one, TIMEOUT)
+                with suppress(CallFailed):
+                    best.revoke(one)
         self.phase = "watch events"
-        self._watch_latency(best, key, writing, share / 5)
+        self._watch_latency(best, key, write, share / 5)
 
-    def _watch_latency(self, best: Connection, key: bytes, writing: Txn, seconds: float) -> None:
+    def _watch_latency(
+        self, best: EndpointConnection, key: bytes, write: Callable[[], None], seconds: float
+    ) -> None:
         """From a put to its event."""
-        with _watched(best, key) as heard:
+        with best.watch(key) as heard:
 
             def put() -> None:
                 heard.clear()
-                best.transact(writing, TIMEOUT)
+                write()
                 if not heard.wait(TIMEOUT):
                     raise EtcdSemError(f"a watch event did not come in {TIMEOUT:.0f} s")
 
@@ -220,7 +208,7 @@ class BenchRunner:
 
     # -- load: many at a time
 
-    def _load(self, best: Connection, lease: int) -> None:
+    def _load(self, best: EndpointConnection, lease: int) -> None:
         from etcdsem.sync import Semaphore
 
         share, clients = self.results.seconds, self.results.clients
@@ -238,14 +226,12 @@ class BenchRunner:
         contenders = [_cycle((sem, rival)[number % 2]) for number in range(max(2, clients))]
         self.results.hand_overs = self._rate(contenders, 0.18 * share)
 
-    def _pair(self, best: Connection, lease: int, number: int) -> Callable[[], object]:
+    def _pair(self, best: EndpointConnection, lease: int, number: int) -> Callable[[], object]:
         key = self._base + str(number + 1).encode()
-        take = Txn((Compare(key, "create", "=", 0),), (Put(key, _VALUE, lease),))
-        give_back = Txn((Compare(key, "create", "!=", 0),), (Delete(key),))
 
         def pair() -> None:
-            best.transact(take, TIMEOUT)
-            best.transact(give_back, TIMEOUT)
+            best.create(key, _VALUE, lease)
+            best.delete(key)
 
         return pair
 
@@ -286,28 +272,25 @@ class BenchRunner:
 
     def _metrics(self) -> dict[str, float]:
         """Of the leader if it tells them, else of any that does; empty if none does."""
-        endpoints = sorted(self.results.endpoints, key=lambda endpoint: not endpoint.member.leads)
-        for endpoint in endpoints:
-            if endpoint.member.error:
-                continue
-            text = http_get(self._client.settings, endpoint.address, "/metrics")
+        members = [endpoint.member for endpoint in self.results.endpoints]
+        for place in sorted(range(len(members)), key=lambda place: not members[place].leads):
+            text = None if members[place].error else self._links[place].http_get("/metrics")
             if text and "etcd_disk_wal_fsync" in text:
-                return {"which": float(self.results.endpoints.index(endpoint)), **_sums(text)}
+                return {"which": float(place), **_sums(text)}
         return {}
 
-    def _history(self, best: Connection) -> None:
-        with suppress(Failure):
+    def _history(self, best: EndpointConnection) -> None:
+        with suppress(CallFailed):
             key = self._base + b"0"
-            reply = best.transact(Txn((), (Range(key, count_only=True),)), TIMEOUT)
-            self.results.head = reply.revision
-            self.results.compacted = compacted_revision(best, key, reply.revision)
+            self.results.head = best.read(key, count_only=True)
+            self.results.compacted = compacted_revision(best, key, self.results.head)
 
-    def _clean(self, best: Connection, lease: int) -> None:
+    def _clean(self, best: EndpointConnection, lease: int) -> None:
         """The semaphore, our keys, and the lease. What cannot be done now, the lease does."""
         with suppress(EtcdSemError):
             self._client.close_semaphore(self.name, force=True)
-        with suppress(Failure):
-            best.revoke(lease, TIMEOUT)
+        with suppress(CallFailed):
+            best.revoke(lease)
 
 
 def _machine_load() -> float | None:
@@ -324,35 +307,6 @@ def _cycle(sem: Any) -> Callable[[], object]:
             sem.release()
 
     return cycle
-
-
-@contextmanager
-def _watched(connection: Connection, key: bytes) -> Iterator[threading.Event]:
-    """A watch on a key, and what is set by each of its events."""
-    from etcdsem.etcd.stream_thread import ThreadStreams
-
-    heard, ready = threading.Event(), threading.Event()
-
-    class Ear:
-        def created(self, revision: int) -> None:
-            ready.set()
-
-        def events(self, events: object) -> None:
-            heard.set()
-
-        def gap(self, reason: str) -> None:
-            ready.set()
-
-        def refused(self, error: Failure) -> None:
-            ready.set()  # then the first event does not come, which is told
-
-    stream = ThreadStreams(connection, ClientLock(), lambda lease, ttl: None)
-    try:
-        stream.watch(Ear(), key)
-        ready.wait(TIMEOUT)
-        yield heard
-    finally:
-        stream.close()
 
 
 _HISTOGRAMS: Final = {

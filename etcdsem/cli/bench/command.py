@@ -115,8 +115,7 @@ def _must_be_new(client: Client, name: str) -> None:
 
 def _watch(runner: BenchRunner, signals: Signals) -> None:
     """Let it measure in a thread of its own, so that a signal strikes between two calls only."""
-    from etcdsem.core.commands import Failure
-    from etcdsem.core.outward import public_error
+    from etcdsem.cli.endpoint import CallFailed
 
     worker = Worker(runner.measure, signals, name="etcdsem-bench")
     shown = sys.stderr is not None and sys.stderr.isatty()
@@ -132,8 +131,8 @@ def _watch(runner: BenchRunner, signals: Signals) -> None:
             write_stderr("\r\x1b[K")
     try:
         worker.result()
-    except Failure as failure:
-        raise public_error(failure, f"measure {runner.phase}") from failure
+    except CallFailed as failure:
+        raise failure.public(f"measure {runner.phase}") from failure
     except (EtcdSemError, AssertionError):
         raise
     except BaseException as failure:

@@ -13,19 +13,16 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
-from etcdsem.core.commands import AccessDenied, Failure, Put, Txn
+from etcdsem.cli.endpoint import CallFailed, EndpointConnection
 from etcdsem.errors import EtcdSemError, PermissionDenied
 
 if TYPE_CHECKING:
     from etcdsem import Client, Status
-    from etcdsem.etcd.connection import Connection
-    from etcdsem.etcd.settings import ConnectionSettings, Endpoint
 
-TIMEOUT: Final = 5.0
 SAMPLES: Final = 15
 _LEASE: Final = 60
 _SECOND_LOOK: Final = 2.0
@@ -97,11 +94,11 @@ def probe(client: Client, name: str | None) -> ProbeResults:
     """Find out all of it. Raises nothing but interruptions."""
     settings = client.settings
     results = ProbeResults(client.prefix, name, settings.tls, settings.user)
-    best: Connection | None = None
-    connections: list[Connection] = []
+    best: EndpointConnection | None = None
+    connections: list[EndpointConnection] = []
     try:
         for endpoint in settings.endpoints:
-            connection = connect_to(settings, endpoint)
+            connection = EndpointConnection(settings, endpoint)
             connections.append(connection)
             member = member_of(connection, endpoint)
             results.members.append(member)
@@ -111,7 +108,7 @@ def probe(client: Client, name: str | None) -> ProbeResults:
             _cluster(best, results)
             _access(best, results)
             _history(best, results)
-            results.clock_ahead = _clock(settings, best.settings.endpoints[0])
+            results.clock_ahead = _clock(best)
             if "read" not in results.denied:
                 _semaphores(client, results)
     finally:
@@ -120,29 +117,17 @@ def probe(client: Client, name: str | None) -> ProbeResults:
     return results
 
 
-def connect_to(settings: ConnectionSettings, endpoint: Endpoint) -> Connection:
-    """A connection to one endpoint alone."""
-    from etcdsem.etcd.connection import Connection
-
-    return Connection(replace(settings, endpoints=(endpoint,)))
-
-
-def member_of(connection: Connection, endpoint: Endpoint) -> Member:
+def member_of(connection: EndpointConnection, endpoint: object) -> Member:
     """What the member there says of itself; an error is noted in it."""
-    from etcdsem.etcd import rpc
-
-    member = Member(str(endpoint), _is_loopback(endpoint.address))
+    member = Member(str(endpoint), _is_loopback(connection.address))
     try:
-        said = connection.call("status", rpc.StatusRequest(), TIMEOUT)
-    except AccessDenied as failure:
-        if "permission denied" in failure.detail:  # the login was right
+        said = connection.status()
+    except CallFailed as failure:
+        if failure.denied and "permission denied" in failure.detail:  # the login was right
             member.secret = member.has_leader = True
-            member.version = _version(connection.settings, endpoint)
+            member.version = _version(connection)
         else:
-            member.error, member.denied = failure.detail, True
-        return member
-    except Failure as failure:
-        member.error = failure.detail or type(failure).__name__
+            member.error, member.denied = failure.detail, failure.denied
         return member
     member.id, member.cluster = said.header.member_id, said.header.cluster_id
     member.version = said.version
@@ -154,27 +139,24 @@ def member_of(connection: Connection, endpoint: Endpoint) -> Member:
     return member
 
 
-def _version(settings: ConnectionSettings, endpoint: Endpoint) -> str:
+def _version(connection: EndpointConnection) -> str:
     import json
 
     try:
-        return str(json.loads(http_get(settings, endpoint.address, "/version") or "")["etcdserver"])
+        return str(json.loads(connection.http_get("/version") or "")["etcdserver"])
     except (ValueError, KeyError, TypeError):
         return ""
 
 
-def _cluster(connection: Connection, results: ProbeResults) -> None:
-    from etcdsem.etcd import rpc
-
-    with suppress(Failure):
-        results.listed = len(connection.call("members", rpc.MemberListRequest(), TIMEOUT).members)
-    with suppress(Failure):
-        results.alarms = connection.alarms(TIMEOUT)
+def _cluster(connection: EndpointConnection, results: ProbeResults) -> None:
+    with suppress(CallFailed):
+        results.listed = connection.count_members()
+    with suppress(CallFailed):
+        results.alarms = connection.alarms()
     if any(member.secret for member in results.members):
         return
-    status = rpc.StatusRequest()
     with _noted(results, "ask it again"):  # it may have lost its leader just now
-        results.network = _typical(lambda: connection.call("status", status, TIMEOUT))
+        results.network = _typical(connection.status)
 
 
 def _key(results: ProbeResults) -> bytes:
@@ -182,30 +164,25 @@ def _key(results: ProbeResults) -> bytes:
     return f"{results.prefix}/{place}".encode()
 
 
-def _access(connection: Connection, results: ProbeResults) -> None:
+def _access(connection: EndpointConnection, results: ProbeResults) -> None:
     """May we read, write, and have leases; and how fast is that?"""
-    from etcdsem.etcd import rpc
-
     key = _key(results)
     everything = f"{results.prefix}/{results.name}/" if results.name else f"{results.prefix}/"
     end = everything.encode()[:-1] + b"0"
     with _noted(results, "read"):
-        reading = rpc.RangeRequest(key=everything.encode(), range_end=end, limit=1, keys_only=True)
-        results.head = connection.call("range", reading, TIMEOUT).header.revision
-        results.read = _typical(
-            lambda: connection.call("range", rpc.RangeRequest(key=key), TIMEOUT)
-        )
+        results.head = connection.read(everything.encode(), range_end=end, limit=1, keys_only=True)
+        results.read = _typical(lambda: connection.read(key))
     lease, short = secrets.randbits(62) + 1, secrets.randbits(62) + 1
     try:
         with _noted(results, "write"):
-            results.least_ttl = connection.grant(short, 1, TIMEOUT)
-            connection.grant(lease, _LEASE, TIMEOUT)
-            writing = Txn((), (Put(key, b"etcdsem doctor was here", lease),))
-            results.write = _typical(lambda: connection.transact(writing, TIMEOUT))
+            results.least_ttl = connection.grant(short, 1)
+            connection.grant(lease, _LEASE)
+            value = b"etcdsem doctor was here"
+            results.write = _typical(lambda: connection.put(key, value, lease))
     finally:
         for one in (lease, short):
-            with suppress(Failure):
-                connection.revoke(one, TIMEOUT)
+            with suppress(CallFailed):
+                connection.revoke(one)
 
 
 class _noted:
@@ -218,21 +195,20 @@ class _noted:
         """Nothing to do."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, AccessDenied):
-            self._results.denied[self._what] = error.detail
-        elif isinstance(error, Failure):
-            self._results.failed[self._what] = error.detail or type(error).__name__
-        return isinstance(error, Failure)
+        if isinstance(error, CallFailed):
+            noted = self._results.denied if error.denied else self._results.failed
+            noted[self._what] = error.detail
+        return isinstance(error, CallFailed)
 
 
-def _history(connection: Connection, results: ProbeResults) -> None:
+def _history(connection: EndpointConnection, results: ProbeResults) -> None:
     if not results.head:
         return
-    with suppress(Failure):
+    with suppress(CallFailed):
         results.compacted = compacted_revision(connection, _key(results), results.head)
 
 
-def compacted_revision(connection: Connection, key: bytes, head: int) -> int:
+def compacted_revision(connection: EndpointConnection, key: bytes, head: int) -> int:
     """The largest revision that cannot be read any more, 0 if all can."""
     gone, there = 0, head
     while there - gone > 1:
@@ -244,13 +220,10 @@ def compacted_revision(connection: Connection, key: bytes, head: int) -> int:
     return gone
 
 
-def _readable(connection: Connection, key: bytes, revision: int) -> bool:
-    from etcdsem.etcd import rpc
-
-    request = rpc.RangeRequest(key=key, revision=revision, serializable=True, keys_only=True)
+def _readable(connection: EndpointConnection, key: bytes, revision: int) -> bool:
     try:
-        connection.call("range", request, TIMEOUT)
-    except Failure as failure:
+        connection.read(key, revision=revision, serializable=True, keys_only=True)
+    except CallFailed as failure:
         if "compacted" not in failure.detail:
             raise
         return False
@@ -306,45 +279,18 @@ def _typical(action: Callable[[], Any]) -> float:
     return median(times)
 
 
-def _clock(settings: ConnectionSettings, endpoint: Endpoint) -> float | None:
+def _clock(connection: EndpointConnection) -> float | None:
     """How far etcd's wall clock is ahead, from the date in an answer of its HTTP server."""
     from email.utils import parsedate_to_datetime
 
     try:
         began = time.time()
-        with open_http(settings, endpoint.address, "/version") as answer:
+        with connection.open_http("/version") as answer:
             date = answer.headers["Date"]
         ours = (began + time.time()) / 2
         return parsedate_to_datetime(date).timestamp() + 0.5 - ours  # it counts whole seconds
     except (OSError, ValueError, TypeError):
         return None  # another port for HTTP, for one
-
-
-def http_get(settings: ConnectionSettings, address: str, path: str) -> str | None:
-    """What etcd's HTTP server says there; None if it does not."""
-    try:
-        with open_http(settings, address, path) as answer:
-            text: str = answer.read().decode("utf-8", "replace")
-            return text
-    except (OSError, ValueError):
-        return None
-
-
-def open_http(settings: ConnectionSettings, address: str, path: str) -> Any:
-    """An answer of etcd's HTTP server, with our certificates; raises OSError if there is none."""
-    import urllib.request
-
-    from etcdsem.etcd.dialing import tls_context
-
-    if address.startswith("unix:"):
-        raise OSError("no HTTP over a socket of this machine")
-    handlers: list[Any] = [urllib.request.ProxyHandler({})]
-    if settings.tls:
-        context = tls_context(settings, "http/1.1")
-        handlers.append(urllib.request.HTTPSHandler(context=context))
-    opener = urllib.request.build_opener(*handlers)
-    scheme = "https" if settings.tls else "http"
-    return opener.open(f"{scheme}://{address}{path}", timeout=3)
 
 
 def _is_loopback(address: str) -> bool:
