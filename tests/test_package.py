@@ -97,7 +97,6 @@ EXCEPTIONS = {
         "etcd.settings",
         "etcd.stream_thread",
     },
-    "cli.completion": {"etcd.connection"},
     "keeper": {"etcd.settings"},
     "testing.inmemory": {"etcd.settings"},
 }

@@ -79,12 +79,16 @@ def drain(
         try:
             empty = _drain(client, name, signals, timeout=limit, reason=reason, quiet=quiet)
         except Stopped as stopped:
-            known = client.known_limit(name)
-            paused = known is not None and known.pause is not None
-            say(f"{signal.Signals(stopped.number).name}: {_stays(name) if paused else 'stopped'}")
-            return exit_codes.SIGNAL + stopped.number
+            return _stopped(client, name, stopped.number)
         seen = None if empty and not as_json else client.status(name, ttl=False)
     return _report(name, limit, seen, empty=empty, as_json=as_json)
+
+
+def _stopped(client: Client, name: str, number: int) -> int:
+    known = client.known_limit(name)
+    paused = known is not None and known.pause is not None
+    say(f"{signal.Signals(number).name}: {_stays(name) if paused else 'stopped'}")
+    return exit_codes.SIGNAL + number
 
 
 def _report(

@@ -13,7 +13,7 @@ from etcdsem.cli.output import clean, echo, limit_text, say
 from etcdsem.errors import EtcdSemError, InvalidSetting
 
 if TYPE_CHECKING:
-    pass
+    from etcdsem import Client
 
 
 class _Signed(click.Command):
@@ -50,29 +50,35 @@ def limit(ctx: click.Context, /, name: str, number: str | None, as_json: bool) -
     change = None if number is None else _read_change(number)
     with connect(ctx) as client:
         if change is None:
-            known = client.limit(name)
-            if as_json:
-                echo_json({"name": name, "limit": known})
-            elif known is None:
-                raise EtcdSemError(
-                    f"{name}: what is stored as its limit is no number; set one: "
-                    f"etcdsem limit {name} N"
-                )
-            else:
-                echo(str(known))
-            return
-        old: int | None
-        if change.relative:
-            old, new = client.resize_by(name, change.number)
+            _show(name, client.limit(name), as_json=as_json)
         else:
-            old, new = client.resize(name, change.number)
-        now = client.known_limit(name)
+            _set(client, name, change, as_json=as_json)
+
+
+def _show(name: str, known: int | None, *, as_json: bool) -> None:
+    if as_json:
+        echo_json({"name": name, "limit": known})
+    elif known is None:
+        raise EtcdSemError(
+            f"{name}: what is stored as its limit is no number; set one: etcdsem limit {name} N"
+        )
+    else:
+        echo(str(known))
+
+
+def _set(client: Client, name: str, change: _Change, *, as_json: bool) -> None:
+    old: int | None
+    if change.relative:
+        old, new = client.resize_by(name, change.number)
+    else:
+        old, new = client.resize(name, change.number)
+    now = client.known_limit(name)
     if as_json:
         echo_json({"name": name, "old": old, "new": new})
-    else:
-        echo(f"{clean(name)}: {limit_text(old, None)} -> {new}")
-        if now is not None and now.pause is not None:
-            say(f"{name} is paused, and stays so; to go on: etcdsem resume {name}")
+        return
+    echo(f"{clean(name)}: {limit_text(old, None)} -> {new}")
+    if now is not None and now.pause is not None:
+        say(f"{name} is paused, and stays so; to go on: etcdsem resume {name}")
 
 
 class _Change(NamedTuple):

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import click
 
+from etcdsem import model
 from etcdsem.cli import exit_codes
 from etcdsem.cli.options import WholeNumber
 from etcdsem.cli.output import exact
 from etcdsem.cli.run.supervisor import slack
 from etcdsem.errors import InvalidSetting
+from etcdsem.intervals import read_intervals
 
 if TYPE_CHECKING:
     from etcdsem.model import Rate
@@ -155,43 +157,41 @@ def read_request(
     eager: bool = False,
 ) -> LeaseRequest:
     """Check all that can be checked without etcd."""
-    from etcdsem.intervals import read_intervals
-    from etcdsem.model import (
-        check_limit,
-        check_name,
-        check_priority,
-        check_weight,
-        max_hold_seconds,
-        read_rate,
-        timeout_seconds,
-    )
-
-    if nonblock and wait is not None:
-        raise click.UsageError("--nonblock and --wait exclude each other")
-    special = (weight, priority, eager, max_hold) != (*ORDINARY.values(), None)
-    if rate is not None and limit is None and special:
-        raise click.UsageError(
-            "--weight, --priority, --eager and --max-hold are for a lease, so give -l N, too"
-        )
+    seconds = _wait_seconds(wait, nonblock=nonblock)
+    if rate is not None and limit is None:
+        _refuse_lease_options(weight, priority, eager, max_hold)
     intervals = read_intervals(lease_timeout, None)
     return LeaseRequest(
-        name=check_name(name),
-        limit=None if limit is None else check_limit(limit),
+        name=model.check_name(name),
+        limit=None if limit is None else model.check_limit(limit),
         more=tuple(more),
         one_of=False,
-        wait=0.0 if nonblock else timeout_seconds(wait, what="--wait"),
+        wait=seconds,
         conflict_code=conflict_exit_code,
         ttl=intervals.lease_timeout,
         refresh=intervals.refresh,
         spare=intervals.spare,
         labels=_labels(labels),
         quiet=quiet,
-        weight=check_weight(weight),
-        priority=check_priority(priority),
+        weight=model.check_weight(weight),
+        priority=model.check_priority(priority),
         eager=eager,
-        max_hold=max_hold_seconds(max_hold, what="--max-hold"),
-        rate=None if rate is None else read_rate(rate),
+        max_hold=model.max_hold_seconds(max_hold, what="--max-hold"),
+        rate=None if rate is None else model.read_rate(rate),
     )
+
+
+def _wait_seconds(wait: str | None, *, nonblock: bool) -> float | None:
+    if nonblock and wait is not None:
+        raise click.UsageError("--nonblock and --wait exclude each other")
+    return 0.0 if nonblock else model.timeout_seconds(wait, what="--wait")
+
+
+def _refuse_lease_options(*given: object) -> None:
+    if given != (*ORDINARY.values(), None):
+        raise click.UsageError(
+            "--weight, --priority, --eager and --max-hold are for a lease, so give -l N, too"
+        )
 
 
 def read_grace(option: str, given: str | None, request: LeaseRequest) -> float:
