@@ -967,14 +967,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "intervals.py",
         "margin(self.lease_timeout) - self.refresh",
         "margin(self.lease_timeout)",
-        "cli/test_wish.py::test_a_grace_that_does_not_fit_is_refused",
+        "cli/test_request.py::test_a_grace_that_does_not_fit_is_refused",
     ),
     Mutant(
         "the grace that is taken by itself does not fit into a short lease",
         "cli/run/request.py",
         "min(5.0, ttl / 3, max(0.0, 0.9 * room), longest / 3)",
         "min(5.0, longest / 3)",
-        "cli/test_wish.py::test_the_grace_that_is_taken_by_itself_fits",
+        "cli/test_request.py::test_the_grace_that_is_taken_by_itself_fits",
     ),
     Mutant(
         "ready is taken back only when the lease ends",

@@ -21,7 +21,7 @@ import etcdsem.testing
 from etcdsem.cli.run.hold import _Holding, _Plan
 from etcdsem.cli.run.supervisor import slack
 from tests.cli.driver import Cli, etcdctl, eventually, keys, ran
-from tests.cli.test_wish import request
+from tests.cli.test_request import request
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
