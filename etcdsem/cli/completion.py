@@ -86,6 +86,3 @@ def _known(ctx: click.Context) -> list[Overview]:
     if asking.is_alive():
         os._exit(0)  # closing the client might take as long again
     return found
-
-
-__all__ = ["complete_name", "completion"]

@@ -14,8 +14,8 @@ from etcdsem.cli.bench.bench_report import bench_findings
 from etcdsem.cli.bench.bench_runner import (
     BenchResults,
     EndpointResult,
-    EtcdMetrics,
     Latency,
+    ServerMetrics,
     Throughput,
 )
 from etcdsem.cli.doctor.probes import Member
@@ -142,7 +142,7 @@ def results(**changed: Any) -> BenchResults:
     one.pairs = [Throughput(900, 1, 0.4), Throughput(3000, 16, 0.5)]
     one.cycles = [Throughput(850, 1, 0.4), Throughput(5000, 16, 0.5)]
     one.hand_overs = Throughput(800, 16, 0.5)
-    one.disk = EtcdMetrics(0.0002, 0.1, 0.001, 0.001, 0.4)
+    one.disk = ServerMetrics(0.0002, 0.1, 0.001, 0.001, 0.4)
     one.head, one.compacted, one.load = 5000, 4000, 0.1
     for name, value in changed.items():
         setattr(one, name, value)
@@ -174,8 +174,8 @@ def test_where_a_write_spends_its_time() -> None:
 def test_what_limits_many() -> None:
     busy = [Throughput(900, 1, 0.4), Throughput(3000, 16, 0.97)]
     assert "Python uses 97% of a core" in of("many", results(pairs=busy))[0]
-    assert "etcd's disk" in of("many", results(disk=EtcdMetrics(0.002, 0.9, 0.003, None, 0.2)))[0]
-    assert "etcd's CPU" in of("many", results(disk=EtcdMetrics(0.0002, 0.1, 0.003, None, 1.8)))[0]
+    assert "etcd's disk" in of("many", results(disk=ServerMetrics(0.002, 0.9, 0.003, None, 0.2)))[0]
+    assert "etcd's CPU" in of("many", results(disk=ServerMetrics(0.0002, 0.1, 0.003, None, 1.8)))[0]
     assert "round trips" in of("many", results())[0]
 
 
@@ -184,11 +184,11 @@ def test_far_members_slow_disks_full_machines_and_long_histories() -> None:
     far.endpoints[2].answer = Latency(0.04, 0.05, 100)
     assert "10.0.0.3:2379 answers in 40.0 ms" in of("far", far)[0]
     assert "20.0 ms from one to another" in of(
-        "far", results(disk=EtcdMetrics(0.0002, 0.1, 0.003, 0.02, 0.1))
+        "far", results(disk=ServerMetrics(0.0002, 0.1, 0.003, 0.02, 0.1))
     )[0]  # fmt: skip
-    assert len(of("disk", results(disk=EtcdMetrics(0.02, 0.3, 0.05, None, 0.1)))) == 2
-    assert "cannot be read" in of("disk", results(disk=EtcdMetrics()))[0]
-    assert "no fsync" in of("disk", results(disk=EtcdMetrics(None, 0.0, 0.001, None, 0.1)))[0]
+    assert len(of("disk", results(disk=ServerMetrics(0.02, 0.3, 0.05, None, 0.1)))) == 2
+    assert "cannot be read" in of("disk", results(disk=ServerMetrics()))[0]
+    assert "no fsync" in of("disk", results(disk=ServerMetrics(None, 0.0, 0.001, None, 0.1)))[0]
     assert of("machine", results(load=3.0))
     assert "warning: never compacted" in of("compaction", results(head=90_000, compacted=0))[0]
     full = results()

@@ -215,5 +215,3 @@ _CHECKS: Final[tuple[Callable[[BenchResults], Iterator[Finding]], ...]] = (
     _disk,
     _storage,
 )
-
-__all__ = ["bench_findings"]

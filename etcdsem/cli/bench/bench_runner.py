@@ -49,7 +49,7 @@ class EndpointResult:
     answer: Latency | None = None
 
 
-class EtcdMetrics(NamedTuple):
+class ServerMetrics(NamedTuple):
     """What etcd says of itself over the time of the load; None where it does not."""
 
     fsync: float | None = None
@@ -90,7 +90,7 @@ class BenchResults:
     """Acquire and release of a semaphore that has room."""
     hand_overs: Throughput | None = None
     """The same with limit 1, all in line."""
-    disk: EtcdMetrics = field(default_factory=EtcdMetrics)
+    disk: ServerMetrics = field(default_factory=ServerMetrics)
     load: float | None = None
     """What waited for a core of this machine before, for each core."""
     head: int = 0
@@ -331,10 +331,10 @@ def _sums(text: str) -> dict[str, float]:
 
 def _metrics_between(
     before: dict[str, float], after: dict[str, float], seconds: float
-) -> EtcdMetrics:
+) -> ServerMetrics:
     """What happened between two looks at the metrics of one member."""
     if not before or before.get("which") != after.get("which"):
-        return EtcdMetrics()
+        return ServerMetrics()
 
     def risen(name: str) -> float:
         return after.get(name, 0.0) - before.get(name, 0.0)
@@ -343,7 +343,7 @@ def _metrics_between(
         count = risen(f"{name}_count")
         return risen(f"{name}_sum") / count if count > 0 else None
 
-    return EtcdMetrics(
+    return ServerMetrics(
         fsync=mean(_HISTOGRAMS["fsync"]),
         busy=risen(f"{_HISTOGRAMS['fsync']}_sum") / seconds,
         commit=mean(_HISTOGRAMS["commit"]),

@@ -236,6 +236,3 @@ def _data(results: BenchResults, findings: list[Finding]) -> dict[str, Any]:
         },
         "findings": [one._asdict() for one in findings],
     }
-
-
-__all__ = ["bench"]

@@ -228,6 +228,3 @@ def _plan(
         metrics_file=check_metrics_file(metrics_file),
         command=command,
     )
-
-
-__all__ = ["run"]

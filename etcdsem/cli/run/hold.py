@@ -256,6 +256,3 @@ class _Holding:
             return None
         good = self._good_for(lease)
         return ready_data(lease, good) if good > 0 else None
-
-
-__all__ = ["hold"]

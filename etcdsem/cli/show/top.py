@@ -132,6 +132,3 @@ def _print(seen: Sequence[Overview], sort: str, *, as_json: bool, again: bool) -
         ]
         table(("NAME", "HELD", "LIMIT", "WAITING", "OLDEST", "NOTE"), cells, _NUMBERS)
     flush()
-
-
-__all__ = ["top"]
