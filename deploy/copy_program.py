@@ -35,8 +35,14 @@ LEFT_OUT = (
 """Parts of the standard library that no job needs."""
 
 USED = (
-    *("etcdsem", "etcdsem.aio", "etcdsem.cli.main", "etcdsem.cli.run", "etcdsem.cli.hold"),
-    *("etcdsem.cli.operate", "etcdsem.etcd.stream_thread", "etcdsem.etcd.aio_streams", "ssl"),
+    *(
+        "etcdsem",
+        "etcdsem.aio",
+        "etcdsem.cli.main",
+        "etcdsem.cli.run.command",
+        "etcdsem.cli.run.hold",
+    ),
+    *("etcdsem.cli.show.status", "etcdsem.etcd.stream_thread", "etcdsem.etcd.aio_streams", "ssl"),
     *("rich.console", "rich.table", "ctypes", "encodings.idna", "http.server"),
     "prometheus_client",  # an extra: may be missing
 )

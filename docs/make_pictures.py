@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.text import Text
 
 from etcdsem import Client, EtcdSemError, Semaphore, connect, server
-from etcdsem.cli.board import View, draw
-from etcdsem.cli.live import Screen
+from etcdsem.cli.show.live_view import Screen
+from etcdsem.cli.show.top_layout import View, draw
 
 WIDTH = 92
 SCENE = (  # name, limit, holders, waiters, seconds until the next of them comes

@@ -27,7 +27,18 @@ import weakref
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, Protocol, Self, TypeVar, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeVar,
+    cast,
+    overload,
+)
 
 from etcdsem import model, several
 from etcdsem.clock import boot_time
@@ -60,7 +71,9 @@ from etcdsem.model import (
     Holder,
     Junk,
     Later,
+    LimitInfo,
     Overview,
+    Rate,
     Status,
     Waiter,
     timeout_seconds,
@@ -588,9 +601,29 @@ class Client(BaseClient):
         """The limit in force; None if what is stored is no number."""
         return await self.run(self._reading_limit(name), f"read the limit of {name!r}")
 
-    async def resize(self, name: str, max_leases: int) -> tuple[int | None, int]:
-        """Change the limit, live. Returns the old one (None: no number) and the new one."""
-        return await self.run(self._resizing(name, max_leases), f"change the limit of {name!r}")
+    async def limit_info(self, name: str) -> LimitInfo:
+        """The limit in force, or the rate, and whether it is paused. Raises SemaphoreClosed."""
+        return await self.run(self._reading_info(name), f"read the limit of {name!r}")
+
+    @overload
+    async def resize(self, name: str, max_leases: int) -> tuple[int | None, int]: ...
+    @overload
+    async def resize(self, name: str, max_leases: Rate) -> tuple[Rate | None, Rate]: ...
+    async def resize(
+        self, name: str, max_leases: int | Rate
+    ) -> tuple[int | Rate | None, int | Rate]:
+        """Change the limit of a semaphore, or the rate of a rate limit, live. Returns the old one
+        (None if what was stored is none) and the new one.
+        """
+        what = "rate" if isinstance(max_leases, Rate) else "limit"
+        return await self.run(self._resizing(name, max_leases), f"change the {what} of {name!r}")
+
+    async def resize_by(self, name: str, difference: int) -> tuple[int, int]:
+        """Change the limit of a semaphore by a difference, live. Returns the old and the new one.
+
+        It counts from the limit that is stored when it is written.
+        """
+        return await self.run(self._resizing_by(name, difference), f"change the limit of {name!r}")
 
     async def pause(self, name: str, *, reason: str | None = None) -> bool:
         """Grant no lease of it until `resume`. False if it was paused before."""

@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 import pickle
 import select
-import signal
 import sys
 from typing import NoReturn
 
 from etcdsem.core.lease_manager import LeaseManager
 from etcdsem.core.leases import TtlLease
 from etcdsem.keeper.table import ORDER, Table
+from etcdsem.posix import die_with_parent, process_stat
 from etcdsem.sync import Client
 
 LOOK = 0.25
 """Seconds between two looks at the parent."""
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Borrowed(LeaseManager):
@@ -94,8 +92,7 @@ class Helper:
     def _is_stopped(self) -> bool:
         """Was the parent stopped by a signal, or a debugger?"""
         try:
-            with open(f"/proc/{self._parent}/stat", "rb") as file:
-                return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t", b"Z", b"X")
+            return process_stat(self._parent).state in "TtZX"
         except FileNotFoundError:
             # Without /proc it cannot be told; `limit` bounds that too.
             return os.path.exists("/proc/self/stat")
@@ -116,10 +113,8 @@ def _exactly(size: int) -> bytes:
 def main() -> NoReturn:
     """What runs in the helper process: memory, parent and whether its thread lasts are told."""
     memory, parent, lasting = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "thread"
-    if lasting and sys.platform.startswith("linux"):
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if lasting:
+        die_with_parent()
     status = 1
     try:
         if os.getppid() == parent:

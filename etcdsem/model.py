@@ -143,6 +143,11 @@ class Pause:
     reason: str = ""
 
 
+MAX_SEMAPHORES = 8
+"""Semaphores that can be acquired at once. etcd takes 128 operations in a transaction, and each of
+them needs four to look at it; what else is known of them travels with the answer."""
+
+
 class CloseResult(NamedTuple):
     """What `Client.close_semaphore` did, and who used the semaphore then."""
 
@@ -169,6 +174,19 @@ class Rate(NamedTuple):
     def __str__(self) -> str:
         blocks = f"/{self.block}" if self.block != 1 else ""
         return f"{self.starts}/{duration_text(self.period)}{blocks}"
+
+
+class LimitInfo(NamedTuple):
+    """The limit of a semaphore, or the rate of a rate limit, as it is stored."""
+
+    max_leases: int | None
+    """The limit; of a rate limit how many blocks of starts it has. None if it cannot be read."""
+    rate: Rate | None
+    """Not None for a rate limit."""
+    pause: Pause | None
+    """Not None while it is paused."""
+    text: str
+    """The first 60 bytes of what is stored."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import AcquireTimeout, InvalidSetting, LeaseLost
-from etcdsem.model import Duration
+from etcdsem.model import MAX_SEMAPHORES, Duration
 from etcdsem.shell import BaseLease, BaseSemaphore
 
 
@@ -64,10 +64,10 @@ def _check(semaphores: Sequence[object], kind: type[BaseSemaphore[Any]]) -> None
                 f"acquire_all and hold_all take semaphores of {kind._package}, not "
                 f"{type(one).__module__}.{type(one).__qualname__}; a timeout is given by name"
             )
-    if not 1 <= len(semaphores) <= several.MOST:
+    if not 1 <= len(semaphores) <= MAX_SEMAPHORES:
         raise InvalidSetting(
-            f"{len(semaphores)} semaphores at once: give 1 to {several.MOST}, as many as fit into "
-            "one transaction"
+            f"{len(semaphores)} semaphores at once: give 1 to {MAX_SEMAPHORES}, as many as "
+            "fit into one transaction"
         )
 
 

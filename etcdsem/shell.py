@@ -15,6 +15,7 @@ import math
 import os
 import random
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import FrameType
@@ -25,8 +26,8 @@ from etcdsem.core import inspection, lifecycle, operating, rates
 from etcdsem.core.acquire import AcquireRequest, acquire
 from etcdsem.core.commands import Env, Listener, Procedure, Watch
 from etcdsem.core.grants import Grant
-from etcdsem.core.keys import ORDINARY, Wants, client_id, lease_hex
-from etcdsem.core.leases import TICK, TtlLease, margin
+from etcdsem.core.keys import ORDINARY, Limit, Wants, client_id, lease_hex
+from etcdsem.core.leases import TICK, TtlLease
 from etcdsem.core.limits import check_kind, learn_limit, wrong_kind
 from etcdsem.core.release import ReleaseResult, release
 from etcdsem.core.semaphore import SemaphoreState
@@ -39,12 +40,13 @@ from etcdsem.errors import (
     LeaseLost,
     ReleasedTooOften,
 )
+from etcdsem.intervals import read_intervals
 from etcdsem.model import (
-    DEFAULT_LEASE_TIMEOUT,
     DEFAULT_PREFIX,
     Duration,
     Holder,
     Junk,
+    LimitInfo,
     Rate,
     Status,
     Waiter,
@@ -56,7 +58,7 @@ from etcdsem.model import (
     check_weight,
     dask_setting,
     environment,
-    lease_timeout_seconds,
+    make_rate,
     max_hold_seconds,
     read_labels,
     read_rate,
@@ -212,10 +214,40 @@ class BaseClient:
         check_kind(state, rate=False)
         return limit.number
 
-    def _resizing(self, name: str, max_leases: int) -> Procedure[tuple[int | None, int]]:
-        number = check_limit(max_leases, least=0)
+    def known_limit(self, name: str) -> LimitInfo | None:
+        """The limit as this client saw it last, without asking etcd. None if it never did, or if
+        the semaphore was not registered then.
+        """
+        limit = self.station(name).limit
+        return None if limit is None else _limit_info(limit)
+
+    def _reading_info(self, name: str) -> Procedure[LimitInfo]:
+        return _limit_info((yield from learn_limit(self.station(name))))
+
+    @staticmethod
+    def next_free(seen: Status) -> float:
+        """Seconds until a rate limit may have a start for who comes now; infinite while nothing
+        starts. An estimate, by the times noted in etcd and this machine's clock.
+        """
+        return rates.next_free(seen, time.time()) if seen.pause is None else math.inf
+
+    def _resizing(
+        self, name: str, wanted: int | Rate
+    ) -> Procedure[tuple[int | Rate | None, int | Rate]]:
+        if isinstance(wanted, Rate):
+            wanted = make_rate(*wanted)
+            change = yield from operating.resize(self.station(name), wanted)
+            return change.before.rate, wanted
+        number = check_limit(wanted, least=0)
         change = yield from operating.resize(self.station(name), number)
         return change.before.number, number
+
+    def _resizing_by(self, name: str, difference: int) -> Procedure[tuple[int, int]]:
+        change = yield from operating.change_by(self.station(name), difference)
+        before, after = change.before.number, change.after.number
+        if before is None or after is None:
+            raise AssertionError("a limit that is no number was changed by a difference")
+        return before, after
 
     def _pausing(self, name: str, reason: str | None) -> Procedure[bool]:
         return pausing(self.station(name), operator(), reason)
@@ -238,6 +270,10 @@ class BaseClient:
         if (slot is None) == (lease is None):
             raise InvalidSetting("evict: give either the slot or the lease")
         return (yield from inspection.evict(self.station(name), operator(), slot=slot, lease=lease))
+
+
+def _limit_info(limit: Limit) -> LimitInfo:
+    return LimitInfo(limit.number, limit.rate, limit.pause, limit.text)
 
 
 def pausing(
@@ -921,21 +957,6 @@ def check_dask_arguments(register: bool, scheduler_rpc: None) -> None:
         )
 
 
-def _lease_timeout(given: Duration | None) -> int:
-    if given is None:
-        given = environment("ETCDSEM_LEASE_TIMEOUT")
-    if given is not None:
-        return lease_timeout_seconds(given)
-    given = dask_setting("lease-timeout")
-    if given is None:
-        given = DEFAULT_LEASE_TIMEOUT
-    what = (
-        "Dask's distributed.scheduler.locks.lease-timeout (used without lease_timeout= and "
-        "ETCDSEM_LEASE_TIMEOUT)"
-    )
-    return lease_timeout_seconds(given, what=what)
-
-
 def read_validation_interval() -> float | None:
     """Seconds between two reads of what watches should have told, on average; None: the default."""
     what, given = "ETCDSEM_VALIDATION_INTERVAL", environment("ETCDSEM_VALIDATION_INTERVAL")
@@ -951,22 +972,3 @@ def read_validation_interval() -> float | None:
     if not MIN_VALIDATION_INTERVAL <= every < math.inf:
         raise InvalidSetting(f"{what} must be at least {MIN_VALIDATION_INTERVAL}s, not {given!r}")
     return every
-
-
-def read_intervals(
-    lease_timeout: Duration | None, refresh_interval: Duration | None
-) -> tuple[int, float]:
-    """The lease timeout (whole seconds) and the refresh interval (seconds), with the defaults."""
-    timeout = _lease_timeout(lease_timeout)
-    given = refresh_interval
-    if given is None and lease_timeout is None:
-        given = environment("ETCDSEM_REFRESH_INTERVAL")
-    if given is None:
-        return timeout, timeout / 3
-    interval = seconds(given, what="refresh_interval")
-    if not 0 < interval < timeout - margin(timeout):
-        raise InvalidSetting(
-            f"refresh_interval {given!r} does not fit into a lease timeout of {timeout}s: refresh "
-            f"at least once before it ends, better three times ({timeout / 3:.3g}s)"
-        )
-    return timeout, interval

@@ -36,6 +36,7 @@ from typing import (
     TypeAlias,
     TypeVar,
     cast,
+    overload,
 )
 
 from etcdsem import endings, several
@@ -69,7 +70,9 @@ from etcdsem.model import (
     Holder,
     Junk,
     Later,
+    LimitInfo,
     Overview,
+    Rate,
     Start,
     Status,
     Waiter,
@@ -499,13 +502,53 @@ class Client(BaseClient):
         """The limit in force; None if what is stored is no number."""
         return self.run(self._reading_limit(name), f"read the limit of {name!r}")
 
-    def resize(self, name: str, max_leases: int) -> tuple[int | None, int]:
-        """Change the limit, live. Returns the old one (None: no number) and the new one.
+    def limit_info(self, name: str) -> LimitInfo:
+        """The limit in force, or the rate, and whether it is paused. Raises SemaphoreClosed.
+
+        `known_limit` tells what this client saw last, without asking etcd.
+        """
+        return self.run(self._reading_info(name), f"read the limit of {name!r}")
+
+    @overload
+    def resize(self, name: str, max_leases: int) -> tuple[int | None, int]: ...
+    @overload
+    def resize(self, name: str, max_leases: Rate) -> tuple[Rate | None, Rate]: ...
+    def resize(self, name: str, max_leases: int | Rate) -> tuple[int | Rate | None, int | Rate]:
+        """Change the limit of a semaphore, or the rate of a rate limit, live.
 
         0 lets nobody in until it is raised again. Leases held above a lowered limit stay, and so
         does a pause.
+
+        Args:
+            name: the semaphore, or the rate limit.
+            max_leases: the new limit, or the new rate.
+
+        Returns:
+            The old one (None if what was stored is none) and the new one.
+
+        Raises:
+            SemaphoreClosed: it is not known.
+            WrongKind: a rate was given for a semaphore, or a number for a rate limit.
         """
-        return self.run(self._resizing(name, max_leases), f"change the limit of {name!r}")
+        what = "rate" if isinstance(max_leases, Rate) else "limit"
+        return self.run(self._resizing(name, max_leases), f"change the {what} of {name!r}")
+
+    def resize_by(self, name: str, difference: int) -> tuple[int, int]:
+        """Change the limit of a semaphore by a difference, live. A pause stays.
+
+        It counts from the limit that is stored when it is written, so differences that several
+        clients make at the same time add up.
+
+        Returns:
+            The old limit and the new one.
+
+        Raises:
+            SemaphoreClosed: it is not known.
+            InvalidSetting: the sum cannot be a limit; nothing was changed.
+            EtcdUnavailable: etcd's answer was lost, and the limit has changed: whether by this
+                call or by another client is not known.
+        """
+        return self.run(self._resizing_by(name, difference), f"change the limit of {name!r}")
 
     def pause(self, name: str, *, reason: str | None = None) -> bool:
         """Grant no lease of it until `resume`. Who holds is not disturbed; who waits, waits on,

@@ -27,6 +27,7 @@ from etcdsem.errors import (
     SemaphoreClosed,
     WrongKind,
 )
+from etcdsem.model import MAX_SEMAPHORES
 from etcdsem.server import EtcdServer
 from tests.aio.running import eventually, run
 from tests.history import assert_clean
@@ -145,11 +146,11 @@ def test_a_mark_left_behind_is_no_line(client: etcdsem.Client, any_etcd: EtcdSer
 
 def test_as_many_as_fit_into_one_transaction(client: etcdsem.Client, any_etcd: EtcdServer) -> None:
     """The bound, and a failing look at all of them, are within what etcd takes."""
-    many = [etcdsem.Semaphore(1, client=client) for _ in range(several.MOST)]
+    many = [etcdsem.Semaphore(1, client=client) for _ in range(MAX_SEMAPHORES)]
     with etcdsem.hold_all(*many) as leases:
         assert len({one.fencing_token for one in leases}) == 1
         assert etcdsem.acquire_all(*many, timeout=0) is None
-    assert held(*many) == [0] * several.MOST
+    assert held(*many) == [0] * MAX_SEMAPHORES
     one_more = etcdsem.Semaphore(1, client=client)
     with pytest.raises(InvalidSetting, match="give 1 to 8"):
         etcdsem.acquire_all(*many, one_more)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from etcdsem.cli.options import connect, connection_options
-from etcdsem.cli.text import echo
+from etcdsem.cli.output import echo
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -65,24 +65,24 @@ def complete_name(
 
 def _known(ctx: click.Context) -> list[Overview]:
     found: list[Overview] = []
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)  # this is no place for warnings, nor for errors
+    try:
+        client = connect(ctx, dial_timeout=PATIENCE)
+        _ = client.id  # what a connection needs is loaded before the clock runs
+    except Exception:
+        return found
 
     def ask() -> None:
         try:
-            with connect(ctx, dial_timeout=PATIENCE) as client:
+            with client:
                 found.extend(client.overview())
         except Exception:
-            found.clear()  # whatever it was: this is no place to tell it
+            found.clear()
 
-    import etcdsem.etcd.connection  # noqa: F401 - loaded before the clock runs
-
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)  # nor is it for warnings
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(PATIENCE + 0.5)
     if asking.is_alive():
         os._exit(0)  # closing the client might take as long again
     return found
-
-
-__all__ = ["complete_name", "completion"]

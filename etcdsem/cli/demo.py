@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import click
 
 from etcdsem import interpreter
-from etcdsem.cli import codes
+from etcdsem.cli import exit_codes
 from etcdsem.cli.options import WholeNumber
 from etcdsem.errors import EtcdSemError
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from etcdsem.model import Status
+    from etcdsem.server import EtcdServer
     from etcdsem.sync import Client
 
 NAME = "demo-api"
@@ -116,20 +117,14 @@ def demo(jobs: int, limit: int, work: float, without: bool) -> None:
     """
     from rich.console import Console
 
-    from etcdsem import server
     from etcdsem.sync import connect
 
     if reason := interpreter.why_not():
         raise EtcdSemError(f"the demo's jobs cannot be started from here, because {reason}")
-    console = Console(highlight=False)
-    service = Service(limit, work)
+    console, service = Console(highlight=False), Service(limit, work)
     with ExitStack() as stack:
         if not without:
-            try:
-                etcd = stack.enter_context(server.start())
-            except server.EtcdNotFound as error:
-                click.echo(f"etcdsem: {error}", err=True)
-                sys.exit(codes.UNAVAILABLE)
+            etcd = _start_etcd(stack)
             client = stack.enter_context(connect(etcd.endpoint))
             console.print(f"etcd {etcd.version} on {etcd.endpoint}, for this demo only")
         url = service.start()
@@ -139,8 +134,6 @@ def demo(jobs: int, limit: int, work: float, without: bool) -> None:
         if without:
             running = [_start([sys.executable, "-c", _JOB, f"{url}/{i:02}/0"]) for i in range(jobs)]
             stack.callback(_end_all, running)
-            for job in running:
-                job.wait()
         else:
             running = [_start_under_limit(etcd.endpoint, limit, url, i) for i in range(jobs)]
             stack.callback(_end_all, running)
@@ -149,6 +142,16 @@ def demo(jobs: int, limit: int, work: float, without: bool) -> None:
     _report(console, service, jobs, failed, began)
     if failed and not without:
         sys.exit(1)
+
+
+def _start_etcd(stack: ExitStack) -> EtcdServer:
+    from etcdsem import server
+
+    try:
+        return stack.enter_context(server.start())
+    except server.EtcdNotFound as error:
+        click.echo(f"etcdsem: {error}", err=True)
+        sys.exit(exit_codes.UNAVAILABLE)
 
 
 def _start(command: list[str], **environment: str) -> subprocess.Popen[bytes]:

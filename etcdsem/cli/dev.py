@@ -11,7 +11,7 @@ from types import FrameType
 
 import click
 
-from etcdsem.cli import codes
+from etcdsem.cli import exit_codes
 from etcdsem.cli.options import WholeNumber
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -57,9 +57,9 @@ def dev(port: int | None, data_dir: str | None, command: tuple[str, ...]) -> Non
                 signal.pause()
     except (server.EtcdNotFound, EtcdUnavailable) as error:
         click.echo(f"etcdsem: {error}", err=True)
-        sys.exit(codes.UNAVAILABLE)
+        sys.exit(exit_codes.UNAVAILABLE)
     except _Stopped as stopped:
-        sys.exit(codes.SIGNAL + stopped.number)
+        sys.exit(exit_codes.SIGNAL + stopped.number)
 
 
 def _announce(etcd: object) -> None:
@@ -83,10 +83,10 @@ def _run(command: tuple[str, ...], variables: dict[str, str]) -> int:
         process = subprocess.Popen(command, env={**os.environ, **variables})
     except FileNotFoundError:
         click.echo(f"etcdsem: {command[0]}: not found", err=True)
-        return codes.NOT_FOUND
+        return exit_codes.NOT_FOUND
     except OSError as error:
         click.echo(f"etcdsem: {command[0]}: cannot be run: {error.strerror}", err=True)
-        return codes.CANNOT_EXECUTE
+        return exit_codes.CANNOT_EXECUTE
     while True:
         try:
             code = process.wait()
@@ -94,4 +94,4 @@ def _run(command: tuple[str, ...], variables: dict[str, str]) -> int:
             if stopped.number != signal.SIGINT:  # the terminal has sent that to the command too
                 process.send_signal(stopped.number)
         else:
-            return code if code >= 0 else codes.SIGNAL - code
+            return code if code >= 0 else exit_codes.SIGNAL - code

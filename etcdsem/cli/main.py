@@ -1,8 +1,8 @@
 """The command ``etcdsem``: finds the command that is meant, loads it, and ends with its code.
 
 1. `etcdsem --help` and a usage error load neither protobuf nor rich, nor any command but the one.
-2. Every foreseen error is one line on stderr and a code of `codes.py`. ``ETCDSEM_DEBUG=1`` shows
-   where it came from.
+2. Every foreseen error is one line on stderr and a code of `exit_codes.py`. ``ETCDSEM_DEBUG=1``
+   prints its traceback too.
 3. A reader of stdout that goes away ends the command quietly, as SIGPIPE would.
 """
 
@@ -19,39 +19,38 @@ from typing import Any, NamedTuple, NoReturn
 
 import click
 
-from etcdsem.cli import codes
+from etcdsem.cli import exit_codes
 from etcdsem.cli.options import connection_options
-from etcdsem.cli.text import OutputError, flush, say
+from etcdsem.cli.output import OutputError, flush, say
 from etcdsem.errors import EtcdSemError
 
 
 class _Entry(NamedTuple):
-    """A command: where it is, and its line in the overview."""
+    """A command: the module that defines a function of its name, and its line in the overview."""
 
     module: str
-    function: str
     short_help: str
 
 
 _COMMANDS: dict[str, _Entry] = {
-    "run": _Entry("run", "run", "Run a command while holding a lease."),
-    "hold": _Entry("hold", "hold", "Keep a lease until stopped: for sidecars."),
-    "ls": _Entry("operate", "ls", "List all semaphores: limit, held, waiting."),
-    "status": _Entry("operate", "status", "Show who holds and who waits."),
-    "limit": _Entry("operate", "limit", "Show or change a limit."),
-    "rate": _Entry("rate", "rate", "Show or change a rate limit."),
-    "pause": _Entry("operate", "pause", "Grant no more leases until resumed."),
-    "resume": _Entry("operate", "resume", "Grant leases again."),
-    "drain": _Entry("drain", "drain", "Pause, and wait until nobody holds."),
-    "evict": _Entry("operate", "evict", "End one lease."),
-    "close": _Entry("operate", "close", "Remove a semaphore."),
-    "top": _Entry("top", "top", "Show all semaphores, live."),
-    "exporter": _Entry("exporter", "exporter", "Serve metrics of all semaphores for Prometheus."),
-    "doctor": _Entry("doctor", "doctor", "Check etcd, the way to it, and the semaphores."),
-    "bench": _Entry("bench", "bench", "Measure this etcd, and say what limits it."),
-    "completion": _Entry("completion", "completion", "Print the script for completion."),
-    "demo": _Entry("demo", "demo", "Watch a dozen real jobs share a limit of 3."),
-    "dev": _Entry("dev", "dev", "Start a throw-away etcd on this machine."),
+    "run": _Entry("run.command", "Run a command while holding a lease."),
+    "hold": _Entry("run.hold", "Keep a lease until stopped: for sidecars."),
+    "ls": _Entry("show.ls", "List all semaphores: limit, held, waiting."),
+    "status": _Entry("show.status", "Show who holds and who waits."),
+    "limit": _Entry("admin.limit", "Show or change a limit."),
+    "rate": _Entry("admin.rate", "Show or change a rate limit."),
+    "pause": _Entry("admin.pause", "Grant no more leases until resumed."),
+    "resume": _Entry("admin.pause", "Grant leases again."),
+    "drain": _Entry("admin.drain", "Pause, and wait until nobody holds."),
+    "evict": _Entry("admin.evict", "End one lease."),
+    "close": _Entry("admin.close", "Remove a semaphore."),
+    "top": _Entry("show.top", "Show all semaphores, live."),
+    "exporter": _Entry("exporter.command", "Serve metrics of all semaphores for Prometheus."),
+    "doctor": _Entry("doctor.command", "Check etcd, the way to it, and the semaphores."),
+    "bench": _Entry("bench.command", "Measure this etcd, and say what limits it."),
+    "completion": _Entry("completion", "Print the script for completion."),
+    "demo": _Entry("demo", "Watch a dozen real jobs share a limit of 3."),
+    "dev": _Entry("dev", "Start a throw-away etcd on this machine."),
 }
 
 
@@ -75,7 +74,7 @@ class _Commands(click.Group):
         entry = _COMMANDS.get(cmd_name)
         if entry is None:
             return None
-        command = getattr(import_module(f"etcdsem.cli.{entry.module}"), entry.function)
+        command = getattr(import_module(f"etcdsem.cli.{entry.module}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
 
@@ -160,15 +159,15 @@ def _outcome() -> int:
     """The exit code of the command line."""
     try:
         result: Any = cli.main(prog_name="etcdsem", standalone_mode=False)
-        return result if isinstance(result, int) else codes.OK
+        return result if isinstance(result, int) else exit_codes.OK
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
-        return codes.USAGE
+        return exit_codes.USAGE
     except click.ClickException as error:
         say(_usage_line(error))
-        return codes.USAGE
+        return exit_codes.USAGE
     except (KeyboardInterrupt, click.Abort):
-        return codes.SIGNAL + signal.SIGINT
+        return exit_codes.SIGNAL + signal.SIGINT
     except EtcdSemError as error:
         return report(error)
 
@@ -180,7 +179,7 @@ def report(error: EtcdSemError) -> int:
 
         traceback.print_exception(error)
     say(error)
-    return codes.code_for(error)
+    return exit_codes.code_for(error)
 
 
 def _usage_line(error: click.ClickException) -> str:
@@ -197,7 +196,7 @@ def _cannot_write(error: BaseException | None) -> int:
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
     if isinstance(error, BrokenPipeError):
-        return codes.SIGNAL + signal.SIGPIPE
+        return exit_codes.SIGNAL + signal.SIGPIPE
     reason = error.strerror if isinstance(error, OSError) else error
     say(f"cannot write to standard output: {reason}")
-    return codes.NOT_DONE
+    return exit_codes.NOT_DONE

@@ -35,10 +35,7 @@ from etcdsem.core.retry import TryAgain, retry_attempts, transact
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
 from etcdsem.core.transactions import Held, Look, Wish
-
-MOST = 8
-"""Semaphores at once. etcd takes 128 operations in a transaction, and each of them needs four to
-look at it; what else is known of them travels with the answer."""
+from etcdsem.model import MAX_SEMAPHORES
 
 ROUNDS = 3
 """Turns in line after which one waits in one line while holding others."""
@@ -72,7 +69,9 @@ def acquire_all(wants: Sequence[Want], until: float, *, once: bool) -> Procedure
 
     All are of one session, and different. Raises what `acquire` does.
     """
-    if not 1 <= len(wants) <= MOST or len({want.semaphore for want in wants}) < len(wants):
+    if not 1 <= len(wants) <= MAX_SEMAPHORES or len({want.semaphore for want in wants}) < len(
+        wants
+    ):
         raise AssertionError(f"not several semaphores: {wants}")
     env = wants[0].semaphore.session.env
     began = env.now()

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from etcdsem.cli.versions import known_bugs, parse
+from etcdsem.cli.doctor.etcd_versions import known_bugs, parse
 from etcdsem.errors import EtcdSemError
 from etcdsem.model import Rate
 from tests.chaos import starts

@@ -1,4 +1,4 @@
-"""``etcdsem bench``: on real etcds, and what it makes of figures."""
+"""``etcdsem bench``: on real etcds, and what it makes of results."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from etcdsem import server
-from etcdsem.cli.examine import Member
-from etcdsem.cli.gauge import Disk, Figures, Latency, Place, Rate
-from etcdsem.cli.verdict import conclude
+from etcdsem.cli.bench.bench_report import bench_findings
+from etcdsem.cli.bench.bench_runner import (
+    BenchResults,
+    EndpointResult,
+    Latency,
+    ServerMetrics,
+    Throughput,
+)
+from etcdsem.cli.doctor.probes import Member
 from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, eventually, ran
 
 if TYPE_CHECKING:
@@ -123,33 +129,33 @@ def test_a_cluster_with_one_member_away(etcd_binary: str) -> None:
     assert members[0].endpoint in away["what"]
 
 
-# ---------------------------------------------------------------- what it makes of figures
+# ---------------------------------------------------------------- what it makes of results
 
 
-def figures(**changed: Any) -> Figures:
+def results(**changed: Any) -> BenchResults:
     """A fine cluster: half a millisecond for everything."""
     fast = Latency(0.0005, 0.001, 100)
     members = [Member(f"10.0.0.{n}:2379", False, id=n, version="3.6.14") for n in (1, 2, 3)]
-    places = [Place(one.endpoint, one, fast) for one in members]
-    one = Figures(15, 16, places=places, connected=members[0])
+    endpoints = [EndpointResult(one, fast) for one in members]
+    one = BenchResults(15, 16, endpoints=endpoints, connected=members[0])
     one.read = one.write = one.grant = one.event = fast
-    one.pairs = [Rate(900, 1, 0.4), Rate(3000, 16, 0.5)]
-    one.cycles = [Rate(850, 1, 0.4), Rate(5000, 16, 0.5)]
-    one.hand_overs = Rate(800, 16, 0.5)
-    one.disk = Disk(0.0002, 0.1, 0.001, 0.001, 0.4)
+    one.pairs = [Throughput(900, 1, 0.4), Throughput(3000, 16, 0.5)]
+    one.cycles = [Throughput(850, 1, 0.4), Throughput(5000, 16, 0.5)]
+    one.hand_overs = Throughput(800, 16, 0.5)
+    one.disk = ServerMetrics(0.0002, 0.1, 0.001, 0.001, 0.4)
     one.head, one.compacted, one.load = 5000, 4000, 0.1
     for name, value in changed.items():
         setattr(one, name, value)
     return one
 
 
-def of(check: str, some: Figures) -> list[str]:
+def of(check: str, some: BenchResults) -> list[str]:
     """What is said about it, and at which level."""
-    return [f"{one.level}: {one.what}" for one in conclude(some) if one.check == check]
+    return [f"{one.level}: {one.what}" for one in bench_findings(some) if one.check == check]
 
 
 def test_a_fine_cluster() -> None:
-    found = conclude(figures())
+    found = bench_findings(results())
     assert {one.level for one in found} == {"ok"}
     assert "800 times a second" in found[0].what
 
@@ -157,34 +163,34 @@ def test_a_fine_cluster() -> None:
 def test_where_a_write_spends_its_time() -> None:
     """The way, the members or the disk, whichever is longest."""
     slow = Latency(0.03, 0.05, 100)
-    assert "the disk" in of("one", figures(write=slow))[0]
-    assert "between members" in of("one", figures(write=slow, read=slow))[0]
-    far = figures(write=slow, read=slow)
-    for place in far.places:
-        place.answer = slow
+    assert "the disk" in of("one", results(write=slow))[0]
+    assert "between members" in of("one", results(write=slow, read=slow))[0]
+    far = results(write=slow, read=slow)
+    for endpoint in far.endpoints:
+        endpoint.answer = slow
     assert "most of it is the way there" in of("one", far)[0]
 
 
 def test_what_limits_many() -> None:
-    busy = [Rate(900, 1, 0.4), Rate(3000, 16, 0.97)]
-    assert "Python uses 97% of a core" in of("many", figures(pairs=busy))[0]
-    assert "etcd's disk" in of("many", figures(disk=Disk(0.002, 0.9, 0.003, None, 0.2)))[0]
-    assert "etcd's CPU" in of("many", figures(disk=Disk(0.0002, 0.1, 0.003, None, 1.8)))[0]
-    assert "round trips" in of("many", figures())[0]
+    busy = [Throughput(900, 1, 0.4), Throughput(3000, 16, 0.97)]
+    assert "Python uses 97% of a core" in of("many", results(pairs=busy))[0]
+    assert "etcd's disk" in of("many", results(disk=ServerMetrics(0.002, 0.9, 0.003, None, 0.2)))[0]
+    assert "etcd's CPU" in of("many", results(disk=ServerMetrics(0.0002, 0.1, 0.003, None, 1.8)))[0]
+    assert "round trips" in of("many", results())[0]
 
 
 def test_far_members_slow_disks_full_machines_and_long_histories() -> None:
-    far = figures()
-    far.places[2].answer = Latency(0.04, 0.05, 100)
+    far = results()
+    far.endpoints[2].answer = Latency(0.04, 0.05, 100)
     assert "10.0.0.3:2379 answers in 40.0 ms" in of("far", far)[0]
     assert "20.0 ms from one to another" in of(
-        "far", figures(disk=Disk(0.0002, 0.1, 0.003, 0.02, 0.1))
+        "far", results(disk=ServerMetrics(0.0002, 0.1, 0.003, 0.02, 0.1))
     )[0]  # fmt: skip
-    assert len(of("disk", figures(disk=Disk(0.02, 0.3, 0.05, None, 0.1)))) == 2
-    assert "cannot be read" in of("disk", figures(disk=Disk()))[0]
-    assert "no fsync" in of("disk", figures(disk=Disk(None, 0.0, 0.001, None, 0.1)))[0]
-    assert of("machine", figures(load=3.0))
-    assert "warning: never compacted" in of("compaction", figures(head=90_000, compacted=0))[0]
-    full = figures()
-    full.places[0].member.db_size, full.places[0].member.quota = 90, 100
+    assert len(of("disk", results(disk=ServerMetrics(0.02, 0.3, 0.05, None, 0.1)))) == 2
+    assert "cannot be read" in of("disk", results(disk=ServerMetrics()))[0]
+    assert "no fsync" in of("disk", results(disk=ServerMetrics(None, 0.0, 0.001, None, 0.1)))[0]
+    assert of("machine", results(load=3.0))
+    assert "warning: never compacted" in of("compaction", results(head=90_000, compacted=0))[0]
+    full = results()
+    full.endpoints[0].member.db_size, full.endpoints[0].member.quota = 90, 100
     assert of("space", full)

@@ -12,9 +12,10 @@ import pytest
 
 import etcdsem
 from etcdsem import server
-from etcdsem.cli import versions
-from etcdsem.cli.examine import Facts, Member, examine
-from etcdsem.cli.judge import Finding, judge
+from etcdsem.cli.doctor import etcd_versions
+from etcdsem.cli.doctor.checks import run_checks
+from etcdsem.cli.doctor.finding import Finding
+from etcdsem.cli.doctor.probes import Member, ProbeResults, probe
 from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, eventually, ran
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def test_a_new_etcd(any_fresh_etcd: EtcdServer) -> None:
         "code", "findings", "members", "seconds", "revision", "compacted_revision",
     ]  # fmt: skip
     problems = [one for one in found["findings"] if one["level"] == "problem"]
-    version = versions.parse(any_fresh_etcd.version)
+    version = etcd_versions.parse(any_fresh_etcd.version)
     assert version is not None
     corrupting = (3, 5, 0) <= version < (3, 5, 3)
     assert [one["what"][-8:] for one in problems] == ["(#13766)"] * corrupting
@@ -229,11 +230,11 @@ def test_out_of_space(etcd_binary: str) -> None:
 
 def test_clocks_are_compared(etcd: EtcdServer) -> None:
     with etcdsem.connect(etcd.endpoint) as client:
-        facts = examine(client, None)
-    assert facts.clock_ahead is not None
-    assert abs(facts.clock_ahead) < 5
-    assert facts.least_ttl == 2
-    assert facts.listed == 1
+        results = probe(client, None)
+    assert results.clock_ahead is not None
+    assert abs(results.clock_ahead) < 5
+    assert results.least_ttl == 2
+    assert results.listed == 1
 
 
 def test_usage_errors() -> None:
@@ -243,38 +244,38 @@ def test_usage_errors() -> None:
         assert done.stderr.count("\n") == 1
 
 
-# ---------------------------------------------------------------- what it makes of facts
+# ---------------------------------------------------------------- what it makes of results
 
 
-def sound(**member: Any) -> Facts:
+def sound(**member: Any) -> ProbeResults:
     """A cluster in which all is well."""
     one = Member("10.0.0.1:2379", loopback=False, id=1, cluster=7, version="3.6.14")
     one.leads = one.has_leader = True
-    facts = Facts("/etcdsem", None, tls=True, user="u", members=[one], listed=3, alarms=[])
-    facts.members += [
+    results = ProbeResults("/etcdsem", None, tls=True, user="u", members=[one], listed=3, alarms=[])
+    results.members += [
         Member(f"10.0.0.{i}:2379", False, id=i, cluster=7, version="3.6.14", has_leader=True)
         for i in (2, 3)
     ]
-    facts.head, facts.compacted, facts.least_ttl, facts.clock_ahead = 5000, 4000, 2.0, 0.3
-    facts.network, facts.read, facts.write = 0.001, 0.002, 0.004
+    results.head, results.compacted, results.least_ttl, results.clock_ahead = 5000, 4000, 2.0, 0.3
+    results.network, results.read, results.write = 0.001, 0.002, 0.004
     for name, value in member.items():
         setattr(one, name, value)
-    return facts
+    return results
 
 
 def test_nothing_is_made_up() -> None:
-    assert {one.level for one in judge(sound())} == {"ok"}
+    assert {one.level for one in run_checks(sound())} == {"ok"}
 
 
-def changed(**values: Any) -> Facts:
-    facts = sound()
+def changed(**values: Any) -> ProbeResults:
+    results = sound()
     for name, value in values.items():
-        setattr(facts, name, value)
-    return facts
+        setattr(results, name, value)
+    return results
 
 
 @pytest.mark.parametrize(
-    ("facts", "check", "level", "what"),
+    ("results", "check", "level", "what"),
     [
         (sound(learner=True), "endpoint", "warning", "learner"),
         (sound(has_leader=False), "endpoint", "problem", "no leader"),
@@ -314,46 +315,48 @@ def changed(**values: Any) -> Facts:
         (changed(least_ttl=15.0), "ttl", "info", "15 s"),
     ],
 )
-def test_each_fact_has_its_finding(facts: Facts, check: str, level: str, what: str) -> None:
-    found = [one for one in judge(facts) if one.check == check and one.level != "ok"]
+def test_each_fact_has_its_finding(
+    results: ProbeResults, check: str, level: str, what: str
+) -> None:
+    found = [one for one in run_checks(results) if one.check == check and one.level != "ok"]
     assert any(one.level == level and what in one.what for one in found), found
     assert all(isinstance(one, Finding) and one.do for one in found if one.level != "info")
 
 
 def test_plain_text_on_loopback_is_fine() -> None:
-    facts = changed(tls=False)
-    for member in facts.members:
+    results = changed(tls=False)
+    for member in results.members:
         member.loopback = True
-    assert not [one for one in judge(facts) if one.check == "tls"]
+    assert not [one for one in run_checks(results) if one.check == "tls"]
 
 
 # ---------------------------------------------------------------- versions
 
 
-@pytest.mark.parametrize("bug", versions.BUGS, ids=lambda bug: bug.source)
-def test_a_bug_ends_with_the_version_that_mends_it(bug: versions.Bug) -> None:
+@pytest.mark.parametrize("bug", etcd_versions.BUGS, ids=lambda bug: bug.source)
+def test_a_bug_ends_with_the_version_that_mends_it(bug: etcd_versions.Bug) -> None:
     for major, minor, patch in bug.fixed:
-        assert bug not in versions.known_bugs((major, minor, patch), login=True)
+        assert bug not in etcd_versions.known_bugs((major, minor, patch), login=True)
         if patch:
-            assert bug in versions.known_bugs((major, minor, patch - 1), login=True)
-    assert bug not in versions.known_bugs((3, 9, 0), login=True)
+            assert bug in etcd_versions.known_bugs((major, minor, patch - 1), login=True)
+    assert bug not in etcd_versions.known_bugs((3, 9, 0), login=True)
 
 
 def test_a_bug_begins_where_it_came() -> None:
     crash, stale = (
-        next(bug for bug in versions.BUGS if number in bug.source)
+        next(bug for bug in etcd_versions.BUGS if number in bug.source)
         for number in ("#13766", "#20418")
     )
     for version, has in (((3, 4, 19), False), ((3, 5, 0), True), ((3, 5, 2), True)):
-        assert (crash in versions.known_bugs(version, login=False)) is has
+        assert (crash in etcd_versions.known_bugs(version, login=False)) is has
     for version, has in (((3, 4, 19), False), ((3, 4, 20), True), ((3, 6, 8), True)):
-        assert (stale in versions.known_bugs(version, login=False)) is has
+        assert (stale in etcd_versions.known_bugs(version, login=False)) is has
 
 
 @pytest.mark.parametrize("login", [False, True])
 def test_what_is_recommended_has_no_known_bug(login: bool) -> None:
     for line in ((3, 3), (3, 4), (3, 5), (3, 6), (3, 7), (3, 8)):
-        best = versions.recommended((*line, 0), login=login)
-        assert versions.known_bugs(best, login=login) == []
-    assert versions.parse("3.6.0-rc.1") == (3, 6, 0)
-    assert versions.parse("master") is None
+        best = etcd_versions.recommended((*line, 0), login=login)
+        assert etcd_versions.known_bugs(best, login=login) == []
+    assert etcd_versions.parse("3.6.0-rc.1") == (3, 6, 0)
+    assert etcd_versions.parse("master") is None

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import etcdsem
 from etcdsem import Client, RateLimit, Semaphore
-from etcdsem.cli.exporter import _address
+from etcdsem.cli.http_server import read_address
 from tests.cli.driver import Cli, eventually, ran
 from tests.security.secured import secured
 
@@ -339,14 +339,20 @@ def test_other_paths(etcd: EtcdServer, exporter: Callable[..., Exporter]) -> Non
     assert "/metrics" in json.loads(text)["paths"]
 
 
+def address(where: str) -> tuple[str, int]:
+    """As --listen reads it."""
+    return read_address(where, option="--listen", port_alone=False)
+
+
 def test_addresses() -> None:
     """HOST:PORT, with brackets or without; no host is every address."""
-    assert _address("127.0.0.1:9379") == ("127.0.0.1", 9379)
-    assert _address("[::1]:0") == ("::1", 0)
-    assert _address(":9379") == ("", 9379)
-    for where in ("here", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:70000", "127.0.0.1:²", ""):
+    assert address("127.0.0.1:9379") == ("127.0.0.1", 9379)
+    assert address("[::1]:0") == ("::1", 0)
+    assert address(":9379") == ("", 9379)
+    bad = ("here", "127.0.0.1", "9379", "127.0.0.1:x", "127.0.0.1:70000", "127.0.0.1:²", "")
+    for where in bad:
         with pytest.raises(etcdsem.InvalidSetting, match="--listen"):
-            _address(where)
+            address(where)
 
 
 def test_an_address_that_cannot_be() -> None:

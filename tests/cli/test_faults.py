@@ -97,7 +97,7 @@ def _terms(beat: Path) -> int:
 
 
 def test_a_signal_to_the_group_of_one_who_waits(etcd: EtcdServer, name: str, start: Start) -> None:
-    """The launcher and the guardian hear it too: all leave, and the line is left."""
+    """The launcher and the watchdog hear it too: all leave, and the line is left."""
     start(etcd, "hold", name, "-l", "1").expect("is held", err=True)
     waiter = start(etcd, "run", name, "--", "echo", "ran")
     waiter.expect("place 1 of 1", err=True)

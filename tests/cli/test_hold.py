@@ -18,10 +18,10 @@ import pytest
 
 import etcdsem
 import etcdsem.testing
-from etcdsem.cli.hold import _Holding, _Plan
-from etcdsem.cli.supervisor import slack
+from etcdsem.cli.run.hold import _Holding, _Plan
+from etcdsem.cli.run.supervisor import slack
 from tests.cli.driver import Cli, etcdctl, eventually, keys, ran
-from tests.cli.test_wish import wish
+from tests.cli.test_request import request
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
@@ -184,7 +184,7 @@ def test_a_probe_is_answered_by_the_clock() -> None:
     not taken "ready" back.
     """
     nobody: Any = None
-    plan = _Plan(wish("30s"), terminate=True, notice=5.0, file=None, port=None, as_json=False)
+    plan = _Plan(request("30s"), terminate=True, notice=5.0, file=None, port=None, as_json=False)
     holding = _Holding(plan, nobody, nobody)
     with etcdsem.testing.memory() as etcd:
         sem = etcdsem.Semaphore(1, "db", client=etcd.client(), lease_timeout=30)

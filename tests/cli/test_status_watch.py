@@ -54,8 +54,8 @@ def test_status_fits_into_any_terminal(width: int, height: int) -> None:
     from rich.console import Console as Drawing
 
     from etcdsem import Holder, Status, Waiter
-    from etcdsem.cli.live import Screen
-    from etcdsem.cli.operate import _picture
+    from etcdsem.cli.show.live_view import Screen
+    from etcdsem.cli.show.status_layout import draw
 
     now = datetime.now(UTC)
     holders = tuple(
@@ -67,7 +67,7 @@ def test_status_fits_into_any_terminal(width: int, height: int) -> None:
     )
     out = io.StringIO()
     drawing = Drawing(file=out, width=width, height=height, highlight=False)
-    drawing.print(_picture(Status("gpu", 5, holders, waiters), Screen(width, height, True), ""))
+    drawing.print(draw(Status("gpu", 5, holders, waiters), Screen(width, height, True), ""))
     lines = out.getvalue().splitlines()
     assert len(lines) <= height
     assert all(len(line) <= width for line in lines)
@@ -83,8 +83,8 @@ def test_what_stops_everything_is_seen_on_a_narrow_terminal(width: int) -> None:
     from rich.console import Console as Drawing
 
     from etcdsem import Holder, Pause, Status, Waiter
-    from etcdsem.cli.live import Screen
-    from etcdsem.cli.operate import _picture
+    from etcdsem.cli.show.live_view import Screen
+    from etcdsem.cli.show.status_layout import draw
 
     now = datetime.now(UTC)
     holders = (Holder(0, "h0:0", "h", 0, "c", "1baa4f56d6f36930", 7, now, 3.0, {}),)
@@ -96,7 +96,7 @@ def test_what_stops_everything_is_seen_on_a_narrow_terminal(width: int) -> None:
     seen = Status("gpu-of-the-third-floor", 3, holders, waiters, pause=pause)
     out = io.StringIO()
     Drawing(file=out, width=width, height=14, highlight=False).print(
-        _picture(seen, Screen(width, 14, True), "")
+        draw(seen, Screen(width, 14, True), "")
     )
     lines = out.getvalue().splitlines()
     assert len(lines) <= 14

@@ -98,7 +98,7 @@ def test_stopped_from_outside_and_continued(etcd: EtcdServer, name: str, start: 
 
 
 def test_a_command_may_outlast_its_lease_timeout(etcd: EtcdServer, name: str, start: Start) -> None:
-    """Its lease is refreshed meanwhile, and the guardian hears of it: one grant throughout."""
+    """Its lease is refreshed meanwhile, and the watchdog hears of it: one grant throughout."""
     script = 'echo "$ETCDSEM_FENCING_TOKEN"; sleep 3; echo slept; read go; exit 5'
     command = ("run", name, "-l", "1", "-t", "2", "--", "sh", "-c", script)
     cli = start(etcd, *command, stdin=subprocess.PIPE)
@@ -252,7 +252,7 @@ def processes_with(word: str) -> list[str]:
 
 
 def test_killed_while_waiting_leaves_nothing(etcd: EtcdServer, name: str, start: Start) -> None:
-    """Neither launcher nor guardian outlives the wrapper."""
+    """Neither launcher nor watchdog outlives the wrapper."""
     holder = start(
         etcd, "run", name, "-l", "1", "--", "sh", "-c", "echo held; read x", stdin=subprocess.PIPE
     )
@@ -274,7 +274,7 @@ def test_nothing_runs_on_after_a_clean_end(etcd: EtcdServer, name: str) -> None:
 def test_stopped_wrapper_cannot_keep_the_command(
     etcd: EtcdServer, name: str, start: Start, tmp_path: Path
 ) -> None:
-    """SIGSTOP past the deadline: the guardian kills, before the next in line starts."""
+    """SIGSTOP past the deadline: the watchdog kills, before the next in line starts."""
     beat = tmp_path / "beat"
     command = beating(beat, "SIGTERM")
     cli = start(etcd, "run", name, "-l", "1", "-t", "4", "--", *command, env={"CHILD": "1"})
@@ -292,48 +292,48 @@ def test_stopped_wrapper_cannot_keep_the_command(
     assert cli.end(10) == 70
 
 
-def test_wrapper_without_a_guardian_still_works(etcd: EtcdServer, name: str, start: Start) -> None:
-    """Somebody killed the guardian: nothing breaks."""
+def test_wrapper_without_a_watchdog_still_works(etcd: EtcdServer, name: str, start: Start) -> None:
+    """Somebody killed the watchdog: nothing breaks."""
     script = "echo pid $$; read x; exit 4"
     cli = start(etcd, "run", name, "-l", "1", "--", "sh", "-c", script, stdin=subprocess.PIPE)
     child = int(cli.expect(r"pid (\d+)")[1])
-    guardian = guardian_of(cli, child)
-    os.kill(guardian, signal.SIGKILL)
-    eventually(lambda: not alive(guardian))
+    watchdog = watchdog_of(cli, child)
+    os.kill(watchdog, signal.SIGKILL)
+    eventually(lambda: not alive(watchdog))
     assert cli.process.stdin is not None
     cli.process.stdin.close()
     assert cli.end() == 4
 
 
-def guardian_of(cli: Cli, command: int) -> int:
+def watchdog_of(cli: Cli, command: int) -> int:
     """The process beside the command that the wrapper has started."""
     family = subprocess.check_output(["ps", "-o", "pid=", "--ppid", str(cli.pid)]).split()
-    (guardian,) = [int(pid) for pid in family if int(pid) != command]
-    return guardian
+    (watchdog,) = [int(pid) for pid in family if int(pid) != command]
+    return watchdog
 
 
-def test_wrapper_and_guardian_killed_at_once(etcd: EtcdServer, name: str, start: Start) -> None:
+def test_wrapper_and_watchdog_killed_at_once(etcd: EtcdServer, name: str, start: Start) -> None:
     """The kernel kills the command with the wrapper, also where nobody else is left to do it."""
     cli = start(etcd, "run", name, "-l", "1", "--", "sh", "-c", "echo pid $$; exec sleep 600")
     child = int(cli.expect(r"pid (\d+)")[1])
-    guardian = guardian_of(cli, child)
-    os.kill(guardian, signal.SIGKILL)
-    eventually(lambda: not alive(guardian))
+    watchdog = watchdog_of(cli, child)
+    os.kill(watchdog, signal.SIGKILL)
+    eventually(lambda: not alive(watchdog))
     cli.send(signal.SIGKILL)
     cli.end()
     eventually(lambda: not alive(child), 3)
 
 
-def test_the_guardian_is_deaf(etcd: EtcdServer, name: str, start: Start) -> None:
-    """Whoever stops all processes of a program that bear its name does not stop the guardian."""
+def test_the_watchdog_is_deaf(etcd: EtcdServer, name: str, start: Start) -> None:
+    """Whoever stops all processes of a program that bear its name does not stop the watchdog."""
     script = "echo pid $$; sleep 600 & echo child $!; exec sleep 600"
     cli = start(etcd, "run", name, "-l", "1", "--", "sh", "-c", script)
     command = int(cli.expect(r"pid (\d+)")[1])
     child = int(cli.expect(r"child (\d+)")[1])
-    guardian = guardian_of(cli, command)
+    watchdog = watchdog_of(cli, command)
     for number in ("INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "PIPE"):
-        os.kill(guardian, signal.Signals[f"SIG{number}"])
-    assert alive(guardian)
+        os.kill(watchdog, signal.Signals[f"SIG{number}"])
+    assert alive(watchdog)
     cli.send(signal.SIGKILL)
     cli.end()
     eventually(lambda: not alive(child), 3)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from etcdsem.cli import supervisor
-from etcdsem.cli.jointly import Together
-from etcdsem.cli.supervisor import Policy, Supervisor
+from etcdsem.cli.run import supervisor
+from etcdsem.cli.run.multi import MultiLease
+from etcdsem.cli.run.supervisor import Policy, Supervisor
 
 TTL = 30.0
 KILL_AFTER = 5.0
@@ -52,7 +52,7 @@ class Watched:
         return True
 
     def extend(self, deadline: float) -> None:
-        """The guardian is told until when the command may live."""
+        """The watchdog is told until when the command may live."""
         self.guarded.append(deadline)
 
     def look(self, later: float = 0.0) -> None:
@@ -71,7 +71,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, lease: Any, *, terminate: bool = Tr
     return Watched(monkeypatch, lease, Policy(terminate=terminate, ttl=TTL, kill_after=KILL_AFTER))
 
 
-def test_the_guardian_hears_of_each_renewal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_watchdog_hears_of_each_renewal(monkeypatch: pytest.MonkeyPatch) -> None:
     """At each look it is told until when the lease is good."""
     lease = Lease()
     seen = watched(monkeypatch, lease)
@@ -108,7 +108,7 @@ def test_a_lease_that_cannot_be_refreshed(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_lease_that_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Evicted, though it would have lasted: SIGTERM at once, SIGKILL --kill-after later; what the
-    guardian knew before was the lease's deadline, which may come sooner.
+    watchdog knew before was the lease's deadline, which may come sooner.
     """
     lease = Lease()
     seen = watched(monkeypatch, lease)
@@ -169,10 +169,10 @@ def test_nothing_is_slept_through(monkeypatch: pytest.MonkeyPatch, left: float) 
 # ---------------------------------------------------------------- of several semaphores
 
 
-def together(*leases: Lease) -> Together:
+def together(*leases: Lease) -> MultiLease:
     """Several leases as one."""
     several: Any = leases
-    return Together(several)
+    return MultiLease(several)
 
 
 def test_several_leases_end_with_the_first(monkeypatch: pytest.MonkeyPatch) -> None:

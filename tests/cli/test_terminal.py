@@ -103,9 +103,11 @@ def test_the_line_fits_where_stdout_goes_elsewhere(
 @pytest.mark.parametrize("width", range(0, 130, 3))
 def test_the_line_at_any_width(width: int) -> None:
     """What counts most goes last."""
-    from etcdsem.cli.waiting import Seen
+    from etcdsem.cli.progress import Progress
 
-    seen = Seen("payments-api.production", "place 12 of 340 in line", "12 of 340", "5 of 5 held")
+    seen = Progress(
+        "payments-api.production", "place 12 of 340 in line", "12 of 340", "5 of 5 held"
+    )
     line = seen.fitting(width, "3m07s")
     assert len(line) <= width
     if width >= 16:
@@ -115,7 +117,7 @@ def test_the_line_at_any_width(width: int) -> None:
         assert "paym" in line
     if width >= 100:
         assert line == f"etcdsem: {seen.whole}, 3m07s"
-    silent = Seen("payments-api.production", "etcd does not answer just now")
+    silent = Progress("payments-api.production", "etcd does not answer just now")
     assert len(silent.fitting(width, "3m07s")) <= width
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from etcdsem.cli.board import SORTS, View, draw, note, ordered
-from etcdsem.cli.live import Screen
+from etcdsem.cli.show.live_view import Screen
+from etcdsem.cli.show.top_layout import SORTS, View, draw, note, ordered
 from etcdsem.model import Overview, Pause, Rate
 from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, ran, state
 

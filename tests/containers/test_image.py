@@ -112,7 +112,7 @@ def test_process_1_reaps_orphans(pods: Pods, image: str, operator: Client, name:
         assert code == 0
         return [line.split()[1] for line in listed.splitlines()]
 
-    # the wrapper, its guardian, the command, and the one that looks
+    # the wrapper, its watchdog, the command, and the one that looks
     until(lambda: len(states()) == 4, "the orphans have gone")
     assert "Z" not in states()
     job.container.stop(timeout=30)

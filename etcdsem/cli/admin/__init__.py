@@ -1,0 +1,1 @@
+"""Commands that change a semaphore: limit, rate, pause, resume, drain, evict, close."""

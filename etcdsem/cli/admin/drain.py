@@ -1,0 +1,153 @@
+"""``etcdsem drain``: pause a semaphore, and wait until nobody holds a lease of it.
+
+However it ends, the semaphore stays paused, and that is said: with the command that resumes it.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from etcdsem.cli import exit_codes
+from etcdsem.cli.admin.pause import reason_option
+from etcdsem.cli.json_output import echo_json, holder_data, json_option, pause_data
+from etcdsem.cli.logs import quiet_library
+from etcdsem.cli.options import connect, connection_options, name_argument
+from etcdsem.cli.output import age, clean, echo, exact, say
+from etcdsem.cli.progress import Progress, ProgressLine
+from etcdsem.cli.signals import Signals, Stopped
+from etcdsem.cli.worker import Worker
+
+if TYPE_CHECKING:
+    from etcdsem import Client, Holder, Status
+
+_NAMED: Final = 3
+"""Holders that are named; the others are counted."""
+
+
+@click.command(short_help="Pause, and wait until nobody holds.")
+@name_argument
+@click.option(
+    "-w",
+    "--wait",
+    "--timeout",
+    "wait",
+    metavar="DURATION",
+    help="Give up after that; 0 looks once. It stays paused.  [for ever]",
+)
+@reason_option
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing while waiting.")
+@json_option
+@connection_options
+@click.pass_context
+def drain(
+    ctx: click.Context,
+    /,
+    name: str,
+    wait: str | None,
+    reason: str | None,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Pause NAME as `etcdsem pause` does, and wait until nobody holds a lease of it. Then it is
+    empty, and stays so until `etcdsem resume NAME`.
+
+    While it waits it shows who still holds. INT, QUIT, TERM and HUP end the waiting, not the
+    pause.
+
+    \b
+    Examples:
+      etcdsem drain gpu --reason "new driver" && apt-get install driver; etcdsem resume gpu
+      etcdsem drain gpu --wait 10m || etcdsem status gpu
+
+    \b
+    Exit codes:
+      0  nobody holds                     75 somebody still does after --wait
+      1  somebody has resumed it          128+N stopped by signal N
+    """
+    from etcdsem.model import timeout_seconds
+
+    limit = timeout_seconds(wait, what="--wait")
+    client = connect(ctx)
+    quiet_library()
+    signals = Signals()
+    signals.install()
+    with client:
+        try:
+            empty = _drain(client, name, signals, timeout=limit, reason=reason, quiet=quiet)
+        except Stopped as stopped:
+            return _stopped(client, name, stopped.number)
+        seen = None if empty and not as_json else client.status(name, ttl=False)
+    return _report(name, limit, seen, empty=empty, as_json=as_json)
+
+
+def _stopped(client: Client, name: str, number: int) -> int:
+    known = client.known_limit(name)
+    paused = known is not None and known.pause is not None
+    say(f"{signal.Signals(number).name}: {_stays(name) if paused else 'stopped'}")
+    return exit_codes.SIGNAL + number
+
+
+def _report(
+    name: str, limit: float | None, seen: Status | None, *, empty: bool, as_json: bool
+) -> int:
+    """Say how it ended; gives the exit code."""
+    holders = seen.holders if seen is not None and not empty else ()
+    if as_json:
+        pause = pause_data(seen.pause) if seen is not None else None
+        told = [holder_data(one) for one in holders]
+        echo_json({"name": name, "drained": empty, "holders": told, "paused": pause})
+    if not empty:
+        after = f" after {exact(limit)}" if limit else ""
+        say(f"{name}: {len(holders)} still hold{after} ({_named(holders)}); {_stays(name)}")
+        return exit_codes.CONFLICT
+    if not as_json:
+        echo(f"{clean(name)}: paused, and nobody holds; to go on: etcdsem resume {clean(name)}")
+    return exit_codes.OK
+
+
+def _stays(name: str) -> str:
+    return f"{name} stays paused; to go on: etcdsem resume {name}"
+
+
+def _named(holders: Sequence[Holder]) -> str:
+    """Who holds, and for how long: those who have for longest."""
+    oldest = sorted(holders, key=lambda one: one.fencing_token)
+    named = [f"{one.owner} for {age(one.acquired_at)}" for one in oldest[:_NAMED]]
+    if len(oldest) > _NAMED:
+        named.append(f"{len(oldest) - _NAMED} more")
+    return ", ".join(named) or "they have just ended"
+
+
+class _Holders(ProgressLine):
+    """Who still holds, while one waits for them."""
+
+    def _describe(self, status: Status) -> Progress:
+        held = f"{status.held} still hold"
+        return Progress(self._name, held, held, _named(status.holders), doing="draining")
+
+
+def _drain(
+    client: Client,
+    name: str,
+    signals: Signals,
+    *,
+    timeout: float | None,
+    reason: str | None,
+    quiet: bool,
+) -> bool:
+    progress = _Holders(client, name, quiet=quiet)
+
+    def call() -> bool:
+        return client.drain(name, timeout, reason=reason, on_wait=progress.start)
+
+    worker = Worker(call, signals, name="drain")
+    try:
+        while not worker.done:
+            signals.stop(60.0)
+        return worker.result()
+    finally:
+        progress.stop()

@@ -1,0 +1,72 @@
+"""``etcdsem evict``: end one lease."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from etcdsem.cli.json_output import echo_json, holder_data, json_option, waiter_data
+from etcdsem.cli.options import WholeNumber, connect, connection_options, name_argument
+from etcdsem.cli.output import clean, echo
+
+if TYPE_CHECKING:
+    from etcdsem import Holder, Junk, Waiter
+
+
+@click.command()
+@name_argument
+@click.option("--slot", metavar="N", type=WholeNumber(min=0), help="The holder of this slot.")
+@click.option("--lease", metavar="ID", help="The holder or waiter with this lease, in hex.")
+@json_option
+@connection_options
+@click.pass_context
+def evict(
+    ctx: click.Context, /, name: str, slot: int | None, lease: str | None, as_json: bool
+) -> None:
+    """End one lease of NAME. Its holder is told, `etcdsem run` ends its command, and the slot
+    goes to the next in line at once. A waiter stops waiting: `run` and `hold` exit with 70.
+
+    Exit code 1 if nobody is there.
+
+    \b
+    Examples:
+      etcdsem evict gpu --slot 2
+      etcdsem evict gpu --lease 694d7c1e2a3b4c5d
+    """
+    if (slot is None) == (lease is None):
+        raise click.UsageError("give either --slot or --lease")
+    if lease is not None and re.fullmatch("[0-9A-Fa-f]{1,16}", lease) is None:
+        raise click.UsageError(f"{lease!r} is no lease: give it in hex, as etcdsem status shows it")
+    with connect(ctx) as client:
+        gone = client.evict(name, slot=slot, lease=lease)
+    kind = type(gone).__name__.lower()
+    if as_json:
+        echo_json({"name": name, "evicted": kind, kind: _evicted_data(gone)})
+    else:
+        echo(f"{clean(name)}: evicted {clean(_evicted_text(gone))}")
+
+
+def _evicted_data(gone: Holder | Waiter | Junk) -> dict[str, Any]:
+    from etcdsem.model import Holder, Waiter
+
+    match gone:
+        case Holder():
+            return holder_data(gone)
+        case Waiter():
+            return waiter_data(gone)
+    return asdict(gone)
+
+
+def _evicted_text(gone: Holder | Waiter | Junk) -> str:
+    from etcdsem.model import Holder, Waiter
+
+    match gone:
+        case Holder():
+            all_of = f", all {gone.weight} slots" if gone.weight > 1 else ""
+            return f"{gone.owner} from slot {gone.slot} (lease {gone.lease_id}{all_of})"
+        case Waiter():
+            return f"{gone.owner} from place {gone.position} in line (lease {gone.lease_id})"
+    return f"{gone.key}, which {gone.reason}"

@@ -1,0 +1,1 @@
+"""`etcdsem bench`: measure etcd, then report what limits it."""

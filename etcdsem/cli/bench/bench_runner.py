@@ -1,0 +1,352 @@
+"""What `bench` measures, without judging: load that is written into etcd, and removed again.
+
+1. All keys lie below <prefix>/<name>/, a name that no semaphore has. Those of ours hang on a lease
+   of a minute; the semaphore itself is closed at the end, also after an error or when told to stop.
+2. Each phase ends by the clock. `over` ends them all at once.
+3. etcd's own metrics are read before and after, from each endpoint that serves them.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from statistics import median, quantiles
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from etcdsem.cli.doctor.probes import Member, compacted_revision, member_of
+from etcdsem.cli.endpoint import TIMEOUT, CallFailed, EndpointConnection
+from etcdsem.errors import EtcdSemError
+
+if TYPE_CHECKING:
+    from etcdsem import Client
+
+_LEASE: Final = 60
+_MOST: Final = 500
+"""Samples of a latency at most."""
+_GRANTS: Final = 30
+"""Leases that are granted at most: each is a write that is kept for longer."""
+_VALUE: Final = b"x" * 150  # as long as a holder's record
+
+
+class Latency(NamedTuple):
+    """Seconds: the median, and what 99 of 100 stay below."""
+
+    median: float
+    high: float
+    samples: int
+
+
+@dataclass
+class EndpointResult:
+    """An endpoint, the member there, and how long a bare answer takes."""
+
+    member: Member
+    answer: Latency | None = None
+
+
+class ServerMetrics(NamedTuple):
+    """What etcd says of itself over the time of the load; None where it does not."""
+
+    fsync: float | None = None
+    """Mean seconds of an fsync of its log."""
+    busy: float | None = None
+    """The share of the time that was spent in them."""
+    commit: float | None = None
+    """Mean seconds of a commit of its database."""
+    peers: float | None = None
+    """Mean seconds between members."""
+    cores: float | None = None
+    """CPU that etcd used."""
+
+
+class Throughput(NamedTuple):
+    """So many a second by so many threads, and how many cores this process used."""
+
+    each_second: float
+    threads: int
+    cores: float
+
+
+@dataclass
+class BenchResults:
+    """All that was measured. Times in seconds; None is what was not."""
+
+    seconds: float
+    clients: int
+    endpoints: list[EndpointResult] = field(default_factory=list)
+    connected: Member | None = None
+    read: Latency | None = None
+    write: Latency | None = None
+    grant: Latency | None = None
+    event: Latency | None = None
+    pairs: list[Throughput] = field(default_factory=list)
+    """Two transactions one after the other: what any lock on etcd needs."""
+    cycles: list[Throughput] = field(default_factory=list)
+    """Acquire and release of a semaphore that has room."""
+    hand_overs: Throughput | None = None
+    """The same with limit 1, all in line."""
+    disk: ServerMetrics = field(default_factory=ServerMetrics)
+    load: float | None = None
+    """What waited for a core of this machine before, for each core."""
+    head: int = 0
+    compacted: int | None = None
+
+
+class BenchRunner:
+    """One run. `measure()` blocks; another thread may end it by setting `over`."""
+
+    def __init__(
+        self, client: Client, rival: Client, name: str, seconds: float, clients: int
+    ) -> None:
+        self._client = client
+        self._rival = rival
+        self.name = name
+        self.over = threading.Event()
+        self.phase = "looking"
+        self.results = BenchResults(seconds, clients)
+        self._links: list[EndpointConnection] = []
+        self._base = f"{client.prefix}/{name}/bench/".encode()
+
+    def measure(self) -> None:
+        """All phases; raises what etcd's errors are to users. Cleans up whatever happens."""
+        settings = self._client.settings
+        self.results.load = _machine_load()
+        lease = secrets.randbits(62) + 1
+        best: EndpointConnection | None = None
+        try:
+            for endpoint in settings.endpoints:
+                link = EndpointConnection(settings, endpoint)
+                self._links.append(link)
+                member = member_of(link, endpoint)
+                self.results.endpoints.append(EndpointResult(member))
+                if not member.error and not member.learner and best is None:
+                    best, self.results.connected = link, member
+            if best is None:
+                self._client.limit(self.name)  # raises, and says why
+                raise AssertionError("it had just not answered")
+            best.grant(lease, _LEASE)
+            self._latencies(best, lease)
+            before = self._metrics()
+            began = time.monotonic()
+            self._load(best, lease)
+            self.results.disk = _metrics_between(before, self._metrics(), time.monotonic() - began)
+            self._history(best)
+        finally:
+            self.phase = "cleaning up"
+            if best is not None:
+                self._clean(best, lease)
+            for link in self._links:
+                link.close()
+
+    # -- latencies: one at a time
+
+    def _latencies(self, best: EndpointConnection, lease: int) -> None:
+        share = 0.3 * self.results.seconds
+        self.phase = "answers"
+        for link, endpoint in zip(self._links, self.results.endpoints, strict=True):
+            if not endpoint.member.error:
+                with suppress(CallFailed):  # it has just gone; the others count
+                    endpoint.answer = self._typical(link.status, share / 5 / len(self._links))
+        key = self._base + b"0"
+        self.phase = "reads"
+        self.results.read = self._typical(lambda: best.read(key), share / 5)
+        self.phase = "writes"
+
+        def write() -> None:
+            best.put(key, _VALUE, lease)
+
+        self.results.write = self._typical(write, share / 5)
+        self.phase = "leases"
+        leases: list[int] = []
+
+        def grant() -> None:
+            leases.append(secrets.randbits(62) + 1)
+            best.grant(leases[-1], _LEASE)
+
+        try:
+            self.results.grant = self._typical(grant, share / 5, _GRANTS)
+        finally:
+            for one in leases:
+                with suppress(CallFailed):
+                    best.revoke(one)
+        self.phase = "watch events"
+        self._watch_latency(best, key, write, share / 5)
+
+    def _watch_latency(
+        self, best: EndpointConnection, key: bytes, write: Callable[[], None], seconds: float
+    ) -> None:
+        """From a put to its event."""
+        with best.watch(key) as heard:
+
+            def put() -> None:
+                heard.clear()
+                write()
+                if not heard.wait(TIMEOUT):
+                    raise EtcdSemError(f"a watch event did not come in {TIMEOUT:.0f} s")
+
+            self.results.event = self._typical(put, seconds)
+
+    def _typical(self, action: Callable[[], Any], seconds: float, most: int = _MOST) -> Latency:
+        """How long an action takes, after one that is not counted."""
+        action()
+        times: list[float] = []
+        until = time.perf_counter() + seconds
+        while len(times) < 3 or (len(times) < most and time.perf_counter() < until):
+            if self.over.is_set():
+                break
+            began = time.perf_counter()
+            action()
+            times.append(time.perf_counter() - began)
+        if len(times) < 2:
+            times = [*times, *times] or [0.0, 0.0]
+        return Latency(median(times), quantiles(times, n=100)[-1], len(times))
+
+    # -- load: many at a time
+
+    def _load(self, best: EndpointConnection, lease: int) -> None:
+        from etcdsem.sync import Semaphore
+
+        share, clients = self.results.seconds, self.results.clients
+        for threads in dict.fromkeys((1, clients)):
+            self.phase = f"two transactions, {threads} at a time"
+            work = [self._pair(best, lease, number) for number in range(threads)]
+            self.results.pairs.append(self._rate(work, 0.12 * share))
+        sem = Semaphore(2 * clients, self.name, client=self._client)
+        for threads in dict.fromkeys((1, clients)):
+            self.phase = f"cycles, {threads} at a time"
+            self.results.cycles.append(self._rate([_cycle(sem)] * threads, 0.14 * share))
+        sem.resize(1)
+        rival = Semaphore(1, self.name, client=self._rival)
+        self.phase = "hand-overs"
+        contenders = [_cycle((sem, rival)[number % 2]) for number in range(max(2, clients))]
+        self.results.hand_overs = self._rate(contenders, 0.18 * share)
+
+    def _pair(self, best: EndpointConnection, lease: int, number: int) -> Callable[[], object]:
+        key = self._base + str(number + 1).encode()
+
+        def pair() -> None:
+            best.create(key, _VALUE, lease)
+            best.delete(key)
+
+        return pair
+
+    def _rate(self, work: Sequence[Callable[[], object]], seconds: float) -> Throughput:
+        """How often all threads together get their work done in a second."""
+        counts = [0] * len(work)
+        failures: list[BaseException] = []
+        stop = threading.Event()
+
+        def run(number: int) -> None:
+            try:
+                while not stop.is_set() and not self.over.is_set():
+                    work[number]()
+                    counts[number] += 1
+            except BaseException as failure:
+                failures.append(failure)
+                stop.set()
+
+        threads = [threading.Thread(target=run, args=(number,)) for number in range(len(work))]
+        for one in threads:
+            one.start()
+        stop.wait(min(0.3, seconds / 4))  # until all are under way
+        before, began, cpu = sum(counts), time.monotonic(), time.process_time()
+        until = began + seconds
+        while not self.over.is_set() and not stop.wait(min(0.05, max(0.0, until - began))):
+            if time.monotonic() >= until:
+                break
+        done, took = sum(counts) - before, max(1e-9, time.monotonic() - began)
+        cpu = time.process_time() - cpu
+        stop.set()
+        for one in threads:
+            one.join()
+        if failures and not self.over.is_set():
+            raise failures[0]
+        return Throughput(done / took, len(work), cpu / took)
+
+    # -- what etcd says of itself
+
+    def _metrics(self) -> dict[str, float]:
+        """Of the leader if it tells them, else of any that does; empty if none does."""
+        members = [endpoint.member for endpoint in self.results.endpoints]
+        for place in sorted(range(len(members)), key=lambda place: not members[place].leads):
+            text = None if members[place].error else self._links[place].http_get("/metrics")
+            if text and "etcd_disk_wal_fsync" in text:
+                return {"which": float(place), **_sums(text)}
+        return {}
+
+    def _history(self, best: EndpointConnection) -> None:
+        with suppress(CallFailed):
+            key = self._base + b"0"
+            self.results.head = best.read(key, count_only=True)
+            self.results.compacted = compacted_revision(best, key, self.results.head)
+
+    def _clean(self, best: EndpointConnection, lease: int) -> None:
+        """The semaphore, our keys, and the lease. What cannot be done now, the lease does."""
+        with suppress(EtcdSemError):
+            self._client.close_semaphore(self.name, force=True)
+        with suppress(CallFailed):
+            best.revoke(lease)
+
+
+def _machine_load() -> float | None:
+    """Processes that want a core, for each core there is, over the last minute."""
+    try:
+        return os.getloadavg()[0] / (os.cpu_count() or 1)
+    except OSError:
+        return None
+
+
+def _cycle(sem: Any) -> Callable[[], object]:
+    def cycle() -> None:
+        if sem.acquire(timeout=TIMEOUT):
+            sem.release()
+
+    return cycle
+
+
+_HISTOGRAMS: Final = {
+    "fsync": "etcd_disk_wal_fsync_duration_seconds",
+    "commit": "etcd_disk_backend_commit_duration_seconds",
+    "peers": "etcd_network_peer_round_trip_time_seconds",
+}
+
+
+def _sums(text: str) -> dict[str, float]:
+    """The metrics that count here, added up over their labels."""
+    wanted = {f"{name}_{part}" for name in _HISTOGRAMS.values() for part in ("sum", "count")}
+    wanted.add("process_cpu_seconds_total")
+    found: dict[str, float] = {}
+    for line in text.splitlines():
+        name = line.split("{", 1)[0].split(" ", 1)[0]
+        if name in wanted:
+            with suppress(ValueError):
+                found[name] = found.get(name, 0.0) + float(line.rsplit(" ", 1)[1])
+    return found
+
+
+def _metrics_between(
+    before: dict[str, float], after: dict[str, float], seconds: float
+) -> ServerMetrics:
+    """What happened between two looks at the metrics of one member."""
+    if not before or before.get("which") != after.get("which"):
+        return ServerMetrics()
+
+    def risen(name: str) -> float:
+        return after.get(name, 0.0) - before.get(name, 0.0)
+
+    def mean(name: str) -> float | None:
+        count = risen(f"{name}_count")
+        return risen(f"{name}_sum") / count if count > 0 else None
+
+    return ServerMetrics(
+        fsync=mean(_HISTOGRAMS["fsync"]),
+        busy=risen(f"{_HISTOGRAMS['fsync']}_sum") / seconds,
+        commit=mean(_HISTOGRAMS["commit"]),
+        peers=mean(_HISTOGRAMS["peers"]),
+        cores=risen("process_cpu_seconds_total") / seconds,
+    )

@@ -1,0 +1,1 @@
+"""`etcdsem doctor`: probe etcd, then check what was found."""

@@ -1,0 +1,1 @@
+"""`etcdsem exporter`: metrics of all semaphores for Prometheus."""

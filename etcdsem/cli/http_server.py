@@ -1,0 +1,137 @@
+"""The little HTTP server for probes and scrapes: a function for each path.
+
+It asks no DNS and keeps no log. It answers GET and HEAD; any other path gets a 404 that lists the
+paths there are.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from etcdsem.errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from socketserver import BaseRequestHandler, TCPServer
+
+
+class Response(NamedTuple):
+    """An answer to one request."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+Route = Callable[[str], Response]
+"""Gets the request's Accept header."""
+
+
+def json_response(status: int, data: Mapping[str, Any]) -> Response:
+    """An answer in JSON, on one line."""
+    return Response(status, "application/json", json.dumps(data).encode() + b"\n")
+
+
+class HttpServer:
+    """Serves from the start to `close()`, in threads of its own."""
+
+    def __init__(
+        self, where: str, routes: Mapping[str, Route], *, option: str, port_alone: bool
+    ) -> None:
+        """Listen on `where`, see `read_address()`; without a host on all addresses.
+
+        Raises InvalidSetting, with the name of the option, if that cannot be done.
+        """
+        host, port = read_address(where, option=option, port_alone=port_alone)
+        try:
+            self._server = _listen(host, port, _handler(routes))
+        except OSError as error:
+            reason = error.strerror or error
+            raise InvalidSetting(f"{option} {where}: {reason}") from None
+        address = self._server.server_address
+        self.host, self.port = str(address[0]), int(address[1])
+        threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), name="http-server", daemon=True
+        ).start()
+
+    @property
+    def url(self) -> str:
+        """Where it serves."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    def close(self) -> None:
+        """Answer no more."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def read_address(where: str, *, option: str, port_alone: bool) -> tuple[str, int]:
+    """The host (may be empty) and the port of HOST:PORT, or of a bare PORT if that is allowed.
+
+    Raises InvalidSetting.
+    """
+    host, colon, port = where.rpartition(":")
+    is_port = port.isascii() and port.isdigit() and int(port) <= 65535
+    if not is_port or not (colon or port_alone):
+        form = "PORT or HOST:PORT" if port_alone else "HOST:PORT, or :PORT for every address"
+        raise InvalidSetting(f"{option} {where!r}: give {form}")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _handler(routes: Mapping[str, Route]) -> type[BaseRequestHandler]:
+    """What answers one request."""
+    from http.server import BaseHTTPRequestHandler
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10  # a client that connects and says nothing is not waited for
+        server_version, sys_version = "etcdsem", ""
+
+        def do_GET(self) -> None:
+            route = routes.get(self.path.partition("?")[0])
+            answer = (
+                route(self.headers.get("Accept", ""))
+                if route is not None
+                else json_response(404, {"paths": list(routes)})
+            )
+            self.send_response(answer.status)
+            self.send_header("Content-Type", answer.content_type)
+            self.send_header("Content-Length", str(len(answer.body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(answer.body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """A probe every second is no news."""
+
+    return Handler
+
+
+def _listen(host: str, port: int, handler: type[BaseRequestHandler]) -> TCPServer:
+    """On one address, or on every one: of both families, where there is IPv6.
+
+    Not `http.server.HTTPServer`, which asks the DNS for a name of ours that nobody wants.
+    """
+    import socket
+    from socketserver import TCPServer, ThreadingMixIn
+
+    everywhere = not host and socket.has_dualstack_ipv6()
+
+    class Server(ThreadingMixIn, TCPServer):
+        address_family = socket.AF_INET6 if everywhere or ":" in host else socket.AF_INET
+        allow_reuse_address = True
+        daemon_threads = True
+
+        def server_bind(self) -> None:
+            if everywhere:
+                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            super().server_bind()
+
+        def handle_error(self, *_: object) -> None:
+            """A client that went away is no news either."""
+
+    return Server((host, port), handler)

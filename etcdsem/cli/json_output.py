@@ -1,0 +1,115 @@
+"""What ``--json`` prints: one object on one line, described in docs/cli.md.
+
+Keys may be added to it; none is renamed or taken away.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from etcdsem.cli.output import echo
+
+if TYPE_CHECKING:
+    from etcdsem.model import Holder, Overview, Pause, Status, Waiter
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object instead.")
+
+
+def echo_json(data: Mapping[str, Any]) -> None:
+    """Write one JSON object on one line to stdout."""
+    echo(json.dumps(data, default=str))
+
+
+def stamp(moment: datetime | None) -> str | None:
+    """A time as JSON carries it: RFC 3339, UTC, with a Z."""
+    if moment is None:
+        return None
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def pause_data(pause: Pause | None) -> dict[str, str | None] | None:
+    """The same for JSON; None if it is not paused."""
+    if pause is None:
+        return None
+    return {"by": pause.by, "since": stamp(pause.since), "reason": pause.reason}
+
+
+def rate_data(seen: Status) -> dict[str, Any]:
+    """A rate limit as it is told in JSON. A block counts as used as soon as somebody has it."""
+    from etcdsem import Client
+
+    rate = seen.rate
+    if rate is None:
+        return {}
+    after = Client.next_free(seen)
+    used = rate.block * seen.held
+    return {
+        "rate": str(rate),
+        "limit": rate.starts,
+        "period": rate.period,
+        "block": rate.block,
+        "used": used,
+        "free": max(0, rate.block * (seen.max_leases or 0) - used),
+        "waiting": len(seen.waiters),
+        "next_free": round(after, 1) if after < math.inf else None,
+        "paused": pause_data(seen.pause),
+    }
+
+
+def overview_data(one: Overview) -> dict[str, Any]:
+    """A semaphore as `ls` and `top` tell it."""
+    return {
+        "name": one.name,
+        "limit": one.max_leases,
+        "held": one.held,
+        "waiting": one.waiting,
+        "junk": one.junk,
+        "waiting_since": stamp(one.waiting_since),
+        "overbooked": one.overbooked,
+        "paused": pause_data(one.pause),
+        "rate": str(one.rate) if one.rate else None,
+    }
+
+
+def holder_data(one: Holder) -> dict[str, Any]:
+    """A holder as JSON tells it."""
+    return {
+        "slot": one.slot,
+        "owner": one.owner,
+        "host": one.host,
+        "pid": one.pid,
+        "client": one.client,
+        "lease": one.lease_id,
+        "fencing_token": one.fencing_token,
+        "acquired_at": stamp(one.acquired_at),
+        "ttl": one.ttl,
+        "labels": dict(one.labels),
+        "over_limit": one.over_limit,
+        "weight": one.weight,
+        "max_hold": one.max_hold,
+        "ends_at": stamp(one.ends_at),
+    }
+
+
+def waiter_data(one: Waiter) -> dict[str, Any]:
+    """A waiter as JSON shows it."""
+    return {
+        "position": one.position,
+        "owner": one.owner,
+        "host": one.host,
+        "pid": one.pid,
+        "client": one.client,
+        "lease": one.lease_id,
+        "since": stamp(one.since),
+        "ttl": one.ttl,
+        "labels": dict(one.labels),
+        "weight": one.weight,
+        "priority": one.priority,
+        "eager": one.eager,
+    }

@@ -1,0 +1,239 @@
+"""One run of ``etcdsem run``, from the line to the end.
+
+1. Before anything else, while single-threaded: the watchdog and the launcher are forked, and
+   signals are heard. Only then is etcd talked to.
+2. With the lease the command runs, without it it does not: see `supervisor.py` for how.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+import signal
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from etcdsem.cli import exit_codes
+from etcdsem.cli.logs import quiet_library
+from etcdsem.cli.output import say
+from etcdsem.cli.run.acquire_worker import connect_for, give_back, wait_for_leases, wait_for_start
+from etcdsem.cli.run.job_metrics import JobMetrics
+from etcdsem.cli.run.launcher import Launcher
+from etcdsem.cli.run.multi import MultiLease, described
+from etcdsem.cli.run.process_group import ProcessGroup
+from etcdsem.cli.run.request import LeaseRequest
+from etcdsem.cli.run.supervisor import HeldLease, Policy, Supervisor
+from etcdsem.cli.run.terminal import Terminal
+from etcdsem.cli.run.watchdog import Watchdog
+from etcdsem.cli.signals import Signals, Stopped
+from etcdsem.clock import boot_time
+
+if TYPE_CHECKING:
+    from etcdsem import Client, Lease
+
+
+class Plan(NamedTuple):
+    """What was asked for, checked."""
+
+    request: LeaseRequest
+    terminate: bool
+    kill_after: float
+    metrics_file: str | None
+    command: tuple[str, ...]
+
+
+def run_job(ctx: click.Context, plan: Plan) -> int:
+    """Carry the plan out; gives the exit code."""
+    with JobMetrics(plan.metrics_file, plan.request) as metrics:
+        metrics.code = _run_job(ctx, plan, metrics)
+    return metrics.code
+
+
+def _run_job(ctx: click.Context, plan: Plan, metrics: JobMetrics) -> int:
+    code = _cannot_run(plan.command[0])
+    if code:
+        return code
+    client = connect_for(ctx, plan.request)
+    quiet_library()
+    _open_standard_streams()
+    signals, terminal = Signals(), Terminal()
+    try:
+        watchdog = Watchdog()
+        launcher = Launcher(plan.command, inherited=(*signals.fds, *terminal.fds, watchdog.fd))
+    except OSError as error:  # the watchdog that has started ends with us
+        say(f"no process can be started for {plan.command[0]}: {error.strerror}")
+        return exit_codes.CANNOT_EXECUTE
+    signals.install()
+    job = _Job(plan, client, signals, terminal, watchdog, launcher, metrics)
+    try:
+        return job.run()
+    except Stopped as stopped:
+        name = signal.Signals(stopped.number).name
+        say(f"{name} while waiting for {plan.request.shown}: left the line")
+        return exit_codes.SIGNAL + stopped.number
+    finally:
+        job.end()
+
+
+class _Job:
+    """One run."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        client: Client,
+        signals: Signals,
+        terminal: Terminal,
+        watchdog: Watchdog,
+        launcher: Launcher,
+        metrics: JobMetrics,
+    ) -> None:
+        self._plan = plan
+        self._client = client
+        self._signals = signals
+        self._terminal = terminal
+        self._watchdog = watchdog
+        self._launcher = launcher
+        self._metrics = metrics
+        self._launched = False
+        self._lease: Lease | MultiLease | None = None
+
+    def run(self) -> int:
+        if self._plan.request.only_rate:
+            return self._run_at_rate()
+        self._lease = wait_for_leases(self._plan.request, self._client, self._signals)
+        if self._lease is None:
+            return self._plan.request.conflict_code
+        self._metrics.granted()
+        self._signals.hear_stop()
+        self._signals.stop(0)  # a last look: nothing is started yet
+        return self._hold(self._lease)
+
+    def _run_at_rate(self) -> int:
+        """Run the command in its turn. There is no lease: nothing ends it, nothing is held."""
+        request = self._plan.request
+        start = wait_for_start(request, self._client, self._signals)
+        if start is None:
+            return request.conflict_code
+        self._metrics.granted()
+        self._signals.hear_stop()
+        self._signals.stop(0)  # a last look; the start was used all the same
+        additions = {
+            "ETCDSEM_NAME": request.name,
+            "ETCDSEM_RATE": str(request.rate),
+            "ETCDSEM_WAITED": f"{start.waited:.3f}",
+        }
+        return self._supervise(_Nothing(), additions, math.inf, ttl=math.inf, terminate=False)
+
+    def end(self) -> None:
+        """Let go of everything that is still held."""
+        if not self._launched:
+            self._launcher.give_up()
+            self._watchdog.done()
+        give_back(self._plan.request.shown, self._lease, self._client)
+
+    def _hold(self, lease: Lease | MultiLease) -> int:
+        """Run the command while the lease is held."""
+        plan = self._plan
+        deadline = boot_time() + lease.remaining if plan.terminate else math.inf
+        return self._supervise(
+            lease, _additions(lease), deadline, ttl=lease.ttl, terminate=plan.terminate
+        )
+
+    def _supervise(
+        self,
+        lease: HeldLease,
+        additions: dict[str, str],
+        deadline: float,
+        *,
+        ttl: float,
+        terminate: bool,
+    ) -> int:
+        plan, pid = self._plan, self._launcher.pid
+        terminal = self._terminal.wanted()
+        group = ProcessGroup(pid)
+        self._watchdog.arm(pid, deadline)
+        self._launched = True
+        number = self._launcher.go(additions, terminal=terminal)
+        self._terminal.lent = terminal
+        policy = Policy(terminate=terminate, ttl=ttl, kill_after=plan.kill_after)
+        supervisor = Supervisor(
+            plan.request.name, lease, group, self._watchdog, self._signals, self._terminal, policy
+        )
+        if not number:
+            _let_go_of_streams()
+        code = supervisor.run()
+        self._metrics.ended(lost=supervisor.lost or not lease.valid)
+        if number:
+            return _not_started(plan.command[0], number)
+        return exit_codes.LOST if supervisor.lost else code
+
+
+class _Nothing:
+    """What a command holds that runs at a rate: nothing that could be lost."""
+
+    remaining = math.inf
+    valid = True
+    lost_reason = ""
+    max_hold = None
+    hold_remaining = None
+
+
+def _additions(held: Lease | MultiLease) -> dict[str, str]:
+    """What the command finds in its environment: of several, the first, and all in JSON."""
+    leases = held.leases if isinstance(held, MultiLease) else (held,)
+    lease = leases[0]
+    return {
+        "ETCDSEM_NAME": lease.name,
+        "ETCDSEM_SLOT": str(lease.slot),
+        "ETCDSEM_SLOTS": ",".join(map(str, lease.slots)),
+        "ETCDSEM_WEIGHT": str(lease.weight),
+        "ETCDSEM_FENCING_TOKEN": str(lease.fencing_token),
+        "ETCDSEM_LEASE_ID": lease.id,
+        "ETCDSEM_LIMIT": str(lease.limit),
+        "ETCDSEM_LEASES": json.dumps([described(one) for one in leases], separators=(",", ":")),
+    }
+
+
+# ---------------------------------------------------------------- the command
+
+
+def _cannot_run(command: str) -> int:
+    """0 if it looks as if the command can be run; else say why not, before queueing for it."""
+    if shutil.which(command) is not None:
+        return exit_codes.OK
+    places = [""] if os.path.dirname(command) else os.get_exec_path()
+    if not any(os.path.exists(os.path.join(place, command)) for place in places if command):
+        return _not_started(command, errno.ENOENT)
+    return _not_started(command, errno.EACCES)
+
+
+def _not_started(command: str, number: int) -> int:
+    if number == errno.ENOENT:
+        what = "the interpreter in its first line" if os.path.exists(command) else "no such command"
+        say(f"cannot run {command!r}: not found ({what})")
+        return exit_codes.NOT_FOUND
+    hint = "; does its first line lack a #!" if number == errno.ENOEXEC else ""
+    say(f"cannot run {command!r}: {os.strerror(number)}{hint}")
+    return exit_codes.CANNOT_EXECUTE
+
+
+def _open_standard_streams() -> None:
+    """None of our pipes may become the command's standard input, output or error."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
+def _let_go_of_streams() -> None:
+    """Standard input and output are the command's: when it closes them, they are closed."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1):
+        os.dup2(null, fd)
+    os.close(null)

@@ -1,0 +1,87 @@
+"""Whose turn it is at the terminal: the job control of a shell, for one job.
+
+1. If stdin is our terminal and we are in its foreground, the command's process group gets it when
+   it starts, so Ctrl-C, Ctrl-Z and reading work for it as without a wrapper.
+2. In a pipeline (stdin or stdout is a pipe) the other members need the terminal as well: the
+   command gets it only when it asks, that is when it was stopped for touching it.
+3. When the command is stopped we take the terminal back and stop like it, so that the shell
+   notices; when we are continued, so is the command. When it has ended we take the terminal back.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+
+
+class Terminal:
+    """The controlling terminal, if there is one."""
+
+    def __init__(self) -> None:
+        self._fd = self._open()
+        self.lent = False
+        """The command's process group has it."""
+
+    @staticmethod
+    def _open() -> int | None:
+        try:
+            return os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
+        except OSError:
+            return None
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """For a child to close."""
+        return () if self._fd is None else (self._fd,)
+
+    def ours(self) -> bool:
+        """Is our process group in the terminal's foreground?"""
+        return self._foreground() == os.getpgrp()
+
+    def wanted(self) -> bool:
+        """Should the command get it from the start?"""
+        return self.ours() and os.isatty(0) and not _is_pipe(1)
+
+    def lend(self, group: int) -> None:
+        """Give it to the command."""
+        if self.ours():
+            self._set(group)
+            self.lent = True
+
+    def take_back(self, group: int) -> None:
+        """Take it from the command, if the command still has it."""
+        if self.lent:
+            self.lent = False
+            if self._foreground() == group:
+                self._set(os.getpgrp())
+
+    def _foreground(self) -> int | None:
+        if self._fd is None:
+            return None
+        try:
+            return os.tcgetpgrp(self._fd)
+        except OSError:
+            return None
+
+    def _set(self, group: int) -> None:
+        assert self._fd is not None
+        set_foreground(self._fd, group)
+
+
+def set_foreground(fd: int, group: int) -> None:
+    """Make a process group the terminal's foreground group."""
+    before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    try:
+        os.tcsetpgrp(fd, group)
+    except OSError:
+        pass  # the terminal went away, or is not ours: whoever reads from it will notice
+    finally:
+        signal.signal(signal.SIGTTOU, before)
+
+
+def _is_pipe(fd: int) -> bool:
+    try:
+        return stat.S_ISFIFO(os.fstat(fd).st_mode)
+    except OSError:
+        return False

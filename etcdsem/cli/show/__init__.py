@@ -1,0 +1,1 @@
+"""Commands that show semaphores: ls, status, top."""

@@ -1,0 +1,48 @@
+"""``etcdsem ls``: all semaphores, one a line."""
+
+from __future__ import annotations
+
+import click
+
+from etcdsem.cli.json_output import echo_json, json_option, overview_data
+from etcdsem.cli.options import connect, connection_options
+from etcdsem.cli.output import limit_text, say, table, used
+
+_NUMBERS = frozenset({"LIMIT", "HELD", "WAITING"})
+
+
+@click.command()
+@json_option
+@connection_options
+@click.pass_context
+def ls(ctx: click.Context, /, as_json: bool) -> None:
+    """List all semaphores below the prefix: limit, slots held, and how many wait. Of a rate limit
+    HELD is how many starts count in the running period.
+
+    \b
+    Examples:
+      etcdsem ls
+      etcdsem ls --json | jq '.semaphores[] | select(.waiting > 0).name'
+    """
+    with connect(ctx) as client:
+        found = client.overview()
+        prefix = client.prefix
+    if as_json:
+        echo_json({"semaphores": [overview_data(one) for one in found]})
+        return
+    if not found:
+        say(f"there is no semaphore below {prefix}; etcdsem run NAME --limit N -- ... makes one")
+        return
+    rows: list[tuple[str, ...]] = [
+        (
+            one.name,
+            limit_text(one.max_leases, one.rate) + (" paused" if one.pause else ""),
+            str(used(one.held, one.rate)),
+            str(one.waiting),
+        )
+        for one in found
+    ]
+    table(("NAME", "LIMIT", "HELD", "WAITING"), rows, _NUMBERS)
+    for one in found:
+        if one.junk:
+            say(f"{one.name}: {one.junk} strange keys are left out; see etcdsem status {one.name}")

@@ -1,0 +1,60 @@
+"""How long leases last without a sign of life, and how often they are refreshed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from etcdsem.core.leases import margin
+from etcdsem.errors import InvalidSetting
+from etcdsem.model import (
+    DEFAULT_LEASE_TIMEOUT,
+    Duration,
+    dask_setting,
+    environment,
+    lease_timeout_seconds,
+    seconds,
+)
+
+
+class Intervals(NamedTuple):
+    """In seconds."""
+
+    lease_timeout: int
+    refresh: float
+
+    @property
+    def spare(self) -> float:
+        """What is left of a lease when a refresh has failed, until it counts as lost."""
+        return self.lease_timeout - margin(self.lease_timeout) - self.refresh
+
+
+def read_intervals(lease_timeout: Duration | None, refresh_interval: Duration | None) -> Intervals:
+    """What was given, else what the environment says, else the defaults; raises InvalidSetting."""
+    timeout = _lease_timeout(lease_timeout)
+    given = refresh_interval
+    if given is None and lease_timeout is None:
+        given = environment("ETCDSEM_REFRESH_INTERVAL")
+    if given is None:
+        return Intervals(timeout, timeout / 3)
+    interval = seconds(given, what="refresh_interval")
+    if not 0 < interval < timeout - margin(timeout):
+        raise InvalidSetting(
+            f"refresh_interval {given!r} does not fit into a lease timeout of {timeout}s: refresh "
+            f"at least once before it ends, better three times ({timeout / 3:.3g}s)"
+        )
+    return Intervals(timeout, interval)
+
+
+def _lease_timeout(given: Duration | None) -> int:
+    if given is None:
+        given = environment("ETCDSEM_LEASE_TIMEOUT")
+    if given is not None:
+        return lease_timeout_seconds(given)
+    given = dask_setting("lease-timeout")
+    if given is None:
+        given = DEFAULT_LEASE_TIMEOUT
+    what = (
+        "Dask's distributed.scheduler.locks.lease-timeout (used without lease_timeout= and "
+        "ETCDSEM_LEASE_TIMEOUT)"
+    )
+    return lease_timeout_seconds(given, what=what)

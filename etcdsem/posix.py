@@ -1,0 +1,48 @@
+"""What the operating system tells of processes and of itself, and does for us; see also `clock.py`.
+
+Linux has all of it. Elsewhere a caller must do without.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import NamedTuple
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Have this process killed when the thread that started it ends (Linux; else do nothing).
+
+    The parent may have ended before the call: compare `os.getppid()` after it.
+    """
+    if sys.platform.startswith("linux"):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+class ProcessStat(NamedTuple):
+    """What ``/proc/PID/stat`` says of a process."""
+
+    state: str
+    """R, S, D, T (stopped), t (traced), Z (zombie), X (dead)."""
+    parent: int
+    group: int
+
+
+def process_stat(pid: int) -> ProcessStat:
+    """Read ``/proc/PID/stat``; raises OSError if there is no such process, or no /proc."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        state, parent, group = file.read().rpartition(b")")[2].split()[:3]
+    return ProcessStat(state.decode("ascii"), int(parent), int(group))
+
+
+def boot_id() -> str | None:
+    """Which start of the machine this is, where the system tells."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return None

@@ -1,0 +1,151 @@
+"""All semaphores below a prefix, as etcd has them: a copy that follows etcd.
+
+1. One watch over the prefix keeps the copy; `refresh()` costs etcd one count of keys, which says
+   whether etcd answers, and whether the copy is complete. Only if it is not are all keys read.
+2. `refresh()` ends within seconds, whatever etcd does.
+3. Under the engine's lock nothing blocks; `_turn` lets one thread at a time ask etcd.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from etcdsem.core import transactions
+from etcdsem.core.census import Census, Line
+from etcdsem.core.commands import Event, Failure, NotApplied, OutcomeUnknown, Procedure, Range, Txn
+from etcdsem.core.listeners import CallbackListener
+from etcdsem.core.outward import public_error
+from etcdsem.core.retry import transact
+from etcdsem.errors import EtcdSemError
+
+if TYPE_CHECKING:
+    from etcdsem.core.commands import Watch
+    from etcdsem.sync import Client
+
+log = logging.getLogger("etcdsem")
+
+PATIENCE = 3.0
+"""Seconds for a refresh; Prometheus waits for 10 by default."""
+
+
+class PrefixMirror:
+    """A copy of all that lies below a client's prefix."""
+
+    def __init__(self, client: Client) -> None:
+        self._engine = client.engine
+        self._census = Census(client.prefix)
+        self.prefix = self._census.prefix
+        self.full_reads = 0
+        """Times that all keys were read."""
+        self._turn = threading.Lock()
+        self._watch: Watch | None = None
+        self._watching = threading.Event()
+        self._refused: Failure | None = None
+        self._trouble = ""  # why etcd does not answer; guarded by the turn
+        self._asked_at = 0.0
+
+    def refresh(self) -> bool:
+        """Bring it up to date. False if etcd does not answer in time."""
+        began = time.monotonic()
+        with self._turn:
+            if self._asked_at > began:  # another thread asked while we waited for our turn
+                return not self._trouble
+            self._asked_at = time.monotonic()
+            try:
+                self._ask()
+                trouble = ""
+            except Failure as failure:
+                trouble = str(public_error(failure, "look at the semaphores"))
+            except EtcdSemError as error:
+                trouble = str(error)
+            if trouble != self._trouble:
+                self._trouble = trouble
+                log.warning("%s", trouble or "etcd answers again")
+        return not trouble
+
+    @contextmanager
+    def semaphores(self) -> Iterator[tuple[float, Sequence[Line]]]:
+        """The time, and all semaphores and rate limits by name. They change after the block."""
+        with self._engine.turn:
+            now = self._engine.now()
+            yield now, [line for _, line in sorted(self._census.lines.items())]
+
+    def _ask(self) -> None:
+        engine, census = self._engine, self._census
+        until = engine.now() + PATIENCE
+        self._listen(until)
+        if census.state == "live":
+            keys = Range(census.start, census.end, count_only=True)
+            counted = engine.run(self._read(keys, until))
+            with engine.turn:
+                census.expect(counted[0], counted[1], engine.now())
+        while census.state != "live":
+            if engine.now() >= until:
+                raise NotApplied("events were missed again and again while all keys were read")
+            self._read_all(until)
+
+    def _listen(self, until: float) -> None:
+        """See to it that the watch is up; a Failure if it cannot be."""
+        engine, census = self._engine, self._census
+        with engine.turn:
+            if self._watch is None:
+                self._refused = None
+                self._watching.clear()
+                listener = CallbackListener(
+                    self._events,
+                    created=self._watching.set,
+                    gap=census.lost,
+                    refused=self._no_watch,
+                )
+                self._watch = engine.watch(listener, census.start, census.end)
+        if not self._watching.wait(max(0.0, until - engine.now())):
+            raise NotApplied("no watch could be set up in time")
+        if self._refused is not None:
+            raise self._refused
+
+    def _events(self, events: Sequence[Event]) -> None:
+        self._census.apply(events, self._engine.now())
+
+    def _no_watch(self, error: Failure) -> None:
+        self._watch, self._refused = None, error
+        self._census.lost()
+        self._watching.set()
+
+    def _read_all(self, until: float) -> None:
+        engine, census = self._engine, self._census
+        with engine.turn:
+            census.begin()
+        try:
+            engine.run(self._load(until))
+        finally:
+            with engine.turn:
+                if census.state == "loading":
+                    census.abandon()
+        self.full_reads += 1
+
+    def _load(self, until: float) -> Procedure[None]:
+        census, session = self._census, self._engine.session
+        scan = Txn((), (Range(census.start, census.end),))
+        reply = yield from transact(session, scan, until)
+        kvs = transactions.as_range(reply.replies[0]).kvs
+        census.load(kvs, reply.revision, session.env.now(), session.env.wall())
+
+    def _read(self, keys: Range, until: float) -> Procedure[tuple[int, int]]:
+        """(revision, how many keys), tried once more if that may help."""
+        session = self._engine.session
+        for last in (False, True):
+            try:
+                reply = yield from transact(session, Txn((), (keys,)), until)
+                return reply.revision, transactions.as_range(reply.replies[0]).count
+            except (NotApplied, OutcomeUnknown):
+                if last or session.env.now() >= until:
+                    raise
+        raise AssertionError("two tries, and neither an answer nor a failure")
+
+
+__all__ = ["Line", "PrefixMirror"]
