@@ -16,6 +16,7 @@ for CI.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -142,7 +143,8 @@ _NEWEST_FOLDER = os.environ.get("ETCDSEM_ETCD_NEWEST", "").strip()
 """Read on import: the tests clear the environment of our variables."""
 
 
-def _binaries() -> dict[str, str]:
+@functools.cache  # to ask a program for its version costs a tenth of a second
+def _binaries() -> Mapping[str, str]:
     """The etcd programs of this machine, by kind, in the order of kinds."""
     places = [
         os.environ.get("ETCDSEM_ETCD", ""),
