@@ -13,7 +13,7 @@ import pytest
 import etcdsem
 from etcdsem import Client, EtcdSemError, RateLimit, Semaphore, acquire_all, aio
 from tests.aio.running import run, until
-from tests.test_semaphore import eventually
+from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

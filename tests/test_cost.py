@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import etcdsem
 from etcdsem import Client, Semaphore
-from tests.test_semaphore import eventually
+from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -15,8 +15,8 @@ from tests.docker_etcd import (
     etcd_image,
     start_containers,
 )
+from tests.helpers.waiting import eventually
 from tests.history import assert_clean
-from tests.test_semaphore import eventually
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import etcdsem
 from etcdsem import Client, Evicted, RateLimit, Semaphore, acquire_all, aio, hold_all
 from etcdsem.testing import memory
 from tests.aio.running import run, until
-from tests.test_semaphore import eventually
+from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -14,8 +14,9 @@ import etcdsem
 from etcdsem import Client, InvalidSetting, Lease, LeaseLost, Semaphore
 from etcdsem.model import duration_text, warning_ahead
 from etcdsem.testing import memory
+from tests.helpers.waiting import eventually
 from tests.history import assert_clean
-from tests.test_semaphore import Waiters, eventually
+from tests.test_semaphore import Waiters
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

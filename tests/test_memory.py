@@ -27,7 +27,7 @@ import etcdsem
 import etcdsem.testing
 from etcdsem import Client, Lease, Semaphore
 from tests.etcd.proxy import Proxy
-from tests.test_semaphore import eventually
+from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

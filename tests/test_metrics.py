@@ -25,7 +25,7 @@ from etcdsem import Client, RateLimit, Semaphore, aio, counting, metrics
 from etcdsem.core.tally import OTHER_RATES, OTHERS, Histogram, Tallies
 from etcdsem.metrics import RateLimitMetrics, SemaphoreMetrics
 from etcdsem.model import Rate
-from tests.test_semaphore import eventually
+from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -15,8 +15,9 @@ from etcdsem.core import operating, transactions
 from etcdsem.core.commands import NotApplied, OutcomeUnknown, Procedure, Transact, TxnReply
 from etcdsem.core.keys import read_limit
 from tests.etcd.proxy import Proxy
+from tests.helpers.waiting import eventually
 from tests.history import assert_clean
-from tests.test_semaphore import Waiters, eventually
+from tests.test_semaphore import Waiters
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

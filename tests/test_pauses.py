@@ -24,9 +24,9 @@ import pytest
 import etcdsem.testing
 from etcdsem import Client, Lease, Semaphore
 from etcdsem.core.commands import Compare, Put, Txn
+from tests.helpers.waiting import eventually
 from tests.history import assert_clean, judge, read_history
 from tests.test_processes import Worker, workers
-from tests.test_semaphore import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -33,8 +33,8 @@ from etcdsem.model import Rate, make_rate, read_rate
 from etcdsem.server import EtcdServer
 from etcdsem.testing import memory
 from tests.benchmarks.measure import metrics
+from tests.helpers.waiting import eventually
 from tests.rates.use import Span, most_in_a_window, use_of
-from tests.test_semaphore import eventually
 
 
 @pytest.fixture

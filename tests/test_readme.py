@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from etcdsem import Client
-from tests.test_semaphore import eventually
+from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

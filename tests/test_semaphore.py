@@ -17,20 +17,13 @@ import etcdsem
 from etcdsem import Client, Holder, Lease, Semaphore
 from etcdsem.core.commands import Put, Txn
 from etcdsem.core.station import WATCH_WAITER_AFTER
+from tests.helpers.waiting import eventually
 from tests.history import assert_clean
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
 
 pytestmark = pytest.mark.usefixtures("any_etcd")
-
-
-def eventually(condition: Callable[[], object], seconds: float = 15.0) -> None:
-    """Wait until something is so; events that have no handle to wait on."""
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not come about in time"
-        time.sleep(0.01)
 
 
 @pytest.mark.smoke

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from etcdsem import errors, server
-from tests.test_semaphore import eventually
+from tests.helpers.waiting import eventually
 
 
 def alive(pid: int) -> bool:

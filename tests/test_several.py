@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
@@ -28,7 +27,8 @@ from etcdsem.errors import (
     WrongKind,
 )
 from etcdsem.server import EtcdServer
-from tests.aio.running import eventually, run
+from tests.aio.running import run, until
+from tests.helpers.waiting import eventually
 from tests.history import assert_clean
 from tests.test_every_step import Hit, Saboteur
 
@@ -64,13 +64,6 @@ def begin(function: Callable[[], Any]) -> Future[Any]:
 
     threading.Thread(target=work, daemon=True).start()
     return outcome
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not come about in time"
-        time.sleep(0.005)
 
 
 def waiting(*semaphores: etcdsem.Semaphore) -> list[int]:
@@ -127,7 +120,7 @@ def test_nobody_is_overtaken(pair: Pair, other: Pair) -> None:
     a, b = pair
     with other[1].hold():
         first = begin(b.acquire_lease)
-        wait_for(lambda: waiting(b) == [1])
+        eventually(lambda: waiting(b) == [1])
         assert etcdsem.acquire_all(a, b, timeout=0) is None
     assert first.result(20).release()
     assert held(a, b) == [0, 0]
@@ -207,7 +200,7 @@ def test_closed_names_which(pair: Pair, other: Pair) -> None:
     a, b = pair
     with other[1].hold():
         outcome = begin(lambda: etcdsem.acquire_all(a, b))
-        wait_for(lambda: waiting(b) == [1])
+        eventually(lambda: waiting(b) == [1])
         with contextlib.suppress(EtcdSemError):
             other[1].close()
         with pytest.raises(SemaphoreClosed, match=b.name):
@@ -237,7 +230,7 @@ def test_it_waits_while_it_holds_nothing(any_etcd: EtcdServer, pair: Pair, other
     held_by_other = other[1].acquire_lease()
     assert held_by_other is not None
     outcome = begin(lambda: etcdsem.acquire_all(a, b, on_wait=lines.append))
-    wait_for(lambda: waiting(b) == [1])
+    eventually(lambda: waiting(b) == [1])
     assert (held(a), waiting(a)) == ([0], [0])
     assert lines == [b.name]
     held_by_other.release()
@@ -258,17 +251,17 @@ def test_the_line_moves_on_where_the_other_is_full(
     its = other[1].acquire_lease()
     assert its is not None
     outcome = begin(lambda: etcdsem.acquire_all(b, a))
-    wait_for(lambda: waiting(b) == [1])
+    eventually(lambda: waiting(b) == [1])
     behind = begin(other[1].acquire_lease)
-    wait_for(lambda: waiting(b) == [2])
+    eventually(lambda: waiting(b) == [2])
     its.release()
     next_one = behind.result(20)  # at once, though a is full still
-    wait_for(lambda: waiting(a, b) == [1, 0])
+    eventually(lambda: waiting(a, b) == [1, 0])
     assert not outcome.done()
     for lease in two:
         assert lease is not None
         lease.release()
-    wait_for(lambda: waiting(a, b) == [0, 1])
+    eventually(lambda: waiting(a, b) == [0, 1])
     next_one.release()
     for lease in outcome.result(20):
         assert lease.release()
@@ -292,18 +285,18 @@ def test_who_was_crowded_out_waits_in_order_while_holding(
 
         def crowd_out(one: etcdsem.Semaphore) -> None:
             """It is granted one of them, and has to pass it on to the blocker again."""
-            wait_for(lambda: waiting(one) == [1])
+            eventually(lambda: waiting(one) == [1])
             behind = begin(lambda: blocking[one].acquire_lease(20))
-            wait_for(lambda: waiting(one) == [2])
+            eventually(lambda: waiting(one) == [2])
             release(taken[one])
             taken[one] = behind.result(20)
 
         outcome = begin(lambda: etcdsem.acquire_all(b, a))
         for number in range(several.ROUNDS):
             crowd_out(a if number % 2 else b)
-        wait_for(lambda: waiting(a, b) == [1, 0])
+        eventually(lambda: waiting(a, b) == [1, 0])
         release(taken[a])
-        wait_for(lambda: waiting(a, b) == [0, 1])
+        eventually(lambda: waiting(a, b) == [0, 1])
         assert [one.client for one in a.holders()] == [client.id]
         assert not outcome.done()
         release(taken[b])
@@ -326,7 +319,7 @@ def test_a_block_holds_all_and_names_what_was_lost(pair: Pair) -> None:
         assert la.lost.wait(20)
         assert lb.valid
     assert b.name not in str(caught.value)
-    wait_for(lambda: lost == [a.name])
+    eventually(lambda: lost == [a.name])
     assert held(a, b) == [0, 0]
     with pytest.raises(ZeroDivisionError), etcdsem.hold_all(a, b):
         raise ZeroDivisionError
@@ -372,9 +365,9 @@ def test_nothing_is_left_behind(
                 for lease in (*pair[0].leases, *pair[1].leases):
                     lease.release()
                 session = client.engine.session
-                wait_for(partial(lambda keeper: keeper.settling == 0, session.keeper))
+                eventually(partial(lambda keeper: keeper.settling == 0, session.keeper))
                 assert not session.grants()
-                wait_for(lambda: held(*theirs) == before and waiting(*theirs) == [0, 0])
+                eventually(lambda: held(*theirs) == before and waiting(*theirs) == [0, 0])
         if full != "none":
             theirs[1].release()
     for semaphore in theirs:
@@ -452,8 +445,10 @@ def test_in_asyncio(any_etcd: EtcdServer, name: str) -> None:
 
 
 async def _until_waiting(semaphore: aio.Semaphore, number: int) -> None:
-    while len(await semaphore.waiters()) != number:
-        await asyncio.sleep(0.005)
+    async def waiting() -> bool:
+        return len(await semaphore.waiters()) == number
+
+    await until(waiting)
 
 
 def test_philosophers_in_asyncio(any_etcd: EtcdServer, name: str) -> None:
@@ -470,7 +465,6 @@ def test_philosophers_in_asyncio(any_etcd: EtcdServer, name: str) -> None:
     async def main() -> None:
         async with aio.connect(any_etcd.endpoint) as one, aio.connect(any_etcd.endpoint) as two:
             await asyncio.gather(*(dine(mine, place) for mine in (one, two) for place in range(5)))
-        await eventually(lambda: True)
 
     run(main(), seconds=120)
     for number in range(5):

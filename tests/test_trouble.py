@@ -17,8 +17,9 @@ from etcdsem.core import procedures
 from etcdsem.errors import EtcdSemError
 from tests.aio.running import run
 from tests.etcd.proxy import Proxy
+from tests.helpers.waiting import eventually
 from tests.history import judge, read_history
-from tests.test_semaphore import Waiters, eventually
+from tests.test_semaphore import Waiters
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

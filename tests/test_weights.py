@@ -12,9 +12,9 @@ import etcdsem
 from etcdsem import Client, Lease, LeaseLost, Semaphore, WeightExceedsLimit
 from etcdsem.errors import InvalidSetting
 from etcdsem.model import MAX_WEIGHT
+from tests.helpers.waiting import eventually
 from tests.history import assert_clean
 from tests.test_cost import counted, spent
-from tests.test_semaphore import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -13,7 +13,8 @@ from etcdsem import server
 from etcdsem.cli.examine import Member
 from etcdsem.cli.gauge import Disk, Figures, Latency, Place, Rate
 from etcdsem.cli.verdict import conclude
-from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, eventually, ran
+from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, ran
+from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

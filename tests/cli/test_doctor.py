@@ -15,7 +15,8 @@ from etcdsem import server
 from etcdsem.cli import versions
 from etcdsem.cli.examine import Facts, Member, examine
 from etcdsem.cli.judge import Finding, judge
-from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, eventually, ran
+from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, ran
+from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -28,7 +28,8 @@ from etcdsem.etcd.connection import Connection
 from etcdsem.server import EtcdServer
 from tests.etcd.proxy import Proxy
 from tests.etcd.test_connection import leads
-from tests.test_semaphore import Waiters, eventually
+from tests.helpers.waiting import eventually
+from tests.test_semaphore import Waiters
 
 
 class SomewhereElse(EtcdServer):

@@ -30,9 +30,9 @@ from etcdsem.etcd.grpc_protocol import RpcError
 from etcdsem.etcd.settings import read_settings
 from etcdsem.etcd.transport import MOST, MOST_ASIDE, Transport
 from tests.etcd.proxy import Proxy
+from tests.helpers.waiting import eventually
 from tests.ordinary.running import Run, play
 from tests.test_processes import Worker, workers
-from tests.test_semaphore import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from etcdsem import Client, EtcdSemError, Semaphore, testing
+from tests.helpers.waiting import eventually
 from tests.ordinary.interleave import HERE, Meeting, steps
 from tests.ordinary.running import Run, play
-from tests.test_semaphore import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -12,11 +12,11 @@ import pytest
 
 from etcdsem import Client, Semaphore
 from tests.etcd.proxy import Proxy
+from tests.helpers.waiting import eventually
 from tests.history import assert_clean
 from tests.security.authority import Authority
 from tests.security.test_tls import serving
 from tests.test_processes import Worker
-from tests.test_semaphore import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from etcdsem import Client, Semaphore
+from tests.helpers.waiting import eventually
 from tests.history import assert_clean
 from tests.processes import jobs
-from tests.test_semaphore import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

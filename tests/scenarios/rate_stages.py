@@ -26,8 +26,8 @@ from etcdsem.errors import SemaphoreClosed
 from etcdsem.model import Later, Rate, Start
 from etcdsem.testing.checks import Checker
 from etcdsem.testing.simulator import PREFIX, SimClient, World
+from tests.helpers.waiting import eventually
 from tests.scenarios.rates import FIRST_RATE, Asked, RateFate
-from tests.scenarios.stages import wait_for
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
@@ -92,7 +92,7 @@ class ThreadRates(_Judged):
         return boot_time()
 
     def until(self, condition: Callable[[], object]) -> None:
-        wait_for(condition, IN_TIME)
+        eventually(condition, IN_TIME)
 
     def begin(self, *, client: int = 0, timeout: float | None = None) -> RateAttempt:
         attempt = RateAttempt(client)
@@ -225,7 +225,7 @@ class AioRates(_Judged):
         return boot_time()
 
     def until(self, condition: Callable[[], object]) -> None:
-        wait_for(condition, IN_TIME)
+        eventually(condition, IN_TIME)
 
     def begin(self, *, client: int = 0, timeout: float | None = None) -> RateAttempt:
         attempt = RateAttempt(client)
@@ -301,7 +301,7 @@ class AioRates(_Judged):
 
     def stop(self) -> None:
         """End the loop, when the tasks have ended."""
-        wait_for(lambda: not self.tasks)
+        eventually(lambda: not self.tasks)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(10)
         self.loop.close()

@@ -7,7 +7,6 @@ import contextlib
 import ctypes
 import math
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +20,7 @@ from etcdsem.core.station import Grant, Station
 from etcdsem.errors import SemaphoreClosed, WeightExceedsLimit
 from etcdsem.testing.checks import Checker
 from etcdsem.testing.simulator import PREFIX, Cancelled, SimClient, World
+from tests.helpers.waiting import eventually
 from tests.history import assert_clean
 from tests.scenarios.scenarios import LIMIT, Attempt, Fate
 
@@ -69,14 +69,6 @@ class RealAttempt:
         return token
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait until something is so."""
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not come about in time"
-        time.sleep(0.005)
-
-
 class RealStage:
     """What the two real stages share: a blocking client looks on."""
 
@@ -97,7 +89,7 @@ class RealStage:
         before = self.waiting()
         self.start(attempt, timeout, wants)
         if timeout is None:
-            wait_for(lambda: attempt.outcome.done() or self.waiting() > before)
+            eventually(lambda: attempt.outcome.done() or self.waiting() > before)
         return attempt
 
     def fate(self, attempt: Attempt) -> Fate:
@@ -119,7 +111,7 @@ class RealStage:
         return valid
 
     def wait_lost(self, attempt: Attempt) -> None:
-        wait_for(_real(attempt).lease.lost.is_set)
+        eventually(_real(attempt).lease.lost.is_set)
 
     def resize(self, limit: int) -> None:
         self.seen.resize(limit)

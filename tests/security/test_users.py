@@ -22,9 +22,9 @@ import pytest
 import etcdsem
 from etcdsem import Client, Semaphore
 from etcdsem.errors import EtcdSemError, PermissionDenied
+from tests.helpers.waiting import eventually
 from tests.security.authority import signing_pair
 from tests.security.secured import JOB, SECRET, SecuredEtcd, secured
-from tests.test_semaphore import eventually
 
 NEVER = (math.inf, math.inf)
 SOON = (0.2, 0.4)
