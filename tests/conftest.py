@@ -34,7 +34,7 @@ import pytest
 import etcdsem
 from etcdsem import server
 from etcdsem.server import EtcdServer
-from tests import guard
+from tests.helpers import guard
 from tests.record import Record
 
 

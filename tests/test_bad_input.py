@@ -13,7 +13,7 @@ import pytest
 
 import etcdsem
 from etcdsem import Client, Semaphore, model
-from tests.history import assert_clean
+from tests.helpers.history import assert_clean
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -12,7 +12,7 @@ import pytest
 
 import etcdsem
 from etcdsem import Client, EtcdSemError, RateLimit, Semaphore, acquire_all, aio
-from tests.aio.running import run, until
+from tests.helpers.event_loop import run, until
 from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:

@@ -8,15 +8,15 @@ import pytest
 
 import etcdsem
 from etcdsem import Semaphore
-from tests.docker_etcd import (
+from tests.helpers.docker_etcd import (
     ContainerCluster,
     docker_client,
     engine_or_skip,
     etcd_image,
     start_containers,
 )
+from tests.helpers.history import assert_clean
 from tests.helpers.waiting import eventually
-from tests.history import assert_clean
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ import pytest
 import etcdsem
 from etcdsem import Semaphore
 from etcdsem.core.commands import Command, GrantLease, OutcomeUnknown, RevokeLease, Transact
+from tests.helpers.history import judge, read_history
 from tests.helpers.waiting import eventually
-from tests.history import judge, read_history
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

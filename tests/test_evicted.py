@@ -13,7 +13,7 @@ import pytest
 import etcdsem
 from etcdsem import Client, Evicted, RateLimit, Semaphore, acquire_all, aio, hold_all
 from etcdsem.testing import memory
-from tests.aio.running import run, until
+from tests.helpers.event_loop import run, until
 from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:

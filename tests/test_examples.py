@@ -19,7 +19,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.history import assert_clean
+from tests.helpers.history import assert_clean
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

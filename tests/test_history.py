@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.history import Change, judge
+from tests.helpers.history import Change, judge
 
 BASE = "/etcdsem/x"
 

@@ -14,8 +14,8 @@ import etcdsem
 from etcdsem import Client, InvalidSetting, Lease, LeaseLost, Semaphore
 from etcdsem.model import duration_text, warning_ahead
 from etcdsem.testing import memory
+from tests.helpers.history import assert_clean
 from tests.helpers.waiting import eventually
-from tests.history import assert_clean
 from tests.test_semaphore import Waiters
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from etcdsem.core import operating, transactions
 from etcdsem.core.commands import NotApplied, OutcomeUnknown, Procedure, Transact, TxnReply
 from etcdsem.core.keys import read_limit
 from tests.etcd.proxy import Proxy
+from tests.helpers.history import assert_clean
 from tests.helpers.waiting import eventually
-from tests.history import assert_clean
 from tests.test_semaphore import Waiters
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ import pytest
 import etcdsem.testing
 from etcdsem import Client, Lease, Semaphore
 from etcdsem.core.commands import Compare, Put, Txn
+from tests.helpers.history import assert_clean, judge, read_history
 from tests.helpers.waiting import eventually
-from tests.history import assert_clean, judge, read_history
 from tests.test_processes import Worker, workers
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import etcdsem
 from etcdsem import Client, Lease, Semaphore
 from etcdsem.core.commands import OutcomeUnknown, Transact, Txn
 from tests.etcd.proxy import Proxy
+from tests.helpers.history import assert_clean
 from tests.helpers.waiting import eventually
-from tests.history import assert_clean
 from tests.test_semaphore import Waiters
 
 if TYPE_CHECKING:

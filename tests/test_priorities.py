@@ -10,8 +10,8 @@ import pytest
 import etcdsem
 from etcdsem import Client, Semaphore
 from etcdsem.errors import InvalidSetting
+from tests.helpers.history import assert_clean
 from tests.helpers.waiting import eventually
-from tests.history import assert_clean
 from tests.test_weights import Asking, take
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import pytest
 
 import etcdsem
 from etcdsem import Client, Semaphore
+from tests.helpers.history import assert_clean, judge, read_history
 from tests.helpers.waiting import eventually
-from tests.history import assert_clean, judge, read_history
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

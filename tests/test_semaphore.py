@@ -17,8 +17,8 @@ import etcdsem
 from etcdsem import Client, Holder, Lease, Semaphore
 from etcdsem.core.commands import Put, Txn
 from etcdsem.core.station import WATCH_WAITER_AFTER
+from tests.helpers.history import assert_clean
 from tests.helpers.waiting import eventually
-from tests.history import assert_clean
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -27,9 +27,9 @@ from etcdsem.errors import (
     WrongKind,
 )
 from etcdsem.server import EtcdServer
-from tests.aio.running import run, until
+from tests.helpers.event_loop import run, until
+from tests.helpers.history import assert_clean
 from tests.helpers.waiting import eventually
-from tests.history import assert_clean
 from tests.test_every_step import Hit, Saboteur
 
 Pair = tuple[etcdsem.Semaphore, etcdsem.Semaphore]

@@ -15,10 +15,10 @@ import etcdsem
 from etcdsem import Lease, Semaphore, aio, server
 from etcdsem.core import procedures
 from etcdsem.errors import EtcdSemError
-from tests.aio.running import run
 from tests.etcd.proxy import Proxy
+from tests.helpers.event_loop import run
+from tests.helpers.history import judge, read_history
 from tests.helpers.waiting import eventually
-from tests.history import judge, read_history
 from tests.test_semaphore import Waiters
 
 if TYPE_CHECKING:

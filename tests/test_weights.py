@@ -12,8 +12,8 @@ import etcdsem
 from etcdsem import Client, Lease, LeaseLost, Semaphore, WeightExceedsLimit
 from etcdsem.errors import InvalidSetting
 from etcdsem.model import MAX_WEIGHT
+from tests.helpers.history import assert_clean
 from tests.helpers.waiting import eventually
-from tests.history import assert_clean
 from tests.test_cost import counted, spent
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import etcdsem
 from etcdsem import aio
 from etcdsem.aio import Semaphore
 from etcdsem.core.commands import Command, RevokeLease
-from tests.aio.running import eventually, run, until
-from tests.history import judge, read_history
+from tests.helpers.event_loop import eventually, run, until
+from tests.helpers.history import judge, read_history
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

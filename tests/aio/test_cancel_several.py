@@ -17,9 +17,9 @@ import etcdsem
 from etcdsem import aio
 from etcdsem.aio import Lease, Semaphore
 from etcdsem.core import several
-from tests.aio.running import eventually, run, until
 from tests.aio.test_cancel_every_step import Saboteur, leases_of
-from tests.history import assert_clean
+from tests.helpers.event_loop import eventually, run, until
+from tests.helpers.history import assert_clean
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -12,7 +12,7 @@ import pytest
 from tests.chaos.clusters import Cluster, in_containers, on_this_machine
 from tests.chaos.conductor import RATES, Chaos
 from tests.conftest import chosen
-from tests.docker_etcd import engine_or_skip
+from tests.helpers.docker_etcd import engine_or_skip
 
 LONG_ENOUGH = 45.0
 """Seconds after which a run must have shown what it is for."""

@@ -17,8 +17,8 @@ from tests.chaos.clusters import in_namespaces, namespaces_work
 from tests.chaos.frames import MutingProxy
 from tests.chaos.referee import Store
 from tests.etcd.proxy import Proxy
+from tests.helpers.history import assert_clean, judge, read_history
 from tests.helpers.waiting import eventually
-from tests.history import assert_clean, judge, read_history
 from tests.test_processes import Worker
 from tests.test_semaphore import Waiters
 

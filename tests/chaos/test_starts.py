@@ -13,7 +13,7 @@ from tests.chaos.conductor import RATES, Chaos
 from tests.chaos.elections import StaleLeader
 from tests.chaos.referee import Referee
 from tests.chaos.starts import Start, too_many, unrecorded
-from tests.history import Change
+from tests.helpers.history import Change
 from tests.record import BROKEN
 
 LIMIT = Rate(3, 2.0, 1)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tests.docker_etcd import ContainerCluster, docker_client
+from tests.helpers.docker_etcd import ContainerCluster, docker_client
 
 LOCKED_DOWN: dict[str, Any] = {
     "read_only": True,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docker_etcd import docker_client, etcd_image
+from tests.helpers.docker_etcd import docker_client, etcd_image
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -11,9 +11,9 @@ from tests.containers import images
 from tests.containers.images import ROOT
 from tests.containers.pods import Pods
 from tests.containers.test_jobs import known
-from tests.docker_etcd import ContainerCluster, etcd_image
+from tests.helpers.docker_etcd import ContainerCluster, etcd_image
+from tests.helpers.history import assert_clean
 from tests.helpers.waiting import eventually
-from tests.history import assert_clean
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -122,7 +122,7 @@ def test_process_1_reaps_orphans(pods: Pods, image: str, operator: Client, name:
 
 def test_the_image_asks_for_little(image: str) -> None:
     """A numeric user that is not root, no volume, no port, and the command as entry point."""
-    from tests.docker_etcd import docker_client
+    from tests.helpers.docker_etcd import docker_client
 
     client = docker_client()
     try:

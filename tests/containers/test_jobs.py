@@ -16,9 +16,9 @@ import pytest
 
 from etcdsem import Client, Semaphore
 from tests.containers.pods import WORK, Pod, Pods, Referee
-from tests.docker_etcd import ContainerCluster
+from tests.helpers.docker_etcd import ContainerCluster
+from tests.helpers.history import Verdict, assert_clean
 from tests.helpers.waiting import eventually
-from tests.history import Verdict, assert_clean
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -16,16 +16,16 @@ from etcdsem import Semaphore, connect
 from etcdsem.errors import EtcdSemError
 from tests.containers import images
 from tests.containers.kubelet import Kubelet, node
-from tests.docker_etcd import etcd_image, etcd_programs
+from tests.helpers.docker_etcd import etcd_image, etcd_programs
+from tests.helpers.history import assert_clean
 from tests.helpers.waiting import eventually
-from tests.history import assert_clean
 from tests.test_manifests import KUBERNETES, rendered
 
 pytestmark = pytest.mark.timeout(300)
 
 
 class Reached(NamedTuple):
-    """An etcd that is reached by etcdctl with these options, as `tests.history` needs it."""
+    """An etcd that etcdctl reaches with these options, as `tests.helpers.history` needs it."""
 
     endpoint: str
     options: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from etcdsem.core.batching import PASSED_AT_MOST, deal
 from etcdsem.core.commands import LeaseNotFound
 from etcdsem.core.keys import Limit, Queued
 from tests.core.test_transactions import ME, Table, table
-from tests.history import judge, read_history
+from tests.helpers.history import judge, read_history
 from tests.test_cost import counted, spent
 
 if TYPE_CHECKING:

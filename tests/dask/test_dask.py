@@ -26,8 +26,8 @@ import etcdsem
 from etcdsem import aio, server
 from tests.dask import tasks
 from tests.etcd.proxy import Proxy
+from tests.helpers.history import assert_clean
 from tests.helpers.waiting import eventually
-from tests.history import assert_clean
 
 distributed = pytest.importorskip("distributed", reason="needs Dask: pip install distributed")
 

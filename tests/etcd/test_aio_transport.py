@@ -30,10 +30,10 @@ from etcdsem.etcd.http2 import Http2
 from etcdsem.etcd.settings import read_settings
 from etcdsem.etcd.transport import IDLE_TIME
 from etcdsem.server import EtcdServer
-from tests.aio.running import eventually, run
 from tests.aio.test_closing import sockets
 from tests.etcd.h2_server import Conversation, H2Server
 from tests.etcd.proxy import Proxy
+from tests.helpers.event_loop import eventually, run
 from tests.security.authority import Authority
 from tests.security.test_tls import serving
 

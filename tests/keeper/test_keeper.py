@@ -25,8 +25,8 @@ from etcdsem.keeper_process import Borrowed, Helper
 from etcdsem.shell import read_keeper
 from tests.aio.test_cancel_every_step import leases_of
 from tests.core.test_leases import Clock
+from tests.helpers.history import assert_clean
 from tests.helpers.waiting import eventually
-from tests.history import assert_clean
 from tests.test_processes import Worker
 
 if TYPE_CHECKING:

@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING, Any
 import etcdsem
 from etcdsem import Semaphore
 from etcdsem.shell import BaseEngine
-from tests import guard
+from tests.helpers import guard
+from tests.helpers.history import assert_clean
 from tests.helpers.waiting import comes_true
-from tests.history import assert_clean
 from tests.ordinary.interleave import StandsStill, all_stacks
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import pytest
 
 import etcdsem
 from etcdsem import EtcdSemError, Lease, Semaphore
-from tests import guard
+from tests.helpers import guard
 from tests.ordinary.interleave import StandsStill, all_stacks
 from tests.ordinary.running import Run, play
 

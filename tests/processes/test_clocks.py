@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.history import assert_clean
+from tests.helpers.history import assert_clean
 from tests.test_processes import Worker
 
 if TYPE_CHECKING:

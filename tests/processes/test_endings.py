@@ -16,8 +16,8 @@ import pytest
 
 import etcdsem
 from etcdsem import Client, Semaphore
+from tests.helpers.history import assert_clean
 from tests.helpers.waiting import eventually
-from tests.history import assert_clean
 from tests.test_processes import Worker
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from etcdsem import Client, Semaphore
+from tests.helpers.history import assert_clean
 from tests.helpers.waiting import eventually
-from tests.history import assert_clean
 from tests.test_processes import Worker
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import pytest
 
 from etcdsem import Client, Semaphore
 from tests.etcd.proxy import Proxy
+from tests.helpers.history import assert_clean
 from tests.helpers.waiting import eventually
-from tests.history import assert_clean
 from tests.security.authority import Authority
 from tests.security.test_tls import serving
 from tests.test_processes import Worker

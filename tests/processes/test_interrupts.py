@@ -12,7 +12,7 @@ import pytest
 import etcdsem
 from etcdsem import Semaphore
 from etcdsem.core.commands import Txn, TxnReply
-from tests.history import assert_clean
+from tests.helpers.history import assert_clean
 from tests.processes import interrupts
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from etcdsem.core.station import Grant, Station
 from etcdsem.errors import SemaphoreClosed, WeightExceedsLimit
 from etcdsem.testing.checks import Checker
 from etcdsem.testing.simulator import PREFIX, Cancelled, SimClient, World
+from tests.helpers.history import assert_clean
 from tests.helpers.waiting import eventually
-from tests.history import assert_clean
 from tests.scenarios.scenarios import LIMIT, Attempt, Fate
 
 if TYPE_CHECKING:
