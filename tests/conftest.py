@@ -35,6 +35,7 @@ import etcdsem
 from etcdsem import server
 from etcdsem.server import EtcdServer
 from tests.helpers import guard
+from tests.helpers.workers import Worker
 from tests.record import Record
 
 
@@ -304,3 +305,13 @@ def client(etcd: EtcdServer) -> Iterator[etcdsem.Client]:
     """A client of the test's etcd, closed at its end."""
     with etcdsem.connect(etcd.endpoint) as one:
         yield one
+
+
+@pytest.fixture
+def workers() -> Iterator[list[Worker]]:
+    """Workers that are killed at the end of the test, whatever happens."""
+    started: list[Worker] = []
+    yield started
+    for worker in started:
+        worker.kill()
+        worker.out.close()

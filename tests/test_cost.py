@@ -7,30 +7,11 @@ from typing import TYPE_CHECKING
 
 import etcdsem
 from etcdsem import Client, Semaphore
+from tests.helpers.costs import counted, refused, spent
 from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
-
-
-def counted(client: Client) -> dict[str, int]:
-    """A copy of a client's counters."""
-    return dict(client.engine.connection.counters)
-
-
-def spent(client: Client, before: dict[str, int]) -> dict[str, int]:
-    """What was counted since; nothing of it was refused."""
-    assert refused(client) == 0
-    return {
-        key: number - before.get(key, 0)
-        for key, number in counted(client).items()
-        if number != before.get(key, 0) and key not in ("keepalives", "progress")
-    }
-
-
-def refused(client: Client) -> int:
-    """How many transactions etcd has refused: each cost a lease, and some commits."""
-    return client.engine.session.tallies.requests["refused"]
 
 
 def test_uncontended_is_one_and_one(client: Client, name: str) -> None:

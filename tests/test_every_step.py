@@ -6,59 +6,21 @@ it was done, or after (the answer is lost, and the driver can't know whether it 
 
 from __future__ import annotations
 
-import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 import etcdsem
 from etcdsem import Semaphore
-from etcdsem.core.commands import Command, GrantLease, OutcomeUnknown, RevokeLease, Transact
+from etcdsem.core.commands import OutcomeUnknown
 from tests.helpers.history import judge, read_history
+from tests.helpers.meddling import Hit, Saboteur
 from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
 
 STEPS = 12
-
-
-class Hit(BaseException):
-    """An interruption, as Ctrl-C is."""
-
-
-class Saboteur:
-    """Performs commands as the engine does, but hits the n-th of the thread under test."""
-
-    def __init__(
-        self, client: etcdsem.Client, step: int, error: BaseException, *, after: bool
-    ) -> None:
-        self._perform = client.engine._perform
-        self._thread = threading.get_ident()
-        self._left = step
-        self._error = error
-        self._after = after
-        self.hit = False
-        client.engine._perform = self  # type: ignore[method-assign]
-
-    def disarm(self) -> None:
-        """Hit nothing any more."""
-        self._left = 0
-
-    def __call__(self, command: Command[Any]) -> object:
-        mine = threading.get_ident() == self._thread
-        if not mine or not isinstance(command, Transact | GrantLease | RevokeLease):
-            return self._perform(command)
-        self._left -= 1
-        now = self._left == 0
-        if now and not self._after:
-            self.hit = True
-            raise self._error
-        result = self._perform(command)
-        if now:
-            self.hit = True
-            raise self._error
-        return result
 
 
 def use(sem: Semaphore, *, full: bool) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-KUBERNETES = Path(__file__).parents[1] / "deploy" / "kubernetes"
+from tests.helpers.manifests import KUBERNETES, Object, rendered
+
 OVERLAYS = ("dev", "production")
 OLDEST = "1.30"
 
@@ -25,22 +23,6 @@ IMAGES = {"etcdsem", "coreos/etcd", "busybox"}
 
 FROM_CERTIFICATES = {"etcd-server-tls", "etcd-peer-tls", "etcd-root-tls", "etcdsem-view-tls"}
 """Secrets that certificates.sh makes, besides the jobs' own."""
-
-Object = Mapping[str, Any]
-
-
-@cache
-def rendered(overlay: str) -> tuple[Object, ...]:
-    """What `kubectl apply -k` would send."""
-    if shutil.which("kubectl") is None:
-        pytest.skip("there is no kubectl to render the overlays with")
-    done = subprocess.run(
-        ["kubectl", "kustomize", str(KUBERNETES / "overlays" / overlay)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "deprecated" not in done.stderr
-    return tuple(yaml.safe_load_all(done.stdout))
 
 
 def written() -> Iterator[tuple[Path, Object]]:

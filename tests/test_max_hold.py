@@ -15,8 +15,8 @@ from etcdsem import Client, InvalidSetting, Lease, LeaseLost, Semaphore
 from etcdsem.model import duration_text, warning_ahead
 from etcdsem.testing import memory
 from tests.helpers.history import assert_clean
+from tests.helpers.waiters import Waiters
 from tests.helpers.waiting import eventually
-from tests.test_semaphore import Waiters
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -16,8 +16,8 @@ from etcdsem.core.commands import NotApplied, OutcomeUnknown, Procedure, Transac
 from etcdsem.core.keys import read_limit
 from tests.etcd.proxy import Proxy
 from tests.helpers.history import assert_clean
+from tests.helpers.waiters import Waiters
 from tests.helpers.waiting import eventually
-from tests.test_semaphore import Waiters
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -26,12 +26,10 @@ from etcdsem import Client, Lease, Semaphore
 from etcdsem.core.commands import Compare, Put, Txn
 from tests.helpers.history import assert_clean, judge, read_history
 from tests.helpers.waiting import eventually
-from tests.test_processes import Worker, workers
+from tests.helpers.workers import Worker
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
-
-__all__ = ["workers"]  # the fixture
 
 
 def stop(worker: Worker) -> None:

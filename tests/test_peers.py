@@ -14,8 +14,8 @@ from etcdsem import Client, Lease, Semaphore
 from etcdsem.core.commands import OutcomeUnknown, Transact, Txn
 from tests.etcd.proxy import Proxy
 from tests.helpers.history import assert_clean
+from tests.helpers.waiters import Waiters
 from tests.helpers.waiting import eventually
-from tests.test_semaphore import Waiters
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -11,8 +11,8 @@ import etcdsem
 from etcdsem import Client, Semaphore
 from etcdsem.errors import InvalidSetting
 from tests.helpers.history import assert_clean
+from tests.helpers.waiters import Asking, take
 from tests.helpers.waiting import eventually
-from tests.test_weights import Asking, take
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -18,6 +18,7 @@ from etcdsem import Client, Holder, Lease, Semaphore
 from etcdsem.core.commands import Put, Txn
 from etcdsem.core.station import WATCH_WAITER_AFTER
 from tests.helpers.history import assert_clean
+from tests.helpers.waiters import Waiters
 from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
@@ -201,39 +202,6 @@ def test_unregistered_semaphore_is_not_known(client: Client, name: str) -> None:
     sem.register()
     assert sem.acquire()
     sem.release()
-
-
-class Waiters:
-    """Threads that wait for a semaphore, and what came of it."""
-
-    def __init__(self, sem: Semaphore, count: int, timeout: float | None = 30.0) -> None:
-        self.sem = sem
-        self.granted: list[int] = []
-        self.errors: list[BaseException] = []
-        self.leases: list[Lease] = []
-        self.threads = []
-        for number in range(count):
-            before = len(sem.waiters())
-            thread = threading.Thread(target=self._wait, args=(number, timeout), daemon=True)
-            thread.start()
-            self.threads.append(thread)
-            eventually(lambda before=before: len(sem.waiters()) > before)  # type: ignore[misc]
-
-    def _wait(self, number: int, timeout: float | None) -> None:
-        try:
-            lease = self.sem.acquire_lease(timeout)
-        except BaseException as error:
-            self.errors.append(error)
-            return
-        if lease is not None:
-            self.granted.append(number)
-            self.leases.append(lease)
-
-    def join(self) -> None:
-        """Wait until all have ended."""
-        for thread in self.threads:
-            thread.join(20)
-            assert not thread.is_alive()
 
 
 def test_waiters_are_served_in_order(any_etcd: EtcdServer, client: Client, name: str) -> None:

@@ -29,8 +29,8 @@ from etcdsem.errors import (
 from etcdsem.server import EtcdServer
 from tests.helpers.event_loop import run, until
 from tests.helpers.history import assert_clean
+from tests.helpers.meddling import Hit, Saboteur
 from tests.helpers.waiting import eventually
-from tests.test_every_step import Hit, Saboteur
 
 Pair = tuple[etcdsem.Semaphore, etcdsem.Semaphore]
 

@@ -18,8 +18,8 @@ from etcdsem.errors import EtcdSemError
 from tests.etcd.proxy import Proxy
 from tests.helpers.event_loop import run
 from tests.helpers.history import judge, read_history
+from tests.helpers.waiters import Waiters
 from tests.helpers.waiting import eventually
-from tests.test_semaphore import Waiters
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -9,55 +9,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 import etcdsem
-from etcdsem import Client, Lease, LeaseLost, Semaphore, WeightExceedsLimit
+from etcdsem import Client, LeaseLost, Semaphore, WeightExceedsLimit
 from etcdsem.errors import InvalidSetting
 from etcdsem.model import MAX_WEIGHT
+from tests.helpers.costs import counted, spent
 from tests.helpers.history import assert_clean
+from tests.helpers.waiters import Asking, take
 from tests.helpers.waiting import eventually
-from tests.test_cost import counted, spent
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
 
 pytestmark = pytest.mark.usefixtures("any_etcd")
-
-
-class Asking:
-    """Somebody who asks for a lease in a thread of its own."""
-
-    def __init__(self, sem: Semaphore, **how: object) -> None:
-        self.lease: Lease | None = None
-        self.error: BaseException | None = None
-        self.sem = sem
-        self.how = how
-        before = len(sem.waiters())
-        self.thread = threading.Thread(target=self._ask, daemon=True)
-        self.thread.start()
-        eventually(lambda: not self.thread.is_alive() or len(sem.waiters()) > before)
-
-    def _ask(self) -> None:
-        try:
-            self.lease = self.sem.acquire_lease(**self.how)  # type: ignore[arg-type]
-        except BaseException as error:
-            self.error = error
-
-    @property
-    def waits(self) -> bool:
-        """Is it undecided?"""
-        return self.thread.is_alive()
-
-    def get(self) -> Lease:
-        """Wait for the lease."""
-        self.thread.join(20)
-        assert self.lease is not None, self.error
-        return self.lease
-
-
-def take(sem: Semaphore, weight: int = 1) -> Lease:
-    """A lease, at once."""
-    lease = sem.acquire_lease(0, weight=weight)
-    assert lease is not None
-    return lease
 
 
 def test_all_slots_of_a_lease_come_and_go_together(

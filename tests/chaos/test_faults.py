@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -18,19 +17,9 @@ from tests.chaos.frames import MutingProxy
 from tests.chaos.referee import Store
 from tests.etcd.proxy import Proxy
 from tests.helpers.history import assert_clean, judge, read_history
+from tests.helpers.waiters import Waiters
 from tests.helpers.waiting import eventually
-from tests.test_processes import Worker
-from tests.test_semaphore import Waiters
-
-
-@pytest.fixture
-def workers() -> Iterator[list[Worker]]:
-    """Workers that are killed at the end of the test, whatever happens."""
-    started: list[Worker] = []
-    yield started
-    for worker in started:
-        worker.kill()
-        worker.out.close()
+from tests.helpers.workers import Worker
 
 
 def tell(worker: Worker, line: str = "") -> None:

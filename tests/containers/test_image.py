@@ -9,8 +9,7 @@ import pytest
 from etcdsem import Client, Semaphore
 from tests.containers import images
 from tests.containers.images import ROOT
-from tests.containers.pods import Pods
-from tests.containers.test_jobs import known
+from tests.containers.pods import Pods, known
 from tests.helpers.docker_etcd import ContainerCluster, etcd_image
 from tests.helpers.history import assert_clean
 from tests.helpers.waiting import eventually

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from etcdsem import Client, Semaphore
-from tests.containers.pods import WORK, Pod, Pods, Referee
+from tests.containers.pods import WORK, Pod, Pods, Referee, known
 from tests.helpers.docker_etcd import ContainerCluster
 from tests.helpers.history import Verdict, assert_clean
 from tests.helpers.waiting import eventually
@@ -146,14 +146,3 @@ def test_jobs_during_a_rolling_restart_of_etcd(
     verdict = jobs.referee.verdict()
     assert verdict["most"] <= LIMIT, verdict
     nothing_is_lost(operator, cluster, name)
-
-
-def known(sem: Semaphore) -> bool:
-    """Is it registered yet?"""
-    from etcdsem import SemaphoreClosed
-
-    try:
-        sem.status()
-    except SemaphoreClosed:
-        return False
-    return True

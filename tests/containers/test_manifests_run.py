@@ -18,8 +18,8 @@ from tests.containers import images
 from tests.containers.kubelet import Kubelet, node
 from tests.helpers.docker_etcd import etcd_image, etcd_programs
 from tests.helpers.history import assert_clean
+from tests.helpers.manifests import KUBERNETES, rendered
 from tests.helpers.waiting import eventually
-from tests.test_manifests import KUBERNETES, rendered
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -31,7 +31,7 @@ from etcdsem.core.station import (
     Watched,
 )
 from etcdsem.core.transactions import MAX_LISTED, Look
-from tests.core.test_leases import Clock
+from tests.helpers.env import Clock
 
 
 def test_watches_outlast_the_moment_before_their_first_waiter_is_in_line() -> None:

@@ -31,13 +31,11 @@ from etcdsem.etcd.settings import read_settings
 from etcdsem.etcd.transport import MOST, MOST_ASIDE, Transport
 from tests.etcd.proxy import Proxy
 from tests.helpers.waiting import eventually
+from tests.helpers.workers import Worker
 from tests.ordinary.running import Run, play
-from tests.test_processes import Worker, workers
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
-
-__all__ = ["workers"]
 
 LONGEST_GAP = 10.0
 """Seconds within which each of the other threads must get something done."""

@@ -23,11 +23,11 @@ from etcdsem.keeper import KeeperProcess
 from etcdsem.keeper.table import ORDER, Table, open_memory
 from etcdsem.keeper_process import Borrowed, Helper
 from etcdsem.shell import read_keeper
-from tests.aio.test_cancel_every_step import leases_of
-from tests.core.test_leases import Clock
+from tests.helpers.connections import leases_of
+from tests.helpers.env import Clock
 from tests.helpers.history import assert_clean
 from tests.helpers.waiting import eventually
-from tests.test_processes import Worker
+from tests.helpers.workers import Worker
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

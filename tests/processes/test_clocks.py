@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.helpers.history import assert_clean
-from tests.test_processes import Worker
+from tests.helpers.workers import Worker
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

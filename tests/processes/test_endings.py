@@ -18,7 +18,7 @@ import etcdsem
 from etcdsem import Client, Semaphore
 from tests.helpers.history import assert_clean
 from tests.helpers.waiting import eventually
-from tests.test_processes import Worker
+from tests.helpers.workers import Worker
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -13,10 +13,10 @@ import pytest
 from etcdsem import Client, Semaphore
 from tests.etcd.proxy import Proxy
 from tests.helpers.history import assert_clean
+from tests.helpers.tls import serving
 from tests.helpers.waiting import eventually
+from tests.helpers.workers import Worker
 from tests.security.authority import Authority
-from tests.security.test_tls import serving
-from tests.test_processes import Worker
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
