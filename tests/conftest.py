@@ -40,7 +40,8 @@ from tests.record import Record
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options for which etcd to use."""
+    """Options for which etcd to use, and how much to run."""
+    parser.addoption("--all", action="store_true", help="also run the tests marked slow")
     parser.addoption("--etcd", default="all", help="only this kind: 3.4, 3.5, newest, or all")
     parser.addoption("--chaos-seconds", type=float, default=60.0, help="of faults, in each run")
     parser.addoption("--rate-seconds", type=float, default=25.0, help="of the ten processes' run")
@@ -99,9 +100,15 @@ def _together(nodeid: str) -> str:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long ones first; and mark what `-m versions` takes, before `-m` is looked at."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The long ones first, the slow ones only with `--all`; and mark what `-m versions` takes,
+    before `-m` is looked at.
+    """
     items.sort(key=_rank)
+    if not config.getoption("--all"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
     for item in items:
         if depends_on_the_version(item.nodeid, getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.versions)

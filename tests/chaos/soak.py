@@ -93,7 +93,16 @@ def simulate(seeds: str) -> int:
 def pace(seconds: float) -> int:
     """Ten processes at one rate limit; gives pytest's exit code."""
     print(f"ten processes at a rate limit, {seconds:.0f} s", flush=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/rates"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--all",
+        "tests/rates",
+    ]
     command += ["--rate-seconds", str(seconds)]
     return subprocess.run(command, cwd=Path(__file__).parents[2], check=False).returncode
 
@@ -101,7 +110,16 @@ def pace(seconds: float) -> int:
 def work(seconds: float) -> int:
     """The ordinary programs, one after the other; gives pytest's exit code."""
     print(f"ordinary programs, {seconds:.0f} s each", flush=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ordinary"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--all",
+        "tests/ordinary",
+    ]
     command += ["--ordinary-seconds", str(seconds), "--timeout", str(seconds + 300)]
     return subprocess.run(command, check=False).returncode
 

