@@ -74,22 +74,25 @@ def test_what_failed_or_never_ran_is_known(workers: str, tmp_path: Path) -> None
 
 
 def test_what_gets_a_second_try(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "record"
+    path, retried = tmp_path / "record", tmp_path / "retried"
 
     def judged(*lines: str) -> int:
         path.write_text("\n".join(lines) + "\n")
-        return record.main(str(path))
+        return record.main(path, retried)
 
     assert judged("todo tests/a.py::t", "failed tests/a.py::t", "passed tests/a.py::t") == 0
     assert judged("todo tests/a.py::t", "todo tests/b.py::t", "passed tests/a.py::t") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "tests/b.py::t"
+    assert retried.read_text() == "tests/a.py::t\n"
     assert judged("failed tests/simulation/test_x.py::t") == 1
     chaos = "failed tests/chaos/test_chaos.py::t"
     assert judged(chaos, "because call: AssertionError: assert 0 >= 1") == 0
     assert judged(chaos, f"because call: AssertionError: {record.BROKEN}: 6 of 5 held") == 1
-    assert judged(*(f"failed tests/a.py::t{n}" for n in range(13))) == 0
-    assert record.main(str(path), 12) == 1
-    assert judged(*(f"failed tests/a.py::t{n}" for n in range(201))) == 1
+    retried.unlink()
+    assert judged(*(f"failed tests/a.py::t{n}" for n in range(4))) == 0
+    assert judged("failed tests/b.py::t") == 0
+    assert judged("failed tests/c.py::t") == 1  # the sixth of all runs together
+    retried.unlink()
     assert judged("todo tests/a.py::t", "passed tests/a.py::t") == 1  # then what went wrong?
 
 
