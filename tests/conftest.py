@@ -10,6 +10,8 @@ kinds, in order:
    this parameter. It has no number in its name, since its version changes from month to month, and
    tests keep their names. It comes last, so that a test on one kind uses the same etcd everywhere.
 
+Without `--all` most tests run on the first kind alone.
+
 `--etcd newest` takes one kind for everything; `--require-etcd 3.4,3.5` fails where one is missing,
 for CI.
 """
@@ -35,6 +37,7 @@ import etcdsem
 from etcdsem import server
 from etcdsem.server import EtcdServer
 from tests.helpers import guard
+from tests.helpers.slow import sample
 from tests.helpers.workers import Worker
 from tests.record import Record
 
@@ -213,12 +216,17 @@ def _listed(kinds: Iterable[str]) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what asks for `any_etcd`, or another of these, on each kind."""
+    """Run what asks for `any_etcd`, or another of these, on each kind. Without `--all` only smoke
+    tests and those of transactions run on other kinds than the first.
+    """
+    smoke = metafunc.definition.get_closest_marker("smoke") is not None
+    everywhere = smoke or metafunc.definition.nodeid.startswith("tests/core/")
     for fixture in EACH_KIND:
         if fixture in metafunc.fixturenames:
             # Servers for a whole module may be made of `each_binary`.
             scope: Literal["module"] | None = "module" if fixture == "each_binary" else None
             kinds = list(chosen(metafunc.config))
+            kinds = sample(kinds, len(kinds) if everywhere else 1)
             metafunc.parametrize(fixture, kinds, indirect=True, scope=scope)
 
 

@@ -147,6 +147,7 @@ def test_a_killed_holder(tmp_path: Path) -> None:
     assert Book(found).parts["crash"]["worst"] > 0
 
 
+@pytest.mark.slow
 def test_a_moment_of_churn(tmp_path: Path) -> None:
     """All kinds of work are done, and all figures are taken."""
     found = tmp_path / "found.json"
@@ -164,6 +165,7 @@ def test_growth_is_told_from_a_start() -> None:
         assert churn.grows(samples, "rss_mb")[2] is grown
 
 
+@pytest.mark.slow
 def test_memory_and_start(tmp_path: Path) -> None:
     """Both print their figures and add them to the file."""
     found = tmp_path / "found.json"
@@ -174,6 +176,7 @@ def test_memory_and_start(tmp_path: Path) -> None:
     assert 0 < parts["start"]["python"] < parts["start"]["run"]
 
 
+@pytest.mark.slow
 def test_what_the_parts_of_a_hand_over_cost_etcd(tmp_path: Path) -> None:
     """Each kind is sent, PASS and JOIN as they are among them; each holds, or it would end."""
     found = tmp_path / "found.json"
@@ -183,6 +186,7 @@ def test_what_the_parts_of_a_hand_over_cost_etcd(tmp_path: Path) -> None:
     assert part["table"][1][-1] == "1.00"  # the floor, of the floor
 
 
+@pytest.mark.slow
 def test_who_gets_it(tmp_path: Path) -> None:
     """Nobody starves, and the page's verdict is by this run."""
     found = tmp_path / "found.json"
@@ -193,6 +197,7 @@ def test_who_gets_it(tmp_path: Path) -> None:
     assert judged["threads, limit 5: starved clients"] is True
 
 
+@pytest.mark.slow
 def test_what_waiting_costs_etcd(tmp_path: Path) -> None:
     """Formulas and measurements agree, where neither is left to the clock."""
     found = tmp_path / "found.json"
