@@ -132,7 +132,7 @@ NEAR_ETCD = (
 """Where a test on one kind, too, is about what etcd says and does."""
 
 FAR_FROM_ETCD = ("tests/processes/", "tests/test_processes", "tests/cli/test_bench")
-"""Where tests on each kind are slow, and about processes: they are left out to save time."""
+"""Where tests are slow, and about processes: they run on one kind to save time."""
 
 
 def depends_on_the_version(name: str, fixtures: Collection[str]) -> bool:
@@ -217,16 +217,21 @@ def _listed(kinds: Iterable[str]) -> str:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what asks for `any_etcd`, or another of these, on each kind. Without `--all` only smoke
-    tests and those of transactions run on other kinds than the first.
+    tests and those of transactions run on other kinds than the first; those about processes never
+    do.
     """
-    smoke = metafunc.definition.get_closest_marker("smoke") is not None
-    everywhere = smoke or metafunc.definition.nodeid.startswith("tests/core/")
+    where = metafunc.definition.nodeid
+    kinds: list[Any] = list(chosen(metafunc.config))
+    if where.startswith(FAR_FROM_ETCD):
+        kinds = kinds[:1]
+    elif not where.startswith("tests/core/") and not metafunc.definition.get_closest_marker(
+        "smoke"
+    ):
+        kinds = sample(kinds)
     for fixture in EACH_KIND:
         if fixture in metafunc.fixturenames:
             # Servers for a whole module may be made of `each_binary`.
             scope: Literal["module"] | None = "module" if fixture == "each_binary" else None
-            kinds = list(chosen(metafunc.config))
-            kinds = sample(kinds, len(kinds) if everywhere else 1)
             metafunc.parametrize(fixture, kinds, indirect=True, scope=scope)
 
 
