@@ -95,7 +95,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     return made
 
 
-HEAVY = ("tests/containers", "tests/chaos", "tests/test_docker")
+HEAVY = ("tests/containers", "tests/chaos", "tests/unit/test_docker")
 
 
 def _together(nodeid: str) -> str:
@@ -126,12 +126,12 @@ ONE_KIND = frozenset({"etcd", "fresh_etcd", "etcd_binary", "module_binary"})
 NEAR_ETCD = (
     "tests/etcd/",
     "tests/security/",
-    "tests/test_trouble.py::test_out_of_space",
+    "tests/faults/test_trouble.py::test_out_of_space",
     "tests/cli/test_doctor.py::test_logins_and_roles",
 )
 """Where a test on one kind, too, is about what etcd says and does."""
 
-FAR_FROM_ETCD = ("tests/processes/", "tests/test_processes", "tests/cli/test_bench")
+FAR_FROM_ETCD = ("tests/processes/", "tests/faults/test_processes", "tests/cli/test_bench")
 """Where tests are slow, and about processes: they run on one kind to save time."""
 
 

@@ -1,6 +1,6 @@
 """Cancelled at every single step of acquire, work and release: nothing is left behind.
 
-As `tests/test_every_step.py` does for threads. A task can be cancelled before a command is
+As `tests/faults/test_every_step.py` does for threads. A task can be cancelled before a command is
 performed, while it is under way, after it was performed (its result is lost), or so that the
 cancellation waits for the next await; and again while it cleans up.
 """

@@ -58,13 +58,17 @@ def test_no_etcd_at_all_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("name", "fixtures", "marked"),
     [
-        ("tests/test_weights.py::test_one", {"any_etcd", "name"}, True),
+        ("tests/api/test_weights.py::test_one", {"any_etcd", "name"}, True),
         ("tests/chaos/test_elections.py::test_one", {"each_binary"}, True),
         ("tests/etcd/test_streams.py::test_one", {"fresh_etcd"}, True),
         ("tests/security/test_tls.py::test_one", {"module_binary"}, True),
         ("tests/etcd/test_settings.py::test_one", {"tmp_path"}, False),  # no etcd
         ("tests/cli/test_run.py::test_one", {"etcd"}, False),  # one kind, and not about etcd
-        ("tests/test_processes.py::test_one", {"any_etcd"}, False),  # slow, and not about etcd
+        (
+            "tests/faults/test_processes.py::test_one",
+            {"any_etcd"},
+            False,
+        ),  # slow, and not about etcd
     ],
 )
 def test_what_another_version_could_change(name: str, fixtures: set[str], marked: bool) -> None:

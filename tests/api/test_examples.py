@@ -24,7 +24,7 @@ from tests.helpers.history import assert_clean
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 RUN = {
     "strict_server.py",
     "http_client.py",

@@ -40,7 +40,7 @@ def run_pytest(folder: Path, *arguments: str, **variables: str) -> int:
     return subprocess.run(
         command,
         cwd=folder,
-        env={**inherited, "PYTHONPATH": str(Path(__file__).parent.parent), **variables},
+        env={**inherited, "PYTHONPATH": str(Path(__file__).parents[2]), **variables},
         capture_output=True,
         check=False,
     ).returncode

@@ -17,7 +17,7 @@ from tests.helpers.waiting import eventually
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 pytestmark = pytest.mark.skipif(not README.exists(), reason="the README is not beside the tests")
 

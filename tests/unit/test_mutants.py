@@ -20,7 +20,7 @@ def test_what_cannot_be_put_in_is_told() -> None:
     """The text is gone, or stands there twice, or the test is gone."""
     good = mutants.MUTANTS[0]
     assert mutants.problems([good]) == []
-    for bad in ({"old": "no such text"}, {"old": "def "}, {"tests": "test_mutants.py::gone"}):
+    for bad in ({"old": "no such text"}, {"old": "def "}, {"tests": "unit/test_mutants.py::gone"}):
         assert len(mutants.problems([good._replace(**bad)])) == 1
 
 

@@ -18,7 +18,7 @@ from tests.benchmarks.book import Book
 from tests.benchmarks.measure import jain
 from tests.benchmarks.rows import contended, rows, uncontended
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def run(module: str, *options: object, timeout: float = 150) -> str:

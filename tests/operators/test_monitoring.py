@@ -24,7 +24,7 @@ from tests.cli.test_exporter import Exporter
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "deploy" / "monitoring"
 OURS = r"(?:etcdsem|semaphore|rate_limit)_[a-z0-9_]*[a-z0-9]"
 WORDS = {

@@ -14,7 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
 
-PAGE = Path(__file__).parent.parent / "docs" / "asyncio.md"
+PAGE = Path(__file__).parents[2] / "docs" / "asyncio.md"
 
 pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="the docs are not beside the tests")
 

@@ -723,7 +723,7 @@ def test_many_threads_never_exceed_the_limit(memory: Memory) -> None:
 
 # ---------------------------------------------------------------- docs, package
 
-DOCS = Path(__file__).parent.parent / "docs" / "testing.md"
+DOCS = Path(__file__).parents[2] / "docs" / "testing.md"
 
 
 @pytest.mark.skipif(not DOCS.exists(), reason="the docs are not beside the tests")
