@@ -48,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--etcd", default="all", help="only this kind: 3.4, 3.5, newest, or all")
     parser.addoption("--chaos-seconds", type=float, default=60.0, help="of faults, in each run")
     parser.addoption("--rate-seconds", type=float, default=25.0, help="of the ten processes' run")
-    parser.addoption("--ordinary-seconds", type=float, default=3.0, help="of each program's run")
+    parser.addoption("--ordinary-seconds", type=float, default=2.0, help="of each program's run")
     parser.addoption("--fuzz-seconds", type=float, default=0.0, help="more, for each HTTP/2 fuzzer")
     parser.addoption("--chaos-seed", type=int, default=None, help="of the faults; else random")
     parser.addoption("--require-etcd", default="", help="kinds that must be there: 3.4,3.5,newest")

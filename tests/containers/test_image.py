@@ -14,7 +14,7 @@ from tests.helpers.docker_etcd import ContainerCluster, etcd_image
 from tests.helpers.history import assert_clean
 from tests.helpers.waiting import eventually
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 OBEYS = "import signal, sys, time\n" + (
     "def stop(*_): print('stopped', flush=True); sys.exit(7)\n"
