@@ -14,6 +14,7 @@ from etcdsem import Client, Lease, Semaphore
 from etcdsem.core.commands import OutcomeUnknown, Transact, Txn
 from tests.etcd.proxy import Proxy
 from tests.helpers.history import assert_clean
+from tests.helpers.slow import sample
 from tests.helpers.waiters import Waiters
 from tests.helpers.waiting import eventually
 
@@ -234,7 +235,7 @@ def test_no_release_makes_extra_room(any_etcd: EtcdServer, client: Client, name:
 
 def test_etcd_away_is_an_error_within_the_timeout(name: str) -> None:
     """Nobody listens: an error that says what to do, never False, in bounded time."""
-    with etcdsem.connect("127.0.0.1:1") as client:
+    with etcdsem.connect("127.0.0.1:1", dial_timeout=1.0) as client:
         began = time.monotonic()
         with pytest.raises(ConnectionError, match="ETCDSEM_ENDPOINTS"):
             Semaphore(1, name, client=client)
@@ -242,10 +243,10 @@ def test_etcd_away_is_an_error_within_the_timeout(name: str) -> None:
         for timeout in (0, 1):
             with pytest.raises(etcdsem.EtcdUnavailable, match=r"127\.0\.0\.1:1"):
                 sem.acquire(timeout=timeout)
-        assert time.monotonic() - began < 25
+        assert time.monotonic() - began < 10
 
 
-@pytest.mark.parametrize("dial", [0.4, 2])
+@pytest.mark.parametrize("dial", sample([0.4, 2]))
 def test_dial_timeout_bounds_the_first_contact(etcd: EtcdServer, name: str, dial: float) -> None:
     """`dial_timeout` is how long registering, and an acquire without a timeout, try to reach an
     etcd that has never answered: whether nobody listens there, or somebody who does not answer.
@@ -286,6 +287,7 @@ def test_etcd_away_during_a_wait_and_a_hold(fresh_etcd: EtcdServer, name: str) -
         waiters.leases[0].release()
 
 
+@pytest.mark.slow
 def test_the_login_runs_out_during_a_wait(etcd_binary: str, name: str) -> None:
     """Tokens live for 2 s: a holder and a waiter outlast them, and the smallest role will do."""
     from etcdsem import server
