@@ -26,6 +26,7 @@ from etcdsem.shell import read_keeper
 from tests.helpers.connections import leases_of
 from tests.helpers.env import Clock
 from tests.helpers.history import assert_clean
+from tests.helpers.slow import sample
 from tests.helpers.waiting import eventually
 from tests.helpers.workers import Worker
 
@@ -142,7 +143,7 @@ def test_a_busy_interpreter(
         assert_clean(etcd, one)
 
 
-@pytest.mark.parametrize("kind", [THREADS, LOOP], ids=["threads", "loop"])
+@pytest.mark.parametrize("kind", sample([THREADS, LOOP]), ids=["threads", "loop"])
 def test_it_dies_with_its_parent(
     etcd: EtcdServer, client: Client, name: str, workers: list[Worker], kind: str
 ) -> None:
