@@ -30,6 +30,7 @@ from etcdsem.etcd.grpc_protocol import RpcError
 from etcdsem.etcd.settings import read_settings
 from etcdsem.etcd.transport import MOST, MOST_ASIDE, Transport
 from tests.etcd.proxy import Proxy
+from tests.helpers.slow import sample
 from tests.helpers.waiting import eventually
 from tests.helpers.workers import Worker
 from tests.ordinary.running import Run, play
@@ -184,7 +185,7 @@ def storm(run: Run) -> None:
     run.check(len(os.listdir("/proc/self/fd")) <= files, "files are left open")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sample(KINDS))
 def test_a_storm_of_interruptions(
     request: pytest.FixtureRequest, etcd: EtcdServer, name: str, kind: str
 ) -> None:
@@ -225,7 +226,7 @@ def wire(run: Run) -> None:
     transport.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sample(KINDS))
 def test_the_wire_in_a_storm(
     request: pytest.FixtureRequest, etcd: EtcdServer, name: str, kind: str
 ) -> None:
@@ -325,7 +326,7 @@ ENDS = {
 """The end of the main thread, and the exit code."""
 
 
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", sample(ENDS, 3))
 def test_a_program_ends_with_calls_under_way(
     etcd: EtcdServer, name: str, workers: list[Worker], end: str
 ) -> None:
@@ -370,6 +371,7 @@ def acquire(client: Client, name: str) -> None:
     Semaphore(1, name, client=client).acquire()
 
 
+@pytest.mark.slow
 def test_many_clients_and_interruptions(etcd: EtcdServer, client: Client, name: str) -> None:
     """A fresh client for each interruption: each can be closed, and holds nothing then."""
     former = signal.getsignal(signal.SIGALRM)
