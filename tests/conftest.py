@@ -77,6 +77,10 @@ LONG = (
     "tests/simulation/test_simulator",
     "tests/simulation",
     "tests/ordinary",
+    "tests/processes",
+    "tests/keeper",
+    "tests/dask",
+    "tests/rates",
 )
 """What takes longest, in the order in which it should begin."""
 

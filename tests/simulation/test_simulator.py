@@ -26,7 +26,7 @@ from etcdsem.testing.simulator import CALM, PREFIX, SimClient, World
 from tests.helpers.slow import sample
 
 SEEDS = range(500)
-CHUNK = 50
+CHUNK = 25
 
 QUIET = replace(
     Options.of(0),
