@@ -3,7 +3,7 @@
 help:
 	@echo "check   formatter, linter, strict types"
 	@echo "format  let the formatter and linter mend what they can"
-	@echo "test    all tests"
+	@echo "test    all tests, also the slow ones"
 	@echo "soak    the long run: SOAK='--seeds 0:2000 --seconds 600 --rate-seconds 120 --ordinary-seconds 60' are its options"
 	@echo "pictures docs/*.svg again, from what the commands really draw"
 	@echo "bench   all benchmarks and what they say (three quarters of an hour): BENCH='--quick' are options"
@@ -18,7 +18,7 @@ format:
 	ruff format .
 	ruff check --fix .
 test:
-	python -m pytest -q
+	python -m pytest -q --all
 soak:
 	python -m tests.chaos.soak $(SOAK)
 wheel:

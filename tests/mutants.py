@@ -1079,7 +1079,7 @@ class Copy:
 
     def test(self, tests: Iterable[str]) -> tuple[int, str]:
         """Run some tests; gives pytest's exit code and what it printed."""
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--all"]
         # A fault may keep a test from ending even when it is told to.
         command += [f"--timeout={TIMEOUT}", "--timeout-method=thread"]
         command += ["--tb=line", f"--etcd={next(iter(_binaries()))}"]

@@ -4,8 +4,9 @@ With pytest-xdist a worker may go down, and then what it had still to run is mis
 and `--last-failed` knows tests by names that carry their group, so it finds none of them again.
 
     pytest -n 4 --record FILE
-    python -m tests.record FILE     the tests that failed or never ran; exit code 1 if too many
-    python -m tests.record FILE 12  and how many are too many
+    python -m tests.record FILE RETRIED  print the tests to run once more: those that failed or
+                                         never ran; add those that failed to RETRIED. The exit
+                                         code is 1 if RETRIED has become too long
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ BROKEN = "A PROMISE WAS BROKEN"
 """No promise may ever be broken: what fails in the simulator, or so in the chaos, gets no second
 try. (A run of the chaos may also fail since too little happened, or since the machine was slow.)"""
 
-MOST_FAILED = 200
-"""More failures than these, of over 2,000 tests, are no accident. (Of 54 that failed in one run of
-CI none had failed before, nor could be made to.)"""
+MOST_RETRIED = 5
+"""More second tries than these, in all runs of pytest together, are no accident."""
 
 
 class Record:
@@ -88,10 +88,12 @@ def reasons(lines: Iterable[str]) -> Iterator[str]:
             yield f"{name} {rest}"
 
 
-def main(path: str, most: int = MOST_FAILED) -> int:
-    """Print what to run once more."""
-    lines = Path(path).read_text().splitlines()
+def main(path: Path, retried: Path) -> int:
+    """Print what to run once more, and note what failed."""
+    lines = path.read_text().splitlines()
     failed, never = once_more(lines)
+    with retried.open("a") as file:
+        file.writelines(f"{name}\n" for name in failed)
     print(*failed, *never, sep="\n")
     print(*reasons(lines), sep="\n", file=sys.stderr)
     print(f"{len(failed)} failed, {len(never)} never ran", file=sys.stderr)
@@ -99,8 +101,11 @@ def main(path: str, most: int = MOST_FAILED) -> int:
     strict += [why for why in reasons(lines) if BROKEN in why]
     if strict:
         print("these get no second try:", *strict, file=sys.stderr)
-    return 1 if strict or len(failed) > most or not (failed or never) else 0
+    too_many = len(retried.read_text().splitlines()) > MOST_RETRIED
+    if too_many:
+        print(f"more than {MOST_RETRIED} tests failed at their first try", file=sys.stderr)
+    return 1 if strict or too_many or not (failed or never) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], *map(int, sys.argv[2:])))
+    sys.exit(main(*map(Path, sys.argv[1:])))

@@ -1,6 +1,6 @@
 """Cancelled at every single step of acquire, work and release: nothing is left behind.
 
-As `tests/test_every_step.py` does for threads. A task can be cancelled before a command is
+As `tests/faults/test_every_step.py` does for threads. A task can be cancelled before a command is
 performed, while it is under way, after it was performed (its result is lost), or so that the
 cancellation waits for the next await; and again while it cleans up.
 """
@@ -17,61 +17,15 @@ import etcdsem
 from etcdsem import aio
 from etcdsem.aio import Semaphore
 from etcdsem.core.commands import Command, RevokeLease
-from tests.aio.running import eventually, run, until
-from tests.history import judge, read_history
+from tests.helpers.cancelling import Canceller
+from tests.helpers.connections import leases_of
+from tests.helpers.event_loop import eventually, run, until
+from tests.helpers.history import judge, read_history
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
 
 MOST_STEPS = 16
-
-
-class Saboteur:
-    """Performs commands as the engine does, but cancels the victim at its n-th."""
-
-    def __init__(self, client: aio.Client, step: int, when: str, *, again: bool) -> None:
-        engine = client.engine
-        self._perform = engine._perform
-        self._left = step
-        self._when = when
-        self._again = again
-        self._loop = asyncio.get_running_loop()
-        self.victim: asyncio.Task[object] | None = None
-        self.hit = False
-        self.made: list[int] = []  # the etcd leases that the client asked for
-        random_id = engine.random_id
-
-        def note() -> int:
-            self.made.append(random_id())
-            return self.made[-1]
-
-        engine.random_id = note  # type: ignore[method-assign]
-        engine._perform = self  # type: ignore[method-assign]
-
-    async def __call__(self, command: Command[Any]) -> object:
-        victim = self.victim
-        if victim is None or asyncio.current_task() is not victim:
-            return await self._perform(command)
-        assert victim is not None
-        cancel = victim.cancel
-        self._left -= 1
-        if self._left != 0:
-            return await self._perform(command)
-        self.hit = True
-        if self._again:
-            for delay in (0.0003, 0.001, 0.004):
-                self._loop.call_later(delay, cancel)
-        if self._when == "during":
-            self._loop.call_soon(lambda: self._loop.call_soon(cancel))
-            return await self._perform(command)
-        if self._when == "before":
-            cancel()
-            await asyncio.sleep(0)
-        result = await self._perform(command)
-        cancel()
-        if self._when == "after":
-            await asyncio.sleep(0)
-        return result
 
 
 async def use(sem: Semaphore, *, full: bool) -> None:
@@ -87,14 +41,14 @@ async def sabotaged(
     """Cancel a task at a step. Was it hit, and which etcd leases had it asked for?"""
     async with aio.connect(etcd.endpoint) as client:
         sem = await Semaphore(1, name, client=client, lease_timeout=5)
-        saboteur = Saboteur(client, step, when, again=again)
-        task = saboteur.victim = asyncio.create_task(use(sem, full=full))
+        canceller = Canceller(client, step, when, again=again)
+        task = canceller.victim = asyncio.create_task(use(sem, full=full))
         with contextlib.suppress(asyncio.CancelledError):
             await task
         assert sem.leases == ()
         await eventually(lambda: client.engine.session.leases.revocations == 0)
         assert not client.engine.session.grants()
-        return saboteur.hit, saboteur.made
+        return canceller.hit, canceller.made
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["once", "again"])
@@ -143,12 +97,6 @@ def test_nothing_is_left_behind(
     assert not verdict.wrong, verdict.wrong[:5]
     keys = {key.removeprefix(f"/etcdsem/{name}/") for key in verdict.left}
     assert keys <= {"max_leases", "contended"}
-
-
-def leases_of(etcd: EtcdServer) -> set[int]:
-    """All leases of an etcd."""
-    with etcdsem.connect(etcd.endpoint) as client:
-        return set(client.engine.connection.leases(5))
 
 
 @pytest.mark.parametrize("times", [1, 3])

@@ -17,9 +17,10 @@ import etcdsem
 from etcdsem import aio
 from etcdsem.aio import Lease, Semaphore
 from etcdsem.core import several
-from tests.aio.running import eventually, run, until
-from tests.aio.test_cancel_every_step import Saboteur, leases_of
-from tests.history import assert_clean
+from tests.helpers.cancelling import Canceller
+from tests.helpers.connections import leases_of
+from tests.helpers.event_loop import eventually, run, until
+from tests.helpers.history import assert_clean
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
@@ -109,9 +110,9 @@ async def sabotaged(
             await Semaphore(1, others.a.name, client=client, lease_timeout=5),
             await Semaphore(1, others.b.name, client=client, lease_timeout=5),
         )
-        saboteur = Saboteur(client, step, when, again=again)
+        canceller = Canceller(client, step, when, again=again)
         work = USES[how](pair, wait if waits else 10.0, kept)
-        task = saboteur.victim = asyncio.ensure_future(work)
+        task = canceller.victim = asyncio.ensure_future(work)
         freeing = asyncio.create_task(others.come_free())
         with contextlib.suppress(asyncio.CancelledError):
             await task
@@ -126,7 +127,7 @@ async def sabotaged(
         await eventually(lambda: client.engine.session.leases.revocations == 0)
         assert not client.engine.session.grants()
         await until(others.settled)
-        return saboteur.hit, saboteur.made
+        return canceller.hit, canceller.made
 
 
 @pytest.mark.parametrize("how", list(USES))

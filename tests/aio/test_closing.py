@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 from typing import TYPE_CHECKING
 
 import etcdsem.aio
 from etcdsem.aio import Semaphore
+from tests.helpers.connections import sockets
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
-
-
-def sockets() -> int:
-    """How many this process has open."""
-    found = 0
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            found += os.readlink(f"/proc/self/fd/{fd}").startswith("socket:")
-        except FileNotFoundError:
-            continue
-    return found
 
 
 def test_no_connection_outlives_its_client(etcd: EtcdServer, name: str) -> None:

@@ -19,7 +19,7 @@ from etcdsem import aio
 from etcdsem.aio import RateLimit, Semaphore
 from etcdsem.decorators import decorate_async
 from etcdsem.testing.aio import Memory, memory
-from tests.aio.running import eventually, run
+from tests.helpers.event_loop import eventually, run
 
 Function = Callable[..., Any]
 

@@ -16,7 +16,7 @@ from etcdsem.aio import Box, Lease, Semaphore
 from etcdsem.core.commands import Command, Failure, Procedure, RevokeLease, Transact, Wait, perform
 from etcdsem.core.lease_manager import revoke_until_gone
 from etcdsem.testing.aio import Memory, MemoryClient, memory
-from tests.aio.running import run
+from tests.helpers.event_loop import run
 
 T = TypeVar("T")
 

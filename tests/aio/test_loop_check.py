@@ -14,7 +14,7 @@ import pytest
 
 import etcdsem
 from etcdsem import aio, sync
-from tests.aio.running import run
+from tests.helpers.event_loop import run
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from etcdsem import aio
 from etcdsem.aio import Semaphore
-from tests.aio.running import run
-from tests.aio.test_cancel_every_step import leases_of
-from tests.history import assert_clean
+from tests.helpers.connections import leases_of
+from tests.helpers.event_loop import run
+from tests.helpers.history import assert_clean
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

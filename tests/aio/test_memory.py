@@ -18,8 +18,8 @@ import etcdsem
 from etcdsem import aio
 from etcdsem.aio import Client, Lease, Semaphore
 from etcdsem.testing.aio import Memory, memory
-from tests.aio.running import run, until
 from tests.etcd.proxy import Proxy
+from tests.helpers.event_loop import run, until
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.history import assert_clean, judge, read_history
-from tests.test_semaphore import eventually
+from tests.helpers.history import assert_clean, judge, read_history
+from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

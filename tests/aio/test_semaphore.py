@@ -15,8 +15,8 @@ import pytest
 import etcdsem
 from etcdsem import aio, sync
 from etcdsem.aio import Lease, Semaphore
-from tests.aio.running import eventually, run, until
-from tests.history import assert_clean
+from tests.helpers.event_loop import eventually, run, until
+from tests.helpers.history import assert_clean
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

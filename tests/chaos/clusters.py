@@ -19,8 +19,8 @@ from typing import Protocol
 from etcdsem import server
 from etcdsem.errors import EtcdSemError
 from etcdsem.server import EtcdServer
-from tests.docker_etcd import start_containers
 from tests.etcd.proxy import Proxy
+from tests.helpers.docker_etcd import start_containers
 
 LOGGED = ("--logger=zap",)
 """Etcd 3.4 does not write JSON by itself; see elections.py."""

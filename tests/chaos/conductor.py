@@ -33,7 +33,7 @@ from tests.chaos import starts
 from tests.chaos.clusters import Cluster, Member
 from tests.chaos.elections import stale_leaders
 from tests.chaos.referee import Belief, Eviction, Referee, boottime
-from tests.history import Change, judge, read_history_since
+from tests.helpers.history import Change, judge, read_history_since
 from tests.record import BROKEN
 
 HERE = Path(__file__).parent

@@ -94,7 +94,7 @@ def pace(seconds: float) -> int:
     """Ten processes at one rate limit; gives pytest's exit code."""
     print(f"ten processes at a rate limit, {seconds:.0f} s", flush=True)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/rates"]
-    command += ["--rate-seconds", str(seconds)]
+    command += ["--all", "--rate-seconds", str(seconds)]
     return subprocess.run(command, cwd=Path(__file__).parents[2], check=False).returncode
 
 
@@ -102,7 +102,7 @@ def work(seconds: float) -> int:
     """The ordinary programs, one after the other; gives pytest's exit code."""
     print(f"ordinary programs, {seconds:.0f} s each", flush=True)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ordinary"]
-    command += ["--ordinary-seconds", str(seconds), "--timeout", str(seconds + 300)]
+    command += ["--all", "--ordinary-seconds", str(seconds), "--timeout", str(seconds + 300)]
     return subprocess.run(command, check=False).returncode
 
 

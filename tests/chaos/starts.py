@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from etcdsem.model import Rate
-from tests.history import Change
+from tests.helpers.history import Change
 from tests.rates.use import Span, most_in_a_window
 
 

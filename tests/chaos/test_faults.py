@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -17,19 +16,10 @@ from tests.chaos.clusters import in_namespaces, namespaces_work
 from tests.chaos.frames import MutingProxy
 from tests.chaos.referee import Store
 from tests.etcd.proxy import Proxy
-from tests.history import assert_clean, judge, read_history
-from tests.test_processes import Worker
-from tests.test_semaphore import Waiters, eventually
-
-
-@pytest.fixture
-def workers() -> Iterator[list[Worker]]:
-    """Workers that are killed at the end of the test, whatever happens."""
-    started: list[Worker] = []
-    yield started
-    for worker in started:
-        worker.kill()
-        worker.out.close()
+from tests.helpers.history import assert_clean, judge, read_history
+from tests.helpers.waiters import Waiters
+from tests.helpers.waiting import eventually
+from tests.helpers.workers import Worker
 
 
 def tell(worker: Worker, line: str = "") -> None:
@@ -122,6 +112,7 @@ def cut_off(up: str, down: str, etcd: EtcdServer, name: str) -> None:
     assert verdict.grants == 2
 
 
+@pytest.mark.slow
 def test_cut_off_from_one_endpoint(etcd: EtcdServer, name: str) -> None:
     """Both ways or one way: the lease is kept by way of the other endpoint, the waiter keeps its
     place, and the hand-over arrives.
@@ -133,6 +124,7 @@ def test_cut_off_from_one_endpoint(etcd: EtcdServer, name: str) -> None:
             one.result()
 
 
+@pytest.mark.slow
 def test_a_member_cut_off_from_its_peers_is_left(etcd_binary: str, name: str) -> None:
     """It takes connections and knows nothing: holders and waiters go on with another one."""
     if not namespaces_work():
@@ -228,6 +220,7 @@ def test_a_silent_watch_delays_no_longer_than_the_validation_interval(
 # ---------------------------------------------------------------- 31: a storm of expiries
 
 
+@pytest.mark.slow
 def test_a_storm_of_expiries(fresh_etcd: EtcdServer, name: str, workers: list[Worker]) -> None:
     """5,000 leases end together with that of a holder who was killed: the slot is used again when
     etcd, which revokes 1,000 a second, has got through.

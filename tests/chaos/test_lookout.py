@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.chaos.lookout import measure
+from tests.helpers.slow import sample
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
 
 
+@pytest.mark.slow
 def test_a_thousand_waiters(fresh_etcd: EtcdServer) -> None:
     """A thousand threads in ten processes wait; each process is one client, one of whose threads
     looks for all. The slot is used again within TTL + 1.5 s, and etcd hears of few.
@@ -21,11 +25,12 @@ def test_a_thousand_waiters(fresh_etcd: EtcdServer) -> None:
     assert seen.requests <= 100
 
 
-def test_many_clients_do_not_stampede(fresh_etcd: EtcdServer) -> None:
+@pytest.mark.parametrize("clients", sample([5, 30]))
+def test_many_clients_do_not_stampede(fresh_etcd: EtcdServer, clients: int) -> None:
     """Each waiter is a client of its own and sees the slot come free: their looks are spread over
     two seconds and not made at once; and the first comes soon all the same.
     """
-    seen = measure(fresh_etcd, processes=4, clients=30, waiters=1, ttl=5, after=4.0)
+    seen = measure(fresh_etcd, processes=4, clients=clients, waiters=1, ttl=5, after=4.0)
     print("\n".join(seen.lines()))
     assert seen.kill_to_acquired <= seen.ttl + 1.5
     assert seen.requests <= 2 * seen.clients + 20

@@ -23,6 +23,7 @@ def test_a_short_soak(capfd: pytest.CaptureFixture[str], etcd_binary: str) -> No
     assert said.rstrip().endswith("nothing is wrong")
 
 
+@pytest.mark.slow
 def test_an_alarm_leaves_evidence(
     etcd_binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

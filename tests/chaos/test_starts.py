@@ -13,7 +13,7 @@ from tests.chaos.conductor import RATES, Chaos
 from tests.chaos.elections import StaleLeader
 from tests.chaos.referee import Referee
 from tests.chaos.starts import Start, too_many, unrecorded
-from tests.history import Change
+from tests.helpers.history import Change
 from tests.record import BROKEN
 
 LIMIT = Rate(3, 2.0, 1)
@@ -77,6 +77,7 @@ def test_a_start_that_etcd_has_not_granted() -> None:
     assert len(unrecorded([start(1.0), start(1.1)], LIMIT, granted)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("control", [worker.TOO_EARLY, worker.LAWLESS])
 def test_a_fault_in_the_workers_is_found(etcd_binary: str, control: str) -> None:
     """Negative controls, on a real cluster: slots are given back after 0.6 periods, or nobody asks

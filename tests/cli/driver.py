@@ -13,7 +13,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -46,14 +46,6 @@ def last_beat(path: object) -> float:
     """Until when it lived, by this machine's monotonic clock."""
     with open(str(path)) as file:
         return float(file.read())
-
-
-def eventually(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait until something is so; for what has no handle to wait on."""
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not come about in time"
-        time.sleep(0.01)
 
 
 def alive(pid: int) -> bool:

@@ -19,7 +19,8 @@ from etcdsem.cli.bench.bench_runner import (
     Throughput,
 )
 from etcdsem.cli.doctor.probes import Member
-from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, eventually, ran
+from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, ran
+from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -8,7 +8,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from tests.cli.driver import ETCDSEM, eventually, ran
+from tests.cli.driver import ETCDSEM, ran
+from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

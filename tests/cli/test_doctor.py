@@ -16,7 +16,8 @@ from etcdsem.cli.doctor import etcd_versions
 from etcdsem.cli.doctor.checks import run_checks
 from etcdsem.cli.doctor.finding import Finding
 from etcdsem.cli.doctor.probes import Member, ProbeResults, probe
-from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, eventually, ran
+from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, ran
+from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -18,7 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 import etcdsem
 from etcdsem import Client, RateLimit, Semaphore
 from etcdsem.cli.http_server import read_address
-from tests.cli.driver import Cli, eventually, ran
+from tests.cli.driver import Cli, ran
+from tests.helpers.waiting import eventually
 from tests.security.secured import secured
 
 if TYPE_CHECKING:

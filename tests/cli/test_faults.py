@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.driver import Cli, alive, etcdctl, eventually, keys, last_beat, ran
+from tests.cli.driver import Cli, alive, etcdctl, keys, last_beat, ran
+from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -20,8 +20,9 @@ import etcdsem
 import etcdsem.testing
 from etcdsem.cli.run.hold import _Holding, _Plan
 from etcdsem.cli.run.supervisor import slack
-from tests.cli.driver import Cli, etcdctl, eventually, keys, ran
+from tests.cli.driver import Cli, etcdctl, keys, ran
 from tests.cli.test_request import request
+from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from etcdsem import Client, RateLimit, Semaphore, SemaphoreClosed
-from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, eventually, keys, ran
+from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, keys, ran
+from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

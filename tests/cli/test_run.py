@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.driver import Cli, etcdctl, eventually, keys, ran
+from tests.cli.driver import Cli, etcdctl, keys, ran
+from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import etcdsem
-from tests.cli.driver import Cli, alive, etcdctl, eventually, keys, ran
+from tests.cli.driver import Cli, alive, etcdctl, keys, ran
+from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

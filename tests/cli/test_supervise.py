@@ -16,17 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.driver import (
-    Cli,
-    alive,
-    beating,
-    etcdctl,
-    eventually,
-    keys,
-    last_beat,
-    ran,
-    state,
-)
+from tests.cli.driver import Cli, alive, beating, etcdctl, keys, last_beat, ran, state
+from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

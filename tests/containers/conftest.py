@@ -9,7 +9,7 @@ import pytest
 import etcdsem
 from tests.containers import images
 from tests.containers.pods import Pods, make_pods
-from tests.docker_etcd import ContainerCluster, engine_or_skip, start_containers
+from tests.helpers.docker_etcd import ContainerCluster, engine_or_skip, start_containers
 
 
 @pytest.fixture(scope="package")

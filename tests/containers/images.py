@@ -26,7 +26,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tests.docker_etcd import build_image
+from tests.helpers.docker_etcd import build_image
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.containers.pods import Pod
-from tests.docker_etcd import docker_client
+from tests.helpers.docker_etcd import docker_client
 
 Object = Mapping[str, Any]
 

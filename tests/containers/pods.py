@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tests.docker_etcd import ContainerCluster, docker_client
+from etcdsem import Semaphore, SemaphoreClosed
+from tests.helpers.docker_etcd import ContainerCluster, docker_client
 
 LOCKED_DOWN: dict[str, Any] = {
     "read_only": True,
@@ -203,3 +204,12 @@ class Referee:
         said = self._pod.log(err=False).strip().splitlines()[-1]
         verdict: dict[str, Any] = json.loads(said)
         return verdict
+
+
+def known(sem: Semaphore) -> bool:
+    """Is it registered yet?"""
+    try:
+        sem.status()
+    except SemaphoreClosed:
+        return False
+    return True

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docker_etcd import docker_client, etcd_image
+from tests.helpers.docker_etcd import docker_client, etcd_image
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -58,6 +58,7 @@ def project(image: str) -> Iterator[tuple[str, dict[str, str]]]:
     compose("-p", name, "down", "-v", "-t", "1", **settings)
 
 
+@pytest.mark.slow
 def test_the_example_runs(project: tuple[str, dict[str, str]]) -> None:
     """Four jobs under a limit of three: all end well, and nobody holds afterwards."""
     name, settings = project

@@ -9,12 +9,12 @@ import pytest
 from etcdsem import Client, Semaphore
 from tests.containers import images
 from tests.containers.images import ROOT
-from tests.containers.pods import Pods
-from tests.containers.test_jobs import known, until
-from tests.docker_etcd import ContainerCluster, etcd_image
-from tests.history import assert_clean
+from tests.containers.pods import Pods, known
+from tests.helpers.docker_etcd import ContainerCluster, etcd_image
+from tests.helpers.history import assert_clean
+from tests.helpers.waiting import eventually
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 OBEYS = "import signal, sys, time\n" + (
     "def stop(*_): print('stopped', flush=True); sys.exit(7)\n"
@@ -53,7 +53,7 @@ def test_docker_stop_ends_a_job_properly(
     first.wait_for("at work")
     second = pods.run("second", image, *job)
     sem = Semaphore(None, name, client=operator)
-    until(lambda: len(sem.waiters()) == 1, "the second waits")
+    eventually(lambda: len(sem.waiters()) == 1, 120, what="the second waits")
     first.container.stop(timeout=30)
     assert first.end() == 7
     assert "stopped" in first.log()
@@ -74,7 +74,7 @@ def test_docker_stop_of_one_that_waits(
     sem = Semaphore(1, name, client=operator)
     with sem:
         waiting = pods.run("waiting", image, "run", name, "--", "sleep", "0")
-        until(sem.waiters, "it waits")
+        eventually(sem.waiters, 120, what="it waits")
         waiting.container.stop(timeout=30)
         assert waiting.end() == 128 + 15
         assert sem.waiters() == ()
@@ -94,7 +94,7 @@ def test_docker_stop_of_a_program_that_uses_the_library(
     first.wait_for("part 0")
     second = pods.run("second", image, "-c", program, entrypoint="python3")
     sem = Semaphore(None, name, client=operator)
-    until(sem.waiters, "the second waits")
+    eventually(sem.waiters, 120, what="the second waits")
     for one in (second, first):
         one.container.stop(timeout=30)
         assert one.end() == 128 + 15, one.log()
@@ -113,7 +113,7 @@ def test_process_1_reaps_orphans(pods: Pods, image: str, operator: Client, name:
         return [line.split()[1] for line in listed.splitlines()]
 
     # the wrapper, its watchdog, the command, and the one that looks
-    until(lambda: len(states()) == 4, "the orphans have gone")
+    eventually(lambda: len(states()) == 4, 120, what="the orphans have gone")
     assert "Z" not in states()
     job.container.stop(timeout=30)
     assert job.end() == 128 + 15
@@ -121,7 +121,7 @@ def test_process_1_reaps_orphans(pods: Pods, image: str, operator: Client, name:
 
 def test_the_image_asks_for_little(image: str) -> None:
     """A numeric user that is not root, no volume, no port, and the command as entry point."""
-    from tests.docker_etcd import docker_client
+    from tests.helpers.docker_etcd import docker_client
 
     client = docker_client()
     try:

@@ -9,28 +9,21 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from etcdsem import Client, Semaphore
-from tests.containers.pods import WORK, Pod, Pods, Referee
-from tests.docker_etcd import ContainerCluster
-from tests.history import Verdict, assert_clean
+from tests.containers.pods import WORK, Pod, Pods, Referee, known
+from tests.helpers.docker_etcd import ContainerCluster
+from tests.helpers.history import Verdict, assert_clean
+from tests.helpers.waiting import eventually
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 JOBS, LIMIT = 20, 5
 LOST = 70
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = 120.0) -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"it did not come about that {what}"
-        time.sleep(0.05)
 
 
 class Jobs:
@@ -71,7 +64,11 @@ class Jobs:
 def nothing_is_lost(operator: Client, cluster: ContainerCluster, name: str) -> Verdict:
     """No slot is held, nobody waits, all five can be had at once; and etcd's record is clean."""
     sem = Semaphore(None, name, client=operator)
-    until(lambda: (sem.status().holders, sem.status().waiters) == ((), ()), "all slots are free")
+    eventually(
+        lambda: (sem.status().holders, sem.status().waiters) == ((), ()),
+        120,
+        what="all slots are free",
+    )
     assert all(sem.acquire(timeout=60) for _ in range(LIMIT))
     assert not sem.acquire(timeout=0)
     for _ in range(LIMIT):
@@ -108,7 +105,7 @@ def test_jobs_that_are_killed_paused_and_cut_off(
     jobs.start(3)
     killed, paused, cut_off = jobs.pods
     sem = Semaphore(None, name, client=operator, register=False)
-    until(lambda: known(sem) and len(sem.holders()) == 3, "the three hold")
+    eventually(lambda: known(sem) and len(sem.holders()) == 3, 120, what="the three hold")
     jobs.start()
     killed.container.kill()
     paused.container.pause()
@@ -149,14 +146,3 @@ def test_jobs_during_a_rolling_restart_of_etcd(
     verdict = jobs.referee.verdict()
     assert verdict["most"] <= LIMIT, verdict
     nothing_is_lost(operator, cluster, name)
-
-
-def known(sem: Semaphore) -> bool:
-    """Is it registered yet?"""
-    from etcdsem import SemaphoreClosed
-
-    try:
-        sem.status()
-    except SemaphoreClosed:
-        return False
-    return True

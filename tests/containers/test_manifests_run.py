@@ -16,16 +16,16 @@ from etcdsem import Semaphore, connect
 from etcdsem.errors import EtcdSemError
 from tests.containers import images
 from tests.containers.kubelet import Kubelet, node
-from tests.containers.test_jobs import until
-from tests.docker_etcd import etcd_image, etcd_programs
-from tests.history import assert_clean
-from tests.test_manifests import KUBERNETES, rendered
+from tests.helpers.docker_etcd import etcd_image, etcd_programs
+from tests.helpers.history import assert_clean
+from tests.helpers.manifests import KUBERNETES, rendered
+from tests.helpers.waiting import eventually
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 class Reached(NamedTuple):
-    """An etcd that is reached by etcdctl with these options, as `tests.history` needs it."""
+    """An etcd that etcdctl reaches with these options, as `tests.helpers.history` needs it."""
 
     endpoint: str
     options: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ def test_dev(local: dict[str, str], tmp_path: Path) -> None:
                         labels[holder.labels["job"]] = dict(holder.labels)
                 return set(labels) >= {"wrapper", "sidecar", "without-python"}
 
-            until(all_seen, "the holders of the long jobs were seen", 120)
+            eventually(all_seen, 120, what="the holders of the long jobs were seen")
             for (name, _, said), future in zip(runs, running, strict=True):
                 code, log = future.result()
                 assert code == 0, (name, log)

@@ -16,11 +16,11 @@ import pytest
 from etcdsem import Client, Semaphore
 from tests.containers import images
 from tests.containers.pods import WORK, Pod, Pods, Referee
-from tests.containers.test_jobs import until
-from tests.docker_etcd import ContainerCluster
-from tests.history import assert_clean
+from tests.helpers.docker_etcd import ContainerCluster
+from tests.helpers.history import assert_clean
+from tests.helpers.waiting import eventually
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PORT = 8086
 PROMPT = 10.0
@@ -52,7 +52,7 @@ class Sidecar:
 
     def main(self, image: str, *command: str, **options: Any) -> Pod:
         """The main container: starts when the startup probe succeeds; shares the network."""
-        until(lambda: self.probe() == 200, "the startup probe succeeds", 120)
+        eventually(lambda: self.probe() == 200, 120, what="the startup probe succeeds")
         options = {
             "network": None,
             "network_mode": f"container:{self.hold.container.id}",
@@ -74,8 +74,8 @@ def test_the_main_container_waits_for_the_lease(
     assert sem.acquire(timeout=30)
     assert sem.acquire(timeout=30)
     sidecar = Sidecar(pods, image, name, "app")
-    until(sem.waiters, "the sidecar waits")
-    until(lambda: sidecar.probe() == 503, "it says that it is not ready")
+    eventually(sem.waiters, 120, what="the sidecar waits")
+    eventually(lambda: sidecar.probe() == 503, 120, what="it says that it is not ready")
     sem.release()
     main = sidecar.main(images.bare_image(), "sh", "-c", "echo at work; sleep 1; exit 3")
     held = {holder.host: holder for holder in sem.holders()}
@@ -83,7 +83,7 @@ def test_the_main_container_waits_for_the_lease(
     assert main.end() == 3  # an image that knows nothing of us
     ended = time.monotonic()
     assert sidecar.stop() == 0, sidecar.hold.log()
-    until(lambda: len(sem.holders()) == 1, "the slot is free", PROMPT)
+    eventually(lambda: len(sem.holders()) == 1, PROMPT, what="the slot is free")
     assert time.monotonic() - ended < PROMPT
     sem.release()
     assert_clean(cluster.members[0], name)
@@ -126,7 +126,7 @@ def test_a_lost_lease_ends_the_main_container(
     sem = Semaphore(None, name, client=operator)
     (holder,) = sem.holders()
     cluster.members[0].etcdctl("lease", "revoke", holder.lease_id)
-    until(lambda: sidecar.probe() == 503, "the liveness probe fails")
+    eventually(lambda: sidecar.probe() == 503, 120, what="the liveness probe fails")
     main.container.stop(timeout=0)  # the kubelet's answer
     assert main.end() == 137
     assert sidecar.probe() == 503
@@ -144,7 +144,7 @@ def test_process_1_of_a_sidecar_reaps_orphans(pods: Pods, image: str, name: str)
     def is_there(number: str) -> bool:
         return hold.exec("sh", "-c", f"test -e /proc/{number}")[0] == 0
 
-    until(lambda: not is_there(pid.strip()), "the orphan has gone")
+    eventually(lambda: not is_there(pid.strip()), 120, what="the orphan has gone")
     assert is_there("1")
 
 
@@ -157,7 +157,7 @@ def test_the_ready_file_and_its_check(pods: Pods, image: str, operator: Client, 
         volumes={volume: {"bind": "/tmp", "mode": "rw"}},
     )  # fmt: skip
     check = ("etcdsem", "hold", "--check", file)
-    until(lambda: hold.exec(*check)[0] == 0, "the exec probe succeeds")
+    eventually(lambda: hold.exec(*check)[0] == 0, 120, what="the exec probe succeeds")
     main = pods.run(
         "main", images.bare_image(), "sh", "-c", f"cat {file}",
         volumes={volume: {"bind": "/tmp", "mode": "ro"}},

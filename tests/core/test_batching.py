@@ -14,14 +14,12 @@ from etcdsem.core import transactions as tx
 from etcdsem.core.batching import PASSED_AT_MOST, deal
 from etcdsem.core.commands import LeaseNotFound
 from etcdsem.core.keys import Limit, Queued
-from tests.core.test_transactions import ME, Table, table
-from tests.history import judge, read_history
-from tests.test_cost import counted, spent
+from tests.helpers.costs import counted, spent
+from tests.helpers.history import judge, read_history
+from tests.helpers.tables import ME, Table
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
-
-__all__ = ["table"]
 
 
 def limit(room: int) -> Limit:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-import etcdsem.testing
 from etcdsem import Semaphore
 from etcdsem.core import lifecycle, retry, wait
 from etcdsem.core.commands import (
@@ -31,35 +30,10 @@ from etcdsem.core.commands import (
     Wait,
 )
 from etcdsem.testing.inmemory import Memory, MemoryClient
+from tests.helpers.meddling import Hit, meddle
+from tests.helpers.memory import etcd
 
-
-class Hit(BaseException):
-    """An interruption, as Ctrl-C is."""
-
-
-@pytest.fixture
-def etcd() -> Iterator[Memory]:
-    """An etcd in memory; its time moves only when a test says so, or its main thread waits."""
-    with etcdsem.testing.memory() as one:
-        yield one
-
-
-def meddle(
-    client: MemoryClient,
-    kind: type[Command[Any]],
-    meddling: Callable[[Callable[[], object]], object],
-) -> None:
-    """Perform the next command of a kind that this thread wants done in another way."""
-    engine, me = client.engine, threading.get_ident()
-    perform = engine._perform
-    todo = [meddling]
-
-    def performed(command: Command[Any]) -> object:
-        if isinstance(command, kind) and threading.get_ident() == me and todo:
-            return todo.pop()(lambda: perform(command))
-        return perform(command)
-
-    engine._perform = performed  # type: ignore[method-assign]
+__all__ = ["etcd"]
 
 
 def spoil(

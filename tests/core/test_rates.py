@@ -14,7 +14,8 @@ from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Identity
 from etcdsem.model import Rate
 from etcdsem.testing.inmemory import Memory, MemoryClient
-from tests.core.test_procedures import etcd, meddle
+from tests.helpers.meddling import meddle
+from tests.helpers.memory import etcd
 
 __all__ = ["etcd"]
 

@@ -28,7 +28,7 @@ from etcdsem.core.waiters import (
     TooHeavy,
 )
 from etcdsem.core.watches import WATCH_AFTER_LAST_WAITER, WatchesReady
-from tests.core.test_leases import Clock
+from tests.helpers.env import Clock
 
 
 def test_watches_outlast_the_moment_before_their_first_waiter_is_in_line() -> None:

@@ -14,7 +14,8 @@ from etcdsem.core.commands import Transact, Wait
 from etcdsem.core.keys import Identity
 from etcdsem.core.leases import TtlLease
 from etcdsem.testing.inmemory import Memory, MemoryClient
-from tests.core.test_procedures import etcd, meddle
+from tests.helpers.meddling import meddle
+from tests.helpers.memory import etcd
 
 __all__ = ["etcd"]
 

@@ -26,15 +26,16 @@ import etcdsem
 from etcdsem import aio, server
 from tests.dask import tasks
 from tests.etcd.proxy import Proxy
-from tests.history import assert_clean
-from tests.test_semaphore import eventually
+from tests.helpers.history import assert_clean
+from tests.helpers.slow import sample
+from tests.helpers.waiting import eventually
 
 distributed = pytest.importorskip("distributed", reason="needs Dask: pip install distributed")
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
 
-LIBRARIES = ["dask", "etcdsem"]
+LIBRARIES = sample(["etcdsem", "dask"])
 
 
 class Cluster(NamedTuple):

@@ -27,10 +27,9 @@ from etcdsem.core.commands import (
 from etcdsem.etcd.aio_connection import AioConnection
 from etcdsem.etcd.aio_transport import CallWire
 from etcdsem.etcd.settings import read_settings
-from tests.aio.running import eventually, run
-from tests.aio.test_closing import sockets
 from tests.etcd.proxy import Proxy
-from tests.etcd.test_connection import connected, leads, secured, there
+from tests.helpers.connections import connected, leads, secured, sockets, there
+from tests.helpers.event_loop import eventually, run
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

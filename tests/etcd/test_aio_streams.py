@@ -19,9 +19,9 @@ from etcdsem.etcd.connection import Connection
 from etcdsem.etcd.settings import read_settings
 from etcdsem.etcd.stream_thread import ThreadStreams
 from etcdsem.etcd.streams import KEEPALIVE, LONGEST_PAUSE, WATCH
-from tests.aio.running import eventually, run
-from tests.aio.test_closing import sockets
 from tests.etcd.h2_server import Conversation, H2Server
+from tests.helpers.connections import sockets
+from tests.helpers.event_loop import eventually, run
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -30,15 +30,15 @@ from etcdsem.etcd.http2 import Http2
 from etcdsem.etcd.settings import read_settings
 from etcdsem.etcd.transport import IDLE_TIME
 from etcdsem.server import EtcdServer
-from tests.aio.running import eventually, run
-from tests.aio.test_closing import sockets
 from tests.etcd.h2_server import Conversation, H2Server
 from tests.etcd.proxy import Proxy
+from tests.helpers.connections import sockets
+from tests.helpers.event_loop import eventually, run
+from tests.helpers.tls import serving
 from tests.security.authority import Authority
-from tests.security.test_tls import serving
 
 if TYPE_CHECKING:
-    from tests.security.test_tls import TlsEtcd
+    from tests.helpers.tls import TlsEtcd
 
 STATUS = METHODS["status"][0]
 RANGE = METHODS["range"][0]

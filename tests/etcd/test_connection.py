@@ -11,7 +11,6 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Event, Thread, main_thread
 from types import FrameType
@@ -30,43 +29,21 @@ from etcdsem.core.commands import (
     OutcomeUnknown,
     Put,
     Range,
-    RangeReply,
     Txn,
 )
 from etcdsem.etcd.connection import Connection
 from etcdsem.etcd.grpc_protocol import NOT_PROCESSED, RpcError
-from etcdsem.etcd.settings import read_settings
 from etcdsem.etcd.transport import IDLE_TIME, MOST
 from tests.etcd.proxy import Proxy
+from tests.helpers.connections import connected, leads, secured, there
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
 
 
-@contextmanager
-def connected(
-    *endpoints: str, user: str | None = None, password: str | None = None, dial: float = 2.0
-) -> Iterator[Connection]:
-    """A connection that is closed at the end."""
-    one = Connection(
-        read_settings(list(endpoints), user=user, password=password, dial_timeout=dial)
-    )
-    try:
-        yield one
-    finally:
-        one.close()
-
-
 def put(connection: Connection, key: str, timeout: float = 5.0) -> None:
     """Write something."""
     connection.transact(Txn((), (Put(key.encode(), b"x"),)), timeout)
-
-
-def there(connection: Connection, key: str) -> bool:
-    """Was it written?"""
-    reply = connection.transact(Txn((), (Range(key.encode()),)), 5).replies[0]
-    assert isinstance(reply, RangeReply)
-    return bool(reply.kvs)
 
 
 def test_a_dead_endpoint_is_passed_by(etcd: EtcdServer, name: str) -> None:
@@ -101,13 +78,6 @@ def test_a_stopped_member_is_left(etcd_binary: str, name: str) -> None:
                 assert connection.status(5).endpoint == followers[1].endpoint
             finally:
                 followers[0].resume()
-
-
-def leads(member: EtcdServer) -> bool:
-    """Is it the leader?"""
-    with connected(member.endpoint) as connection:
-        status = connection.status(5)
-        return status.leader == status.member
 
 
 def test_an_answer_that_is_lost(etcd: EtcdServer, name: str) -> None:
@@ -291,20 +261,6 @@ def test_a_closed_connection_says_so(etcd: EtcdServer) -> None:
         connection.close()
         with pytest.raises(NotApplied, match="closed"):
             put(connection, "x")
-
-
-def secured(etcd: EtcdServer) -> None:
-    """Switch on authentication, with a user `job` that may write below /etcdsem/."""
-    for line in (
-        "user add root:root",
-        "user grant-role root root",
-        "role add jobs",
-        "role grant-permission jobs --prefix=true readwrite /etcdsem/",
-        "user add job:secret",
-        "user grant-role job jobs",
-        "auth enable",
-    ):
-        etcd.etcdctl(*line.split())
 
 
 def test_logins(any_fresh_etcd: EtcdServer) -> None:

@@ -27,8 +27,9 @@ from etcdsem.errors import EtcdUnavailable
 from etcdsem.etcd.connection import Connection
 from etcdsem.server import EtcdServer
 from tests.etcd.proxy import Proxy
-from tests.etcd.test_connection import leads
-from tests.test_semaphore import Waiters, eventually
+from tests.helpers.connections import leads
+from tests.helpers.waiters import Waiters
+from tests.helpers.waiting import eventually
 
 
 class SomewhereElse(EtcdServer):

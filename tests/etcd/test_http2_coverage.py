@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 TESTS = ("test_http2.py", "test_http2_frames.py", "test_grpc_protocol.py")
 SOURCES = "*/etcdsem/etcd/http2.py,*/etcdsem/etcd/grpc_protocol.py"
@@ -27,6 +29,7 @@ def coverage(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_every_line_and_branch(tmp_path: Path) -> None:
     """Code that no test reaches is to be tested, or deleted: not excluded."""
     for source in ("http2.py", "grpc_protocol.py"):

@@ -16,7 +16,7 @@ from etcdsem.etcd.settings import read_settings
 from etcdsem.etcd.stream_thread import ThreadStreams
 from tests.etcd.loops import AioLine
 from tests.etcd.proxy import Proxy
-from tests.test_semaphore import eventually
+from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -17,7 +17,7 @@ from etcdsem.etcd.etcd3_adapter import GrpcStreams, GrpcTransport
 from etcdsem.etcd.grpc_protocol import NOT_CONNECTED, RpcError
 from etcdsem.etcd.settings import parse_endpoints
 from etcdsem.server import EtcdServer
-from tests.test_semaphore import eventually
+from tests.helpers.waiting import eventually
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed here")
 

@@ -24,10 +24,10 @@ from etcdsem import Semaphore
 from etcdsem.core.commands import Failure
 from etcdsem.core.listeners import CallbackListener
 from etcdsem.errors import EtcdRefused, EtcdSemError, PermissionDenied
+from tests.helpers.tls import serving
+from tests.helpers.waiting import eventually
 from tests.security.authority import Authority
 from tests.security.secured import JOB, SECRET, secured
-from tests.security.test_tls import serving
-from tests.test_semaphore import eventually
 
 try:
     import etcd3

@@ -23,11 +23,12 @@ from etcdsem.keeper import KeeperProcess
 from etcdsem.keeper.table import ORDER, Table, open_memory
 from etcdsem.keeper_process import Borrowed, Helper
 from etcdsem.shell import read_keeper
-from tests.aio.test_cancel_every_step import leases_of
-from tests.core.test_leases import Clock
-from tests.history import assert_clean
-from tests.test_processes import Worker
-from tests.test_semaphore import eventually
+from tests.helpers.connections import leases_of
+from tests.helpers.env import Clock
+from tests.helpers.history import assert_clean
+from tests.helpers.slow import sample
+from tests.helpers.waiting import eventually
+from tests.helpers.workers import Worker
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
@@ -142,7 +143,7 @@ def test_a_busy_interpreter(
         assert_clean(etcd, one)
 
 
-@pytest.mark.parametrize("kind", [THREADS, LOOP], ids=["threads", "loop"])
+@pytest.mark.parametrize("kind", sample([THREADS, LOOP]), ids=["threads", "loop"])
 def test_it_dies_with_its_parent(
     etcd: EtcdServer, client: Client, name: str, workers: list[Worker], kind: str
 ) -> None:

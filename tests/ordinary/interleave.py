@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 import etcdsem
-from tests import guard
+from tests.helpers import guard
 
 HERE = str(Path(etcdsem.__file__).parent)
 MEMORY = f"{HERE}/testing/"  # stands for etcd, which is elsewhere

@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING, Any
 import etcdsem
 from etcdsem import Semaphore
 from etcdsem.shell import BaseEngine
-from tests import guard
-from tests.history import assert_clean
+from tests.helpers import guard
+from tests.helpers.history import assert_clean
+from tests.helpers.waiting import comes_true
 from tests.ordinary.interleave import StandsStill, all_stacks
 
 if TYPE_CHECKING:
@@ -156,13 +157,13 @@ class Run:
 
     def eventually(self, condition: Callable[[], object], what: str) -> bool:
         """Wait for something; wrong if it does not come about."""
-        right = _eventually(condition)
+        right = comes_true(condition, PATIENCE)
         self.check(right, what)
         return bool(right)
 
     def nothing_held(self, sem: Semaphore) -> None:
         """The object lists no lease, at once or soon: another thread may give them back."""
-        if not _eventually(lambda: not sem.leases):
+        if not comes_true(lambda: not sem.leases, PATIENCE):
             self.note(f"still held by {sem}: {sem.leases}")
 
     # -- the end
@@ -181,9 +182,9 @@ class Run:
             def left() -> set[int]:
                 return self.lease_ids.intersection(connection.leases(5.0)).difference(mine)
 
-            if not _eventually(lambda: not left()):
+            if not comes_true(lambda: not left(), PATIENCE):
                 self.note(f"leases are left in etcd: {sorted(left())}")
-        if not _eventually(lambda: not self._extra_threads()):
+        if not comes_true(lambda: not self._extra_threads(), PATIENCE):
             self.note(f"threads are left: {self._extra_threads()}\n{all_stacks()}")
         for violation in guard.take_violations():
             self.note(violation)
@@ -198,7 +199,7 @@ class Run:
     def _acquire_all(self, fresh: etcdsem.Client, name: str, limit: int) -> None:
         """Each slot can be acquired at once by a new client."""
         sem = Semaphore(limit, name, client=fresh)
-        if not _eventually(lambda: sem.get_value() == 0):
+        if not comes_true(lambda: sem.get_value() == 0, PATIENCE):
             held = [f"slot {one.slot} (lease {one.lease_id})" for one in sem.holders()]
             self.note(f"{name}: after the end there are still held: {', '.join(held)}")
         leases = [sem.acquire_lease(timeout=0) for _ in range(limit)]
@@ -211,15 +212,6 @@ class Run:
 
     def _extra_threads(self) -> list[threading.Thread]:
         return [one for one in threading.enumerate() if one not in self._threads]
-
-
-def _eventually(condition: Callable[[], object], seconds: float = PATIENCE) -> bool:
-    until = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 Scenario = Callable[[Run], None]

@@ -20,9 +20,9 @@ from fastapi import Depends, FastAPI
 from fastapi.responses import StreamingResponse
 
 from etcdsem import AcquireTimeout, EtcdSemError, Semaphore, aio, hold_all
-from tests.aio.running import run as run_loop
+from tests.helpers.event_loop import run as run_loop
+from tests.helpers.waiting import eventually
 from tests.ordinary.running import Run, play
-from tests.test_semaphore import eventually
 
 if TYPE_CHECKING:
     from etcdsem import Client

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from etcdsem import Semaphore, aio, testing
+from tests.helpers.slow import sample
 from tests.ordinary.running import Run, play
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def threads(run: Run) -> None:
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["bare", "mixed"])
-@pytest.mark.parametrize("clients", [1, 2])
+@pytest.mark.parametrize("clients", sample([1, 2]))
 def test_threads(etcd: EtcdServer, name: str, seconds: float, clients: int, mixed: bool) -> None:
     counts = play(threads, etcd, name, seconds, clients=clients, mixed=mixed)
     assert counts["released"] > 20

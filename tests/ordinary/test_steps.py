@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from etcdsem import Client, EtcdSemError, Semaphore, testing
+from tests.helpers.slow import sample
+from tests.helpers.waiting import eventually
 from tests.ordinary.interleave import HERE, Meeting, steps
 from tests.ordinary.running import Run, play
-from tests.test_semaphore import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
@@ -205,7 +206,7 @@ def _both(call: Call, prepare: Callable[[], Call]) -> tuple[Call, Call]:
     return call, prepare()
 
 
-@pytest.mark.parametrize("what", ["lease", "semaphore"])
+@pytest.mark.parametrize("what", sample(["semaphore", "lease"]))
 def test_a_finalizer_releases(etcd: EtcdServer, name: str, seconds: float, what: str) -> None:
     play(finalizer_releases, etcd, name, seconds, what=what)
 

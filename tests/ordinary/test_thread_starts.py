@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from etcdsem import Client, EtcdSemError, Semaphore, aio
+from tests.helpers.slow import sample
 from tests.ordinary.running import Program, Run, play
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def kth_start(run: Run) -> None:
     failing.end()
 
 
-@pytest.mark.parametrize("lasting", [False, True], ids=["once", "for 2 s"])
+@pytest.mark.parametrize("lasting", sample([False, True]), ids=["once", "for 2 s"])
 def test_the_kth_start_fails(etcd: EtcdServer, name: str, lasting: bool) -> None:
     """Eight programs at a time: in each another thread cannot be started."""
     programs = [

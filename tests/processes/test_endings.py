@@ -16,9 +16,9 @@ import pytest
 
 import etcdsem
 from etcdsem import Client, Semaphore
-from tests.history import assert_clean
-from tests.test_processes import Worker
-from tests.test_semaphore import eventually
+from tests.helpers.history import assert_clean
+from tests.helpers.waiting import eventually
+from tests.helpers.workers import Worker
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from etcdsem import Client, Semaphore
-from tests.history import assert_clean
-from tests.test_processes import Worker
-from tests.test_semaphore import eventually
+from tests.helpers.history import assert_clean
+from tests.helpers.waiting import eventually
+from tests.helpers.workers import Worker
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer

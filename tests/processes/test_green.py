@@ -12,11 +12,12 @@ import pytest
 
 from etcdsem import Client, Semaphore
 from tests.etcd.proxy import Proxy
-from tests.history import assert_clean
+from tests.helpers.history import assert_clean
+from tests.helpers.slow import sample
+from tests.helpers.tls import serving
+from tests.helpers.waiting import eventually
+from tests.helpers.workers import Worker
 from tests.security.authority import Authority
-from tests.security.test_tls import serving
-from tests.test_processes import Worker
-from tests.test_semaphore import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
@@ -52,7 +53,7 @@ spawn(tick)
 """
 
 
-@pytest.fixture(params=FIRST)
+@pytest.fixture(params=sample(FIRST))
 def library(request: pytest.FixtureRequest) -> str:
     """Which of the two; skips where it is not installed."""
     if importlib.util.find_spec(request.param) is None:

@@ -12,14 +12,15 @@ import pytest
 import etcdsem
 from etcdsem import Semaphore
 from etcdsem.core.commands import Txn, TxnReply
-from tests.history import assert_clean
+from tests.helpers.history import assert_clean
+from tests.helpers.slow import sample
 from tests.processes import interrupts
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
 
 
-@pytest.mark.parametrize("mode", interrupts.MODES)
+@pytest.mark.parametrize("mode", sample(interrupts.MODES))
 def test_ctrl_c_ends_a_program(etcd: EtcdServer, name: str, mode: str) -> None:
     """Two programs at a time compete for one slot; each is interrupted once, and does not catch
     it. It ends within seconds, by that signal, and nothing of it is in etcd (the TTL is 600 s;

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from etcdsem import Client, Semaphore
-from tests.history import assert_clean
+from tests.helpers.history import assert_clean
+from tests.helpers.slow import sample
+from tests.helpers.waiting import eventually
 from tests.processes import jobs
-from tests.test_semaphore import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
@@ -57,7 +58,7 @@ def test_processes_share_a_semaphore(
     assert verdict.most_held == 2
 
 
-@pytest.mark.parametrize("how", ["return", "raise", "exit", "thread", "executor"])
+@pytest.mark.parametrize("how", sample(["return", "raise", "exit", "thread", "executor"]))
 @pytest.mark.parametrize("method", METHODS)
 def test_a_child_gives_back_at_its_end(
     etcd: EtcdServer, client: Client, name: str, method: str, how: str

@@ -24,8 +24,8 @@ from etcdsem.core.keys import Identity
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import SemaphoreClosed
 from etcdsem.model import Later, Rate, Start
+from tests.helpers.waiting import eventually
 from tests.scenarios.rates import FIRST_RATE, Asked, RateFate
-from tests.scenarios.stages import wait_for
 from tests.simulation.checks import Checker
 from tests.simulation.client import SimClient
 from tests.simulation.world import PREFIX, World
@@ -93,7 +93,7 @@ class ThreadRates(_Judged):
         return boot_time()
 
     def until(self, condition: Callable[[], object]) -> None:
-        wait_for(condition, IN_TIME)
+        eventually(condition, IN_TIME)
 
     def begin(self, *, client: int = 0, timeout: float | None = None) -> RateAttempt:
         attempt = RateAttempt(client)
@@ -226,7 +226,7 @@ class AioRates(_Judged):
         return boot_time()
 
     def until(self, condition: Callable[[], object]) -> None:
-        wait_for(condition, IN_TIME)
+        eventually(condition, IN_TIME)
 
     def begin(self, *, client: int = 0, timeout: float | None = None) -> RateAttempt:
         attempt = RateAttempt(client)
@@ -302,7 +302,7 @@ class AioRates(_Judged):
 
     def stop(self) -> None:
         """End the loop, when the tasks have ended."""
-        wait_for(lambda: not self.tasks)
+        eventually(lambda: not self.tasks)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(10)
         self.loop.close()

@@ -7,7 +7,6 @@ import contextlib
 import ctypes
 import math
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +19,8 @@ from etcdsem.core.grants import Grant
 from etcdsem.core.keys import ORDINARY, Identity, Wants
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import SemaphoreClosed, WeightExceedsLimit
-from tests.history import assert_clean
+from tests.helpers.history import assert_clean
+from tests.helpers.waiting import eventually
 from tests.scenarios.scenarios import LIMIT, Attempt, Fate
 from tests.simulation.checks import Checker
 from tests.simulation.client import SimClient
@@ -71,14 +71,6 @@ class RealAttempt:
         return token
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait until something is so."""
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not come about in time"
-        time.sleep(0.005)
-
-
 class RealStage:
     """What the two real stages share: a blocking client looks on."""
 
@@ -99,7 +91,7 @@ class RealStage:
         before = self.waiting()
         self.start(attempt, timeout, wants)
         if timeout is None:
-            wait_for(lambda: attempt.outcome.done() or self.waiting() > before)
+            eventually(lambda: attempt.outcome.done() or self.waiting() > before)
         return attempt
 
     def fate(self, attempt: Attempt) -> Fate:
@@ -121,7 +113,7 @@ class RealStage:
         return valid
 
     def wait_lost(self, attempt: Attempt) -> None:
-        wait_for(_real(attempt).lease.lost.is_set)
+        eventually(_real(attempt).lease.lost.is_set)
 
     def resize(self, limit: int) -> None:
         self.seen.resize(limit)

@@ -14,10 +14,10 @@ import pytest
 import etcdsem
 from etcdsem import Client, Semaphore
 from etcdsem.errors import PermissionDenied
+from tests.helpers.logins import Waiter, user
+from tests.helpers.tls import TlsEtcd
 from tests.security.authority import Authority
 from tests.security.secured import SecuredEtcd, secured
-from tests.security.test_tls import TlsEtcd
-from tests.security.test_users import Waiter, user
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 

@@ -66,6 +66,19 @@ FIRST = {
 }
 """Where to look first for a bug that has a theme of its own among the seeds (`Options.of`)."""
 
+LATE = {
+    "trust_only_the_watch",
+    "no_watch_on_deletes",
+    "no_count_guard_with_surplus",
+    "no_surplus_guard",
+    "no_priorities_guard",
+    "grant_with_a_dead_lease",
+    "a_renewal_forgets_the_bound",
+    "a_bound_stays_with_the_lease",
+    "chosen_before",
+}
+"""Bugs that are found after ten seeds or more: they are looked for with `--all`."""
+
 Patch = pytest.MonkeyPatch
 
 
@@ -379,7 +392,11 @@ BUGS: list[tuple[Callable[[Patch], None], str]] = [
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("bug", "broken"), BUGS, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    ("bug", "broken"),
+    [pytest.param(*one, marks=pytest.mark.slow if one[0].__name__ in LATE else ()) for one in BUGS],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
 def test_bug_is_found(bug: Callable[[Patch], None], broken: str, monkeypatch: Patch) -> None:
     """The bug breaks the promise that it should break, and a check says so."""
     bug(monkeypatch)

@@ -21,6 +21,7 @@ from etcdsem.core.leases import TtlLease
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import EtcdUnavailable
 from etcdsem.model import Rate, default_block
+from tests.helpers.slow import sample
 from tests.scenarios.rate_stages import SimRates
 from tests.simulation.outcome import report
 from tests.simulation.rates import OPEN, RateOptions, run_rate
@@ -31,7 +32,7 @@ SEEDS = range(60)
 Patch = pytest.MonkeyPatch
 
 
-@pytest.mark.parametrize("first", range(0, len(SEEDS), 20))
+@pytest.mark.parametrize("first", sample(range(0, len(SEEDS), 20)))
 def test_no_window_holds_more_than_the_limit(first: int) -> None:
     """Crashes, pauses, lost messages, clocks that jump; another limit, period and block; evictions,
     junk, closings: the windows hold what they may, and where everybody wants starts, at least 95 %

@@ -1,0 +1,1 @@
+"""Tests of processes, clocks and members of etcd that fail."""

@@ -1,0 +1,25 @@
+"""What was sent to etcd, counted where it leaves."""
+
+from __future__ import annotations
+
+from etcdsem import Client
+
+
+def counted(client: Client) -> dict[str, int]:
+    """A copy of a client's counters."""
+    return dict(client.engine.connection.counters)
+
+
+def spent(client: Client, before: dict[str, int]) -> dict[str, int]:
+    """What was counted since; nothing of it was refused."""
+    assert refused(client) == 0
+    return {
+        key: number - before.get(key, 0)
+        for key, number in counted(client).items()
+        if number != before.get(key, 0) and key not in ("keepalives", "progress")
+    }
+
+
+def refused(client: Client) -> int:
+    """How many transactions etcd has refused: each cost a lease, and some commits."""
+    return client.engine.session.tallies.requests["refused"]

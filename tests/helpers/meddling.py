@@ -1,0 +1,67 @@
+"""Clients whose next commands fail, are lost, or are interrupted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import etcdsem
+from etcdsem.core.commands import Command, GrantLease, RevokeLease, Transact
+from etcdsem.testing.inmemory import MemoryClient
+
+
+class Hit(BaseException):
+    """An interruption, as Ctrl-C is."""
+
+
+class Saboteur:
+    """Performs commands as the engine does, but hits the n-th of the thread under test."""
+
+    def __init__(
+        self, client: etcdsem.Client, step: int, error: BaseException, *, after: bool
+    ) -> None:
+        self._perform = client.engine._perform
+        self._thread = threading.get_ident()
+        self._left = step
+        self._error = error
+        self._after = after
+        self.hit = False
+        client.engine._perform = self  # type: ignore[method-assign]
+
+    def disarm(self) -> None:
+        """Hit nothing any more."""
+        self._left = 0
+
+    def __call__(self, command: Command[Any]) -> object:
+        mine = threading.get_ident() == self._thread
+        if not mine or not isinstance(command, Transact | GrantLease | RevokeLease):
+            return self._perform(command)
+        self._left -= 1
+        now = self._left == 0
+        if now and not self._after:
+            self.hit = True
+            raise self._error
+        result = self._perform(command)
+        if now:
+            self.hit = True
+            raise self._error
+        return result
+
+
+def meddle(
+    client: MemoryClient,
+    kind: type[Command[Any]],
+    meddling: Callable[[Callable[[], object]], object],
+) -> None:
+    """Perform the next command of a kind that this thread wants done in another way."""
+    engine, me = client.engine, threading.get_ident()
+    perform = engine._perform
+    todo = [meddling]
+
+    def performed(command: Command[Any]) -> object:
+        if isinstance(command, kind) and threading.get_ident() == me and todo:
+            return todo.pop()(lambda: perform(command))
+        return perform(command)
+
+    engine._perform = performed  # type: ignore[method-assign]

@@ -1,0 +1,121 @@
+"""A semaphore in a real etcd, and the transactions on it as short calls."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+from etcdsem.core import transactions as tx
+from etcdsem.core.commands import Range, RangeReply, Txn, TxnReply
+from etcdsem.core.keys import (
+    ORDINARY,
+    Identity,
+    Keys,
+    Limit,
+    Queued,
+    Wants,
+    lease_hex,
+    read_letter,
+)
+from etcdsem.etcd.connection import Connection
+from etcdsem.etcd.settings import read_settings
+
+if TYPE_CHECKING:
+    from etcdsem.server import EtcdServer
+
+
+CLIENT = "host.1.test"
+
+
+ME = Identity(CLIENT, b"")
+
+
+class Table:
+    """A semaphore in etcd, and the transactions on it as short calls."""
+
+    def __init__(self, etcd: EtcdServer, name: str, limit: int) -> None:
+        self.connection = Connection(read_settings(etcd.endpoint))
+        self.keys = Keys("/etcdsem", name, CLIENT)
+        reply = self.do(tx.register(self.keys, b"%d" % limit))
+        self.limit = Limit(limit, reply.revision, registered=True, text=str(limit))
+
+    def do(self, txn: Txn) -> TxnReply:
+        """Perform a transaction."""
+        return self.connection.transact(txn, 10)
+
+    def lease(self) -> int:
+        """A new etcd lease."""
+        lease = secrets.randbits(60) + 1
+        self.connection.grant(lease, 60, 10)
+        return lease
+
+    def who(self, lease: int) -> bytes:
+        """How a client with this lease is named."""
+        return f"{CLIENT}/{lease_hex(lease)}".encode()
+
+    def slots(self, wants: Wants) -> list[int]:
+        """Those that a JOIN tries: all there are, or as many as it wants."""
+        return list(range(self.limit.room if wants.weight == 1 else wants.weight))
+
+    def joining(self, lease: int, *, line: bool = True, wants: Wants = ORDINARY) -> Txn:
+        """JOIN or TRY."""
+        return tx.join(
+            self.keys,
+            self.limit,
+            self.slots(wants),
+            lease,
+            self.who(lease),
+            ME.wanting(wants),
+            0.0,
+            stand_in_line=line,
+            wants=wants,
+        )
+
+    def join(
+        self, *, line: bool = True, wants: Wants = ORDINARY
+    ) -> tuple[int, tx.Held | tx.Waiting | tx.Full]:
+        """JOIN or TRY with a new lease."""
+        lease = self.lease()
+        reply = self.do(self.joining(lease, line=line, wants=wants))
+        return lease, tx.read_join(
+            self.keys, reply, self.slots(wants), stand_in_line=line, weight=wants.weight
+        )
+
+    def hold(self, wants: Wants = ORDINARY) -> tx.Mine:
+        """JOIN that must be held."""
+        lease, held = self.join(wants=wants)
+        assert isinstance(held, tx.Held)
+        return tx.Mine(held.slot, held.token, self.who(lease), letter=False, more=held.more)
+
+    def wait(self, wants: Wants = ORDINARY) -> Queued:
+        """JOIN that must wait."""
+        lease, waiting = self.join(wants=wants)
+        assert isinstance(waiting, tx.Waiting)
+        return Queued(self.who(lease), lease, waiting.created, ME.wanting(wants).extras)
+
+    def look(self) -> tx.Look:
+        """What there is."""
+        reply = self.do(Txn((), tx.look(self.keys)))
+        return tx.read_look(self.keys, reply, reply.revision)
+
+    def holders(self) -> dict[int, int]:
+        """The slots and their leases."""
+        return {int(kv.key[-5:]): kv.lease for kv in self.look().slots}
+
+    def letter(self, waiter: Queued) -> tuple[tuple[int, ...], tuple[Queued, ...]] | None:
+        """The letter for a waiter."""
+        reply = self.do(Txn((), (Range(self.keys.letter(waiter.who)),))).replies[0]
+        assert isinstance(reply, RangeReply)
+        return read_letter(reply.kvs[0].value) if reply.kvs else None
+
+    def mark(self) -> int:
+        """The mod revision of the mark; 0 if it is not there."""
+        reply = self.do(Txn((), (Range(self.keys.contended),))).replies[0]
+        assert isinstance(reply, RangeReply)
+        return reply.kvs[0].mod_revision if reply.kvs else 0
+
+    def resize(self, number: int) -> None:
+        """RESIZE, which this client learns of."""
+        reply = self.do(tx.change_limit(self.keys, self.limit.revision, b"%d" % number))
+        assert reply.succeeded
+        self.limit = Limit(number, reply.revision, registered=False, text=str(number))

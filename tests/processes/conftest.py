@@ -1,5 +1,0 @@
-"""Fixtures for tests of processes."""
-
-from tests.test_processes import workers
-
-__all__ = ["workers"]
