@@ -46,10 +46,12 @@ def check(what: str) -> None:
 
 def _check_procedure() -> None:
     """Note a violation if this thread is in the midst of a procedure, and some other thread could
-    have been found to log instead.
+    have been found to log instead. The clock of the in-memory etcd stands for the machine's.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code is not _FALLBACK:
+        if frame.f_globals.get("__name__") == "etcdsem.testing.virtual":
+            return
         if frame.f_code is _DRIVE:
             stack = "".join(traceback.format_stack(limit=12)[:-1])
             violations.append(f"a log record in the midst of a procedure:\n{stack}")
