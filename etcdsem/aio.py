@@ -40,7 +40,7 @@ from typing import (
     overload,
 )
 
-from etcdsem import model, several
+from etcdsem import model, multi
 from etcdsem.clock import boot_time
 from etcdsem.core import inspection, lifecycle
 from etcdsem.core.commands import (
@@ -58,8 +58,8 @@ from etcdsem.core.commands import (
     Wait,
     Watch,
 )
+from etcdsem.core.error_mapping import public_error
 from etcdsem.core.grants import Grant
-from etcdsem.core.outward import public_error
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
 from etcdsem.decorators import AsyncDecorator
@@ -78,7 +78,7 @@ from etcdsem.model import (
     Waiter,
     timeout_seconds,
 )
-from etcdsem.pacing import BaseRateLimit
+from etcdsem.rate_limit_base import BaseRateLimit
 from etcdsem.shell import (
     EXIT_GRACE,
     LONGEST_NAP,
@@ -131,7 +131,7 @@ class Clock(Protocol):
         """The next note; None when `until` comes first."""
 
 
-class Line(NamedTuple):
+class Backend(NamedTuple):
     """All that an engine needs from outside: a real etcd, or one in memory."""
 
     calls: Calls
@@ -148,7 +148,7 @@ class Start(Protocol):
     ) -> asyncio.Task[None] | None: ...
 
 
-Dial = Callable[[Start, Callable[[int, float], None]], Line]
+Dial = Callable[[Start, Callable[[int, float], None]], Backend]
 """Opens a line; gets how to start tasks, and whom to tell (lease id, TTL) of a renewal."""
 
 
@@ -516,13 +516,13 @@ class Client(BaseClient):
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild_client, (self.settings, self.prefix, self.keeper or False)
 
-    def _dial(self, start: Start, renewed: Callable[[int, float], None]) -> Line:
+    def _dial(self, start: Start, renewed: Callable[[int, float], None]) -> Backend:
         from etcdsem.etcd.aio_connection import AioConnection  # protobuf is loaded here
         from etcdsem.etcd.aio_streams import AioStreams
 
         connection = AioConnection(self.settings)
         streams = AioStreams(connection, start, renewed)
-        return Line(connection, streams, streams, RealClock())
+        return Backend(connection, streams, streams, RealClock())
 
     @property
     def engine(self) -> _Engine:
@@ -1122,7 +1122,7 @@ async def acquire_all(
 
     Cancelled, it leaves every line, and gives back what may have been granted.
     """
-    several.refuse_wants(weight, priority, eager)
+    multi.refuse_wants(weight, priority, eager)
     taken = await _acquire_all(semaphores, timeout, on_wait)
     return None if isinstance(taken, str) else taken
 
@@ -1139,7 +1139,7 @@ def hold_all(
 
     Raises AcquireTimeout if there was no room, and LeaseLost at its end, if any was lost.
     """
-    several.refuse_wants(weight, priority, eager)
+    multi.refuse_wants(weight, priority, eager)
     return _HeldAll(semaphores, timeout)
 
 
@@ -1161,7 +1161,7 @@ class _HeldAll(AsyncDecorator, AbstractAsyncContextManager[tuple[Lease, ...], No
         self._entered = True
         taken = await _acquire_all(self._semaphores, self._timeout, None, self._keep)
         if isinstance(taken, str):
-            raise several.not_all(taken, self._semaphores, self._timeout)
+            raise multi.not_all(taken, self._semaphores, self._timeout)
         return taken
 
     def _keep(self, leases: tuple[Lease, ...]) -> None:
@@ -1181,7 +1181,7 @@ class _HeldAll(AsyncDecorator, AbstractAsyncContextManager[tuple[Lease, ...], No
         if not awaitable:
             self.__del__()
         elif self._leases:
-            ending = several.ending(self._leases, quietly=kind is not None)
+            ending = multi.ending(self._leases, quietly=kind is not None)
             await self._leases[0]._run(ending)
 
     def __del__(self) -> None:
@@ -1196,12 +1196,12 @@ async def _acquire_all(
     on_wait: Callable[[str], object] | None,
     keep: Callable[[tuple[Lease, ...]], object] | None = None,
 ) -> tuple[Lease, ...] | str:
-    parts = several.parts_of(semaphores, Semaphore, Lease)
+    parts = multi.parts_of(semaphores, Semaphore, Lease)
     limit = timeout_seconds(timeout)
     for one in semaphores:
         await one._ready()
-    acquiring = several.acquiring(parts, limit, on_wait, keep)
-    return await semaphores[0].client.run(acquiring, f"acquire {several.named(semaphores)}")
+    acquiring = multi.acquiring(parts, limit, on_wait, keep)
+    return await semaphores[0].client.run(acquiring, f"acquire {multi.named(semaphores)}")
 
 
 @methods_need_loop

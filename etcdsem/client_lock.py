@@ -25,7 +25,7 @@ from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 
-from etcdsem import endings
+from etcdsem import exit_hooks
 from etcdsem.clock import boot_time
 
 log = logging.getLogger("etcdsem")
@@ -176,7 +176,7 @@ class ClientLock:
                 job.failed = ""
             except (RuntimeError, MemoryError) as error:
                 why = str(error) or type(error).__name__
-                if not job.failed and not endings.over():  # Python 3.12 refuses threads at the end
+                if not job.failed and not exit_hooks.over():  # Python 3.12 starts none then
                     message = "etcdsem: the thread %s cannot be started: %s; trying again"
                     self.log(partial(log.warning, message, job.name, why))
                 job.failed = why

@@ -25,9 +25,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from etcdsem.core.tally import OTHER_RATES, OTHERS, Tally
-from etcdsem.core.tally import Histogram as Counts
-from etcdsem.counting import all_tallies
+from etcdsem.core.stats import OTHER_RATES, OTHERS, SemaphoreStats
+from etcdsem.core.stats import Histogram as Counts
+from etcdsem.process_stats import all_stats
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -140,60 +140,60 @@ class Snapshot:
 
 def snapshot() -> Snapshot:
     """What the clients of this process have counted so far. May be called from any thread."""
-    tallies = all_tallies()
-    counted = sorted(tallies.semaphores.items(), key=lambda pair: pair[0])
+    stats = all_stats()
+    counted = sorted(stats.semaphores.items(), key=lambda pair: pair[0])
     return Snapshot(
-        semaphores=tuple(_semaphore(*key, tally) for key, tally in counted if tally.rate is None),
+        semaphores=tuple(_semaphore(*key, stats) for key, stats in counted if stats.rate is None),
         rate_limits=tuple(
-            _rate_limit(*key, tally, tally.rate) for key, tally in counted if tally.rate
+            _rate_limit(*key, stats, stats.rate) for key, stats in counted if stats.rate
         ),
         etcd=EtcdMetrics(
-            requests_total=dict(tallies.requests),
-            request_seconds=_histogram(tallies.latency),
-            renewals_late_total=tallies.renewals_late,
+            requests_total=dict(stats.requests),
+            request_seconds=_histogram(stats.latency),
+            renewals_late_total=stats.renewals_late,
         ),
     )
 
 
-def _semaphore(prefix: str, name: str, tally: Tally) -> SemaphoreMetrics:
+def _semaphore(prefix: str, name: str, stats: SemaphoreStats) -> SemaphoreMetrics:
     drift = 0
-    if tally.carried is not None and tally.max_leases is not None:
-        drift = tally.carried - tally.max_leases
+    if stats.carried is not None and stats.max_leases is not None:
+        drift = stats.carried - stats.max_leases
     return SemaphoreMetrics(
         prefix=prefix,
         name=name,
-        max_leases=tally.max_leases,
+        max_leases=stats.max_leases,
         limit_drift=drift,
-        paused=None if tally.max_leases is None else tally.paused,
-        active_leases=tally.active,
-        active_slots=tally.slots,
-        pending_leases=tally.pending,
-        overbooked_leases=tally.overbooked,
-        acquire_total=tally.acquired,
-        release_total=tally.released,
-        losses_total=tally.losses,
-        timeouts_total=tally.timeouts,
-        average_pending_lease_time_s=tally.average_wait,
-        wait_seconds=_histogram(tally.waited),
-        held_seconds=_histogram(tally.held),
+        paused=None if stats.max_leases is None else stats.paused,
+        active_leases=stats.active,
+        active_slots=stats.slots,
+        pending_leases=stats.pending,
+        overbooked_leases=stats.overbooked,
+        acquire_total=stats.acquired,
+        release_total=stats.released,
+        losses_total=stats.losses,
+        timeouts_total=stats.timeouts,
+        average_pending_lease_time_s=stats.average_wait,
+        wait_seconds=_histogram(stats.waited),
+        held_seconds=_histogram(stats.held),
     )
 
 
-def _rate_limit(prefix: str, name: str, tally: Tally, rate: Rate) -> RateLimitMetrics:
-    known = tally.max_leases is not None
+def _rate_limit(prefix: str, name: str, stats: SemaphoreStats, rate: Rate) -> RateLimitMetrics:
+    known = stats.max_leases is not None
     return RateLimitMetrics(
         prefix=prefix,
         name=name,
         max_starts=rate.starts if known else None,
         period_seconds=rate.period if known else None,
-        paused=tally.paused if known else None,
-        used_starts=rate.block * tally.active,
-        pending_starts=tally.pending,
-        starts_total=tally.acquired,
-        timeouts_total=tally.timeouts,
-        forfeited_total=tally.forfeited,
-        losses_total=tally.losses,
-        wait_seconds=_histogram(tally.waited),
+        paused=stats.paused if known else None,
+        used_starts=rate.block * stats.active,
+        pending_starts=stats.pending,
+        starts_total=stats.acquired,
+        timeouts_total=stats.timeouts,
+        forfeited_total=stats.forfeited,
+        losses_total=stats.losses,
+        wait_seconds=_histogram(stats.waited),
     )
 
 

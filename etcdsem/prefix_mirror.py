@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from etcdsem.core import transactions
-from etcdsem.core.census import Census, Line
 from etcdsem.core.commands import Event, Failure, NotApplied, OutcomeUnknown, Procedure, Range, Txn
+from etcdsem.core.error_mapping import public_error
 from etcdsem.core.listeners import CallbackListener
-from etcdsem.core.outward import public_error
+from etcdsem.core.mirror import PrefixView, SemaphoreView
 from etcdsem.core.retry import transact
 from etcdsem.errors import EtcdSemError
 
@@ -38,7 +38,7 @@ class PrefixMirror:
 
     def __init__(self, client: Client) -> None:
         self._engine = client.engine
-        self._census = Census(client.prefix)
+        self._census = PrefixView(client.prefix)
         self.prefix = self._census.prefix
         self.full_reads = 0
         """Times that all keys were read."""
@@ -69,29 +69,29 @@ class PrefixMirror:
         return not trouble
 
     @contextmanager
-    def semaphores(self) -> Iterator[tuple[float, Sequence[Line]]]:
+    def semaphores(self) -> Iterator[tuple[float, Sequence[SemaphoreView]]]:
         """The time, and all semaphores and rate limits by name. They change after the block."""
         with self._engine.turn:
             now = self._engine.now()
             yield now, [line for _, line in sorted(self._census.lines.items())]
 
     def _ask(self) -> None:
-        engine, census = self._engine, self._census
+        engine, view = self._engine, self._census
         until = engine.now() + PATIENCE
         self._listen(until)
-        if census.state == "live":
-            keys = Range(census.start, census.end, count_only=True)
+        if view.state == "live":
+            keys = Range(view.start, view.end, count_only=True)
             counted = engine.run(self._read(keys, until))
             with engine.turn:
-                census.expect(counted[0], counted[1], engine.now())
-        while census.state != "live":
+                view.expect(counted[0], counted[1], engine.now())
+        while view.state != "live":
             if engine.now() >= until:
                 raise NotApplied("events were missed again and again while all keys were read")
             self._read_all(until)
 
     def _listen(self, until: float) -> None:
         """See to it that the watch is up; a Failure if it cannot be."""
-        engine, census = self._engine, self._census
+        engine, view = self._engine, self._census
         with engine.turn:
             if self._watch is None:
                 self._refused = None
@@ -99,10 +99,10 @@ class PrefixMirror:
                 listener = CallbackListener(
                     self._events,
                     created=self._watching.set,
-                    gap=census.lost,
+                    gap=view.lost,
                     refused=self._no_watch,
                 )
-                self._watch = engine.watch(listener, census.start, census.end)
+                self._watch = engine.watch(listener, view.start, view.end)
         if not self._watching.wait(max(0.0, until - engine.now())):
             raise NotApplied("no watch could be set up in time")
         if self._refused is not None:
@@ -117,23 +117,23 @@ class PrefixMirror:
         self._watching.set()
 
     def _read_all(self, until: float) -> None:
-        engine, census = self._engine, self._census
+        engine, view = self._engine, self._census
         with engine.turn:
-            census.begin()
+            view.begin()
         try:
             engine.run(self._load(until))
         finally:
             with engine.turn:
-                if census.state == "loading":
-                    census.abandon()
+                if view.state == "loading":
+                    view.abandon()
         self.full_reads += 1
 
     def _load(self, until: float) -> Procedure[None]:
-        census, session = self._census, self._engine.session
-        scan = Txn((), (Range(census.start, census.end),))
+        view, session = self._census, self._engine.session
+        scan = Txn((), (Range(view.start, view.end),))
         reply = yield from transact(session, scan, until)
         kvs = transactions.as_range(reply.replies[0]).kvs
-        census.load(kvs, reply.revision, session.env.now(), session.env.wall())
+        view.load(kvs, reply.revision, session.env.now(), session.env.wall())
 
     def _read(self, keys: Range, until: float) -> Procedure[tuple[int, int]]:
         """(revision, how many keys), tried once more if that may help."""
@@ -148,4 +148,4 @@ class PrefixMirror:
         raise AssertionError("two tries, and neither an answer nor a failure")
 
 
-__all__ = ["Line", "PrefixMirror"]
+__all__ = ["PrefixMirror", "SemaphoreView"]

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from etcdsem import interpreter
-from etcdsem.core import inspection, lifecycle, operating, rates
+from etcdsem.core import admin, inspection, lifecycle, rates
 from etcdsem.core.acquire import AcquireRequest, acquire
 from etcdsem.core.commands import Env, Listener, Procedure, Watch
 from etcdsem.core.grants import Grant
@@ -32,7 +32,6 @@ from etcdsem.core.limits import check_kind, learn_limit, wrong_kind
 from etcdsem.core.release import ReleaseResult, release
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
-from etcdsem.counting import follow
 from etcdsem.errors import (
     AcquireTimeout,
     InconsistentLimit,
@@ -65,6 +64,7 @@ from etcdsem.model import (
     seconds,
     timeout_seconds,
 )
+from etcdsem.process_stats import follow
 
 if TYPE_CHECKING:
     from etcdsem.etcd.settings import ConnectionSettings
@@ -236,14 +236,14 @@ class BaseClient:
     ) -> Procedure[tuple[int | Rate | None, int | Rate]]:
         if isinstance(wanted, Rate):
             wanted = make_rate(*wanted)
-            change = yield from operating.resize(self.station(name), wanted)
+            change = yield from admin.resize(self.station(name), wanted)
             return change.before.rate, wanted
         number = check_limit(wanted, least=0)
-        change = yield from operating.resize(self.station(name), number)
+        change = yield from admin.resize(self.station(name), number)
         return change.before.number, number
 
     def _resizing_by(self, name: str, difference: int) -> Procedure[tuple[int, int]]:
-        change = yield from operating.change_by(self.station(name), difference)
+        change = yield from admin.change_by(self.station(name), difference)
         before, after = change.before.number, change.after.number
         if before is None or after is None:
             raise AssertionError("a limit that is no number was changed by a difference")
@@ -282,12 +282,12 @@ def pausing(
     """Pause a semaphore or a rate limit (`rate`: None either, else which); False if it was paused
     before.
     """
-    return (yield from operating.pause(state, by, _reason(reason), rate=rate)).changed
+    return (yield from admin.pause(state, by, _reason(reason), rate=rate)).changed
 
 
 def resuming(state: SemaphoreState, *, rate: bool | None = None) -> Procedure[bool]:
     """Resume one; False if it was not paused."""
-    return (yield from operating.resume(state, rate=rate)).changed
+    return (yield from admin.resume(state, rate=rate)).changed
 
 
 def draining(
@@ -303,7 +303,7 @@ def draining(
     limit = timeout_seconds(timeout)
     why = _reason(reason)
     until = math.inf if limit is None else state.session.env.now() + limit
-    return (yield from operating.drain(state, by, why, until, on_wait, rate=rate))
+    return (yield from admin.drain(state, by, why, until, on_wait, rate=rate))
 
 
 def _reason(given: str | None) -> str | None:
@@ -884,7 +884,7 @@ class BaseSemaphore(Named, Generic[L]):
 
     def _resizing(self, state: SemaphoreState, max_leases: int) -> Procedure[None]:
         number = check_limit(max_leases, least=0)
-        yield from operating.resize(state, number)
+        yield from admin.resize(state, number)
         if number:
             self.max_leases = number
 

@@ -39,7 +39,7 @@ from typing import (
     overload,
 )
 
-from etcdsem import endings, several
+from etcdsem import exit_hooks, multi
 from etcdsem.client_lock import MARKED, ClientLock, elsewhere, enter, inside, leave
 from etcdsem.clock import boot_time
 from etcdsem.core import inspection, lifecycle
@@ -58,8 +58,8 @@ from etcdsem.core.commands import (
     Wait,
     Watch,
 )
+from etcdsem.core.error_mapping import public_error
 from etcdsem.core.grants import Grant
-from etcdsem.core.outward import public_error
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
 from etcdsem.decorators import Decorator
@@ -78,7 +78,7 @@ from etcdsem.model import (
     Waiter,
     timeout_seconds,
 )
-from etcdsem.pacing import BaseRateLimit
+from etcdsem.rate_limit_base import BaseRateLimit
 from etcdsem.shell import (
     EXIT_GRACE,
     LONGEST_NAP,
@@ -141,7 +141,7 @@ class Clock(Protocol):
         """Around each procedure that a thread runs."""
 
 
-class Line(NamedTuple):
+class Backend(NamedTuple):
     """All that an engine needs from outside: etcd, or one in memory with its own time
     (`etcdsem.testing`).
     """
@@ -152,7 +152,7 @@ class Line(NamedTuple):
     clock: Clock
 
 
-Dial: TypeAlias = Callable[[ClientLock, Callable[[int, float], None]], Line]
+Dial: TypeAlias = Callable[[ClientLock, Callable[[int, float], None]], Backend]
 """Opens a line; gets the engine's lock, and whom to tell (lease id, TTL) of a renewal."""
 
 
@@ -415,13 +415,13 @@ class Client(BaseClient):
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild_client, (self.settings, self.prefix, self.keeper or False)
 
-    def _dial(self, guard: ClientLock, renewed: Callable[[int, float], None]) -> Line:
+    def _dial(self, guard: ClientLock, renewed: Callable[[int, float], None]) -> Backend:
         from etcdsem.etcd.connection import Connection  # protobuf is loaded here, not on import
         from etcdsem.etcd.stream_thread import ThreadStreams
 
         connection = Connection(self.settings)
         streams = ThreadStreams(connection, guard, renewed)
-        return Line(connection, streams, streams, RealClock())
+        return Backend(connection, streams, streams, RealClock())
 
     @property
     def engine(self) -> _Engine:
@@ -433,7 +433,7 @@ class Client(BaseClient):
                     raise EtcdSemError("this etcdsem client was closed")
                 engine = self._engine
                 if engine is None:
-                    if endings.over():
+                    if exit_hooks.over():
                         raise EtcdSemError(
                             "this process is ending, and all leases were given back: etcd cannot "
                             "be used any more (by what atexit runs after etcdsem's own part)"
@@ -441,7 +441,7 @@ class Client(BaseClient):
                     _refuse_isolation()
                     engine = _Engine(self._dial)
                     engine.session.first_contact = self.settings.dial_timeout
-                    endings.see_to_child()
+                    exit_hooks.see_to_child()
                     try:
                         engine.start_keeper(self.settings, self.keeper)
                     except BaseException:
@@ -769,7 +769,7 @@ def _at_exit() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
-endings.at_end(_at_exit)
+exit_hooks.at_end(_at_exit)
 
 
 # ---------------------------------------------------------------- lease
@@ -1242,7 +1242,7 @@ def acquire_all(
         SemaphoreClosed: one of them is not known (any more); the message names it.
         EtcdUnavailable: etcd could not be reached, as for `Semaphore.acquire`.
     """
-    several.refuse_wants(weight, priority, eager)
+    multi.refuse_wants(weight, priority, eager)
     granted: list[Lease] = []
     try:
         taken = _acquire_all(semaphores, timeout, on_wait, granted.extend)
@@ -1267,7 +1267,7 @@ def hold_all(
         AcquireTimeout: no room until the timeout; the body did not run.
         LeaseLost: at the end, if any of them was lost meanwhile (see `raise_on_loss`).
     """
-    several.refuse_wants(weight, priority, eager)
+    multi.refuse_wants(weight, priority, eager)
     return _HeldAll(semaphores, timeout)
 
 
@@ -1291,7 +1291,7 @@ class _HeldAll(Decorator, AbstractContextManager[tuple[Lease, ...], None]):
         try:
             taken = _acquire_all(self._semaphores, self._timeout, None, self._keep)
             if isinstance(taken, str):
-                raise several.not_all(taken, self._semaphores, self._timeout)
+                raise multi.not_all(taken, self._semaphores, self._timeout)
             return taken
         except BaseException:
             self.__del__()  # they were granted, and then something struck
@@ -1323,7 +1323,7 @@ class _HeldAll(Decorator, AbstractContextManager[tuple[Lease, ...], None]):
         if not leases or not leases[0]._here:
             return
         if not leases[0]._engine.struck:
-            leases[0]._engine.run(several.ending(leases, quietly=quietly))
+            leases[0]._engine.run(multi.ending(leases, quietly=quietly))
         else:
             for lease in leases:
                 lease.release()
@@ -1335,10 +1335,10 @@ def _acquire_all(
     on_wait: Callable[[str], object] | None,
     keep: Callable[[tuple[Lease, ...]], object],
 ) -> tuple[Lease, ...] | str:
-    parts = several.parts_of(semaphores, Semaphore, Lease)
+    parts = multi.parts_of(semaphores, Semaphore, Lease)
     limit = timeout_seconds(timeout)
-    acquiring = several.acquiring(parts, limit, on_wait, keep)
-    return semaphores[0].client.run(acquiring, f"acquire {several.named(semaphores)}")
+    acquiring = multi.acquiring(parts, limit, on_wait, keep)
+    return semaphores[0].client.run(acquiring, f"acquire {multi.named(semaphores)}")
 
 
 # ---------------------------------------------------------------- rate limit

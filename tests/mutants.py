@@ -247,24 +247,24 @@ MUTANTS: tuple[Mutant, ...] = (
     # ------------------------------------------------------------ several at once
     Mutant(
         "a set is handed out although one of its leases ran out before the answer came",
-        "core/several.py",
+        "core/multi.py",
         "if not all(lease.valid(now) for lease in leases):",
         "if not leases[0].valid(now):",
-        "core/test_several.py::test_an_answer_after_the_deadline_of_one_lease_grants_nothing",
+        "core/test_multi.py::test_an_answer_after_the_deadline_of_one_lease_grants_nothing",
     ),
     Mutant(
         "a set is handed out although the lease that was waited for has ended since",
-        "core/several.py",
+        "core/multi.py",
         "if blocked is None and _all_valid(hand):",
         "if blocked is None:",
-        "core/test_several.py::test_a_lease_that_ended_while_the_others_were_taken",
+        "core/test_multi.py::test_a_lease_that_ended_while_the_others_were_taken",
     ),
     Mutant(
         "waiting in order, a set is handed out although an earlier lease has ended since",
-        "core/several.py",
+        "core/multi.py",
         "            if not _all_valid(hand):\n",
         "            if False:\n",
-        "core/test_several.py::test_a_lease_that_ended_while_the_others_were_taken",
+        "core/test_multi.py::test_a_lease_that_ended_while_the_others_were_taken",
     ),
     # ------------------------------------------------------------ rates
     Mutant(
@@ -276,7 +276,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a block of starts is used after its end",
-        "core/rates.py",
+        "core/permits.py",
         "            and now <= self.closes\n",
         "",
         "core/test_rates.py::test_a_block_is_not_used_after_its_end",
@@ -290,7 +290,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a slot of a rate is given back one period after the first start of its block",
-        "core/rates.py",
+        "core/permits.py",
         "if block.due > due:",
         "if block.due < due:",
         "core/test_rates.py::test_a_slot_is_given_back_one_period_after_its_last_start",
@@ -468,7 +468,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a lost lease counts as overbooked for ever",
         "core/grants.py",
-        "self.semaphore.tally.overbooked -= 1",
+        "self.semaphore.stats.overbooked -= 1",
         "pass",
         "core/test_semaphore_state.py::test_a_lost_grant_counts_until_the_program_lets_go",
     ),
@@ -532,15 +532,15 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a semaphore that is waited for is forgotten",
         "core/semaphore.py",
-        "busy = self.grants or self.waiters or tally",
-        "busy = self.grants or tally",
+        "busy = self.grants or self.waiters or stats",
+        "busy = self.grants or stats",
         "core/test_semaphore_state.py::test_semaphores_in_use_are_not_forgotten",
     ),
     Mutant(
         "a semaphore that is being acquired is forgotten",
         "core/semaphore.py",
-        "tally.pending or tally.overbooked",
-        "tally.overbooked",
+        "stats.pending or stats.overbooked",
+        "stats.overbooked",
         "core/test_semaphore_state.py::test_semaphores_in_use_are_not_forgotten",
     ),
     Mutant(

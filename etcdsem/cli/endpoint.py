@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from etcdsem.client_lock import ClientLock
 from etcdsem.core.commands import AccessDenied, Compare, Delete, Failure, Put, Txn
-from etcdsem.core.outward import public_error
+from etcdsem.core.error_mapping import public_error
 from etcdsem.errors import EtcdSemError
 
 if TYPE_CHECKING:

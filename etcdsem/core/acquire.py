@@ -82,11 +82,11 @@ def acquire(
     Raises SemaphoreClosed, WeightExceedsLimit, Evicted, EtcdUnavailable, or a Failure that is not
     worth another try.
     """
-    tally, env = semaphore.tally, semaphore.session.env
+    stats, env = semaphore.stats, semaphore.session.env
     began = env.now()
     counted = not request.rate  # of a rate limit starts are counted, see `rates`
-    tally.pending += counted
-    tally.carried = request.carried
+    stats.pending += counted
+    stats.carried = request.carried
     try:
         grant = yield from retry_attempts(
             session=semaphore.session,
@@ -96,9 +96,9 @@ def acquire(
             once=once,
         )
     finally:
-        tally.pending -= counted
+        stats.pending -= counted
     if grant is None:
-        tally.timeouts += counted
+        stats.timeouts += counted
         return None
     try:  # whatever interrupts
         yield from refuse_starved(semaphore.session)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from etcdsem.core.commands import Event, Watch
-from etcdsem.core.holding import verify
 from etcdsem.core.leases import TICK, TtlLease
 from etcdsem.core.listeners import CallbackListener, WatchGroup
+from etcdsem.core.slot_audit import verify
 from etcdsem.core.transactions import Mine
 from etcdsem.model import duration_text, warning_ahead
 
@@ -98,11 +98,11 @@ class Grant:
     def count(self, waited: float) -> None:
         """The program gets it, after `waited` seconds."""
         self.counted = True
-        tally = self.semaphore.tally
-        tally.granted(waited)
+        stats = self.semaphore.stats
+        stats.granted(waited)
         if self.state == "lost":  # on the way
-            tally.losses += 1
-            tally.held.observe(self.semaphore.session.env.now() - self.since)
+            stats.losses += 1
+            stats.held.observe(self.semaphore.session.env.now() - self.since)
 
     def bind(self, max_hold: float) -> None:
         """Hold it no longer than that, counted from the grant."""
@@ -149,7 +149,7 @@ class Grant:
             return
         self.detach()
         self.count_lost(reason)
-        self.semaphore.tally.overbooked += 1
+        self.semaphore.stats.overbooked += 1
         self.overbooked = True
         tell, self.on_lost = self.on_lost, None
         if tell is not None:
@@ -166,7 +166,7 @@ class Grant:
         self.state = "lost"
         self.lost_reason = reason
         self.semaphore.session.losses += 1
-        self.semaphore.tally.losses += self.counted
+        self.semaphore.stats.losses += self.counted
 
     def release_begins(self) -> None:
         """From now on nobody may rely on it."""
@@ -176,7 +176,7 @@ class Grant:
     def given_back(self) -> None:
         """From now on it is free, or somebody else's."""
         self.state = "released"
-        self.semaphore.tally.released += self.counted
+        self.semaphore.stats.released += self.counted
 
     def leave(self) -> None:
         """Rely on it no more, and leave it in etcd until its TTL is over."""
@@ -188,7 +188,7 @@ class Grant:
         """The program knows that it is lost, and acts upon it no more."""
         if self.overbooked:
             self.overbooked = False
-            self.semaphore.tally.overbooked -= 1
+            self.semaphore.stats.overbooked -= 1
 
     def detach(self) -> None:
         """Watched and listed no more."""
@@ -223,23 +223,23 @@ class Grants:
 
     def add(self, grant: Grant) -> None:
         """It is held. First it is listed: `remove` then undoes the rest, whatever interrupts."""
-        tally, weight = self._semaphore.tally, len(grant.slots)
+        stats, weight = self._semaphore.stats, len(grant.slots)
         self._by_lease[grant.lease.id] = grant
-        tally.active += 1
-        tally.slots += weight
+        stats.active += 1
+        stats.slots += weight
         for slot in grant.slots:
             self._semaphore.slots.taken(slot)
             self.by_slot[slot] = grant
 
     def remove(self, grant: Grant) -> None:
         """It is held no more."""
-        tally = self._semaphore.tally
+        stats = self._semaphore.stats
         if self._by_lease.pop(grant.lease.id, None) is None:
             return
-        tally.active -= 1
-        tally.slots -= len(grant.slots)
+        stats.active -= 1
+        stats.slots -= len(grant.slots)
         if grant.counted:
-            tally.held.observe(self._semaphore.session.env.now() - grant.since)
+            stats.held.observe(self._semaphore.session.env.now() - grant.since)
         for slot in grant.slots:
             if self.by_slot.get(slot) is grant:  # else it was taken by hand, and granted again
                 del self.by_slot[slot]

@@ -28,7 +28,7 @@ from etcdsem.core.commands import (
     perform,
 )
 from etcdsem.core.leases import COMPLAIN_EVERY, RPC_TIMEOUT, TICK, TtlLease, margin
-from etcdsem.core.tally import Tallies
+from etcdsem.core.stats import ClientStats
 
 
 class LeaseManager:
@@ -40,7 +40,7 @@ class LeaseManager:
 
     def __init__(self, env: Env) -> None:
         self.env = env
-        self.tallies = Tallies()
+        self.stats = ClientStats()
         self.live: dict[int, TtlLease] = {}  # those that must be kept alive: busy and spare
         self.spares: dict[int, list[TtlLease]] = {}
         self.box = env.mailbox()  # wakes the heartbeat
@@ -191,7 +191,7 @@ class LeaseManager:
         if late:
             for lease in self.live.values():
                 lease.asked = None
-            self.tallies.renewals_late += 1
+            self.stats.renewals_late += 1
             self.env.restart_renewals()
             return now
         return next_beat

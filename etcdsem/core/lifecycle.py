@@ -70,8 +70,8 @@ def shutdown(session: Session, until: float) -> Procedure[None]:
         for waiting in semaphore.waiters:
             waiting.box.put(PlaceLost("its client was closed"))
         semaphore.watches.drop()
-        if semaphore.purse is not None:
-            semaphore.purse.wake_giver()
+        if semaphore.permits is not None:
+            semaphore.permits.wake_releaser()
     for grant in session.grants():
         if session.env.now() >= until:
             return

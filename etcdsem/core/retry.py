@@ -31,8 +31,8 @@ from etcdsem.core.commands import (
     Wait,
     perform,
 )
+from etcdsem.core.error_mapping import public_error
 from etcdsem.core.leases import RPC_TIMEOUT
-from etcdsem.core.outward import public_error
 from etcdsem.core.session import Session
 from etcdsem.errors import EtcdSemError
 
@@ -62,20 +62,20 @@ def transact(session: Session, txn: Txn, until: float = math.inf) -> Procedure[T
     timeout = max(1.0, min(RPC_TIMEOUT, until - now))
     if not session.reached:
         timeout = min(timeout, session.first_contact)
-    tallies = session.tallies
+    stats = session.stats
     try:
         reply = yield from perform(Transact(txn, min(timeout, session.grace(now))))
     except BaseException as error:
-        tallies.requests[_outcome(error)] += 1
+        stats.requests[_outcome(error)] += 1
         raise
     session.leases.last_contact = answered = session.env.now()
-    tallies.requests["done"] += 1
-    tallies.latency.observe(answered - now)
+    stats.requests["done"] += 1
+    stats.latency.observe(answered - now)
     return reply
 
 
 def _outcome(error: BaseException) -> str:
-    """How the tallies name what came of a transaction that failed."""
+    """How the stats name what came of a transaction that failed."""
     match error:
         case NotApplied():
             return "not applied"

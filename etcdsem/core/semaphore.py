@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from etcdsem.core.session import Session
 
 
-class Purse(Protocol):
+class Permits(Protocol):
     """The starts of a rate limit that this client has, see `rates`."""
 
-    def wake_giver(self) -> None:
+    def wake_releaser(self) -> None:
         """The client is being closed: nothing is given back any more."""
 
 
@@ -33,7 +33,7 @@ class SemaphoreState:
     def __init__(self, session: Session, prefix: str, name: str) -> None:
         self.session = session
         self.keys = Keys(prefix, name, session.client)
-        self.tally = session.tallies.of((prefix, name))
+        self.stats = session.stats.of((prefix, name))
         self.limit: Limit | None = None
         self.asked_at = 0.0  # when somebody asked for this state, who may be about to use it
         self.queue = QueueView()
@@ -41,7 +41,7 @@ class SemaphoreState:
         self.slots = Slots(self)
         self.waiters = Waiters(self)
         self.watches = Watches(self)
-        self.purse: Purse | None = None  # of a rate limit: the starts that are in use here
+        self.permits: Permits | None = None  # of a rate limit: the starts that are in use here
 
     @property
     def name(self) -> str:
@@ -56,7 +56,7 @@ class SemaphoreState:
         """The limit as it was read at revision `at`; old news is left aside."""
         if limit is None:
             if self.limit is None or self.limit.revision <= at:
-                self.limit = self.tally.max_leases = None
+                self.limit = self.stats.max_leases = None
             return
         if self.limit is not None and limit.revision <= self.limit.revision:
             return
@@ -71,9 +71,9 @@ class SemaphoreState:
             )
         raised = self.limit is not None and limit.room > self.limit.room
         self.limit = limit
-        self.tally.max_leases, self.tally.paused = limit.number, limit.paused
+        self.stats.max_leases, self.stats.paused = limit.number, limit.paused
         if limit.number is not None:
-            self.tally.rate = limit.rate
+            self.stats.rate = limit.rate
         if raised:
             self.waiters.wake_leader(reread=False)
         for waiter in self.waiters:
@@ -94,6 +94,6 @@ class SemaphoreState:
 
     def idle(self, now: float, after: float) -> bool:
         """Has nobody used it for so many seconds, and does nobody hold or wait?"""
-        tally = self.tally
-        busy = self.grants or self.waiters or tally.pending or tally.overbooked
+        stats = self.stats
+        busy = self.grants or self.waiters or stats.pending or stats.overbooked
         return not busy and now > self.asked_at + after

@@ -33,7 +33,7 @@ class Session:
         self.client = client
         self._plain = Identity.of(client, None, {})  # of most who ask
         self.leases = LeaseManager(env)
-        self.tallies = self.leases.tallies
+        self.stats = self.leases.stats
         self.semaphores: dict[tuple[str, str], SemaphoreState] = {}
         self.losses = 0
         self.closed = False
@@ -92,5 +92,5 @@ class Session:
             idle = next_due == math.inf and semaphore.idle(now, FORGET_AFTER)
             if idle and len(self.semaphores) > MOST_REMEMBERED:
                 del self.semaphores[key]  # a program that makes up names as it goes
-                self.tallies.forget(key)
+                self.stats.forget(key)
         return due

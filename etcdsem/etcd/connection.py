@@ -33,7 +33,7 @@ from etcdsem.core.commands import (
     Txn,
     TxnReply,
 )
-from etcdsem.core.outward import first_line
+from etcdsem.core.error_mapping import first_line
 from etcdsem.etcd import encode, rpc
 from etcdsem.etcd.diagnosis import explain_call
 from etcdsem.etcd.dialing import Dialer

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 from typing import NamedTuple
 
-from etcdsem.core.outward import first_line
+from etcdsem.core.error_mapping import first_line
 from etcdsem.etcd.http2 import NO_HTTP2
 
 

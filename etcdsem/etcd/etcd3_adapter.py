@@ -29,7 +29,7 @@ from typing import Any, TypeAlias
 
 from etcdsem.clock import boot_time
 from etcdsem.core.commands import NotApplied, NotConnected, Refused
-from etcdsem.core.outward import first_line
+from etcdsem.core.error_mapping import first_line
 from etcdsem.errors import InvalidSetting
 from etcdsem.etcd.grpc_protocol import NOT_CONNECTED, RpcError
 from etcdsem.etcd.settings import ConnectionSettings, Endpoint, ExternalClient, parse_endpoints

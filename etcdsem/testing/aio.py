@@ -83,10 +83,10 @@ class MemoryClient(aio.Client):
     def __reduce__(self) -> tuple[object, ...]:
         return self._memory.reduced(self.prefix)
 
-    def _dial(self, start: aio.Start, renewed: Callable[[int, float], None]) -> aio.Line:
+    def _dial(self, start: aio.Start, renewed: Callable[[int, float], None]) -> aio.Backend:
         wire = self._wire = self._memory._dial(renewed)
         time = self._memory._time
-        return aio.Line(_Calls(wire, self._memory._model), wire, wire, _Clock(wire, time))
+        return aio.Backend(_Calls(wire, self._memory._model), wire, wire, _Clock(wire, time))
 
     async def run(self, procedure: Procedure[T], what: str) -> T:
         self._memory._time.stir()

@@ -85,9 +85,9 @@ class MemoryClient(sync.Client):
 
     def _dial(
         self, guard: AbstractContextManager[Any], renewed: Callable[[int, float], None]
-    ) -> sync.Line:
+    ) -> sync.Backend:
         line = self._line = self._memory._dial(guard, renewed)
-        return sync.Line(line, line, line, line)
+        return sync.Backend(line, line, line, line)
 
     @property
     def requests(self) -> Counter[str]:

@@ -249,7 +249,7 @@ class _Engine(aio._Engine):
     def __init__(self, client: AioClient) -> None:
         self._client = client
         super().__init__(
-            lambda start, renewed: aio.Line(
+            lambda start, renewed: aio.Backend(
                 _Line(client), _Watches(client), _Renewals(client), _Clock(client)
             )
         )

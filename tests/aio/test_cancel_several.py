@@ -16,7 +16,7 @@ import pytest
 import etcdsem
 from etcdsem import aio
 from etcdsem.aio import Lease, Semaphore
-from etcdsem.core import several
+from etcdsem.core import multi
 from tests.helpers.cancelling import Canceller
 from tests.helpers.connections import leases_of
 from tests.helpers.event_loop import eventually, run, until
@@ -153,7 +153,7 @@ def test_nothing_is_left_behind(
 ) -> None:
     """No key, no etcd lease stays; what was granted is given back, or is in the caller's hands."""
     if situation == "while it holds":  # at once in the order of names
-        monkeypatch.setattr(several, "ROUNDS", 0)
+        monkeypatch.setattr(multi, "ROUNDS", 0)
 
     async def main(wait: float) -> int:
         async with aio.connect(etcd.endpoint) as client:

@@ -26,7 +26,7 @@ from etcdsem import (
     aio,
 )
 from etcdsem.clock import boot_time
-from etcdsem.core import rates
+from etcdsem.core import permits, rates
 from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
 from etcdsem.core.semaphore import SemaphoreState
@@ -191,10 +191,10 @@ def test_a_paused_rate_grants_nothing(client: Client, name: str) -> None:
 def test_blocks_cost_little(client: Client, name: str) -> None:
     """A thousand starts in blocks of 50: 20 slots, and about three transactions for each."""
     limit = RateLimit(name, 1000, "1m", block=50, client=client)
-    before = sum(client.engine.session.tallies.requests.values())
+    before = sum(client.engine.session.stats.requests.values())
     for _ in range(1000):
         assert limit.acquire(10)
-    spent = sum(client.engine.session.tallies.requests.values()) - before
+    spent = sum(client.engine.session.stats.requests.values()) - before
     assert spent <= 80
     assert not limit.try_acquire()
 
@@ -444,5 +444,5 @@ def test_who_stands_still_just_before_a_start_has_another_lease_for_it(
         monkeypatch.setattr(rates, "_usable", stands_still)
         limit = RateLimit("api", 4, "10s", block=block, client=etcd.client())
         assert limit.acquire()
-        assert left[0] < rates.need(10.0) <= left[1]
+        assert left[0] < permits.need(10.0) <= left[1]
         assert limit.status().held == 1  # the first slot was given back

@@ -15,7 +15,7 @@ import pytest
 import etcdsem
 import etcdsem.testing
 from etcdsem import aio
-from etcdsem.core import several
+from etcdsem.core import multi
 from etcdsem.core.commands import Command, OutcomeUnknown, Transact
 from etcdsem.errors import (
     AcquireTimeout,
@@ -293,7 +293,7 @@ def test_who_was_crowded_out_waits_in_order_while_holding(
             taken[one] = behind.result(20)
 
         outcome = begin(lambda: etcdsem.acquire_all(b, a))
-        for number in range(several.ROUNDS):
+        for number in range(multi.ROUNDS):
             crowd_out(a if number % 2 else b)
         eventually(lambda: waiting(a, b) == [1, 0])
         release(taken[a])
@@ -345,7 +345,7 @@ def test_nothing_is_left_behind(
 ) -> None:
     """Hit at each step in turn, also where it waits while it holds: no key of it stays."""
     if full == "by turns":  # at once in the order of names: it holds a while it waits for b
-        monkeypatch.setattr(several, "ROUNDS", 0)
+        monkeypatch.setattr(multi, "ROUNDS", 0)
     hits = 0
     with etcdsem.connect(etcd.endpoint) as holder:
         theirs = [etcdsem.Semaphore(1, f"{name}-{one}", client=holder) for one in "ab"]

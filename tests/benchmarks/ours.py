@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import etcdsem
-from etcdsem.counting import all_tallies
+from etcdsem.process_stats import all_stats
 from tests.benchmarks.load import Load, run_threads
 
 
 def _refused() -> int:
-    return all_tallies().requests["refused"]
+    return all_stats().requests["refused"]
 
 
 def threads(load: Load) -> None:

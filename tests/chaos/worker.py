@@ -24,7 +24,7 @@ from typing import Any, Protocol, TypeVar
 import etcdsem
 import etcdsem.sync
 from etcdsem import EtcdSemError, Lease, RateLimit, Semaphore
-from etcdsem.core import rates
+from etcdsem.core import permits
 from etcdsem.model import Start
 
 S = TypeVar("S")
@@ -314,7 +314,7 @@ def started(who: str, name: str, client: str, asked: float, start: Start) -> dic
 def break_rules(control: str | None) -> None:
     """Put a fault in."""
     if control == TOO_EARLY:
-        rates.need = lambda period: 0.6 * period
+        permits.need = lambda period: 0.6 * period
 
 
 def wants(rng: random.Random) -> dict[str, Any]:

@@ -76,12 +76,12 @@ def test_failed_requests_are_counted_by_what_is_known(
     """Definitely not applied, refused, or unknown: operators act differently upon each."""
     client = etcd.client()
     session = client.engine.session
-    before = dict(session.tallies.requests)
+    before = dict(session.stats.requests)
     request = retry.transact(session, Txn((), ()))
     next(request)
     with pytest.raises(type(error)):
         request.throw(error)
-    after = session.tallies.requests
+    after = session.stats.requests
     assert {kind: after[kind] - before.get(kind, 0) for kind in after if after[kind]} == {
         kind: int(kind == counted) for kind in after if after[kind]
     }

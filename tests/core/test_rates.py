@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from etcdsem import RateLimit
-from etcdsem.core import acquire, rates, wait
+from etcdsem.core import acquire, permits, rates, wait
 from etcdsem.core.commands import Transact, Wait
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Identity
@@ -50,7 +50,7 @@ def test_a_slot_that_was_granted_by_another_limit_is_not_used(
     grant.letter = True  # as if it came from the line
     block = client.engine.run(rates._usable(grant.semaphore, grant))
     assert block == "changed" or usable
-    assert isinstance(block, rates.Block) == usable
+    assert isinstance(block, permits.Block) == usable
 
 
 def test_nothing_starts_by_a_limit_that_was_changed_meanwhile(etcd: Memory) -> None:
@@ -86,18 +86,18 @@ def test_a_block_is_not_used_after_its_end(etcd: Memory) -> None:
     assert limit.acquire()
     first = slots(etcd)
     assert len(first) == 1
-    end = etcd.now + rates.spending(Rate(9, 10.0, 3))
+    end = etcd.now + permits.spending(Rate(9, 10.0, 3))
     etcd.advance(end - etcd.now - 0.01)
     assert limit.acquire()
     assert slots(etcd) == first
     assert limit.acquire()
     second = slots(etcd)
     assert len(second) == 2
-    etcd.advance(rates.spending(Rate(9, 10.0, 3)) + 0.01)
+    etcd.advance(permits.spending(Rate(9, 10.0, 3)) + 0.01)
     assert limit.acquire()
     assert len(slots(etcd)) == 3
     etcd.advance(10.0)
-    assert client.station("api").tally.forfeited == 2
+    assert client.station("api").stats.forfeited == 2
 
 
 def test_a_slot_is_given_back_one_period_after_its_last_start(etcd: Memory) -> None:
@@ -123,7 +123,7 @@ def test_a_start_needs_a_lease_with_a_period_left(etcd: Memory) -> None:
         (lease,) = client.engine.session.leases.live.values()
         lease.sent -= 2.0
         lease.deadline -= 2.0
-        assert lease.deadline - etcd.now < rates.need(10.0)
+        assert lease.deadline - etcd.now < permits.need(10.0)
         return answer
 
     meddle(client, Transact, late)
@@ -132,4 +132,4 @@ def test_a_start_needs_a_lease_with_a_period_left(etcd: Memory) -> None:
     spent = client.requests - before
     assert (spent["txn"], spent["keepalives"]) == (1, 1)
     (grant,) = client.engine.session.grants()
-    assert grant.lease.deadline - etcd.now >= rates.need(10.0)
+    assert grant.lease.deadline - etcd.now >= permits.need(10.0)

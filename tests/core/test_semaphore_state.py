@@ -243,7 +243,7 @@ def test_an_eviction_is_told_at_once(semaphore: SemaphoreState, hand: Hand, how:
     assert watch.cancelled
     assert semaphore.grants.by_slot == {}
     assert not semaphore.grants
-    assert semaphore.tally.active == 0
+    assert semaphore.stats.active == 0
 
 
 def test_the_end_of_a_waiters_key_is_a_reason_to_look(
@@ -303,10 +303,10 @@ def test_semaphores_in_use_are_not_forgotten(hand: Hand) -> None:
     """Of a program that makes up names as it goes, those that it uses no more are."""
     session = Session(hand, "host.1.a")
     states = [session.semaphore("/etcdsem", f"s{number}") for number in range(1005)]
-    states[0].tally.pending = 1
+    states[0].stats.pending = 1
     hold(states[1])
     wait_in_line(states[2])
-    states[3].tally.overbooked = 1
+    states[3].stats.overbooked = 1
     hand.time += FORGET_AFTER + 1.0  # all watches are set up now: nothing else is due
     session._tidy(hand.time)
     assert {semaphore.name for semaphore in session.semaphores.values()} >= {"s0", "s1", "s2", "s3"}
@@ -421,14 +421,14 @@ def test_a_lost_grant_counts_until_the_program_lets_go(semaphore: SemaphoreState
     grant.count(1.0)
     grant.lost("its lease is over")
     grant.lost("again")
-    assert (semaphore.tally.losses, semaphore.tally.overbooked, semaphore.session.losses) == (
+    assert (semaphore.stats.losses, semaphore.stats.overbooked, semaphore.session.losses) == (
         1,
         1,
         1,
     )
     grant.let_go()
     grant.let_go()
-    assert semaphore.tally.overbooked == 0
+    assert semaphore.stats.overbooked == 0
 
 
 def test_a_slot_that_was_granted_again_stays_listed(semaphore: SemaphoreState) -> None:

@@ -22,4 +22,4 @@ def spent(client: Client, before: dict[str, int]) -> dict[str, int]:
 
 def refused(client: Client) -> int:
     """How many transactions etcd has refused: each cost a lease, and some commits."""
-    return client.engine.session.tallies.requests["refused"]
+    return client.engine.session.stats.requests["refused"]

@@ -11,7 +11,7 @@ import pytest
 
 import etcdsem
 from etcdsem import Client, InvalidSetting, Semaphore, SemaphoreClosed
-from etcdsem.core import operating, transactions
+from etcdsem.core import admin, transactions
 from etcdsem.core.commands import NotApplied, OutcomeUnknown, Procedure, Transact, TxnReply
 from etcdsem.core.keys import read_limit
 from tests.etcd.proxy import Proxy
@@ -183,9 +183,9 @@ def test_differences_that_race_are_all_counted(
     Semaphore(1, name, client=client)
     with etcdsem.connect(any_etcd.endpoint) as other, ThreadPoolExecutor(8) as pool:
 
-        def change(number: int) -> operating.Change:
+        def change(number: int) -> admin.Change:
             user = (client, other)[number % 2]
-            return user.run(operating.change_by(user.station(name), 1 + number % 3), "change")
+            return user.run(admin.change_by(user.station(name), 1 + number % 3), "change")
 
         changes = list(pool.map(change, range(60)))
     steps = sorted((one.before.number, one.after.number) for one in changes)
@@ -203,7 +203,7 @@ def test_a_difference_whose_answer_is_lost(
     key = f"/etcdsem/{name}/max_leases"
     lost: list[Transact] = []
 
-    def losing(procedure: Procedure[operating.Change]) -> Procedure[operating.Change]:
+    def losing(procedure: Procedure[admin.Change]) -> Procedure[admin.Change]:
         command = procedure.send(None)
         while True:
             try:
@@ -219,10 +219,10 @@ def test_a_difference_whose_answer_is_lost(
                 else:
                     command = procedure.send((yield command))
             except StopIteration as stop:
-                change: operating.Change = stop.value
+                change: admin.Change = stop.value
                 return change
 
-    procedure = losing(operating.change_by(client.station(name), 1))
+    procedure = losing(admin.change_by(client.station(name), 1))
     if meanwhile == "gone":
         with pytest.raises(SemaphoreClosed):
             client.run(procedure, "change")
@@ -245,7 +245,7 @@ def test_an_answer_that_is_lost(client: Client, name: str, applied: bool) -> Non
     engine = client.engine
     lost: list[Transact] = []
 
-    def losing(procedure: Procedure[operating.Change]) -> Procedure[operating.Change]:
+    def losing(procedure: Procedure[admin.Change]) -> Procedure[admin.Change]:
         command = procedure.send(None)
         while True:
             if isinstance(command, Transact) and command.txn.compare and not lost:
@@ -258,10 +258,10 @@ def test_an_answer_that_is_lost(client: Client, name: str, applied: bool) -> Non
             try:
                 command = procedure.send((yield command))
             except StopIteration as stop:
-                change: operating.Change = stop.value
+                change: admin.Change = stop.value
                 return change
 
-    change = engine.run(losing(operating.pause(client.station(name), "me", None)))
+    change = engine.run(losing(admin.pause(client.station(name), "me", None)))
     assert lost
     assert change.changed
     assert change.after.paused
@@ -341,7 +341,7 @@ def test_drain_reads_again_what_no_watch_told(
 ) -> None:
     """Etcd releases exist that lose delete events: the slots are read now and then."""
     monkeypatch.setenv("ETCDSEM_VALIDATION_INTERVAL", "0.2")
-    monkeypatch.setattr(operating, "_watch", lambda station, box, start: [])
+    monkeypatch.setattr(admin, "_watch", lambda station, box, start: [])
     with etcdsem.connect(etcd.endpoint) as client:
         sem = Semaphore(1, name, client=client)
         lease = sem.acquire_lease()

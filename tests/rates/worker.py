@@ -10,7 +10,7 @@ import sys
 
 from etcdsem import RateLimit
 from etcdsem.clock import boot_time
-from etcdsem.core import rates
+from etcdsem.core import permits
 from etcdsem.model import read_rate
 from tests.rates.use import STAMP
 
@@ -18,7 +18,7 @@ from tests.rates.use import STAMP
 def main(name: str, text: str, port: str, early: str) -> None:
     """Until it is killed."""
     if float(early):  # a bug that the referee must see
-        rates.need = lambda period: period - float(early)
+        permits.need = lambda period: period - float(early)
     rate = read_rate(text)
     limit = RateLimit(name, rate.starts, rate.period, block=rate.block)
     wire = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

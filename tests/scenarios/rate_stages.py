@@ -18,7 +18,7 @@ import etcdsem.testing
 import etcdsem.testing.aio
 from etcdsem import aio
 from etcdsem.clock import boot_time
-from etcdsem.core import operating, rates, transactions
+from etcdsem.core import admin, permits, rates, transactions
 from etcdsem.core.commands import Procedure
 from etcdsem.core.keys import Identity
 from etcdsem.core.semaphore import SemaphoreState
@@ -126,7 +126,7 @@ class ThreadRates(_Judged):
     def resize(self, rate: Rate) -> None:
         """With the block, too: as ``etcdsem rate`` does."""
         station = self.clients[2].station(self.name)
-        self.clients[2].run(operating.resize(station, rate), "resize")
+        self.clients[2].run(admin.resize(station, rate), "resize")
 
     def pause(self) -> bool:
         return self.seen.pause()
@@ -266,7 +266,7 @@ class AioRates(_Judged):
 
         async def resize() -> None:
             station = self.clients[2].station(self.name)
-            await self.clients[2].run(operating.resize(station, rate), "resize")
+            await self.clients[2].run(admin.resize(station, rate), "resize")
 
         self.do(resize)
 
@@ -377,7 +377,7 @@ class SimRates(_Judged):
         asked = self.world.now
         until = math.inf if timeout is None else one.now() + timeout
 
-        def ended(started: rates.Started | None, error: BaseException | None) -> None:
+        def ended(started: permits.Started | None, error: BaseException | None) -> None:
             if error is not None:
                 attempt.outcome.set_exception(error)
             else:
@@ -417,13 +417,13 @@ class SimRates(_Judged):
         return self.clients[2].session.semaphore(PREFIX, "scenario")
 
     def resize(self, rate: Rate) -> None:
-        self._run(operating.resize(self._station, rate))
+        self._run(admin.resize(self._station, rate))
 
     def pause(self) -> bool:
-        return self._run(operating.pause(self._station, "test", None)).changed
+        return self._run(admin.pause(self._station, "test", None)).changed
 
     def resume(self) -> bool:
-        return self._run(operating.resume(self._station)).changed
+        return self._run(admin.resume(self._station)).changed
 
     def evict(self, slot: int) -> None:
         self.world.run(self.world.now + 1.0)  # so long that it is watched

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import etcdsem
 from etcdsem import aio
-from etcdsem.core import acquire, operating, release, transactions
+from etcdsem.core import acquire, admin, release, transactions
 from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import ORDINARY, Identity, Wants
@@ -349,11 +349,11 @@ class SimStage:
         _simulated(attempt).process.interrupt(Cancelled())
 
     def resize(self, limit: int) -> None:
-        self._operate(lambda station: operating.resize(station, limit))
+        self._operate(lambda station: admin.resize(station, limit))
 
-    def _operate(self, verb: Callable[[SemaphoreState], Procedure[operating.Change]]) -> bool:
+    def _operate(self, verb: Callable[[SemaphoreState], Procedure[admin.Change]]) -> bool:
         """What an operator does, by a client of its own."""
-        done: list[tuple[operating.Change, object]] = []
+        done: list[tuple[admin.Change, object]] = []
         verbs = SimClient(self.world, 9)
         procedure = verb(verbs.session.semaphore(PREFIX, "scenario"))
         verbs.start(procedure, "verb", lambda value, error: done.append((value, error)))
@@ -362,10 +362,10 @@ class SimStage:
         return done[0][0].changed
 
     def pause(self) -> bool:
-        return self._operate(lambda station: operating.pause(station, "test", None))
+        return self._operate(lambda station: admin.pause(station, "test", None))
 
     def resume(self) -> bool:
-        return self._operate(operating.resume)
+        return self._operate(admin.resume)
 
     def evict(self, slot: int) -> None:
         self.world.run(self.world.now + 1.0)  # so long that it is watched

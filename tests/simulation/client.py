@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from etcdsem.core import lifecycle, operating
+from etcdsem.core import admin, lifecycle
 from etcdsem.core.commands import (
     Command,
     Failure,
@@ -157,16 +157,16 @@ class SimClient:
     def resize(self, name: str, max_leases: int) -> None:
         """Change a limit as a program does."""
         station = self.session.semaphore(PREFIX, name)
-        self._start_admin(operating.resize(station, max_leases), f"resize {max_leases}")
+        self._start_admin(admin.resize(station, max_leases), f"resize {max_leases}")
 
     def pause_semaphore(self, name: str) -> None:
         """Pause one as an operator does."""
         station = self.session.semaphore(PREFIX, name)
-        self._start_admin(operating.pause(station, "operator", "why not"), "pause")
+        self._start_admin(admin.pause(station, "operator", "why not"), "pause")
 
     def resume_semaphore(self, name: str) -> None:
         """Resume one as an operator does."""
-        self._start_admin(operating.resume(self.session.semaphore(PREFIX, name)), "resume")
+        self._start_admin(admin.resume(self.session.semaphore(PREFIX, name)), "resume")
 
     def drain_semaphore(self, name: str, timeout: float) -> None:
         """Drain one as an operator does; what it comes to goes to `on_drained`."""
@@ -179,7 +179,7 @@ class SimClient:
                 self.world.counters["drained"] += 1
                 self.world.on_drained(name, self, began)
 
-        drain = operating.drain(station, "operator", None, self.now() + timeout)
+        drain = admin.drain(station, "operator", None, self.now() + timeout)
         self.run(self.start, drain, "drain", done)
 
     def administer(self, procedure: Procedure[Any], name: str) -> None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING
 
-from etcdsem.core import operating, rates
+from etcdsem.core import admin, permits, rates
 from etcdsem.core.commands import NoSpace, NotApplied, OutcomeUnknown, Procedure, Wait, perform
 from etcdsem.core.keys import Identity, read_limit
 from etcdsem.errors import EtcdRefused, EtcdSemError, EtcdUnavailable, Evicted
@@ -89,7 +89,7 @@ class RateOptions:
             semaphores=1,
             ttl=rates.lease_ttl(rate),
             # As far off as the margin for it allows.
-            drift=rng.choice((0.0, 0.5 * rates.DRIFT, rates.DRIFT)),
+            drift=rng.choice((0.0, 0.5 * permits.DRIFT, permits.DRIFT)),
             patience=(math.inf,) if hungry else faults.patience,
             tries=0.0 if hungry else faults.tries,
             break_for_good=False,
@@ -197,7 +197,7 @@ class RateRun:
             except Cancelled:
                 world.counters["cancelled"] += 1
 
-    def _start(self, client: SimClient) -> Procedure[rates.Started | None]:
+    def _start(self, client: SimClient) -> Procedure[permits.Started | None]:
         world, faults, rng = self.world, self.options.faults, self.world.rng
         station = client.session.semaphore(PREFIX, NAME)
         once = rng.random() < faults.tries
@@ -241,12 +241,12 @@ class RateRun:
         world.counters["limit changes"] += 1
         what = world.rng.random()
         if what < 0.2:
-            client.administer(operating.pause(station, "sim", None), "pause")
+            client.administer(admin.pause(station, "sim", None), "pause")
         elif what < 0.5:
-            client.administer(operating.resume(station), "resume")
+            client.administer(admin.resume(station), "resume")
         elif what < 0.9:
             changed = self._another_rate()
-            client.administer(operating.resize(station, changed), f"resize {changed}")
+            client.administer(admin.resize(station, changed), f"resize {changed}")
         else:
             put = str(self._another_rate()).encode()
             world.operate("resize", lambda: world.etcd.put(self.checker.keys.max_leases, put))
@@ -310,9 +310,9 @@ class RateRun:
         self.world.counters["starts"] = len(self.windows.moments)
 
 
-def _block_of(station: SemaphoreState, started: rates.Started) -> rates.Block:
+def _block_of(station: SemaphoreState, started: permits.Started) -> permits.Block:
     """The block of the start that has just been handed out."""
-    blocks = [one for _, _, one in rates.purse_of(station).used if one.last == started.at]
+    blocks = [one for _, _, one in permits.pool_of(station).used if one.last == started.at]
     return max(blocks, key=lambda block: block.grant.token)
 
 

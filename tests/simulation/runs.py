@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from etcdsem.core import acquire, release, several
+from etcdsem.core import acquire, multi, release
 from etcdsem.core.commands import NoSpace, NotApplied, OutcomeUnknown, Procedure, Wait, perform
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import ORDINARY, Identity, Wants
@@ -180,7 +180,7 @@ class Run:
         until: float,
         *,
         once: bool,
-    ) -> Procedure[several.Taken | None]:
+    ) -> Procedure[multi.Taken | None]:
         """What an acquire comes to. None: it raised what it may raise."""
         world, asked, was_calm = self.world, self.world.now, self.calm
         try:
@@ -224,14 +224,14 @@ class Run:
         until: float,
         *,
         once: bool,
-    ) -> Procedure[several.Taken]:
+    ) -> Procedure[multi.Taken]:
         if len(stations) > 1:
-            wants = [several.Want(station, request) for station in stations]
-            return (yield from several.acquire_all(wants, until, once=once))
+            wants = [multi.Want(station, request) for station in stations]
+            return (yield from multi.acquire_all(wants, until, once=once))
         grant = yield from acquire.acquire(stations[0], request, until, once=once)
         if grant is None:
-            return several.Taken([], several.Full(several.Want(stations[0], request)))
-        return several.Taken([grant])
+            return multi.Taken([], multi.Full(multi.Want(stations[0], request)))
+        return multi.Taken([grant])
 
     def _work(
         self, client: SimClient, grants: list[Grant], shared: SharedObject | None = None

@@ -7,9 +7,9 @@ from functools import cache
 
 import pytest
 
-from etcdsem.core.census import Census, Line
 from etcdsem.core.commands import Event, Txn, TxnReply
 from etcdsem.core.keys import slot_number
+from etcdsem.core.mirror import PrefixView, SemaphoreView
 from etcdsem.testing.history import Revision
 from tests.helpers.slow import sample
 from tests.simulation.options import Options
@@ -20,11 +20,11 @@ SEEDS = (0, 5, 7, 15, 24, 25)
 
 
 class Watcher:
-    """A census that sees every event at once, and how each slot really ended."""
+    """A view that sees every event at once, and how each slot really ended."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.census = Census(PREFIX)
+        self.census = PrefixView(PREFIX)
         self.census.begin()
         self.census.load(world.etcd.keys(), world.etcd.revision, 0.0, 0.0)
         self.given_back = False  # a client's transaction is under way
@@ -58,7 +58,7 @@ class Watcher:
                 self.told_lost_when_given_back.append(name.decode())
 
     def _note(self, event: Event) -> None:
-        line: Line | None = self.census._line(event.kv.key)
+        line: SemaphoreView | None = self.census._line(event.kv.key)
         if line is None or not event.kv.key.startswith(line.keys.leases):
             return
         if slot_number(line.keys, event.kv.key) is not None:
@@ -96,13 +96,13 @@ def counted(seed: int) -> Counter[str]:
     run.world.dispose()
     totals = Counter[str]()
     for client in run.world.clients:
-        for tally in client.session.tallies.semaphores.values():
-            assert tally.acquired == tally.released + tally.losses + tally.active, options
-            assert tally.acquired == sum(tally.waited.counts)
-            assert tally.released + tally.losses == sum(tally.held.counts)
-            totals["lost, say clients"] += tally.losses
+        for stats in client.session.stats.semaphores.values():
+            assert stats.acquired == stats.released + stats.losses + stats.active, options
+            assert stats.acquired == sum(stats.waited.counts)
+            assert stats.released + stats.losses == sum(stats.held.counts)
+            totals["lost, say clients"] += stats.losses
             if client.fine:
-                assert (tally.pending, tally.overbooked, tally.active) == (0, 0, 0)
+                assert (stats.pending, stats.overbooked, stats.active) == (0, 0, 0)
     for line in watcher.census.lines.values():
         totals["lost, says the watcher"] += line.lost
         assert not line.held, options

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from etcdsem.core import decisions, operating, retry, several, transactions
+from etcdsem.core import admin, decisions, multi, retry, transactions
 from etcdsem.core.commands import (
     Compare,
     KeyValue,
@@ -222,14 +222,14 @@ def several_pass_to_any(patch: Patch) -> None:
 
 def several_in_any_order(patch: Patch) -> None:
     """Half of the clients, that wait while they hold, take their semaphores in the other order."""
-    right = several._in_order
+    right = multi._in_order
 
-    def in_order(want: several.Want) -> bytes:
+    def in_order(want: multi.Want) -> bytes:
         client = want.semaphore.session.env
         turned = isinstance(client, SimClient) and client.number % 2
         return bytes(255 - byte for byte in right(want)) if turned else right(want)
 
-    patch.setattr(several, "_in_order", in_order)
+    patch.setattr(multi, "_in_order", in_order)
 
 
 def several_take_what_is_free(patch: Patch) -> None:
@@ -317,7 +317,7 @@ def a_drain_believes_its_watch(patch: Patch) -> None:
     def freed(box: Any, held: set[bytes], until: float) -> Procedure[None]:
         yield from perform(Wait(box, until))
 
-    right = operating._holding
+    right = admin._holding
 
     def holding(station: Any, until: float) -> Procedure[tuple[int, set[bytes]]]:
         revision, held = yield from right(station, until)
@@ -327,8 +327,8 @@ def a_drain_believes_its_watch(patch: Patch) -> None:
         return revision, held
 
     seen: dict[Any, bool] = {}
-    patch.setattr(operating, "_freed", freed)
-    patch.setattr(operating, "_holding", holding)
+    patch.setattr(admin, "_freed", freed)
+    patch.setattr(admin, "_holding", holding)
 
 
 def a_bound_stays_with_the_lease(patch: Patch) -> None:

@@ -13,7 +13,7 @@ from random import Random
 
 import pytest
 
-from etcdsem.core import rates
+from etcdsem.core import permits, rates
 from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
 from etcdsem.core.lease_manager import LeaseManager
@@ -65,7 +65,7 @@ def test_the_seeds_are_not_empty() -> None:
     assert sum(one.hungry and bool(one.faults.kinds) for one in options) >= 5
     for kind in ("clock jump", "evict", "delete key", "junk", "close", "garbage limit", "crash"):
         assert sum(kind in one.faults.kinds for one in options) >= 5, kind
-    assert sum(one.faults.drift == rates.DRIFT and one.rate.period >= 30 for one in options) >= 2
+    assert sum(one.faults.drift == permits.DRIFT and one.rate.period >= 30 for one in options) >= 2
 
 
 def _stormy(options: RateOptions) -> bool:
@@ -122,7 +122,7 @@ def test_who_waits_behind_one_whom_etcd_does_not_answer_is_told() -> None:
 
 def given_back_at_once(patch: Patch) -> None:
     """A slot is given back when the start is over, as that of a semaphore is."""
-    patch.setattr(rates.Block, "due", property(lambda block: block.last))
+    patch.setattr(permits.Block, "due", property(lambda block: block.last))
 
 
 def _never_mind_what_is_left(patch: Patch) -> None:
@@ -134,12 +134,12 @@ def _never_mind_what_is_left(patch: Patch) -> None:
         return lease.valid(keeper.env.now())
         yield
 
-    def usable(block: rates.Block, station: SemaphoreState, now: float) -> bool:
+    def usable(block: permits.Block, station: SemaphoreState, now: float) -> bool:
         limit = station.limit
         holds = limit is not None and limit.revision == block.revision and block.grant.valid(now)
         return block.left > 0 and holds and now <= block.closes and not station.session.closed
 
-    patch.setattr(rates.Block, "usable", usable)
+    patch.setattr(permits.Block, "usable", usable)
     patch.setattr(rates, "freshen", freshen)
 
 
@@ -152,15 +152,17 @@ def kept_alive_while_its_owner_lives(patch: Patch) -> None:
     """The lease of a start is as short as any, and refreshed until the period is over: that holds
     for as long as its owner does.
     """
-    right = rates.Purse.hand_out
+    right = permits.PermitPool.take_from
 
-    def hand_out(purse: rates.Purse, block: rates.Block, began: float) -> rates.Started | None:
-        started = right(purse, block, began)
+    def take_from(
+        permits: permits.PermitPool, block: permits.Block, began: float
+    ) -> permits.Started | None:
+        started = right(permits, block, began)
         block.grant.lease.paused = False
         return started
 
     _never_mind_what_is_left(patch)
-    patch.setattr(rates.Purse, "hand_out", hand_out)
+    patch.setattr(permits.PermitPool, "take_from", take_from)
     patch.setattr(rates, "margin", lambda ttl: -math.inf)  # any lease will do
     patch.setattr(rates, "lease_ttl", lambda rate: rates.MIN_TTL)
 
@@ -181,24 +183,24 @@ def a_block_is_good_for_ever(patch: Patch) -> None:
     at the clock.
     """
 
-    def usable(block: rates.Block, station: SemaphoreState, now: float) -> bool:
+    def usable(block: permits.Block, station: SemaphoreState, now: float) -> bool:
         limit = station.limit
         holds = limit is not None and limit.revision == block.revision
         return block.left > 0 and holds and not station.session.closed
 
-    patch.setattr(rates.Block, "usable", usable)
+    patch.setattr(permits.Block, "usable", usable)
 
 
 def a_block_is_due_from_its_first_start(patch: Patch) -> None:
     """A block is given back one period after it was opened, whenever its starts were made."""
-    patch.setattr(rates.Block, "due", property(lambda block: block.grant.since + block.need))
+    patch.setattr(permits.Block, "due", property(lambda block: block.grant.since + block.need))
 
 
 def a_block_outlives_its_limit(patch: Patch) -> None:
     """Whether a block's limit is still in force is not asked."""
-    right = rates.Block.usable
+    right = permits.Block.usable
 
-    def usable(block: rates.Block, station: SemaphoreState, now: float) -> bool:
+    def usable(block: permits.Block, station: SemaphoreState, now: float) -> bool:
         if station.limit is not None and block.left:
             block.revision, kept = station.limit.revision, block.revision
             try:
@@ -207,18 +209,19 @@ def a_block_outlives_its_limit(patch: Patch) -> None:
                 block.revision = kept
         return right(block, station, now)
 
-    patch.setattr(rates.Block, "usable", usable)
-    patch.setattr(rates.Block, "_shut", lambda block: None)
+    patch.setattr(permits.Block, "usable", usable)
+    patch.setattr(permits.Block, "_shut", lambda block: None)
 
 
 def an_open_block_hears_nothing(patch: Patch) -> None:
     """What is left of a block is used, whatever was made of the limit, or of its slot."""
-    patch.setattr(rates.Block, "listen", lambda block, now: math.inf)
+    patch.setattr(permits.Block, "listen", lambda block, now: math.inf)
 
 
 def no_margin_for_drift(patch: Patch) -> None:
     """Every clock is taken to run as etcd's does."""
-    patch.setattr(rates, "need", lambda period: period + rates.GRAIN)
+    for module in (permits, rates):
+        patch.setattr(module, "need", lambda period: period + permits.GRAIN)
 
 
 BUGS: list[tuple[Callable[[Patch], None], Iterable[int]]] = [
@@ -283,7 +286,7 @@ def test_a_lease_lasts_for_what_a_start_needs() -> None:
         rate = Rate(100, period, rng.choice((1, 10)))
         ttl = rates.lease_ttl(rate)
         lease = TtlLease(1, ttl, float(ttl), 0.0)
-        assert lease.deadline >= rates.need(period) + rates.spending(rate)
+        assert lease.deadline >= permits.need(period) + permits.spending(rate)
         assert ttl <= max(rates.MIN_TTL, 1.08 * period + 3)
 
 

@@ -17,10 +17,10 @@ import pytest
 from etcdsem.core import acquire, inspection, release, wait, watches
 from etcdsem.core.commands import Procedure, RangeReply, TxnReply
 from etcdsem.core.grants import Grant
-from etcdsem.core.holding import verify
 from etcdsem.core.keys import Identity
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import REREAD
+from etcdsem.core.slot_audit import verify
 from etcdsem.errors import Evicted
 from tests.helpers.slow import sample
 from tests.simulation.client import SimClient

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from etcdsem.core import rates
+from etcdsem.core import permits, rates
 from etcdsem.core.keys import read_limit
 from etcdsem.model import Rate
 from tests.simulation.checks import Checker
@@ -89,10 +89,10 @@ class Windows:
         faults, until a block that has just been opened has heard of another limit.
         """
         if not self.faulty:
-            return rates.LISTEN_AFTER + 0.2
+            return permits.LISTEN_AFTER + 0.2
         return max(rates.lease_ttl(era.rate) for era in self.eras) + 5.0
 
-    def started(self, client: SimClient, block: rates.Block) -> None:
+    def started(self, client: SimClient, block: permits.Block) -> None:
         """A program was given a start."""
         world, now = self.world, self.world.now
         self.moments.append(now)

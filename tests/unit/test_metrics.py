@@ -21,8 +21,8 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 import etcdsem
-from etcdsem import Client, RateLimit, Semaphore, aio, counting, metrics
-from etcdsem.core.tally import OTHER_RATES, OTHERS, Histogram, Tallies
+from etcdsem import Client, RateLimit, Semaphore, aio, metrics, process_stats
+from etcdsem.core.stats import OTHER_RATES, OTHERS, ClientStats, Histogram
 from etcdsem.metrics import RateLimitMetrics, SemaphoreMetrics
 from etcdsem.model import Rate
 from tests.helpers.waiting import eventually
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def counted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a thousand semaphores of one process, further ones are not listed by name."""
-    monkeypatch.setattr(counting, "_counted", counting._Counted())
+    monkeypatch.setattr(process_stats, "_counted", process_stats._Counted())
 
 
 def of(name: str) -> SemaphoreMetrics:
@@ -330,18 +330,18 @@ def test_starts_of_blocks(client: Client, name: str) -> None:
 
 def test_rates_that_are_used_no_more_are_counted_apart() -> None:
     """Starts are not added to leases."""
-    one, total = Tallies(), Tallies()
+    one, total = ClientStats(), ClientStats()
     for number in range(20):
-        tally = one.of(("/etcdsem", f"made-up-{number}"))
-        tally.rate = Rate(5, 60.0, 1) if number % 2 else None
-        tally.granted(0.01)
+        stats = one.of(("/etcdsem", f"made-up-{number}"))
+        stats.rate = Rate(5, 60.0, 1) if number % 2 else None
+        stats.granted(0.01)
     one.forget(("/etcdsem", "made-up-1"))
     one.forget(("/etcdsem", "made-up-2"))
     total.add(one, past=False, most=10)
     assert total.of(OTHERS).acquired + total.of(OTHER_RATES).acquired >= 10
     by_kind = [0, 0]
-    for tally in total.semaphores.values():
-        by_kind[tally.rate is None] += tally.acquired
+    for stats in total.semaphores.values():
+        by_kind[stats.rate is None] += stats.acquired
     assert by_kind == [10, 10]
     assert total.of(OTHER_RATES).rate is not None
     assert total.of(OTHERS).rate is None
@@ -378,16 +378,16 @@ def test_transactions_are_counted(client: Client, name: str) -> None:
 @pytest.mark.parametrize("pathological", [False, True])
 def test_names_that_are_used_no_more_are_bounded(*, pathological: bool) -> None:
     """A program that makes up names as it goes lists a bounded number, and loses no count."""
-    one, total = Tallies(), Tallies()
+    one, total = ClientStats(), ClientStats()
     for number in range(50):
-        tally = one.of(("/etcdsem", f"made-up-{number}"))
-        tally.granted(0.01)
-        tally.released += 1
+        stats = one.of(("/etcdsem", f"made-up-{number}"))
+        stats.granted(0.01)
+        stats.released += 1
         if pathological:
             one.forget(("/etcdsem", f"made-up-{number}"))
     total.add(one, past=False, most=10)
     assert len(total.semaphores) <= 11
-    assert sum(tally.acquired for tally in total.semaphores.values()) == 50
+    assert sum(stats.acquired for stats in total.semaphores.values()) == 50
     assert total.of(OTHERS).acquired == (50 if pathological else 40)
 
 
@@ -400,16 +400,14 @@ def test_a_semaphore_in_use_is_not_forgotten(client: Client, name: str) -> None:
     session = client.engine.session
     with client.engine.lock:
         in_use = session.semaphore("/etcdsem", "in-use")
-        in_use.tally.pending += 1
+        in_use.stats.pending += 1
         for number in range(1100):
             session.semaphore("/etcdsem", f"{name}-{number}")
         session._tidy(session.env.now() + 60)
         assert session.semaphore("/etcdsem", "in-use") is in_use
         assert len(session.semaphores) <= 1001
-        in_use.tally.pending -= 1
-    assert (
-        session.tallies.of(OTHERS).acquired + session.tallies.of(("/etcdsem", name)).acquired == 1
-    )
+        in_use.stats.pending -= 1
+    assert session.stats.of(OTHERS).acquired + session.stats.of(("/etcdsem", name)).acquired == 1
 
 
 def test_histogram_bounds_belong_to_the_bucket_below() -> None:

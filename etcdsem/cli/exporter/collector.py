@@ -11,44 +11,44 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from etcdsem.metrics import Family, to_prometheus
-from etcdsem.prefix_mirror import Line, PrefixMirror
+from etcdsem.prefix_mirror import PrefixMirror, SemaphoreView
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from etcdsem import Client
 
-Value = Callable[[Line, float], float | None]
+Value = Callable[[SemaphoreView, float], float | None]
 
 _Families: TypeAlias = tuple[tuple[str, str, Value], ...]
 
 
-def _is_paused(line: Line, now: float) -> float:
+def _is_paused(line: SemaphoreView, now: float) -> float:
     return line.limit is not None and line.limit.paused
 
 
-def _is_unreadable(line: Line, now: float) -> float:
+def _is_unreadable(line: SemaphoreView, now: float) -> float:
     return line.limit is not None and line.limit.number is None
 
 
-def _waiting(line: Line, now: float) -> float:
+def _waiting(line: SemaphoreView, now: float) -> float:
     return len(line.waiting)
 
 
-def _oldest_wait(line: Line, now: float) -> float:
+def _oldest_wait(line: SemaphoreView, now: float) -> float:
     return _oldest([one.since for one in list(line.waiting.values())], now)
 
 
-def _oldest_hold(line: Line, now: float) -> float:
+def _oldest_hold(line: SemaphoreView, now: float) -> float:
     return _oldest([one.since for one in list(line.held.values())], now)
 
 
-def _beyond(line: Line, now: float) -> float | None:
+def _beyond(line: SemaphoreView, now: float) -> float | None:
     number = line.limit.number if line.limit else None
     return None if number is None else max(0, len(line.held) - number)
 
 
-def _junk(line: Line, now: float) -> float:
+def _junk(line: SemaphoreView, now: float) -> float:
     return len(line.junk)
 
 
@@ -174,7 +174,7 @@ _RATE_COUNTED: _Families = (
 )
 
 
-def _in_starts(line: Line, slots: float | None) -> float | None:
+def _in_starts(line: SemaphoreView, slots: float | None) -> float | None:
     return None if slots is None else slots * (line.rate.block if line.rate else 1)
 
 
@@ -252,7 +252,7 @@ class SemaphoreCollector:
         what: str,
         kind: Literal["gauge", "counter"],
         families: _Families,
-        lines: Sequence[Line],
+        lines: Sequence[SemaphoreView],
         now: float,
     ) -> Iterator[Family]:
         """The metrics of semaphores, or of rate limits."""
@@ -269,5 +269,5 @@ class SemaphoreCollector:
                 ],
             )
 
-    def _labels(self, line: Line) -> dict[str, str]:
+    def _labels(self, line: SemaphoreView) -> dict[str, str]:
         return {"prefix": self._mirror.prefix, "name": line.name}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from etcdsem.core import several
+from etcdsem.core import multi
 from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
 from etcdsem.core.semaphore import SemaphoreState
@@ -104,7 +104,7 @@ def acquiring(
     env = parts[0].state.session.env
     until = math.inf if limit is None else env.now() + limit
     wants = [
-        several.Want(
+        multi.Want(
             part.state,
             part.semaphore._request(
                 part.state,
@@ -113,7 +113,7 @@ def acquiring(
         )
         for part in parts
     ]
-    taken = yield from several.acquire_all(wants, until, once=limit == 0)
+    taken = yield from multi.acquire_all(wants, until, once=limit == 0)
     if taken.full is not None:
         return taken.full.want.semaphore.name
     try:  # whatever interrupts, as in `BaseSemaphore._acquiring`

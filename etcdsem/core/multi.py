@@ -77,14 +77,14 @@ def acquire_all(wants: Sequence[Want], until: float, *, once: bool) -> Procedure
     began = env.now()
     hand: list[Grant] = []
     for semaphore, request in wants:
-        semaphore.tally.pending += 1
-        semaphore.tally.carried = request.carried
+        semaphore.stats.pending += 1
+        semaphore.stats.carried = request.carried
     try:
         try:
             full = yield from _take_all(wants, until, hand, once=once)
         finally:
             for want in wants:
-                want.semaphore.tally.pending -= 1
+                want.semaphore.stats.pending -= 1
         if full is None:
             yield from refuse_starved(wants[0].semaphore.session)
         for grant in hand:
@@ -96,7 +96,7 @@ def acquire_all(wants: Sequence[Want], until: float, *, once: bool) -> Procedure
         raise
     if full is not None:
         for want in wants:
-            want.semaphore.tally.timeouts += 1
+            want.semaphore.stats.timeouts += 1
     return taken
 
 

@@ -53,7 +53,7 @@ class Histogram:
         self.total += other.total
 
 
-class Tally:
+class SemaphoreStats:
     """One semaphore, or one rate limit, as one client uses it."""
 
     __slots__ = (
@@ -99,7 +99,7 @@ class Tally:
         self.average_wait = (self.average_wait + wait) / 2
         self.waited.observe(wait)
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: SemaphoreStats) -> None:
         """Count what another client counted."""
         self.add_past(other)
         self.active += other.active
@@ -111,7 +111,7 @@ class Tally:
         if other.carried is not None:
             self.carried = other.carried
 
-    def add_past(self, other: Tally) -> None:
+    def add_past(self, other: SemaphoreStats) -> None:
         """The same, but for what says "now": that client is no more."""
         seen = self.acquired + other.acquired
         if seen:
@@ -127,42 +127,42 @@ class Tally:
         self.held.add(other.held)
 
 
-class Tallies:
+class ClientStats:
     """All that one client counts."""
 
     def __init__(self) -> None:
-        self.semaphores: dict[Key, Tally] = {}
+        self.semaphores: dict[Key, SemaphoreStats] = {}
         self.requests = {"done": 0, "not applied": 0, "unknown": 0, "refused": 0}
         """Transactions by their outcome. Of "unknown" ones nobody can say whether etcd applied
         them; each was settled by revoking its lease."""
         self.latency = Histogram(REQUEST_BUCKETS)  # of those that were done
         self.renewals_late = 0  # a renewal was not answered in time: another connection was taken
 
-    def of(self, key: Key) -> Tally:
-        """The tally of a semaphore."""
-        tally = self.semaphores.get(key)
-        return tally if tally is not None else self.semaphores.setdefault(key, Tally())
+    def of(self, key: Key) -> SemaphoreStats:
+        """The stats of a semaphore."""
+        stats = self.semaphores.get(key)
+        return stats if stats is not None else self.semaphores.setdefault(key, SemaphoreStats())
 
     def forget(self, key: Key) -> None:
         """A semaphore that is in use no more is listed no more; what it counted goes to others."""
-        tally = self.semaphores.pop(key, None)
-        if tally is not None:
-            self.of(_others(tally)).add_past(tally)
+        stats = self.semaphores.pop(key, None)
+        if stats is not None:
+            self.of(_others(stats)).add_past(stats)
 
-    def add(self, other: Tallies, *, past: bool, most: int) -> None:
+    def add(self, other: ClientStats, *, past: bool, most: int) -> None:
         """Count what another client counted, and list `most` semaphores."""
-        for key, tally in list(other.semaphores.items()):
+        for key, stats in list(other.semaphores.items()):
             listed = key in self.semaphores or len(self.semaphores) < most
-            mine = self.of(key if listed else _others(tally))
+            mine = self.of(key if listed else _others(stats))
             if past or not listed:
-                mine.add_past(tally)
+                mine.add_past(stats)
             else:
-                mine.add(tally)
+                mine.add(stats)
         for outcome, number in list(other.requests.items()):
             self.requests[outcome] += number
         self.latency.add(other.latency)
         self.renewals_late += other.renewals_late
 
 
-def _others(tally: Tally) -> Key:
-    return OTHERS if tally.rate is None else OTHER_RATES
+def _others(stats: SemaphoreStats) -> Key:
+    return OTHERS if stats.rate is None else OTHER_RATES

@@ -57,7 +57,7 @@ class Present(NamedTuple):
 
     token: int
     since: float
-    """On the census's clock."""
+    """On the view's clock."""
     carried: int | None
     """The limit that the program was told, where it is not the one in force."""
     lease: int
@@ -70,7 +70,7 @@ class Present(NamedTuple):
         return self.lease, self.token
 
 
-class Line:
+class SemaphoreView:
     """One semaphore, or one rate limit."""
 
     __slots__ = (
@@ -208,7 +208,7 @@ class Line:
             del self.grants[grant]
             self.ended.discard(grant)
 
-    def differ(self, before: Line) -> None:
+    def differ(self, before: SemaphoreView) -> None:
         """Take over the counts of `before`, and count what must have happened since."""
         if self.limit is not None and self.limit.number is None:
             self.rate = before.rate
@@ -235,7 +235,7 @@ class Line:
 State = Literal["stale", "loading", "live"]
 
 
-class Census:
+class PrefixView:
     """All semaphores below a prefix."""
 
     def __init__(self, prefix: str) -> None:
@@ -243,7 +243,7 @@ class Census:
         self.start = f"{prefix}/".encode()
         self.end = self.start[:-1] + b"0"  # "0" follows "/"
         self.state: State = "stale"
-        self.lines: dict[bytes, Line] = {}
+        self.lines: dict[bytes, SemaphoreView] = {}
         self._known: set[bytes] = set()  # every key, also those of no semaphore
         self._revision = 0  # up to here everything was seen
         self._waiting: list[tuple[Sequence[Event], float]] = []
@@ -265,7 +265,7 @@ class Census:
     """Events were missed."""
 
     def load(self, kvs: Iterable[KeyValue], revision: int, now: float, wall: float) -> None:
-        """All keys at a revision, and the clocks now: the census's, and that of records.
+        """All keys at a revision, and the clocks now: the view's, and that of records.
 
         Events that were missed while they were read may be later than them: then this stays stale.
         """
@@ -344,13 +344,13 @@ class Census:
     def _name(self, key: bytes) -> bytes:
         return key[len(self.start) :].partition(b"/")[0]
 
-    def _line(self, key: bytes) -> Line | None:
+    def _line(self, key: bytes) -> SemaphoreView | None:
         """The semaphore that a key belongs to; None if no semaphore could have that name."""
         name = self._name(key)
         line = self.lines.get(name)
         if line is None:
             try:
-                line = Line(Keys(self.prefix, check_name(name.decode()), ""))
+                line = SemaphoreView(Keys(self.prefix, check_name(name.decode()), ""))
             except ValueError:
                 return None
             self.lines[name] = line

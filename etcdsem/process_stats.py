@@ -1,4 +1,4 @@
-"""Who is counted: the tallies of all clients of this process, also of those that are no more.
+"""Who is counted: the stats of all clients of this process, also of those that are no more.
 
 Apart from `metrics.py`, which shows them, so that a program that never looks need not load that.
 """
@@ -11,43 +11,43 @@ import weakref
 from collections import deque
 
 from etcdsem.core.session import Session
-from etcdsem.core.tally import Tallies
+from etcdsem.core.stats import ClientStats
 
 MOST_SEMAPHORES = 1000
 """Semaphores that are listed by name; the counts of further ones go to ``(others)``."""
 
 
 class _Counted:
-    """The tallies of this process's clients. A client that is no more leaves its counts."""
+    """The stats of this process's clients. A client that is no more leaves its counts."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a finalizer may come back
-        self._live: list[Tallies] = []
-        self._ended: deque[Tallies] = deque()  # still among the live ones
-        self._past = Tallies()
+        self._live: list[ClientStats] = []
+        self._ended: deque[ClientStats] = deque()  # still among the live ones
+        self._past = ClientStats()
 
     def follow(self, session: Session) -> None:
-        tallies = session.tallies
+        stats = session.stats
         with self._lock:
             self._settle()
-            self._live.append(tallies)
+            self._live.append(stats)
         # Only noted there: the end of a session may come in the midst of anything, here too.
-        weakref.finalize(session, self._ended.append, tallies).atexit = False
+        weakref.finalize(session, self._ended.append, stats).atexit = False
 
-    def all(self) -> Tallies:
+    def all(self) -> ClientStats:
         with self._lock:
             self._settle()
-            total = Tallies()
-            for tallies in self._live:
-                total.add(tallies, past=False, most=MOST_SEMAPHORES)
+            total = ClientStats()
+            for stats in self._live:
+                total.add(stats, past=False, most=MOST_SEMAPHORES)
             total.add(self._past, past=True, most=MOST_SEMAPHORES)
         return total
 
     def _settle(self) -> None:
         while self._ended:
-            tallies = self._ended.popleft()
-            self._live.remove(tallies)
-            self._past.add(tallies, past=True, most=MOST_SEMAPHORES)
+            stats = self._ended.popleft()
+            self._live.remove(stats)
+            self._past.add(stats, past=True, most=MOST_SEMAPHORES)
 
 
 _counted = _Counted()
@@ -58,7 +58,7 @@ def follow(session: Session) -> None:
     _counted.follow(session)
 
 
-def all_tallies() -> Tallies:
+def all_stats() -> ClientStats:
     """What all clients of this process have counted so far. May be called from any thread."""
     return _counted.all()
 

@@ -9,7 +9,7 @@ import pytest
 
 import etcdsem
 from etcdsem import Semaphore
-from etcdsem.core import acquire, limits, retry, several, wait
+from etcdsem.core import acquire, limits, multi, retry, wait
 from etcdsem.core.commands import Transact, Wait
 from etcdsem.core.keys import Identity
 from etcdsem.core.leases import TtlLease
@@ -26,7 +26,7 @@ def end(client: MemoryClient, name: str) -> None:
         grant.lease.deadline = client.engine.now()
 
 
-@pytest.mark.parametrize("rounds", [0, several.ROUNDS])
+@pytest.mark.parametrize("rounds", [0, multi.ROUNDS])
 def test_a_lease_that_ended_while_the_others_were_taken(
     etcd: Memory, monkeypatch: pytest.MonkeyPatch, rounds: int
 ) -> None:
@@ -34,7 +34,7 @@ def test_a_lease_that_ended_while_the_others_were_taken(
 
     With `rounds` it waits at the full one first, else in the order of the names.
     """
-    monkeypatch.setattr(several, "ROUNDS", rounds)
+    monkeypatch.setattr(multi, "ROUNDS", rounds)
     mine, theirs = etcd.client(), Semaphore(1, "b", client=etcd.client())
     pair = [Semaphore(1, name, client=mine) for name in "ab"]
     assert mine.engine.run(wait.open_watches(mine.station("b"), math.inf))
@@ -78,17 +78,17 @@ def test_an_answer_after_the_deadline_of_one_lease_grants_nothing(etcd: Memory, 
         station = client.station(sem.name)
         limit = engine.run(limits.known_limit(station))
         wants.append(
-            several.Want(station, acquire.AcquireRequest(30, 10.0, Identity(session.client, b"")))
+            multi.Want(station, acquire.AcquireRequest(30, 10.0, Identity(session.client, b"")))
         )
-        choices.append(several._Choice(limit, 0))
+        choices.append(multi._Choice(limit, 0))
         leases.append(TtlLease(number + 1, 30, 30.0, engine.now()))
     leases[stale].deadline = engine.now()
     with pytest.raises(retry.TryAgain):
-        several._granted(session, wants, leases, choices, 50)
+        multi._granted(session, wants, leases, choices, 50)
     assert session.grants() == []
     leases[stale].deadline = engine.now() + 0.1
     leases[stale].overdue = False
-    granted = several._granted(session, wants, leases, choices, 50)
+    granted = multi._granted(session, wants, leases, choices, 50)
     assert session.grants() == granted
     for grant in granted:
         grant.detach()

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 
-from etcdsem.core import inspection, lifecycle, operating, rates
+from etcdsem.core import admin, inspection, lifecycle, rates
 from etcdsem.core.commands import Procedure
 from etcdsem.core.limits import learn_limit
 from etcdsem.core.semaphore import SemaphoreState
@@ -70,7 +70,7 @@ class BaseRateLimit(Named):
 
     def _resizing(self, state: SemaphoreState, limit: int, period: Duration) -> Procedure[None]:
         wanted = make_rate(limit, period, None)
-        yield from operating.resize(state, wanted)
+        yield from admin.resize(state, wanted)
         self.wanted = wanted
 
     def _status(self, state: SemaphoreState, *, ttl: bool) -> Procedure[Status]:

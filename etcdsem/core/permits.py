@@ -1,0 +1,256 @@
+"""The permits of a rate limit that one client has, and when their slots are given back.
+
+The rules are those of `rates`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from etcdsem.core.commands import Event, Failure, Mailbox, Procedure, Wait, perform
+from etcdsem.core.grants import Grant
+from etcdsem.core.keys import Limit, read_limit
+from etcdsem.core.listeners import CallbackListener, WatchGroup
+from etcdsem.core.release import ReleaseResult, release
+from etcdsem.core.semaphore import SemaphoreState
+from etcdsem.model import Rate
+
+DRIFT = 0.001
+"""How much of a period is added to it, for clocks that run at different rates..."""
+
+GRAIN = 0.01
+"""... and how many seconds, for what happens between a reading of the clock and the start."""
+
+SPENDING = 0.05
+"""The part of a period within which a block of starts must be used up."""
+
+LISTEN_AFTER = 0.3
+"""Seconds for which a block must be open before its limit and its slot are watched. With demand it
+is used up sooner, and would cost two watches."""
+
+MAX_RELEASERS = 8
+"""How many slots a client gives back at a time."""
+
+
+def need(period: float) -> float:
+    """Seconds from a start until its slot is given back."""
+    return period * (1.0 + DRIFT) + GRAIN
+
+
+def spending(rate: Rate) -> float:
+    """Seconds from a grant within which the starts of its block must be used."""
+    return SPENDING * rate.period if rate.block > 1 else 0.0
+
+
+class Started(NamedTuple):
+    """A start was handed out at a moment (of `Env.now`), and had been waited for."""
+
+    at: float
+    waited: float
+    left: int
+    """How many starts of its block are left here."""
+
+
+class Block:
+    """A slot that was granted, and the starts that it stands for."""
+
+    __slots__ = ("closes", "grant", "last", "left", "listens_at", "need", "revision")
+
+    def __init__(self, grant: Grant, limit: Limit, rate: Rate, now: float) -> None:
+        self.grant = grant
+        self.listens_at = now + LISTEN_AFTER
+        self.revision = limit.revision
+        self.left = rate.block
+        self.need = need(rate.period)
+        self.closes = now + spending(rate) if rate.block > 1 else math.inf
+        self.last = -math.inf
+
+    def usable(self, semaphore: SemaphoreState, now: float) -> bool:
+        """May a start of it be handed out now?"""
+        return (
+            self.left > 0
+            and not semaphore.session.closed
+            and now <= self.closes
+            and semaphore.limit is not None
+            and semaphore.limit.revision == self.revision
+            and self.grant.valid(now)
+            and self.grant.lease.deadline - now >= self.need
+        )
+
+    @property
+    def due(self) -> float:
+        """When the slot is to be given back: no start of it comes after that."""
+        return self.last + self.need
+
+    # -- while starts are left
+
+    def listen(self, now: float) -> float:
+        """Watch what may end it, if it has been open for long; gives when to ask again."""
+        if self.grant.watch is not None or not self.left or self.closes < now:
+            return math.inf
+        if now < self.listens_at:
+            return self.listens_at
+        semaphore, keys = self.grant.semaphore, self.grant.semaphore.keys
+        env = semaphore.session.env
+        limits = CallbackListener(self._limit_news, gap=self._shut, refused=self._refused)
+        slots = CallbackListener(self._slot_news, gap=self._shut, refused=self._refused)
+        self.grant.watch = WatchGroup(
+            [
+                env.watch(limits, keys.max_leases, start=self.revision + 1),
+                env.watch(slots, keys.slot(self.grant.slot), start=self.grant.token + 1),
+            ]
+        )
+        return math.inf
+
+    def hush(self) -> None:
+        """It is used up: nobody need tell us anything."""
+        if self.grant.watch is not None:
+            self.grant.watch.cancel()
+            self.grant.watch = None
+
+    def _limit_news(self, events: Sequence[Event]) -> None:
+        semaphore, kv = self.grant.semaphore, events[-1].kv
+        limit = read_limit(kv) if events[-1].kind == "put" else None
+        semaphore.learn(limit, kv.mod_revision)
+        self._shut()
+
+    def _slot_news(self, events: Sequence[Event]) -> None:
+        kind = events[-1].kind
+        self.grant.taken("deleted" if kind == "delete" else "overwritten")
+
+    def _shut(self) -> None:
+        """What is left is forfeited: another limit holds, or news may have been missed."""
+        self.left = 0
+
+    def _refused(self, _error: Failure) -> None:
+        self._shut()
+
+
+class PermitPool:
+    """The starts of one rate limit that one client has in use."""
+
+    def __init__(self, semaphore: SemaphoreState) -> None:
+        self.semaphore = semaphore
+        self.open: Block | None = None  # with starts left
+        self.line: deque[Mailbox] = deque()  # who waits for a start of a block, in order
+        self.used: list[tuple[float, int, Block]] = []  # a heap: what is to be given back, when
+        self.releasers = 0
+        self.wakeup = semaphore.session.env.mailbox()  # wakes the releaser
+        self._count = 0
+
+    def take_from(self, block: Block, began: float) -> Started | None:
+        """A start of a block; None if it cannot be used (any more)."""
+        now = self.semaphore.session.env.now()  # read once: who stands still here is judged by it
+        if not block.usable(self.semaphore, now):
+            return None
+        first = block.last == -math.inf
+        block.left -= 1
+        block.last = now
+        block.grant.spent = True
+        block.grant.lease.paused = True
+        self.open = block if block.left else None
+        if not block.left:
+            block.hush()
+        if first:
+            block.grant.on_lost = self._lost(block)
+            self._count += 1
+            heapq.heappush(self.used, (block.due, self._count, block))
+            if self.releasers == 0:
+                self.add_releaser()
+            elif self.used[0][2] is block or (
+                block.left and self.used[0][0] > block.listens_at < block.closes
+            ):
+                self.wakeup.put(None)
+        return Started(now, now - began, block.left)
+
+    def take(self, began: float) -> Started | None:
+        """A start of the block that is open here, if there is one."""
+        block = self.open
+        if block is None:
+            return None
+        started = self.take_from(block, began)
+        if started is None:
+            block.hush()
+            self.open = None
+        return started
+
+    def _lost(self, block: Block) -> Callable[[Grant], None]:
+        def lost(grant: Grant) -> None:
+            grant.let_go()
+            if self.semaphore.session.env.now() < block.due:
+                self.semaphore.stats.losses += 1
+                _warn(grant)
+
+        return lost
+
+    def add_releaser(self) -> None:
+        """Have slots given back when they are due."""
+        self.releasers += 1
+        self.semaphore.session.env.spawn(_give_back_in_time(self), "giver")
+
+    def wake_releaser(self) -> None:
+        """The client is being closed."""
+        self.wakeup.put(None)
+
+    def wake_first(self) -> None:
+        """It is the turn of the first in the local line."""
+        if self.line:
+            self.line[0].put(None)
+
+
+def _warn(grant: Grant) -> None:
+    grant.semaphore.session.env.log(
+        logging.WARNING,
+        "rate limit %s: slot %d ended in etcd before its time (%s); for one period there may be "
+        "more starts than the limit",
+        grant.semaphore.name,
+        grant.slot,
+        grant.lost_reason,
+    )
+
+
+def _give_back_in_time(permits: PermitPool) -> Procedure[None]:
+    """Give back what is due, until there is nothing more. A few may be at it."""
+    session = permits.semaphore.session
+    env = session.env
+    try:
+        while permits.used and not session.closed:
+            now = env.now()
+            due, count, block = permits.used[0]
+            if block.due > due:  # a start was handed out since
+                heapq.heapreplace(permits.used, (block.due, count, block))
+                continue
+            if now < due:
+                if permits.releasers > 1:
+                    return
+                if permits.open is not None:
+                    due = min(due, permits.open.listen(now))
+                yield from perform(Wait(permits.wakeup, due))
+                continue
+            heapq.heappop(permits.used)
+            permits.semaphore.stats.forfeited += block.left
+            if permits.used and permits.used[0][0] <= now and permits.releasers < MAX_RELEASERS:
+                permits.add_releaser()
+            grant = block.grant
+            if grant.state != "held":
+                continue
+            grant.on_lost = None
+            released = yield from release(grant)
+            if released is not ReleaseResult.RELEASED and grant.lost_reason:
+                env.log(
+                    logging.INFO, "rate limit %s: %s", permits.semaphore.name, grant.lost_reason
+                )
+    finally:
+        permits.releasers -= 1
+
+
+def pool_of(semaphore: SemaphoreState) -> PermitPool:
+    """The permits of a rate limit."""
+    if not isinstance(semaphore.permits, PermitPool):
+        semaphore.permits = PermitPool(semaphore)
+    return semaphore.permits
