@@ -228,6 +228,58 @@ def test_a_wrong_import_is_seen(module: str, line: str, imported: str) -> None:
     assert imported not in forbidden(module, source)
 
 
+MOST_LINES = 400
+"""Of a module."""
+
+MOST_LINES_OF_A_FUNCTION = 40
+
+TOO_LONG = {
+    "etcdsem.aio",
+    "etcdsem.core.acquire:_join",
+    "etcdsem.core.acquire:_try",
+    "etcdsem.core.admin:drain",
+    "etcdsem.core.decisions:next_fill",
+    "etcdsem.core.reconcile:reconcile",
+    "etcdsem.core.retry:retry_attempts",
+    "etcdsem.core.transactions.give:pass_on",
+    "etcdsem.core.transactions.join:join",
+    "etcdsem.core.wait:wait_in_line",
+    "etcdsem.etcd.connection",
+    "etcdsem.etcd.connection:calling",
+    "etcdsem.etcd.http2",
+    "etcdsem.etcd.settings:read_settings",
+    "etcdsem.etcd.transport",
+    "etcdsem.keeper:__init__",
+    "etcdsem.metrics",
+    "etcdsem.model",
+    "etcdsem.server",
+    "etcdsem.shell",
+    "etcdsem.sync",
+    "etcdsem.sync:acquire",
+    "etcdsem.sync:acquire_all",
+    "etcdsem.sync:connect",
+}
+"""Modules and functions that are longer today: to be removed, none to be added."""
+
+
+def too_long() -> Iterator[str]:
+    """Modules, and functions as ``module:name``."""
+    for module, path in SOURCES.items():
+        source = path.read_text()
+        if source.count("\n") > MOST_LINES:
+            yield module
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if lines > MOST_LINES_OF_A_FUNCTION:
+                    yield f"{module}:{node.name}"
+
+
+def test_nothing_is_too_long_to_read() -> None:
+    """Who has made something shorter removes it from the list."""
+    assert set(too_long()) == TOO_LONG
+
+
 def test_the_core_is_pure() -> None:
     """The core has no clock, thread, socket or random number of its own."""
     for module, path in SOURCES.items():
