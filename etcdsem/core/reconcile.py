@@ -9,7 +9,7 @@ import math
 
 from etcdsem.core import decisions, transactions
 from etcdsem.core.commands import KeyValue, Procedure, Txn
-from etcdsem.core.keys import Limit
+from etcdsem.core.keys import Keys, Limit
 from etcdsem.core.limits import semaphore_closed
 from etcdsem.core.retry import transact
 from etcdsem.core.semaphore import SemaphoreState
@@ -31,9 +31,9 @@ def reconcile_or_recheck(semaphore: SemaphoreState, until: float) -> Procedure[N
 def reconcile(
     semaphore: SemaphoreState, seen: Look | None = None, *, until: float = math.inf
 ) -> Procedure[None]:
-    """FILL free slots with those in line, whoever should have done it.
+    """FILL free slots with those in the queue, whoever should have done it.
 
-    Who does it for all has a deadline of its own: after `until` it is the next one's duty.
+    A waiter that does it for all has a deadline: after `until` it is left to the next one.
     """
     session, keys, env = semaphore.session, semaphore.keys, semaphore.session.env
     if seen is None:
@@ -57,17 +57,7 @@ def reconcile(
             if not seen.queue:
                 return
             continue
-        txn = transactions.fill(
-            keys,
-            seen,
-            step.pairs,
-            step.behind,
-            env.wall(),
-            surplus=step.surplus,
-            last=step.last,
-            passed=step.passed,
-        )
-        reply = yield from transact(session, txn)
+        reply = yield from transact(session, _fill(keys, seen, step, env.wall()))
         most = MAX_DEPTH if reply.succeeded else 1  # else one who leaves could spoil it for ever
         if not reply.succeeded:
             seen = transactions.read_look(keys, reply, reply.revision)
@@ -76,12 +66,30 @@ def reconcile(
         elif step.surplus or not step.behind:
             seen = yield from look(semaphore)
         else:
-            now = reply.revision
-            slots = (slot for slots, _ in step.pairs for slot in slots)
-            filled = tuple(KeyValue(keys.slot(slot), b"", now, now) for slot in slots)
-            seen = seen._replace(slots=(*seen.slots, *filled), queue=step.behind)
-            if transactions.end_priorities(seen.priorities, step.behind):
-                seen = seen._replace(priorities=0)
+            seen = _filled(keys, seen, step, reply.revision)
+
+
+def _fill(keys: Keys, seen: Look, step: decisions.Fill, wall: float) -> Txn:
+    return transactions.fill(
+        keys,
+        seen,
+        step.pairs,
+        step.behind,
+        wall,
+        surplus=step.surplus,
+        last=step.last,
+        passed=step.passed,
+    )
+
+
+def _filled(keys: Keys, seen: Look, step: decisions.Fill, revision: int) -> Look:
+    """What a look would show after a FILL that was done."""
+    slots = (slot for slots, _ in step.pairs for slot in slots)
+    filled = tuple(KeyValue(keys.slot(slot), b"", revision, revision) for slot in slots)
+    seen = seen._replace(slots=(*seen.slots, *filled), queue=step.behind)
+    if transactions.end_priorities(seen.priorities, step.behind):
+        return seen._replace(priorities=0)
+    return seen
 
 
 def look(

@@ -58,47 +58,57 @@ def wait_in_line(
         reconcile_at = env.now()
     while True:
         if too_heavy(semaphore, waiter.wants.weight):
-            grant = yield from _leave(semaphore, waiter)
-            if grant is not None:
-                return grant  # the limit was lowered after that
-            refuse_too_heavy(semaphore, waiter.wants.weight)
-            raise TryAgain("the limit was too low for it, and was raised again", full=True)
+            return (yield from _leave_too_heavy(semaphore, waiter))
         wake = min(until, reconcile_at, reread_at if waiters.leads(waiter) else math.inf)
         note = yield from perform(Wait(waiter.box, wake))
         now = env.now()
-        match note:
-            case GrantMessage():
-                grant = _open(semaphore, waiter, note)
-                if grant is not None:
-                    return grant
-            case Closed(revision=revision) if waiter.created <= revision:
-                raise semaphore_closed(semaphore)
-            case AccessLost():
-                # Our key may be there still: the lease is ended, not given back.
-                session.leases.revoke_later(waiter.lease)
-                raise note.error
-            case PlaceLost():
-                raise TryAgain(f"lost its place in the queue: {note.reason}", full=True)
-            case ReconcileNote():
-                if note.reread:
-                    reread_at = now
-                if waiters.reconcile_due:
-                    window = decisions.healing_window(waiters.clients)
-                    reconcile_at = min(reconcile_at, now + window * env.random())
-            case None if now >= until:
-                return (yield from _leave(semaphore, waiter))
-            case None if now >= reconcile_at:
-                reconcile_at = math.inf
-                if waiters.reconciling:
-                    waiters.request_reconcile()  # once more after the one that is under way
-                elif not (yield from _reconcile_for_client(semaphore, until)):
-                    reconcile_at = env.now() + 0.3 + env.random()
-            case None if now >= reread_at:
-                reread_at = session.next_reread()
-                if not (yield from _tolerantly(recheck(semaphore, until), semaphore)):
-                    reread_at = env.now() + 0.3 + env.random()
-            case _:
-                pass
+        if isinstance(note, ReconcileNote):
+            if note.reread:
+                reread_at = now
+            if waiters.reconcile_due:
+                window = decisions.healing_window(waiters.clients)
+                reconcile_at = min(reconcile_at, now + window * env.random())
+        elif note is not None:
+            grant = _read_note(semaphore, waiter, note)
+            if grant is not None:
+                return grant
+        elif now >= until:
+            return (yield from _leave(semaphore, waiter))
+        elif now >= reconcile_at:
+            reconcile_at = math.inf
+            if waiters.reconciling:
+                waiters.request_reconcile()  # once more after the one that is under way
+            elif not (yield from _reconcile_for_client(semaphore, until)):
+                reconcile_at = env.now() + 0.3 + env.random()
+        elif now >= reread_at:
+            reread_at = session.next_reread()
+            if not (yield from _tolerantly(recheck(semaphore, until), semaphore)):
+                reread_at = env.now() + 0.3 + env.random()
+
+
+def _read_note(semaphore: SemaphoreState, waiter: LocalWaiter, note: object) -> Grant | None:
+    """The grant that a note brings; None: the wait goes on. Raises what ends it."""
+    match note:
+        case GrantMessage():
+            return _open(semaphore, waiter, note)
+        case Closed(revision=revision) if waiter.created <= revision:
+            raise semaphore_closed(semaphore)
+        case AccessLost():
+            # Our key may be there still: the lease is ended, not given back.
+            semaphore.session.leases.revoke_later(waiter.lease)
+            raise note.error
+        case PlaceLost():
+            raise TryAgain(f"lost its place in the queue: {note.reason}", full=True)
+    return None
+
+
+def _leave_too_heavy(semaphore: SemaphoreState, waiter: LocalWaiter) -> Procedure[Grant]:
+    """The limit is below what is waited for: raises, unless a grant came before it was lowered."""
+    grant = yield from _leave(semaphore, waiter)
+    if grant is not None:
+        return grant
+    refuse_too_heavy(semaphore, waiter.wants.weight)
+    raise TryAgain("the limit was too low for it, and was raised again", full=True)
 
 
 def _tolerantly(work: Procedure[None], semaphore: SemaphoreState) -> Procedure[bool]:
