@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from etcdsem import interpreter
 from etcdsem.core import admin, inspection, lifecycle, rates
-from etcdsem.core.acquire import AcquireRequest, acquire
+from etcdsem.core.acquire import acquire
 from etcdsem.core.commands import Env, Listener, Procedure, Watch
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import ORDINARY, Limit, Wants, client_id, lease_hex
 from etcdsem.core.leases import TICK, TtlLease
 from etcdsem.core.limits import check_kind, learn_limit, wrong_kind
 from etcdsem.core.release import ReleaseResult, release
+from etcdsem.core.request import AcquireRequest
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
 from etcdsem.errors import (

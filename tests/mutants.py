@@ -232,7 +232,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a slot is handed out although its lease ran out before the answer came",
-        "core/acquire.py",
+        "core/try_now.py",
         "    if not lease.valid(semaphore.session.env.now()):\n",
         "    if False:\n",
         "core/test_procedures.py::test_a_slot_whose_lease_ran_out_on_the_way_is_not_handed_out",

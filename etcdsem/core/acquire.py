@@ -10,9 +10,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
-
 from etcdsem.core import decisions, transactions
 from etcdsem.core.batching import NOT_BATCHED, NotBatched, Part, together
 from etcdsem.core.commands import (
@@ -21,13 +18,12 @@ from etcdsem.core.commands import (
     NotApplied,
     Procedure,
     RevokeLease,
-    Txn,
     perform,
 )
 from etcdsem.core.grants import Grant
-from etcdsem.core.keys import ORDINARY, Identity, Limit, Wants
+from etcdsem.core.keys import Limit
 from etcdsem.core.lease_manager import take_lease
-from etcdsem.core.leases import RPC_TIMEOUT, TtlLease
+from etcdsem.core.leases import TtlLease
 from etcdsem.core.limits import (
     check_kind,
     known_limit,
@@ -38,40 +34,20 @@ from etcdsem.core.limits import (
     semaphore_closed,
     too_heavy,
 )
-from etcdsem.core.reconcile import look_with_limit, reconcile
+from etcdsem.core.reconcile import look_with_limit
 from etcdsem.core.release import release
-from etcdsem.core.retry import TryAgain, alone_in_group, retry_attempts, sender, sleep, transact
+from etcdsem.core.request import AcquireRequest
+from etcdsem.core.retry import alone_in_group, retry_attempts, sender, sleep, transact
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
 from etcdsem.core.transactions import Held
+from etcdsem.core.try_now import granted, try_now
 from etcdsem.core.wait import open_watches, wait_in_line
 from etcdsem.core.waiters import LocalWaiter
 from etcdsem.errors import EtcdSemError
 
 STARVED = 0.8
 """Seconds for which an acquire waits for threads that could not be started."""
-
-
-class AcquireRequest(NamedTuple):
-    """What an acquire asks for: a lease of `ttl` seconds, refreshed every `refresh` seconds."""
-
-    ttl: int
-    refresh: float
-    identity: Identity
-    on_wait: Callable[[], object] | None = None
-    """Called once it is known that we are in the queue."""
-    carried: int | None = None
-    """The limit that the program was told; shown in etcd if it is not the one in force."""
-    wants: Wants = ORDINARY
-    """How many slots the lease shall hold, and who is passed meanwhile."""
-    max_hold: float | None = None
-    """Seconds after which the lease ends, counted from the grant."""
-    rate: bool = False
-    """It is for a start of a rate limit, see `rates`."""
-
-    def asking(self, limit: Limit) -> Identity:
-        """Who asks, and for what, as it is written into etcd."""
-        return self.identity.carrying(self.carried, limit).wanting(self.wants)
 
 
 def acquire(
@@ -168,13 +144,13 @@ def _try_first(
     semaphore: SemaphoreState, request: AcquireRequest, lease: TtlLease, until: float, *, once: bool
 ) -> Procedure[Grant | None]:
     """TRY, and then JOIN unless `once`: setting the watches up takes time."""
-    grant = yield from _try(semaphore, request, lease, until, thorough=once)
+    grant = yield from try_now(semaphore, request, lease, until, thorough=once)
     if grant is not None or once:
         return grant
     if (yield from open_watches(semaphore, until)):
         return (yield from _join(semaphore, request, lease, until, look=True))
     # There is no time for the queue; is it really full?
-    return (yield from _try(semaphore, request, lease, until, thorough=True))
+    return (yield from try_now(semaphore, request, lease, until, thorough=True))
 
 
 def _take_together(
@@ -206,145 +182,13 @@ def withdraw(session: Session, lease: TtlLease) -> Procedure[None]:
         session.leases.revoke_id_later(lease.id, lease.ttl)
 
 
-def granted(semaphore: SemaphoreState, lease: TtlLease, who: bytes, held: Held) -> Grant:
-    """Publish a grant, if its lease is still good at this moment."""
-    if not lease.valid(semaphore.session.env.now()):
-        raise TryAgain("a slot was granted, but its lease had run out meanwhile")
-    return publish(semaphore, lease, who, held)
-
-
-def publish(semaphore: SemaphoreState, lease: TtlLease, who: bytes, held: Held) -> Grant:
-    """The grant of a slot that was taken; its lease was found valid a moment ago."""
-    semaphore.queue.set_contended(False)
-    semaphore.queue.forget()
-    return Grant(semaphore, lease, who, held.slot, held.token, letter=False, more=held.more)
-
-
-def _try(
-    semaphore: SemaphoreState,
-    request: AcquireRequest,
-    lease: TtlLease,
-    until: float,
-    *,
-    thorough: bool,
-) -> Procedure[Grant | None]:
-    """TRY. None: not granted; if `thorough`, because it is full, or others are in the queue."""
-    if request.wants.weight > 1:
-        return (yield from _try_heavy(semaphore, request, lease, until, thorough=thorough))
-    session, keys, env = semaphore.session, semaphore.keys, semaphore.session.env
-    # The slots are chosen by one limit, and the transaction holds only while that one stands.
-    limit = yield from known_limit(semaphore)
-    slots = semaphore.slots.candidates(limit)
-    counted_at = 0
-    for _ in range(8):
-        result = yield from _take_now(semaphore, request, lease, limit, slots, counted_at, until)
-        if isinstance(result, Grant):
-            return result
-        semaphore.queue.set_contended(result.contended)
-        if result.limit is None:
-            raise semaphore_closed(semaphore)
-        if not thorough or (result.held >= result.limit.room and not result.contended):
-            return None
-        # Not evidently full: a mark that nobody took away, a heal that is due, other slots.
-        reply = yield from transact(session, Txn((), transactions.look(keys)), until)
-        seen = transactions.read_look(keys, reply, reply.revision)
-        semaphore.learn(seen.limit, seen.revision)
-        if seen.limit is None:
-            raise semaphore_closed(semaphore)
-        limit = seen.limit
-        if seen.contended and (seen.queue or not seen.complete):
-            yield from reconcile(semaphore, seen, until=env.now() + RPC_TIMEOUT)
-            yield from known_limit(semaphore)  # raises if it was closed meanwhile
-            return None
-        slots, counted_at = decisions.room_seen(keys, seen)
-        if counted_at:
-            slots = slots[:1]
-        if not slots:
-            return None
-        if seen.contended:
-            yield from transact(session, transactions.uncontend(keys, seen.revision), until)
-    return None
-
-
-def _try_heavy(
-    semaphore: SemaphoreState,
-    request: AcquireRequest,
-    lease: TtlLease,
-    until: float,
-    *,
-    thorough: bool,
-) -> Procedure[Grant | None]:
-    """TRY for several slots: first a look which are free, then all of them or none."""
-    session, keys, env = semaphore.session, semaphore.keys, semaphore.session.env
-    weight = request.wants.weight
-    for _ in range(8):
-        seen, limit = yield from look_with_limit(semaphore, until)
-        refuse_too_heavy(semaphore, weight)
-        semaphore.queue.set_contended(seen.contended)
-        if seen.contended and (seen.queue or not seen.complete):
-            if thorough:
-                yield from reconcile(semaphore, seen, until=env.now() + RPC_TIMEOUT)
-                yield from known_limit(semaphore)  # raises if it was closed meanwhile
-            return None
-        free = decisions.free_together(keys, seen, weight)
-        if free is None:
-            return None
-        slots, counted_at = free
-        if seen.contended:
-            yield from transact(session, transactions.uncontend(keys, seen.revision), until)
-        result = yield from _take_now(semaphore, request, lease, limit, slots, counted_at, until)
-        if isinstance(result, Grant):
-            return result
-    return None
-
-
-def _take_now(
-    semaphore: SemaphoreState,
-    request: AcquireRequest,
-    lease: TtlLease,
-    limit: Limit,
-    slots: Sequence[int],
-    counted_at: int,
-    until: float,
-) -> Procedure[Grant | transactions.Full]:
-    """TRY's transaction: the grant, or what stands in its way."""
-    session, keys, wants = semaphore.session, semaphore.keys, request.wants
-    who = session.who(lease)
-    txn = transactions.join(
-        keys,
-        limit,
-        slots,
-        lease.id,
-        who,
-        request.asking(limit),
-        session.env.wall(),
-        stand_in_line=False,
-        counted_at=counted_at,
-        wants=wants,
-    )
-    reply = yield from alone_in_group(semaphore.session, semaphore.slots.group, txn, until)
-    result = transactions.read_join(keys, reply, slots, stand_in_line=False, weight=wants.weight)
-    if isinstance(result, Held):
-        return granted(semaphore, lease, who, result)
-    if not isinstance(result, transactions.Full):
-        raise AssertionError(f"TRY stood in line: {result}")
-    semaphore.learn(result.limit, reply.revision)
-    return result
-
-
 def _join(
     semaphore: SemaphoreState, request: AcquireRequest, lease: TtlLease, until: float, *, look: bool
 ) -> Procedure[Grant | None]:
-    """JOIN, and wait if that put us in line. `look`: for room that a count would not show."""
-    session, env = semaphore.session, semaphore.session.env
-    who, weight = session.who(lease), request.wants.weight
-    limit = yield from known_limit(semaphore)
-    if weight == 1:
-        slots = semaphore.slots.candidates(limit)
-    elif look:
-        slots = []  # just tried, and looked for in a moment
-    else:
-        limit, slots = yield from _choose_together(semaphore, weight, until)
+    """JOIN, and wait if that put us in the queue. `look`: for room that a count would not show."""
+    env, who = semaphore.session.env, semaphore.session.who(lease)
+    weight = request.wants.weight
+    limit, slots = yield from _slots_to_try(semaphore, weight, until, look=look)
     txn = transactions.join(
         semaphore.keys,
         limit,
@@ -362,18 +206,14 @@ def _join(
     try:
         reply = yield from alone_in_group(semaphore.session, semaphore.slots.group, txn, until)
         del txn  # thousands may wait, and for long: nothing is kept that is not needed then
-        result = transactions.read_join(
-            semaphore.keys, reply, slots, stand_in_line=True, weight=weight
-        )
+        keys = semaphore.keys
+        result = transactions.read_join(keys, reply, slots, stand_in_line=True, weight=weight)
         if isinstance(result, Held):
             return granted(semaphore, lease, who, result)
         if isinstance(result, transactions.Full):
             semaphore.learn(None, reply.revision)
             raise semaphore_closed(semaphore)
-        semaphore.queue.set_contended(True)
-        waiter.joined(result.created)
-        semaphore.learn(result.limit, reply.revision)
-        room = look or (result.limit is not None and result.held + weight <= result.limit.room)
+        room = _queued(semaphore, waiter, result, reply.revision) or look
         if request.on_wait is not None:
             env.call(request.on_wait, "on_wait")
         del reply, result, slots
@@ -384,11 +224,33 @@ def _join(
             lease.on_lost = None
 
 
+def _queued(
+    semaphore: SemaphoreState, waiter: LocalWaiter, result: transactions.Waiting, revision: int
+) -> bool:
+    """JOIN has put us in the queue. True: though there was room."""
+    semaphore.queue.set_contended(True)
+    waiter.joined(result.created)
+    semaphore.learn(result.limit, revision)
+    return result.limit is not None and result.held + waiter.wants.weight <= result.limit.room
+
+
+def _slots_to_try(
+    semaphore: SemaphoreState, weight: int, until: float, *, look: bool
+) -> Procedure[tuple[Limit, list[int]]]:
+    """Slots for JOIN, and the limit that they were chosen by."""
+    limit = yield from known_limit(semaphore)
+    if weight == 1:
+        return limit, semaphore.slots.candidates(limit)
+    if look:
+        return limit, []  # just tried, and looked for in a moment
+    return (yield from _choose_together(semaphore, weight, until))
+
+
 def _choose_together(
     semaphore: SemaphoreState, weight: int, until: float
 ) -> Procedure[tuple[Limit, list[int]]]:
     """Free slots for a JOIN that wants several, and the limit they were chosen by; none if it will
-    have to stand in line.
+    have to wait in the queue.
     """
     seen, limit = yield from look_with_limit(semaphore, until)
     refuse_too_heavy(semaphore, weight)

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from etcdsem.core import decisions, transactions
-from etcdsem.core.acquire import AcquireRequest, attempt, publish, refuse_starved, withdraw
+from etcdsem.core.acquire import attempt, refuse_starved, withdraw
 from etcdsem.core.commands import AccessDenied, NotApplied, Procedure, Txn
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Limit
@@ -31,10 +31,12 @@ from etcdsem.core.leases import RPC_TIMEOUT, TtlLease
 from etcdsem.core.limits import known_limit, refuse_wrong_kind, semaphore_closed, wrong_kind
 from etcdsem.core.reconcile import reconcile
 from etcdsem.core.release import release
+from etcdsem.core.request import AcquireRequest
 from etcdsem.core.retry import TryAgain, retry_attempts, transact
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
 from etcdsem.core.transactions import Held, Look, Wish
+from etcdsem.core.try_now import publish
 from etcdsem.model import MAX_SEMAPHORES
 
 ROUNDS = 3

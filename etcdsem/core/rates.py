@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-from etcdsem.core.acquire import AcquireRequest, acquire
+from etcdsem.core.acquire import acquire
 from etcdsem.core.commands import NotApplied, Procedure, Wait, perform
 from etcdsem.core.error_mapping import public_error
 from etcdsem.core.grants import Grant
@@ -31,6 +31,7 @@ from etcdsem.core.leases import margin
 from etcdsem.core.limits import learn_limit, wrong_kind
 from etcdsem.core.permits import Block, PermitPool, Started, need, pool_of, spending
 from etcdsem.core.release import release
+from etcdsem.core.request import AcquireRequest
 from etcdsem.core.retry import sleep
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import EtcdSemError

@@ -9,10 +9,11 @@ import pytest
 
 import etcdsem
 from etcdsem import Semaphore
-from etcdsem.core import acquire, limits, multi, retry, wait
+from etcdsem.core import limits, multi, retry, wait
 from etcdsem.core.commands import Transact, Wait
 from etcdsem.core.keys import Identity
 from etcdsem.core.leases import TtlLease
+from etcdsem.core.request import AcquireRequest
 from etcdsem.testing.inmemory import Memory, MemoryClient
 from tests.helpers.meddling import meddle
 from tests.helpers.memory import etcd
@@ -77,9 +78,7 @@ def test_an_answer_after_the_deadline_of_one_lease_grants_nothing(etcd: Memory, 
     for number, sem in enumerate(pair):
         station = client.station(sem.name)
         limit = engine.run(limits.known_limit(station))
-        wants.append(
-            multi.Want(station, acquire.AcquireRequest(30, 10.0, Identity(session.client, b"")))
-        )
+        wants.append(multi.Want(station, AcquireRequest(30, 10.0, Identity(session.client, b""))))
         choices.append(multi._Choice(limit, 0))
         leases.append(TtlLease(number + 1, 30, 30.0, engine.now()))
     leases[stale].deadline = engine.now()

@@ -12,6 +12,7 @@ from etcdsem.core import acquire, permits, rates, wait
 from etcdsem.core.commands import Transact, Wait
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Identity
+from etcdsem.core.request import AcquireRequest
 from etcdsem.model import Rate
 from etcdsem.testing.inmemory import Memory, MemoryClient
 from tests.helpers.meddling import meddle
@@ -28,7 +29,7 @@ def slots(etcd: Memory) -> set[str]:
 def fetched(client: MemoryClient, period: float = 10.0) -> Grant:
     """A slot that was granted for a start."""
     ttl = rates.lease_ttl(Rate(1, period, 1))
-    request = acquire.AcquireRequest(ttl, ttl / 3, Identity.of(client.id, None, {}), rate=True)
+    request = AcquireRequest(ttl, ttl / 3, Identity.of(client.id, None, {}), rate=True)
     grant = client.engine.run(acquire.acquire(client.station("api"), request, math.inf, once=True))
     assert grant is not None
     return grant

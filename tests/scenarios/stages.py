@@ -17,6 +17,7 @@ from etcdsem.core import acquire, admin, release, transactions
 from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import ORDINARY, Identity, Wants
+from etcdsem.core.request import AcquireRequest
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import SemaphoreClosed, WeightExceedsLimit
 from tests.helpers.history import assert_clean
@@ -299,7 +300,7 @@ class SimStage:
     ) -> SimAttempt:
         one, attempt, before = self.clients[client], SimAttempt(), self.waiting()
         until = math.inf if timeout is None else one.now() + timeout
-        request = acquire.AcquireRequest(10, 3.0, Identity.of(one.id, None, {}), wants=wants)
+        request = AcquireRequest(10, 3.0, Identity.of(one.id, None, {}), wants=wants)
         station = one.session.semaphore(PREFIX, "scenario")
         procedure = acquire.acquire(station, request, until, once=timeout == 0)
         attempt.process = one.start(procedure, "worker", attempt.ended)

@@ -13,6 +13,7 @@ from etcdsem.core import acquire, multi, release
 from etcdsem.core.commands import NoSpace, NotApplied, OutcomeUnknown, Procedure, Wait, perform
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import ORDINARY, Identity, Wants
+from etcdsem.core.request import AcquireRequest
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import (
     EtcdRefused,
@@ -163,12 +164,12 @@ class Run:
             self.checkers[station.name].acquired(client, grant, request.max_hold)
         return taken.grants
 
-    def _request(self, client: SimClient, wants: Wants) -> acquire.AcquireRequest:
+    def _request(self, client: SimClient, wants: Wants) -> AcquireRequest:
         options, max_hold = self.options, self.options.max_hold
         if max_hold is not None and self.world.rng.random() < 0.5:
             max_hold = None
         identity = Identity.of(client.id, None, {}, max_hold=max_hold)
-        return acquire.AcquireRequest(
+        return AcquireRequest(
             options.ttl, options.refresh, identity, wants=wants, max_hold=max_hold
         )
 
@@ -176,7 +177,7 @@ class Run:
         self,
         client: SimClient,
         stations: list[SemaphoreState],
-        request: acquire.AcquireRequest,
+        request: AcquireRequest,
         until: float,
         *,
         once: bool,
@@ -220,7 +221,7 @@ class Run:
     def _taking(
         self,
         stations: list[SemaphoreState],
-        request: acquire.AcquireRequest,
+        request: AcquireRequest,
         until: float,
         *,
         once: bool,

@@ -18,6 +18,7 @@ from etcdsem.core import acquire, inspection, release, wait, watches
 from etcdsem.core.commands import Procedure, RangeReply, TxnReply
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Identity
+from etcdsem.core.request import AcquireRequest
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import REREAD
 from etcdsem.core.slot_audit import verify
@@ -191,7 +192,7 @@ def acquiring(world: World | None = None, until: float = math.inf) -> Told:
         elif grant is not None:
             told.grants.append(grant)
 
-    request = acquire.AcquireRequest(10, 3.0, Identity.of(client.id, None, {}))
+    request = AcquireRequest(10, 3.0, Identity.of(client.id, None, {}))
     client.start(acquire.acquire(station, request, until, once=False), "worker", done)
     return told
 

@@ -13,6 +13,7 @@ from etcdsem.core import acquire, release
 from etcdsem.core.commands import Failure, Procedure
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Identity
+from etcdsem.core.request import AcquireRequest
 from etcdsem.errors import EtcdSemError
 from tests.simulation.checks import Checker
 from tests.simulation.client import SimClient
@@ -76,7 +77,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
         self.pass_time(then)
 
     def _acquire(self, client: SimClient, patience: float) -> Procedure[None]:
-        request = acquire.AcquireRequest(TTL, TTL / 3, Identity.of(client.id, None, {}))
+        request = AcquireRequest(TTL, TTL / 3, Identity.of(client.id, None, {}))
         station = client.session.semaphore(PREFIX, NAME)
         until = client.now() + patience
         grant = yield from acquire.acquire(station, request, until, once=patience == 0.0)

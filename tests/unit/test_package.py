@@ -235,8 +235,6 @@ MOST_LINES_OF_A_FUNCTION = 40
 
 TOO_LONG = {
     "etcdsem.aio",
-    "etcdsem.core.acquire:_join",
-    "etcdsem.core.acquire:_try",
     "etcdsem.core.admin:drain",
     "etcdsem.core.decisions:next_fill",
     "etcdsem.core.retry:retry_attempts",

@@ -1,0 +1,156 @@
+"""TRY: take free slots now, or none; and how a grant is made of what a transaction has taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from etcdsem.core import decisions, transactions
+from etcdsem.core.commands import (
+    Procedure,
+    Txn,
+)
+from etcdsem.core.grants import Grant
+from etcdsem.core.keys import Limit
+from etcdsem.core.leases import RPC_TIMEOUT, TtlLease
+from etcdsem.core.limits import (
+    known_limit,
+    refuse_too_heavy,
+    semaphore_closed,
+)
+from etcdsem.core.reconcile import look_with_limit, reconcile
+from etcdsem.core.request import AcquireRequest
+from etcdsem.core.retry import TryAgain, alone_in_group, transact
+from etcdsem.core.semaphore import SemaphoreState
+from etcdsem.core.transactions import Held, Look
+
+
+def granted(semaphore: SemaphoreState, lease: TtlLease, who: bytes, held: Held) -> Grant:
+    """Publish a grant, if its lease is still good at this moment."""
+    if not lease.valid(semaphore.session.env.now()):
+        raise TryAgain("a slot was granted, but its lease had run out meanwhile")
+    return publish(semaphore, lease, who, held)
+
+
+def publish(semaphore: SemaphoreState, lease: TtlLease, who: bytes, held: Held) -> Grant:
+    """The grant of a slot that was taken; its lease was found valid a moment ago."""
+    semaphore.queue.set_contended(False)
+    semaphore.queue.forget()
+    return Grant(semaphore, lease, who, held.slot, held.token, letter=False, more=held.more)
+
+
+def try_now(
+    semaphore: SemaphoreState,
+    request: AcquireRequest,
+    lease: TtlLease,
+    until: float,
+    *,
+    thorough: bool,
+) -> Procedure[Grant | None]:
+    """TRY. None: not granted; if `thorough`, because it is full, or others are in the queue."""
+    if request.wants.weight > 1:
+        return (yield from _try_heavy(semaphore, request, lease, until, thorough=thorough))
+    session, keys, env = semaphore.session, semaphore.keys, semaphore.session.env
+    # The slots are chosen by one limit, and the transaction holds only while that one stands.
+    limit = yield from known_limit(semaphore)
+    slots = semaphore.slots.candidates(limit)
+    counted_at = 0
+    for _ in range(8):
+        result = yield from _take_now(semaphore, request, lease, limit, slots, counted_at, until)
+        if isinstance(result, Grant):
+            return result
+        semaphore.queue.set_contended(result.contended)
+        if result.limit is None:
+            raise semaphore_closed(semaphore)
+        if not thorough or (result.held >= result.limit.room and not result.contended):
+            return None
+        # Not evidently full: a mark that nobody took away, a heal that is due, other slots.
+        seen, limit = yield from _look_again(semaphore, until)
+        if seen.contended and (seen.queue or not seen.complete):
+            yield from reconcile(semaphore, seen, until=env.now() + RPC_TIMEOUT)
+            yield from known_limit(semaphore)  # raises if it was closed meanwhile
+            return None
+        slots, counted_at = decisions.room_seen(keys, seen)
+        if counted_at:
+            slots = slots[:1]
+        if not slots:
+            return None
+        if seen.contended:
+            yield from transact(session, transactions.uncontend(keys, seen.revision), until)
+    return None
+
+
+def _look_again(semaphore: SemaphoreState, until: float) -> Procedure[tuple[Look, Limit]]:
+    reply = yield from transact(
+        semaphore.session, Txn((), transactions.look(semaphore.keys)), until
+    )
+    seen = transactions.read_look(semaphore.keys, reply, reply.revision)
+    semaphore.learn(seen.limit, seen.revision)
+    if seen.limit is None:
+        raise semaphore_closed(semaphore)
+    return seen, seen.limit
+
+
+def _try_heavy(
+    semaphore: SemaphoreState,
+    request: AcquireRequest,
+    lease: TtlLease,
+    until: float,
+    *,
+    thorough: bool,
+) -> Procedure[Grant | None]:
+    """TRY for several slots: first a look which are free, then all of them or none."""
+    session, keys, env = semaphore.session, semaphore.keys, semaphore.session.env
+    weight = request.wants.weight
+    for _ in range(8):
+        seen, limit = yield from look_with_limit(semaphore, until)
+        refuse_too_heavy(semaphore, weight)
+        semaphore.queue.set_contended(seen.contended)
+        if seen.contended and (seen.queue or not seen.complete):
+            if thorough:
+                yield from reconcile(semaphore, seen, until=env.now() + RPC_TIMEOUT)
+                yield from known_limit(semaphore)  # raises if it was closed meanwhile
+            return None
+        free = decisions.free_together(keys, seen, weight)
+        if free is None:
+            return None
+        slots, counted_at = free
+        if seen.contended:
+            yield from transact(session, transactions.uncontend(keys, seen.revision), until)
+        result = yield from _take_now(semaphore, request, lease, limit, slots, counted_at, until)
+        if isinstance(result, Grant):
+            return result
+    return None
+
+
+def _take_now(
+    semaphore: SemaphoreState,
+    request: AcquireRequest,
+    lease: TtlLease,
+    limit: Limit,
+    slots: Sequence[int],
+    counted_at: int,
+    until: float,
+) -> Procedure[Grant | transactions.Full]:
+    """TRY's transaction: the grant, or what stands in its way."""
+    session, keys, wants = semaphore.session, semaphore.keys, request.wants
+    who = session.who(lease)
+    txn = transactions.join(
+        keys,
+        limit,
+        slots,
+        lease.id,
+        who,
+        request.asking(limit),
+        session.env.wall(),
+        stand_in_line=False,
+        counted_at=counted_at,
+        wants=wants,
+    )
+    reply = yield from alone_in_group(semaphore.session, semaphore.slots.group, txn, until)
+    result = transactions.read_join(keys, reply, slots, stand_in_line=False, weight=wants.weight)
+    if isinstance(result, Held):
+        return granted(semaphore, lease, who, result)
+    if not isinstance(result, transactions.Full):
+        raise AssertionError(f"TRY stood in line: {result}")
+    semaphore.learn(result.limit, reply.revision)
+    return result
