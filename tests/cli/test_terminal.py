@@ -65,7 +65,18 @@ def test_waiting_in_the_background(
 ) -> None:
     """``run ... &``: a line as in a log. One that is drawn again would spoil the shell's lines."""
     holder = start(
-        etcd, "run", name, "-l", "1", "--", "sh", "-c", "echo held; read x", stdin=subprocess.PIPE
+        etcd,
+        "run",
+        name,
+        "-l",
+        "1",
+        "-t",
+        "3s",
+        "--",
+        "sh",
+        "-c",
+        "echo held; read x",
+        stdin=subprocess.PIPE,
     )
     holder.expect("held")
     shell = console(etcd, "bash", "-c", f"set -m; {RUN} {name} -- echo ran & wait")

@@ -75,6 +75,7 @@ LATE = {
     "grant_with_a_dead_lease",
     "a_renewal_forgets_the_bound",
     "a_bound_stays_with_the_lease",
+    "a_drain_believes_its_watch",
     "chosen_before",
 }
 """Bugs that are found after ten seeds or more: they are looked for with `--all`."""

@@ -44,7 +44,7 @@ def test_no_window_holds_more_than_the_limit(first: int) -> None:
         assert outcome.counters["starts"] > 0
 
 
-@pytest.mark.parametrize("faulty", [False, True])
+@pytest.mark.parametrize("faulty", sample([False, True]))
 def test_ten_minutes(faulty: bool) -> None:
     """10 minutes: never above the limit; without faults, at least 95 % of it is used."""
     quiet = RateOptions.of(0)
@@ -72,6 +72,7 @@ def _stormy(options: RateOptions) -> bool:
     return {"crash", "pause", "weather", "shutdown"} <= options.faults.kinds
 
 
+@pytest.mark.slow
 def test_ten_thousand_a_minute_cost_a_few_hundred_transactions() -> None:
     """Blocks: 10,000 starts in a minute for less than 1,000 transactions."""
     rate = Rate(10000, 60.0, default_block(10000))
