@@ -14,7 +14,7 @@ from etcdsem.core.commands import (
     Procedure,
     Wait,
 )
-from tests.simulation.world import Timer
+from tests.simulation.world import Cancelled, Timer
 
 if TYPE_CHECKING:
     from tests.simulation.client import SimClient
@@ -153,11 +153,13 @@ class Process:
             self.step(result)
 
     def dispose(self) -> None:
-        """End the generator; `close()` would complain when its clean-up yields."""
+        """End the generator; `close()` would complain when its clean-up yields. One that cleans up
+        after an interruption ends with that.
+        """
         while not self.done:
             try:
                 self.generator.throw(_Disposed())
-            except (_Disposed, StopIteration):
+            except (_Disposed, Cancelled, StopIteration):
                 self.done = True
 
     @property
