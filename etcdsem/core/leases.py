@@ -20,9 +20,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-from etcdsem.core.commands import (
-    Mailbox,
-)
+from etcdsem.core.commands import Mailbox
 from etcdsem.model import duration_text
 
 RPC_TIMEOUT = 4.0

@@ -26,17 +26,7 @@ from etcdsem.core.commands import (
     TxnReply,
     perform,
 )
-from etcdsem.core.decisions import (
-    Ask,
-    Clear,
-    Drop,
-    Gone,
-    Pass,
-    ReadAll,
-    Retire,
-    Vacate,
-    pass_depth,
-)
+from etcdsem.core.decisions import Ask, Clear, Drop, Gone, Pass, ReadAll, Retire, Vacate, pass_depth
 from etcdsem.core.grants import Grant
 from etcdsem.core.leases import RPC_TIMEOUT, TtlLease
 from etcdsem.core.reconcile import reconcile

@@ -13,12 +13,7 @@ from typing import TYPE_CHECKING
 
 from etcdsem.clock import boot_time
 from etcdsem.etcd.dialing import CHUNK, interrupts, not_for_children, would_block
-from etcdsem.etcd.grpc_protocol import (
-    RpcError,
-    error_of,
-    frame_message,
-    messages,
-)
+from etcdsem.etcd.grpc_protocol import RpcError, error_of, frame_message, messages
 from etcdsem.etcd.http2 import Http2, Stream
 
 if TYPE_CHECKING:

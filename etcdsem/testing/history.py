@@ -6,10 +6,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from etcdsem.core.commands import (
-    Event,
-    Refused,
-)
+from etcdsem.core.commands import Event, Refused
 
 WATCH_TICK = 0.1
 """How often watchers that start in the past are served (watchable_store.go, `syncWatchersLoop`)."""

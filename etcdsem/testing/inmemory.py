@@ -22,11 +22,7 @@ from typing import Any, Self
 
 from etcdsem import sync
 from etcdsem.clock import boot_time
-from etcdsem.core.commands import (
-    Mailbox,
-    Txn,
-    TxnReply,
-)
+from etcdsem.core.commands import Mailbox, Txn, TxnReply
 from etcdsem.errors import InvalidSetting
 from etcdsem.model import Duration, seconds
 from etcdsem.testing.base import SETTINGS, BaseMemory, Wire

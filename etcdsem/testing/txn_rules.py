@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from etcdsem.core.commands import (
-    Delete,
-    Operation,
-    Put,
-    Refused,
-    Txn,
-)
+from etcdsem.core.commands import Delete, Operation, Put, Refused, Txn
 
 MAX_OPERATIONS = 128
 """etcd's --max-txn-ops: for each level the longest of its three lists, less those above it."""

@@ -18,14 +18,7 @@
 
 from __future__ import annotations
 
-from etcdsem.core.keys.layout import (
-    CARRIED,
-    MAX_HOLD,
-    MAX_LETTER,
-    Keys,
-    client_id,
-    lease_hex,
-)
+from etcdsem.core.keys.layout import CARRIED, MAX_HOLD, MAX_LETTER, Keys, client_id, lease_hex
 from etcdsem.core.keys.limit import Limit, read_limit, write_paused, write_resized, write_resumed
 from etcdsem.core.keys.listing import read_holders, read_waiters, slot_number
 from etcdsem.core.keys.queue import (

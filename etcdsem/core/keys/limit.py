@@ -9,12 +9,7 @@ from typing import NamedTuple
 from etcdsem.core.commands import KeyValue
 from etcdsem.core.keys.layout import DIGITS
 from etcdsem.core.keys.values import moment_of, timestamp
-from etcdsem.model import (
-    MAX_LIMIT,
-    Pause,
-    Rate,
-    seconds,
-)
+from etcdsem.model import MAX_LIMIT, Pause, Rate, seconds
 
 
 class Limit(NamedTuple):

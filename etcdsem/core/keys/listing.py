@@ -11,11 +11,7 @@ from etcdsem.core.keys.limit import Limit
 from etcdsem.core.keys.queue import fault_of_waiter
 from etcdsem.core.keys.records import labels_of, load_record, max_hold_of, wants_of
 from etcdsem.core.keys.values import moment_of, text_of
-from etcdsem.model import (
-    Holder,
-    Junk,
-    Waiter,
-)
+from etcdsem.model import Holder, Junk, Waiter
 
 
 def slot_number(keys: Keys, key: bytes) -> int | None:

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from etcdsem.core.commands import (
-    Compare,
-    Delete,
-    Put,
-    Range,
-    Txn,
-    TxnReply,
-)
-from etcdsem.core.keys import (
-    Keys,
-)
+from etcdsem.core.commands import Compare, Delete, Put, Range, Txn, TxnReply
+from etcdsem.core.keys import Keys
 from etcdsem.core.transactions.conditions import as_range, is_known, slot_is_mine
 
 

@@ -5,22 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from etcdsem.core.commands import (
-    Delete,
-    Operation,
-    Put,
-    Txn,
-    TxnReply,
-)
-from etcdsem.core.keys import (
-    Identity,
-    Keys,
-    Limit,
-    Queued,
-    read_queue,
-    record,
-    write_list,
-)
+from etcdsem.core.commands import Delete, Operation, Put, Txn, TxnReply
+from etcdsem.core.keys import Identity, Keys, Limit, Queued, read_queue, record, write_list
 from etcdsem.core.transactions.conditions import (
     MAX_LISTED,
     Held,

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from etcdsem.core.commands import (
-    Delete,
-    Operation,
-    Txn,
-)
-from etcdsem.core.keys import (
-    Keys,
-    Queued,
-    write_list,
-)
+from etcdsem.core.commands import Delete, Operation, Txn
+from etcdsem.core.keys import Keys, Queued, write_list
 from etcdsem.core.transactions.conditions import (
     MAX_LISTED,
     Look,

@@ -4,22 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from etcdsem.core.commands import (
-    Delete,
-    Operation,
-    Put,
-    RangeReply,
-    Txn,
-    TxnReply,
-)
-from etcdsem.core.keys import (
-    Keys,
-    Limit,
-    Queued,
-    record,
-    write_letter,
-    write_list,
-)
+from etcdsem.core.commands import Delete, Operation, Put, RangeReply, Txn, TxnReply
+from etcdsem.core.keys import Keys, Limit, Queued, record, write_letter, write_list
 from etcdsem.core.transactions.conditions import (
     HERE,
     MAX_LISTED,

@@ -5,20 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from etcdsem.core.commands import (
-    Compare,
-    Operation,
-    Put,
-    Range,
-    Txn,
-    TxnReply,
-)
-from etcdsem.core.keys import (
-    Identity,
-    Keys,
-    Limit,
-    record,
-)
+from etcdsem.core.commands import Compare, Operation, Put, Range, Txn, TxnReply
+from etcdsem.core.keys import Identity, Keys, Limit, record
 from etcdsem.core.transactions.conditions import (
     Look,
     limit_is,
