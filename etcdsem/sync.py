@@ -309,7 +309,7 @@ class _Engine(BaseEngine):
         """Run a procedure that gives something back in another thread, a moment later."""
         guarded = functools.partial(self._guarded, lambda: self._run(procedure), "release")
         self.turn.note(guarded, "etcdsem-release")
-        self.session.leases.box.put(None)  # the heartbeat will start it, if nobody does before
+        self.session.wake_heartbeat()  # the heartbeat will start it, if nobody does before
 
     def _drive(self, procedure: Procedure[T], error: BaseException | None = None) -> T:
         turn = self.turn

@@ -36,7 +36,7 @@ from etcdsem.core.keys import (
     write_resized,
     write_resumed,
 )
-from etcdsem.core.limits import semaphore_closed, wrong_kind
+from etcdsem.core.limits import learn_known, semaphore_closed, wrong_kind
 from etcdsem.core.listeners import CallbackListener
 from etcdsem.core.retry import PATIENCE, read, sleep, transact
 from etcdsem.core.semaphore import SemaphoreState
@@ -141,9 +141,7 @@ def _rewrite(
     written: bytes | None = None
     while True:
         found = transactions.as_range(reply.replies[0]).kvs
-        semaphore.learn(read_limit(found[0]) if found else None, reply.revision)
-        if not found:
-            raise semaphore_closed(semaphore)
+        learn_known(semaphore, read_limit(found[0]) if found else None, reply.revision)
         kv = found[0]
         if before is not None and kv.value == written and not once:
             return Change(read_limit(before), read_limit(kv), changed=True)
@@ -236,10 +234,8 @@ def _holding(semaphore: SemaphoreState, until: float) -> Procedure[tuple[int, se
     txn = Txn((), (Range(keys.max_leases), slots))
     reply = yield from transact(semaphore.session, txn, until)
     limits, found = map(transactions.as_range, reply.replies)
-    limit = read_limit(limits.kvs[0]) if limits.kvs else None
-    semaphore.learn(limit, reply.revision)
-    if limit is None:
-        raise semaphore_closed(semaphore)
+    stored = read_limit(limits.kvs[0]) if limits.kvs else None
+    limit = learn_known(semaphore, stored, reply.revision)
     held = {
         kv.key for kv in found.kvs if kv.lease and slot_number(keys, kv.key) is not None
     }  # what somebody has put there by hand is nobody's lease

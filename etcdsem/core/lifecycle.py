@@ -65,7 +65,7 @@ def shutdown(session: Session, until: float) -> Procedure[None]:
     session.closed = True
     session.leases.until = until
     session.leases.closed = True
-    session.leases.box.put(None)
+    session.wake_heartbeat()
     for semaphore in session.semaphores.values():
         for waiting in semaphore.waiters:
             waiting.box.put(PlaceLost("its client was closed"))

@@ -22,6 +22,14 @@ def semaphore_closed(semaphore: SemaphoreState) -> SemaphoreClosed:
     )
 
 
+def learn_known(semaphore: SemaphoreState, limit: Limit | None, revision: int) -> Limit:
+    """The limit that was read at a revision; raises SemaphoreClosed if there was none."""
+    semaphore.learn(limit, revision)
+    if limit is None:
+        raise semaphore_closed(semaphore)
+    return limit
+
+
 def too_heavy(semaphore: SemaphoreState, weight: int) -> bool:
     """Is more wanted than the limit has, as far as is known? 0, or paused, is no limit to wait for
     less.

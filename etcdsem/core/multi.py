@@ -28,7 +28,7 @@ from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Limit
 from etcdsem.core.lease_manager import take_lease
 from etcdsem.core.leases import RPC_TIMEOUT, TtlLease
-from etcdsem.core.limits import known_limit, refuse_wrong_kind, semaphore_closed, wrong_kind
+from etcdsem.core.limits import known_limit, learn_known, refuse_wrong_kind, wrong_kind
 from etcdsem.core.reconcile import reconcile
 from etcdsem.core.release import release
 from etcdsem.core.request import AcquireRequest
@@ -298,20 +298,18 @@ def _first_choices(wants: Sequence[Want]) -> Procedure[list[_Choice] | None]:
 def _choice(want: Want, seen: Look) -> _Choice | None:
     """A free slot after a look; None: there is none, or somebody stands in line."""
     semaphore = want.semaphore
-    semaphore.learn(seen.limit, seen.revision)
     semaphore.queue.set_contended(seen.contended)
-    if seen.limit is None:
-        raise semaphore_closed(semaphore)
-    wrong = wrong_kind(semaphore, seen.limit, rate=want.request.rate)
+    limit = learn_known(semaphore, seen.limit, seen.revision)
+    wrong = wrong_kind(semaphore, limit, rate=want.request.rate)
     if wrong is not None:
         raise wrong
-    if seen.contended and (seen.queue or not seen.complete):
+    if seen.has_waiters:
         return None
     free, counted_at = decisions.room_seen(semaphore.keys, seen)
     if not free:
         return None
     place = 0 if counted_at else int(semaphore.session.env.random() * len(free))
-    return _Choice(seen.limit, free[place], counted_at)
+    return _Choice(limit, free[place], counted_at)
 
 
 def _wishes(

@@ -10,7 +10,7 @@ import math
 from etcdsem.core import decisions, transactions
 from etcdsem.core.commands import KeyValue, Procedure, Txn
 from etcdsem.core.keys import Keys, Limit
-from etcdsem.core.limits import semaphore_closed
+from etcdsem.core.limits import learn_known
 from etcdsem.core.retry import transact
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.transactions import MAX_DEPTH, Look
@@ -106,10 +106,7 @@ def look(
 def look_with_limit(semaphore: SemaphoreState, until: float) -> Procedure[tuple[Look, Limit]]:
     """A look, and the limit that it saw; raises SemaphoreClosed if there is none."""
     seen = yield from look(semaphore, until=until)
-    semaphore.learn(seen.limit, seen.revision)
-    if seen.limit is None:
-        raise semaphore_closed(semaphore)
-    return seen, seen.limit
+    return seen, learn_known(semaphore, seen.limit, seen.revision)
 
 
 def recheck(semaphore: SemaphoreState, until: float) -> Procedure[None]:

@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from etcdsem.core import decisions, transactions
-from etcdsem.core.commands import (
-    Procedure,
-    Txn,
-)
+from etcdsem.core.commands import Procedure, Txn
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Limit
 from etcdsem.core.leases import RPC_TIMEOUT, TtlLease
-from etcdsem.core.limits import (
-    known_limit,
-    refuse_too_heavy,
-    semaphore_closed,
-)
+from etcdsem.core.limits import known_limit, learn_known, refuse_too_heavy, semaphore_closed
 from etcdsem.core.reconcile import look_with_limit, reconcile
 from etcdsem.core.request import AcquireRequest
 from etcdsem.core.retry import TryAgain, alone_in_group, transact
@@ -49,7 +42,7 @@ def try_now(
     """TRY. None: not granted; if `thorough`, because it is full, or others are in the queue."""
     if request.wants.weight > 1:
         return (yield from _try_heavy(semaphore, request, lease, until, thorough=thorough))
-    session, keys, env = semaphore.session, semaphore.keys, semaphore.session.env
+    session, keys = semaphore.session, semaphore.keys
     # The slots are chosen by one limit, and the transaction holds only while that one stands.
     limit = yield from known_limit(semaphore)
     slots = semaphore.slots.candidates(limit)
@@ -64,10 +57,11 @@ def try_now(
         if not thorough or (result.held >= result.limit.room and not result.contended):
             return None
         # Not evidently full: a mark that nobody took away, a heal that is due, other slots.
-        seen, limit = yield from _look_again(semaphore, until)
-        if seen.contended and (seen.queue or not seen.complete):
-            yield from reconcile(semaphore, seen, until=env.now() + RPC_TIMEOUT)
-            yield from known_limit(semaphore)  # raises if it was closed meanwhile
+        reply = yield from transact(session, Txn((), transactions.look(keys)), until)
+        seen = transactions.read_look(keys, reply, reply.revision)
+        limit = learn_known(semaphore, seen.limit, seen.revision)
+        if seen.has_waiters:
+            yield from _serve_waiters(semaphore, seen)
             return None
         slots, counted_at = decisions.room_seen(keys, seen)
         if counted_at:
@@ -79,15 +73,10 @@ def try_now(
     return None
 
 
-def _look_again(semaphore: SemaphoreState, until: float) -> Procedure[tuple[Look, Limit]]:
-    reply = yield from transact(
-        semaphore.session, Txn((), transactions.look(semaphore.keys)), until
-    )
-    seen = transactions.read_look(semaphore.keys, reply, reply.revision)
-    semaphore.learn(seen.limit, seen.revision)
-    if seen.limit is None:
-        raise semaphore_closed(semaphore)
-    return seen, seen.limit
+def _serve_waiters(semaphore: SemaphoreState, seen: Look) -> Procedure[None]:
+    """They come first; raises SemaphoreClosed if it was closed meanwhile."""
+    yield from reconcile(semaphore, seen, until=semaphore.session.env.now() + RPC_TIMEOUT)
+    yield from known_limit(semaphore)
 
 
 def _try_heavy(
@@ -99,16 +88,15 @@ def _try_heavy(
     thorough: bool,
 ) -> Procedure[Grant | None]:
     """TRY for several slots: first a look which are free, then all of them or none."""
-    session, keys, env = semaphore.session, semaphore.keys, semaphore.session.env
+    session, keys = semaphore.session, semaphore.keys
     weight = request.wants.weight
     for _ in range(8):
         seen, limit = yield from look_with_limit(semaphore, until)
         refuse_too_heavy(semaphore, weight)
         semaphore.queue.set_contended(seen.contended)
-        if seen.contended and (seen.queue or not seen.complete):
+        if seen.has_waiters:
             if thorough:
-                yield from reconcile(semaphore, seen, until=env.now() + RPC_TIMEOUT)
-                yield from known_limit(semaphore)  # raises if it was closed meanwhile
+                yield from _serve_waiters(semaphore, seen)
             return None
         free = decisions.free_together(keys, seen, weight)
         if free is None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from etcdsem.core.commands import AccessDenied, Event, Failure, Listener
 
@@ -90,6 +90,27 @@ class WatchEntry:
     def telling(self, tell: Callable[[T], None], what: T) -> Telling:
         """Tell the listener, unless the watch has been cancelled by then."""
         return lambda: None if self.cancelled else tell(what)
+
+
+class _Remover(Protocol):
+    """The watches of a client, on whichever stream."""
+
+    def remove(self, entry: WatchEntry) -> None:
+        """Cancel a watch: its listener hears nothing more."""
+
+
+class WatchHandle:
+    """A watch that can be cancelled."""
+
+    __slots__ = ("_entry", "_watches")
+
+    def __init__(self, watches: _Remover, entry: WatchEntry) -> None:
+        self._watches = watches
+        self._entry = entry
+
+    def cancel(self) -> None:
+        """The listener hears nothing more."""
+        self._watches.remove(self._entry)
 
 
 class WatchBook:

@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
 from etcdsem.core.commands import AccessDenied, Failure, Listener
-from etcdsem.core.watchbook import WatchBook, WatchEntry, WatchRequest, WatchResponse
+from etcdsem.core.watchbook import WatchBook, WatchEntry, WatchHandle, WatchRequest, WatchResponse
 from etcdsem.etcd import rpc
 from etcdsem.etcd.connection import Calls, Link
 from etcdsem.etcd.encode import watch_request, watch_response
@@ -49,20 +49,6 @@ class Carrier(Protocol):
 
     def send(self, stream: Any, message: bytes) -> None:
         """Send a message on it. Never blocks."""
-
-
-class WatchHandle:
-    """A watch that can be cancelled."""
-
-    __slots__ = ("_entry", "_streams")
-
-    def __init__(self, streams: Streams, entry: WatchEntry) -> None:
-        self._streams = streams
-        self._entry = entry
-
-    def cancel(self) -> None:
-        """The listener hears nothing more."""
-        self._streams.remove(self._entry)
 
 
 class Streams:

@@ -26,7 +26,7 @@ from etcdsem.core.commands import (
     Txn,
 )
 from etcdsem.core.keys import lease_hex
-from etcdsem.core.watchbook import WatchBook, WatchEntry, WatchRequest, WatchResponse
+from etcdsem.core.watchbook import WatchBook, WatchEntry, WatchHandle, WatchRequest, WatchResponse
 from etcdsem.errors import EtcdSemError, InvalidSetting
 from etcdsem.etcd.settings import ConnectionSettings, Endpoint
 from etcdsem.testing.model import EtcdModel
@@ -39,19 +39,6 @@ _ENDPOINT = "in-memory"
 
 SETTINGS = ConnectionSettings((Endpoint(_ENDPOINT, _ENDPOINT),))
 """What stands for the settings of a client in memory."""
-
-
-class _Watch:
-    """A watch that can be cancelled."""
-
-    __slots__ = ("_entry", "_wire")
-
-    def __init__(self, wire: Wire, entry: WatchEntry) -> None:
-        self._wire = wire
-        self._entry = entry
-
-    def cancel(self) -> None:
-        self._wire.remove(self._entry)
 
 
 class Time(Protocol):
@@ -128,11 +115,11 @@ class Wire:
         *,
         start: int = 0,
         only: Literal["put", "delete"] | None = None,
-    ) -> _Watch:
+    ) -> WatchHandle:
         entry = WatchEntry(listener, key, end, start, only)
         with self._time.lock:
             self._send([self._book.add(entry)])
-        return _Watch(self, entry)
+        return WatchHandle(self, entry)
 
     def remove(self, entry: WatchEntry) -> None:
         """Cancel a watch: its listener hears nothing more."""

@@ -29,9 +29,10 @@ from etcdsem.core.commands import (
 )
 from etcdsem.core.keys import client_id
 from etcdsem.core.session import Session
+from etcdsem.core.watchbook import WatchHandle
 from etcdsem.errors import EtcdSemError
 from tests.simulation.process import Box, Call, Process
-from tests.simulation.streams import RenewalStream, SimWatch, WatchStream
+from tests.simulation.streams import RenewalStream, WatchStream
 from tests.simulation.trace import brief
 from tests.simulation.world import PREFIX, Cancelled, Timer, World
 
@@ -131,7 +132,7 @@ class SimClient:
         *,
         start: int = 0,
         only: str | None = None,
-    ) -> SimWatch:
+    ) -> WatchHandle:
         return self.watches.add(listener, key, end, start, only)
 
     def renew(self, lease_id: int) -> None:

@@ -16,6 +16,7 @@ from etcdsem.core.watchbook import (
     CancelWatch,
     WatchBook,
     WatchEntry,
+    WatchHandle,
     WatchRequest,
     WatchResponse,
 )
@@ -81,19 +82,6 @@ class _Stream:
         raise NotImplementedError
 
 
-class SimWatch:
-    """A watch that can be cancelled."""
-
-    __slots__ = ("entry", "stream")
-
-    def __init__(self, stream: WatchStream, entry: WatchEntry) -> None:
-        self.stream = stream
-        self.entry = entry
-
-    def cancel(self) -> None:
-        self.stream.remove(self.entry)
-
-
 class _CountedListener:
     """A listener whose events and gaps are counted and traced."""
 
@@ -130,11 +118,11 @@ class WatchStream(_Stream):
 
     def add(
         self, listener: Listener, key: bytes, end: bytes, start: int, only: str | None
-    ) -> SimWatch:
+    ) -> WatchHandle:
         """Ask for a watch."""
         entry = WatchEntry(_CountedListener(self.client, listener), key, end, start, only)
         self._send(self.book.add(entry))
-        return SimWatch(self, entry)
+        return WatchHandle(self, entry)
 
     def remove(self, entry: WatchEntry) -> None:
         """Cancel a watch, also one that etcd has not created yet."""

@@ -34,11 +34,11 @@ from etcdsem.core.commands import (
     Txn,
     TxnReply,
 )
+from etcdsem.core.watchbook import WatchHandle
 from etcdsem.etcd import encode
 from etcdsem.etcd.connection import Connection
 from etcdsem.etcd.settings import read_settings
 from etcdsem.etcd.stream_thread import ThreadStreams
-from etcdsem.etcd.streams import WatchHandle
 from etcdsem.server import EtcdServer
 from etcdsem.testing.history import ModelWatch
 from etcdsem.testing.model import EtcdModel

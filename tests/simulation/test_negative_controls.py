@@ -36,6 +36,7 @@ from etcdsem.core.leases import TtlLease, margin
 from etcdsem.core.session import Session
 from etcdsem.core.transactions import Mine, Wish, conditions, give
 from etcdsem.core.waiters import Waiters
+from etcdsem.core.watchbook import WatchHandle
 from etcdsem.core.watches import Watches
 from tests.scenarios.scenarios import a_big_one_that_leaves
 from tests.scenarios.stages import SimStage
@@ -44,7 +45,6 @@ from tests.simulation.client import SimClient
 from tests.simulation.options import PASSING, SEVERAL
 from tests.simulation.runs import run_seed
 from tests.simulation.shared import SharedObject
-from tests.simulation.streams import SimWatch
 from tests.simulation.test_simulator import QUIET
 from tests.simulation.test_state_machine import SemaphoreMachine
 from tests.simulation.world import Violation
@@ -163,7 +163,7 @@ def no_watch_on_deletes(patch: Patch) -> None:
 
     def watch(
         client: SimClient, listener: Any, key: bytes, end: bytes = b"", **how: Any
-    ) -> SimWatch:
+    ) -> WatchHandle:
         deaf = how.get("only") == "delete"
         return right(client, _Deaf(listener) if deaf else listener, key, end, **how)
 

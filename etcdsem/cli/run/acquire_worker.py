@@ -9,18 +9,20 @@
 from __future__ import annotations
 
 import math
+import signal
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import click
 
+from etcdsem.cli import exit_codes
 from etcdsem.cli.options import DIAL_TIMEOUT, connect
 from etcdsem.cli.output import exact, say
 from etcdsem.cli.progress import ProgressLine
 from etcdsem.cli.run.multi import acquire_multi
 from etcdsem.cli.run.request import LeaseRequest
-from etcdsem.cli.signals import Signals
+from etcdsem.cli.signals import Signals, Stopped
 from etcdsem.cli.worker import Worker
 from etcdsem.clock import boot_time
 from etcdsem.errors import EtcdUnavailable, SemaphoreClosed
@@ -133,6 +135,12 @@ def _wait(
         else:
             say(f"{request.name}: {none}{waited} (see: etcdsem {command} {request.name})")
     return result
+
+
+def stopped_in_line(stopped: Stopped, shown: str) -> int:
+    """Say that a signal has ended the wait; gives the exit code."""
+    say(f"{signal.Signals(stopped.number).name} while waiting for {shown}: left the line")
+    return exit_codes.SIGNAL + stopped.number
 
 
 def give_back(name: str, lease: Lease | MultiLease | None, client: Client) -> None:

@@ -21,7 +21,7 @@ from etcdsem.cli import exit_codes
 from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.options import connection_options, name_argument
 from etcdsem.cli.output import echo, flush, say
-from etcdsem.cli.run.acquire_worker import connect_for, give_back, wait_for_lease
+from etcdsem.cli.run.acquire_worker import connect_for, give_back, stopped_in_line, wait_for_lease
 from etcdsem.cli.run.ready_file import ReadyData, ReadyFile, check, ready_data, serve_ready
 from etcdsem.cli.run.request import LeaseRequest, read_grace, read_request, request_options
 from etcdsem.cli.run.supervisor import ends_soon, slack
@@ -150,9 +150,7 @@ def _run(ctx: click.Context, plan: _Plan) -> int:
     try:
         return holding.run()
     except Stopped as stopped:
-        name = signal.Signals(stopped.number).name
-        say(f"{name} while waiting for {plan.request.name}: left the line")
-        return exit_codes.SIGNAL + stopped.number
+        return stopped_in_line(stopped, plan.request.name)
     finally:
         holding.end()
 

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import shutil
-import signal
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -20,7 +19,13 @@ import click
 from etcdsem.cli import exit_codes
 from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.output import say
-from etcdsem.cli.run.acquire_worker import connect_for, give_back, wait_for_leases, wait_for_start
+from etcdsem.cli.run.acquire_worker import (
+    connect_for,
+    give_back,
+    stopped_in_line,
+    wait_for_leases,
+    wait_for_start,
+)
 from etcdsem.cli.run.job_metrics import JobMetrics
 from etcdsem.cli.run.launcher import Launcher
 from etcdsem.cli.run.multi import MultiLease, described
@@ -72,9 +77,7 @@ def _run_job(ctx: click.Context, plan: Plan, metrics: JobMetrics) -> int:
     try:
         return job.run()
     except Stopped as stopped:
-        name = signal.Signals(stopped.number).name
-        say(f"{name} while waiting for {plan.request.shown}: left the line")
-        return exit_codes.SIGNAL + stopped.number
+        return stopped_in_line(stopped, plan.request.shown)
     finally:
         job.end()
 

@@ -5,20 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
-from etcdsem.core.commands import (
-    Compare,
-    KeyValue,
-    Range,
-    RangeReply,
-    TxnReply,
-)
-from etcdsem.core.keys import (
-    Keys,
-    Limit,
-    Queued,
-    read_limit,
-    read_queue,
-)
+from etcdsem.core.commands import Compare, KeyValue, Range, RangeReply, TxnReply
+from etcdsem.core.keys import Keys, Limit, Queued, read_limit, read_queue
 
 MAX_DEPTH = 16
 """Nested transactions at most: protobuf's Python messages stop at 100 levels, a nested
@@ -83,6 +71,11 @@ class Look(NamedTuple):
         if self.complete:
             return self.revision
         return self.queue[-1].created if self.queue else 0
+
+    @property
+    def has_waiters(self) -> bool:
+        """Does anybody stand in the queue? The mark alone may be left over."""
+        return self.contended and (bool(self.queue) or not self.complete)
 
 
 class Mine(NamedTuple):
