@@ -56,10 +56,10 @@ class Helper:
         settings, password, self._limit = pickle.loads(_exactly(size))  # noqa: S301 - our parent's
         settings.__dict__["password"] = password
         self._client = Client(settings)
-        engine = self._engine = self._client.engine
-        keeper = Borrowed(engine)
+        driver = self._driver = self._client._driver
+        keeper = Borrowed(driver)
         keeper.table, keeper.places = Table(memory), {}
-        engine.session.leases = self._keeper = keeper
+        driver.session.leases = self._keeper = keeper
         self._table = keeper.table
 
     def work(self) -> None:
@@ -71,7 +71,7 @@ class Helper:
                 if not data:
                     return
                 heard += data
-            with self._engine.turn:
+            with self._driver.turn:
                 while len(heard) >= ORDER.size:
                     self._obey(heard[: ORDER.size])
                     heard = heard[ORDER.size :]

@@ -37,7 +37,7 @@ class PrefixMirror:
     """A copy of all that lies below a client's prefix."""
 
     def __init__(self, client: Client) -> None:
-        self._engine = client.engine
+        self._driver = client._driver
         self._census = PrefixView(client.prefix)
         self.prefix = self._census.prefix
         self.full_reads = 0
@@ -71,28 +71,28 @@ class PrefixMirror:
     @contextmanager
     def semaphores(self) -> Iterator[tuple[float, Sequence[SemaphoreView]]]:
         """The time, and all semaphores and rate limits by name. They change after the block."""
-        with self._engine.turn:
-            now = self._engine.now()
+        with self._driver.turn:
+            now = self._driver.now()
             yield now, [line for _, line in sorted(self._census.lines.items())]
 
     def _ask(self) -> None:
-        engine, view = self._engine, self._census
-        until = engine.now() + PATIENCE
+        driver, view = self._driver, self._census
+        until = driver.now() + PATIENCE
         self._listen(until)
         if view.state == "live":
             keys = Range(view.start, view.end, count_only=True)
-            counted = engine.run(self._read(keys, until))
-            with engine.turn:
-                view.expect(counted[0], counted[1], engine.now())
+            counted = driver.run(self._read(keys, until))
+            with driver.turn:
+                view.expect(counted[0], counted[1], driver.now())
         while view.state != "live":
-            if engine.now() >= until:
+            if driver.now() >= until:
                 raise NotApplied("events were missed again and again while all keys were read")
             self._read_all(until)
 
     def _listen(self, until: float) -> None:
         """See to it that the watch is up; a Failure if it cannot be."""
-        engine, view = self._engine, self._census
-        with engine.turn:
+        driver, view = self._driver, self._census
+        with driver.turn:
             if self._watch is None:
                 self._refused = None
                 self._watching.clear()
@@ -102,14 +102,14 @@ class PrefixMirror:
                     gap=view.lost,
                     refused=self._no_watch,
                 )
-                self._watch = engine.watch(listener, view.start, view.end)
-        if not self._watching.wait(max(0.0, until - engine.now())):
+                self._watch = driver.watch(listener, view.start, view.end)
+        if not self._watching.wait(max(0.0, until - driver.now())):
             raise NotApplied("no watch could be set up in time")
         if self._refused is not None:
             raise self._refused
 
     def _events(self, events: Sequence[Event]) -> None:
-        self._census.apply(events, self._engine.now())
+        self._census.apply(events, self._driver.now())
 
     def _no_watch(self, error: Failure) -> None:
         self._watch, self._refused = None, error
@@ -117,19 +117,19 @@ class PrefixMirror:
         self._watching.set()
 
     def _read_all(self, until: float) -> None:
-        engine, view = self._engine, self._census
-        with engine.turn:
+        driver, view = self._driver, self._census
+        with driver.turn:
             view.begin()
         try:
-            engine.run(self._load(until))
+            driver.run(self._load(until))
         finally:
-            with engine.turn:
+            with driver.turn:
                 if view.state == "loading":
                     view.abandon()
         self.full_reads += 1
 
     def _load(self, until: float) -> Procedure[None]:
-        view, session = self._census, self._engine.session
+        view, session = self._census, self._driver.session
         scan = Txn((), (Range(view.start, view.end),))
         reply = yield from transact(session, scan, until)
         kvs = transactions.as_range(reply.replies[0]).kvs
@@ -137,7 +137,7 @@ class PrefixMirror:
 
     def _read(self, keys: Range, until: float) -> Procedure[tuple[int, int]]:
         """(revision, how many keys), tried once more if that may help."""
-        session = self._engine.session
+        session = self._driver.session
         for last in (False, True):
             try:
                 reply = yield from transact(session, Txn((), (keys,)), until)

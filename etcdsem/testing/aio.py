@@ -17,6 +17,7 @@ from typing import Self, TypeVar
 
 from etcdsem import aio
 from etcdsem.core.commands import Mailbox, Procedure, Txn, TxnReply
+from etcdsem.drivers import aio as aio_driver
 from etcdsem.errors import InvalidSetting
 from etcdsem.model import Duration, seconds
 from etcdsem.testing.aio_virtual import Box, LoopTime
@@ -83,14 +84,16 @@ class MemoryClient(aio.Client):
     def __reduce__(self) -> tuple[object, ...]:
         return self._memory.reduced(self.prefix)
 
-    def _dial(self, start: aio.Start, renewed: Callable[[int, float], None]) -> aio.Backend:
+    def _dial(
+        self, start: aio_driver.Start, renewed: Callable[[int, float], None]
+    ) -> aio_driver.Backend:
         wire = self._wire = self._memory._dial(renewed)
         time = self._memory._time
-        return aio.Backend(_Calls(wire, self._memory._model), wire, wire, _Clock(wire, time))
+        return aio_driver.Backend(_Calls(wire, self._memory._model), wire, wire, _Clock(wire, time))
 
-    async def run(self, procedure: Procedure[T], what: str) -> T:
+    async def _run(self, procedure: Procedure[T], what: str) -> T:
         self._memory._time.stir()
-        return await super().run(procedure, what)
+        return await super()._run(procedure, what)
 
     @property
     def requests(self) -> Counter[str]:
@@ -209,7 +212,7 @@ class Memory(BaseMemory):
         for client in clients:
             if not isinstance(client, MemoryClient) or client._memory is not self:
                 raise InvalidSetting(f"{client!r} is no client of this etcd")
-            _ = client.engine  # its wire is made on first use
+            _ = client._driver  # its wire is made on first use
             if client._wire is not None:
                 wires.append(client._wire)
         return wires

@@ -23,6 +23,7 @@ from typing import Any, Self
 from etcdsem import sync
 from etcdsem.clock import boot_time
 from etcdsem.core.commands import Mailbox, Txn, TxnReply
+from etcdsem.drivers import threads
 from etcdsem.errors import InvalidSetting
 from etcdsem.model import Duration, seconds
 from etcdsem.testing.base import SETTINGS, BaseMemory, Wire
@@ -81,9 +82,9 @@ class MemoryClient(sync.Client):
 
     def _dial(
         self, guard: AbstractContextManager[Any], renewed: Callable[[int, float], None]
-    ) -> sync.Backend:
+    ) -> threads.Backend:
         line = self._line = self._memory._dial(guard, renewed)
-        return sync.Backend(line, line, line, line)
+        return threads.Backend(line, line, line, line)
 
     @property
     def requests(self) -> Counter[str]:
@@ -216,7 +217,7 @@ class Memory(BaseMemory):
         for client in clients:
             if not isinstance(client, MemoryClient) or client._memory is not self:
                 raise InvalidSetting(f"{client!r} is no client of this etcd")
-            _ = client.engine  # its line is made on first use
+            _ = client._driver  # its line is made on first use
             if client._line is not None:
                 wires.append(client._line)
         return wires

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from etcdsem import aio
 from etcdsem.core.commands import (
     Command,
     Failure,
@@ -30,6 +29,8 @@ from etcdsem.core.commands import (
     TxnReply,
     Watch,
 )
+from etcdsem.drivers.aio import AioDriver, Backend, Over
+from etcdsem.drivers.aio_clock import Box
 from etcdsem.errors import EtcdSemError
 from tests.simulation.checks import Checker
 from tests.simulation.client import SimClient
@@ -108,7 +109,7 @@ class AioWorld(World):
         for client in self.clients:
             client.crashed = True
             if isinstance(client, AioClient):
-                client.engine._over = True
+                client.driver._over = True
         tasks = asyncio.all_tasks(self.loop)
         for task in tasks:
             task.cancel()
@@ -236,20 +237,20 @@ class _Clock:
         return self._client.wall()
 
     def mailbox(self) -> Mailbox:
-        return aio.Box()
+        return Box()
 
     async def wait(self, box: Mailbox, until: float) -> object:
-        assert isinstance(box, aio.Box)
+        assert isinstance(box, Box)
         return await box.next(self._client.now, until)
 
 
-class _Engine(aio._Engine):
+class _Driver(AioDriver):
     """The real driver, with the world's chance."""
 
     def __init__(self, client: AioClient) -> None:
         self._client = client
         super().__init__(
-            lambda start, renewed: aio.Backend(
+            lambda start, renewed: Backend(
                 _Line(client), _Watches(client), _Renewals(client), _Clock(client)
             )
         )
@@ -278,23 +279,23 @@ class AioClient(SimClient):
         super().__init__(world, number)
         self.again: Callable[[str], Procedure[Any]] | None = None  # a new worker
         self.tasks: list[AioProcess] = []
-        self.engine = world.inside(lambda: _Engine(self))
-        self.session = self.engine.session
+        self.driver = world.inside(lambda: _Driver(self))
+        self.session = self.driver.session
         self.id = self.session.client
 
     def mailbox(self) -> Mailbox:
-        return aio.Box()
+        return Box()
 
     def start(self, procedure: Procedure[Any], name: str, on_done: Any) -> Any:
         """Perform it in a task. A worker that was cancelled begins anew."""
-        engine, world = self.engine, self.world
+        driver, world = self.driver, self.world
         assert isinstance(world, AioWorld)
         process = AioProcess(name)
 
         async def work(procedure: Procedure[Any]) -> None:
             while True:
                 try:
-                    value = await engine.run(procedure)
+                    value = await driver.run(procedure)
                 except asyncio.CancelledError:
                     world.counters["cancelled"] += 1
                     if self.again is None or not name.startswith("worker"):
@@ -306,7 +307,7 @@ class AioClient(SimClient):
                     process.done = True
                     on_done(None, error)
                     return
-                except aio._Over:
+                except Over:
                     process.done = True
                     return
                 else:
@@ -335,8 +336,8 @@ class AioClient(SimClient):
             self.world.after(self.world.rng.random() * 0.01, task.cancel)
 
     def shut_down(self, grace: float) -> None:
-        self.engine._grace = grace
-        self.engine._end.set()
+        self.driver._grace = grace
+        self.driver._end.set()
 
 
 class AioRun(Run):

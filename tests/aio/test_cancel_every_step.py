@@ -46,8 +46,8 @@ async def sabotaged(
         with contextlib.suppress(asyncio.CancelledError):
             await task
         assert sem.leases == ()
-        await eventually(lambda: client.engine.session.leases.revocations == 0)
-        assert not client.engine.session.grants()
+        await eventually(lambda: client._driver.session.leases.revocations == 0)
+        assert not client._driver.session.grants()
         return canceller.hit, canceller.made
 
 
@@ -110,7 +110,7 @@ def test_cancelled_again_while_it_cleans_up(etcd: EtcdServer, name: str, times: 
             other = await Semaphore(1, name, client=holder)
             await other.acquire()
             sem = await Semaphore(1, name, client=client)
-            perform = client.engine._perform
+            perform = client._driver._perform
             revoking, go_on = asyncio.Event(), asyncio.Event()
 
             async def slowly(command: Command[Any]) -> object:
@@ -119,7 +119,7 @@ def test_cancelled_again_while_it_cleans_up(etcd: EtcdServer, name: str, times: 
                     await go_on.wait()
                 return await perform(command)
 
-            client.engine._perform = slowly  # type: ignore[method-assign]
+            client._driver._perform = slowly  # type: ignore[method-assign]
             task = asyncio.create_task(sem.acquire())
             await until(lambda: _waiting(other, 1))
             task.cancel()
@@ -133,7 +133,7 @@ def test_cancelled_again_while_it_cleans_up(etcd: EtcdServer, name: str, times: 
             assert not done
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert client.engine.session.leases.revocations == 0
+            assert client._driver.session.leases.revocations == 0
             assert await other.waiters() == ()
 
     run(main())

@@ -124,8 +124,8 @@ async def sabotaged(
         assert len(kept) in (0, 2)
         for lease in kept:
             assert await lease.release()
-        await eventually(lambda: client.engine.session.leases.revocations == 0)
-        assert not client.engine.session.grants()
+        await eventually(lambda: client._driver.session.leases.revocations == 0)
+        assert not client._driver.session.grants()
         await until(others.settled)
         return canceller.hit, canceller.made
 

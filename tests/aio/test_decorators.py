@@ -17,7 +17,7 @@ import pytest
 import etcdsem
 from etcdsem import aio
 from etcdsem.aio import RateLimit, Semaphore
-from etcdsem.decorators import decorate_async
+from etcdsem.facade.decorators import decorate_async
 from etcdsem.testing.aio import Memory, memory
 from tests.helpers.event_loop import eventually, run
 

@@ -12,9 +12,11 @@ import pytest
 
 import etcdsem
 from etcdsem import aio
-from etcdsem.aio import Box, Lease, Semaphore
+from etcdsem.aio import Lease, Semaphore
 from etcdsem.core.commands import Command, Failure, Procedure, RevokeLease, Transact, Wait, perform
 from etcdsem.core.lease_manager import revoke_until_gone
+from etcdsem.drivers.aio import Over
+from etcdsem.drivers.aio_clock import Box
 from etcdsem.testing.aio import Memory, MemoryClient, memory
 from tests.helpers.event_loop import run
 
@@ -37,7 +39,7 @@ def meddle(
     meddling: Callable[[Callable[[], Awaitable[object]]], Awaitable[object]],
 ) -> None:
     """Perform the next command of a kind in another way."""
-    engine = client.engine
+    engine = client._driver
     perform = engine._perform
     todo = [meddling]
 
@@ -123,7 +125,7 @@ def test_what_runs_beside_the_callers_is_cancelled_by_nobody() -> None:
             return None
 
         meddle(client, RevokeLease, never)
-        client.engine.spawn(revoke_until_gone(client.engine, int(lease.id, 16), 30.0), "settle")
+        client._driver.spawn(revoke_until_gone(client._driver, int(lease.id, 16), 30.0), "settle")
         (settling,) = asyncio.all_tasks() - tasks
         await revoking.wait()
         settling.cancel()
@@ -138,7 +140,7 @@ def test_an_error_does_not_shield_what_follows() -> None:
 
     async def main(etcd: Memory) -> None:
         client = etcd.client()
-        engine = client.engine
+        engine = client._driver
         steps: list[str] = []
 
         def procedure() -> Procedure[None]:
@@ -200,16 +202,16 @@ def test_a_closed_client_performs_nothing() -> None:
         sem = await Semaphore(1, "db", client=client)
         await sem.acquire()
         (lease,) = sem.leases
-        engine = client.engine
+        engine = client._driver
         await client.close()
         await client.close()
         with pytest.raises(etcdsem.EtcdSemError, match="closed"):
             await sem.acquire()
         with pytest.raises(etcdsem.EtcdSemError, match="closed"):
-            _ = client.engine
+            _ = client._driver
         assert not lease.valid
         assert await lease.release() is False
-        with pytest.raises(aio._Over):
+        with pytest.raises(Over):
             await engine.run(revoke_until_gone(engine, 5, 30.0))
         assert etcd.leases() == []
 
@@ -303,7 +305,7 @@ def test_an_error_in_the_background_is_logged(caplog: pytest.LogCaptureFixture) 
         def wrong() -> None:
             raise KeyError("on_wait")
 
-        client.engine.call(wrong, "on_wait")
+        client._driver.call(wrong, "on_wait")
         await turns()
         assert await sem.acquire()
 
@@ -351,13 +353,13 @@ def test_a_client_of_another_loop_is_refused() -> None:
     """Also one whose loop has ended; and where no loop runs it cannot be used at all."""
     client = aio.connect("127.0.0.1:1")
     with pytest.raises(etcdsem.WrongEventLoop, match="no event loop"):
-        _ = client.engine
+        _ = client._driver
 
     async def use() -> None:
-        _ = client.engine
+        _ = client._driver
 
     async def elsewhere() -> None:
-        with pytest.raises(etcdsem.WrongEventLoop, match="of its own"):
+        with pytest.raises(etcdsem.WrongEventLoop, match="another event loop: make"):
             await asyncio.to_thread(asyncio.run, use())
 
     async def main() -> None:
@@ -378,7 +380,7 @@ def test_a_closed_default_client_is_replaced() -> None:
         await first.close()
         second = aio.default_client()
         assert second is not first
-        _ = second.engine
+        _ = second._driver
         await second.close()
 
     run(main())

@@ -34,7 +34,7 @@ def test_two_thousand_tasks(fresh_etcd: EtcdServer, name: str) -> None:
             sem = await Semaphore(LIMIT, name, client=client, lease_timeout=60)
             await asyncio.gather(*(work(sem) for _ in range(TASKS)))
             assert await sem.waiters() == ()
-            return dict(client.engine.connection.counters)
+            return dict(client._driver.connection.counters)
 
     cost = run(main(), seconds=150)
     verdict = assert_clean(fresh_etcd, name)

@@ -162,11 +162,11 @@ async def main():
         sem = await Semaphore(1, name, client=client, lease_timeout=2, on_lost=told.append,
                               raise_on_loss=False)
         async with sem.hold() as lease:
-            sent = client.engine.connection.counters["keepalives"]
+            sent = client._driver.connection.counters["keepalives"]
             time.sleep(5)  # the loop stands still
             print(lease.valid, flush=True)
             await asyncio.wait_for(lease.lost.wait(), 10)
-            assert client.engine.connection.counters["keepalives"] == sent
+            assert client._driver.connection.counters["keepalives"] == sent
             await asyncio.sleep(0)
             assert told == [lease]
         assert await sem.acquire(timeout=10)

@@ -8,11 +8,11 @@ import os
 import sys
 from typing import Any
 
-from etcdsem import aio
 from etcdsem.core.commands import NotApplied, OutcomeUnknown
-from tests.aio.simulated import AioRun, _Engine, options
+from etcdsem.drivers.aio import AioDriver
+from tests.aio.simulated import AioRun, _Driver, options
 
-_perform = aio._Engine._perform
+_perform = AioDriver._perform
 
 
 class TakeUnknownForRefused:
@@ -59,7 +59,7 @@ def main() -> None:
     wrong = DRIVERS[sys.argv[1]]
     for name in ("_perform", "_drive"):
         if name in vars(wrong):
-            setattr(_Engine, name, vars(wrong)[name])
+            setattr(_Driver, name, vars(wrong)[name])
     for seed in map(int, sys.argv[2:]):
         try:
             AioRun(options(seed)).go()

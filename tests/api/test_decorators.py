@@ -18,7 +18,7 @@ import pytest
 import etcdsem
 import etcdsem.testing
 from etcdsem import RateLimit, Semaphore, aio
-from etcdsem.decorators import decorate
+from etcdsem.facade.decorators import decorate
 
 Function = Callable[..., Any]
 

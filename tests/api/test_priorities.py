@@ -133,13 +133,13 @@ def test_eager_ones_pass_who_wants_more_than_is_free(
         held = [take(sem) for _ in range(3)]
         big = Asking(sem, weight=3)
         small = Asking(sem)
-        eager = Asking(here, eager=True)
+        eager = Asking(here, backfill=True)
         assert [one.eager for one in sem.waiters()] == [False, False, True]
         held[0].release()
         lease = eager.get()
         held[1].release()
         lease.release()
-        Asking(here, eager=True).get().release()
+        Asking(here, backfill=True).get().release()
         assert big.waits
         assert small.waits
         held[2].release()
@@ -156,7 +156,7 @@ def test_an_eager_one_far_behind_is_found(client: Client, name: str) -> None:
     for thread in crowd:
         thread.start()
     eventually(lambda: len(sem.waiters()) == 41)
-    Asking(sem, eager=True).get().release()
+    Asking(sem, backfill=True).get().release()
     assert big.waits
     held.release()
     big.get().release()

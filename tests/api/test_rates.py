@@ -191,10 +191,10 @@ def test_a_paused_rate_grants_nothing(client: Client, name: str) -> None:
 def test_blocks_cost_little(client: Client, name: str) -> None:
     """A thousand starts in blocks of 50: 20 slots, and about three transactions for each."""
     limit = RateLimit(name, 1000, "1m", block=50, client=client)
-    before = sum(client.engine.session.stats.requests.values())
+    before = sum(client._driver.session.stats.requests.values())
     for _ in range(1000):
         assert limit.acquire(10)
-    spent = sum(client.engine.session.stats.requests.values()) - before
+    spent = sum(client._driver.session.stats.requests.values()) - before
     assert spent <= 80
     assert not limit.try_acquire()
 
@@ -390,7 +390,7 @@ def test_a_lease_lost_while_it_waits_for_the_start(client: Client, name: str) ->
         assert in_line.wait(30)
         evicted = client.evict(name, slot=0)
         until = time.monotonic() + 30
-        while client.engine.session.losses == 0 and time.monotonic() < until:
+        while client._driver.session.losses == 0 and time.monotonic() < until:
             time.sleep(0.01)
         limit.resize(5, "1h")
         lease = waiting.result(60)

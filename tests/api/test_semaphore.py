@@ -17,6 +17,7 @@ import etcdsem
 from etcdsem import Client, Holder, Lease, Semaphore
 from etcdsem.core.commands import Put, Txn
 from etcdsem.core.waiters import WATCH_WAITER_AFTER
+from etcdsem.drivers import threads
 from tests.helpers.history import assert_clean
 from tests.helpers.waiters import Waiters
 from tests.helpers.waiting import eventually
@@ -351,14 +352,14 @@ def test_lost_is_set_when_on_lost_is_called(
     event = sem.leases[0].lost
     seen: list[bool] = []
 
-    start_thread = etcdsem.sync.RealClock.start
+    start_thread = threads.RealClock.start
 
-    def start(clock: etcdsem.sync.RealClock, function: Callable[[], None], name: str) -> None:
+    def start(clock: threads.RealClock, function: Callable[[], None], name: str) -> None:
         if name == "etcdsem-on-lost":
             seen.append(event.is_set())
         start_thread(clock, function, name)
 
-    monkeypatch.setattr(etcdsem.sync.RealClock, "start", start)
+    monkeypatch.setattr(threads.RealClock, "start", start)
     client.evict(name, slot=0)
     eventually(lambda: seen)
     assert seen == [True]
@@ -401,8 +402,8 @@ def test_ttl_of_many(etcd: EtcdServer, client: Client, name: str) -> None:
     sem = Semaphore(3, name, client=client, lease_timeout=60)
     for _ in range(3):
         sem.acquire()
-    connection = client.engine.connection
-    base = client.engine.session.env.random_id()
+    connection = client._driver.connection
+    base = client._driver.session.env.random_id()
     for number in range(300):
         key = f"/etcdsem/{name}/waiters/host.1.0/{base + number:016x}".encode()
         connection.grant(base + number, 600, 5)

@@ -168,7 +168,7 @@ def test_bad_input(pair: Pair, other: Pair) -> None:
     assert held(a, b) == [0, 0]
 
 
-@pytest.mark.parametrize("what", [{"weight": 2}, {"priority": 5}, {"eager": True}])
+@pytest.mark.parametrize("what", [{"weight": 2}, {"priority": 5}, {"backfill": True}])
 def test_what_is_not_taken_together(pair: Pair, what: dict[str, Any]) -> None:
     """Weights, priorities, eager ones: refused at once, with what to do instead."""
     message = rf"no {next(iter(what))}=; for that take them one within the other"
@@ -365,7 +365,7 @@ def test_nothing_is_left_behind(
                 hits += saboteur.hit
                 for lease in (*pair[0].leases, *pair[1].leases):
                     lease.release()
-                session = client.engine.session
+                session = client._driver.session
                 eventually(partial(lambda leases: leases.revocations == 0, session.leases))
                 assert not session.grants()
                 eventually(lambda: held(*theirs) == before and waiting(*theirs) == [0, 0])
@@ -493,7 +493,7 @@ class StandsStill:
     """At the n-th reading of the clock after ALL was answered, 100 s have passed."""
 
     def __init__(self, client: etcdsem.Client, readings: int) -> None:
-        engine = client.engine
+        engine = client._driver
         self._now, self._perform = engine.now, engine._perform
         self._left = readings
         self._thread = threading.get_ident()
@@ -527,7 +527,7 @@ def test_a_process_that_stands_still_while_they_are_granted(readings: int) -> No
         leases = etcdsem.acquire_all(a, b)
         assert still.passed
         assert leases is not None
-        assert set(mine.engine.session.grants()) == {one._grant for one in leases}
+        assert set(mine._driver.session.grants()) == {one._grant for one in leases}
         for lease in leases:
             lease.release()
-        assert not mine.engine.session.grants()
+        assert not mine._driver.session.grants()

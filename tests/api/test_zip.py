@@ -23,7 +23,7 @@ import etcdsem
 assert etcdsem.__file__.startswith(sys.argv[1] + "/"), etcdsem.__file__
 with etcdsem.connect(sys.argv[2], keeper=sys.argv[4] == "keeper") as client:
     with etcdsem.Semaphore(1, sys.argv[3], client=client).hold() as lease:
-        helper = client.engine.helper
+        helper = client._driver.helper
         while helper is not None and lease._grant.lease.elsewhere() is None:
             pass  # until the keeper process has renewed it
         print("held")

@@ -44,7 +44,7 @@ def main() -> None:
 
 def _play_back(sem: etcdsem.Semaphore) -> None:
     """From now on an acquire and a release get the answers that they got once."""
-    transport: Any = sem.client.engine.connection._link().transport
+    transport: Any = sem.client._driver.connection._link().transport
     call: Any = transport.call
     said: list[bytes] = []
 

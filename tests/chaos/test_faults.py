@@ -187,7 +187,7 @@ def test_a_request_that_arrives_long_after_we_gave_up(etcd: EtcdServer, name: st
         proxy.up = "pass"
         assert sem.get_value() == 1
         sem.release()
-        eventually(lambda: client.engine.session.leases.revocations == 0)
+        eventually(lambda: client._driver.session.leases.revocations == 0)
         eventually(lambda: sem.get_value() == 0)
     assert_clean(etcd, name)
 
@@ -234,7 +234,7 @@ time.sleep(600)
 """
     with etcdsem.connect(fresh_etcd.endpoint) as client:
         sem = Semaphore(1, name, client=client)
-        connection = client.engine.connection
+        connection = client._driver.connection
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda number: connection.grant(number, ttl, 30), range(1, count + 1)))
         workers.append(Worker(fresh_etcd, code, name))

@@ -323,7 +323,7 @@ def wants(rng: random.Random) -> dict[str, Any]:
     return {
         "weight": weight,
         "priority": rng.choice([0, 0, 0, 0, 0, 5, -5]),
-        "eager": weight == 1 and rng.random() < 0.1,
+        "backfill": weight == 1 and rng.random() < 0.1,
     }
 
 

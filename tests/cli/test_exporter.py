@@ -313,8 +313,8 @@ def test_a_compaction_costs_one_more_read(
             with sem:
                 pass
         sem.acquire()
-        revision = client.engine.connection.status(5).revision
-        client.engine.connection.compact(revision, 5)
+        revision = client._driver.connection.status(5).revision
+        client._driver.connection.compact(revision, 5)
         one.cli.send(signal.SIGCONT)
         eventually(lambda: one.shows(name, active_leases=1))
         sem.release()

@@ -97,7 +97,7 @@ def test_status_of_weights_and_priorities(etcd: EtcdServer, client: Client, name
     """How many slots a lease has, what who waits wants, and why a slot is free all the same."""
     sem = Semaphore(4, name, client=client)
     assert sem.acquire(weight=3)
-    wanted = [{"weight": 2}, {"priority": 5, "weight": 4}, {"eager": True, "weight": 2}, {}]
+    wanted = [{"weight": 2}, {"priority": 5, "weight": 4}, {"backfill": True, "weight": 2}, {}]
     for number, how in enumerate(wanted, start=1):
         threading.Thread(target=_wait, args=(sem,), kwargs=how, daemon=True).start()
         eventually(partial(_in_line, sem, number))

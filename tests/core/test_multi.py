@@ -23,8 +23,8 @@ __all__ = ["etcd"]
 
 def end(client: MemoryClient, name: str) -> None:
     """The deadline of the leases that a client holds on a semaphore passes now."""
-    for grant in client.station(name).grants:
-        grant.lease.deadline = client.engine.now()
+    for grant in client._state(name).grants:
+        grant.lease.deadline = client._driver.now()
 
 
 @pytest.mark.parametrize("rounds", [0, multi.ROUNDS])
@@ -38,7 +38,7 @@ def test_a_lease_that_ended_while_the_others_were_taken(
     monkeypatch.setattr(multi, "ROUNDS", rounds)
     mine, theirs = etcd.client(), Semaphore(1, "b", client=etcd.client())
     pair = [Semaphore(1, name, client=mine) for name in "ab"]
-    assert mine.engine.run(wait.open_watches(mine.station("b"), math.inf))
+    assert mine._driver.run(wait.open_watches(mine._state("b"), math.inf))
     theirs.acquire()
     ended: list[str] = []
 
@@ -65,18 +65,18 @@ def test_a_lease_that_ended_while_the_others_were_taken(
     etcd.advance(1)
     for name in "ab":
         assert len(etcd.keys(f"/etcdsem/{name}/leases/")) == 1
-    assert len(mine.engine.session.grants()) == 2
+    assert len(mine._driver.session.grants()) == 2
 
 
 @pytest.mark.parametrize("stale", [0, 1])
 def test_an_answer_after_the_deadline_of_one_lease_grants_nothing(etcd: Memory, stale: int) -> None:
     """All slots were put into etcd, but one of the leases has run out meanwhile."""
     client = etcd.client()
-    engine, session = client.engine, client.engine.session
+    engine, session = client._driver, client._driver.session
     pair = [Semaphore(1, name, client=client) for name in "ab"]
     wants, choices, leases = [], [], []
     for number, sem in enumerate(pair):
-        station = client.station(sem.name)
+        station = client._state(sem.name)
         limit = engine.run(limits.known_limit(station))
         wants.append(multi.Want(station, AcquireRequest(30, 10.0, Identity(session.client, b""))))
         choices.append(multi._Choice(limit, 0))

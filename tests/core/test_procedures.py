@@ -75,7 +75,7 @@ def test_failed_requests_are_counted_by_what_is_known(
 ) -> None:
     """Definitely not applied, refused, or unknown: operators act differently upon each."""
     client = etcd.client()
-    session = client.engine.session
+    session = client._driver.session
     before = dict(session.stats.requests)
     request = retry.transact(session, Txn((), ()))
     next(request)
@@ -93,7 +93,7 @@ def test_room_that_join_saw_is_used_at_once(etcd: Memory) -> None:
     """
     client = etcd.client()
     sem = Semaphore(1, "db", client=client)
-    assert client.engine.run(wait.open_watches(client.station("db"), math.inf))
+    assert client._driver.run(wait.open_watches(client._state("db"), math.inf))
     etcd.put("/etcdsem/db/contended", "1")
     began = etcd.now
     assert sem.acquire()
@@ -104,7 +104,7 @@ def test_room_that_join_did_not_see_is_not_looked_for(etcd: Memory) -> None:
     """A waiter behind a full semaphore costs no look: thousands would look at the same moment."""
     client, other = etcd.client(), etcd.client()
     sem = Semaphore(1, "db", client=client)
-    assert client.engine.run(wait.open_watches(client.station("db"), math.inf))
+    assert client._driver.run(wait.open_watches(client._state("db"), math.inf))
     Semaphore(1, "db", client=other).acquire()
     before = client.requests["read"]
     assert not sem.acquire(timeout=1)
@@ -122,7 +122,7 @@ def test_an_interrupted_attempt_is_settled_even_if_its_revocation_fails(
     sem = Semaphore(1, "db", client=client, lease_timeout=30)
     holder.acquire()
     left = set(etcd.leases())
-    assert client.engine.run(wait.open_watches(client.station("db"), math.inf))
+    assert client._driver.run(wait.open_watches(client._state("db"), math.inf))
     spoil(client, Wait, Hit(), applied=False)
     spoil(client, RevokeLease, OutcomeUnknown("deadline exceeded"), applied=applied)
     with pytest.raises(Hit):
@@ -203,11 +203,11 @@ def test_a_release_that_its_clients_end_overtakes_is_no_loss(
     lost: list[object] = []
     sem = Semaphore(1, "db", client=client, on_lost=lost.append)
     assert sem.acquire()
-    session = client.engine.session
+    session = client._driver.session
 
     def overtaken(perform: Callable[[], object]) -> object:
-        shutdown = lifecycle.shutdown(session, client.engine.now() + 10.0)
-        closing = threading.Thread(target=client.engine.run, args=(shutdown,))
+        shutdown = lifecycle.shutdown(session, client._driver.now() + 10.0)
+        closing = threading.Thread(target=client._driver.run, args=(shutdown,))
         closing.start()
         closing.join()
         assert held(etcd) == {}

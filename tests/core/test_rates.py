@@ -30,7 +30,7 @@ def fetched(client: MemoryClient, period: float = 10.0) -> Grant:
     """A slot that was granted for a start."""
     ttl = rates.lease_ttl(Rate(1, period, 1))
     request = AcquireRequest(ttl, ttl / 3, Identity.of(client.id, None, {}), rate=True)
-    grant = client.engine.run(acquire.acquire(client.station("api"), request, math.inf, once=True))
+    grant = client._driver.run(acquire.acquire(client._state("api"), request, math.inf, once=True))
     assert grant is not None
     return grant
 
@@ -49,7 +49,7 @@ def test_a_slot_that_was_granted_by_another_limit_is_not_used(
     if changed is not None:
         etcd.put("/etcdsem/api/max_leases", changed)
     grant.letter = True  # as if it came from the line
-    block = client.engine.run(rates._usable(grant.semaphore, grant))
+    block = client._driver.run(rates._usable(grant.semaphore, grant))
     assert block == "changed" or usable
     assert isinstance(block, permits.Block) == usable
 
@@ -61,7 +61,7 @@ def test_nothing_starts_by_a_limit_that_was_changed_meanwhile(etcd: Memory) -> N
     mine, theirs = etcd.client(), etcd.client()
     limit = RateLimit("api", 1, "10s", client=mine)
     assert RateLimit("api", 1, "10s", client=theirs).acquire()
-    assert mine.engine.run(wait.open_watches(mine.station("api"), math.inf))
+    assert mine._driver.run(wait.open_watches(mine._state("api"), math.inf))
 
     def granted_and_changed(perform: Callable[[], object]) -> object:
         note = perform()  # by now the slot is ours
@@ -75,7 +75,7 @@ def test_nothing_starts_by_a_limit_that_was_changed_meanwhile(etcd: Memory) -> N
     (record,) = etcd.keys("/etcdsem/api/leases/").values()
     assert mine.id in record
     assert etcd.get("/etcdsem/api/max_leases") == "1/20s"
-    held = [grant.lease.ttl for grant in mine.engine.session.grants()]
+    held = [grant.lease.ttl for grant in mine._driver.session.grants()]
     assert held == [float(rates.lease_ttl(Rate(1, 20.0, 1)))]
 
 
@@ -98,7 +98,7 @@ def test_a_block_is_not_used_after_its_end(etcd: Memory) -> None:
     assert limit.acquire()
     assert len(slots(etcd)) == 3
     etcd.advance(10.0)
-    assert client.station("api").stats.forfeited == 2
+    assert client._state("api").stats.forfeited == 2
 
 
 def test_a_slot_is_given_back_one_period_after_its_last_start(etcd: Memory) -> None:
@@ -121,7 +121,7 @@ def test_a_start_needs_a_lease_with_a_period_left(etcd: Memory) -> None:
 
     def late(perform: Callable[[], object]) -> object:
         answer = perform()
-        (lease,) = client.engine.session.leases.live.values()
+        (lease,) = client._driver.session.leases.live.values()
         lease.sent -= 2.0
         lease.deadline -= 2.0
         assert lease.deadline - etcd.now < permits.need(10.0)
@@ -132,5 +132,5 @@ def test_a_start_needs_a_lease_with_a_period_left(etcd: Memory) -> None:
     assert limit.acquire()
     spent = client.requests - before
     assert (spent["txn"], spent["keepalives"]) == (1, 1)
-    (grant,) = client.engine.session.grants()
+    (grant,) = client._driver.session.grants()
     assert grant.lease.deadline - etcd.now >= permits.need(10.0)

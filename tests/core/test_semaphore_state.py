@@ -39,7 +39,7 @@ def test_watches_outlast_the_moment_before_their_first_waiter_is_in_line() -> No
         client = etcd.client()
         sem = Semaphore(1, "db", client=client)
         assert sem.acquire()  # the heartbeat beats while there is a lease
-        semaphore, engine = client.station("db"), client.engine
+        semaphore, engine = client._state("db"), client._driver
         assert engine.run(wait.open_watches(semaphore, math.inf))
         with engine.lock:
             due = semaphore.tidy(engine.now())
@@ -54,7 +54,7 @@ def test_who_was_served_does_not_come_back_into_line() -> None:
     it names those who were served meanwhile.
     """
     with etcdsem.testing.memory(autojump=0) as etcd:
-        semaphore = etcd.client().station("db")
+        semaphore = etcd.client()._state("db")
         line = tuple(Queued(b"host.1.a/%016x" % n, n, 100 + n, b"") for n in range(4))
         semaphore.queue.served(line[1].created)  # a letter of a newer sender
         semaphore.queue.learn(line, line[-1].created)

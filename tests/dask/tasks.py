@@ -64,7 +64,9 @@ def loaded() -> dict[str, bool]:
         "etcdsem": "etcdsem" in sys.modules,
         "grpc": "grpc" in sys.modules,
         "threads": any(one.name.startswith("etcdsem") for one in threading.enumerate()),
-        "client": bool(sys.modules["etcdsem.sync"]._clients) if "etcdsem" in sys.modules else False,
+        "client": bool(sys.modules["etcdsem.sync.client"]._clients)
+        if "etcdsem" in sys.modules
+        else False,
     }
 
 

@@ -416,7 +416,7 @@ def test_the_validation_interval_of_dask(
 
     def interval() -> tuple[float, float]:
         with etcdsem.connect(cluster.etcd.endpoint) as client:
-            return client.engine.session.reread
+            return client._driver.session.reread
 
     assert dask.config.get(f"{LOCKS}.lease-validation-interval") == "10s"
     assert interval() == (5, 15)

@@ -114,7 +114,7 @@ def test_the_connected_member_stands_still(etcd_binary: str, name: str) -> None:
             lease = sem.leases[0]
             waiters = Waiters(sem, 1)
             members[0].pause()
-            paused = lease._engine.now()
+            paused = lease._driver.now()
             try:
                 eventually(lambda: lease._grant.lease.sent > paused, 15)
                 assert lease.valid
@@ -166,7 +166,7 @@ def test_members_come_and_go(etcd_binary: str, name: str) -> None:
                 new.wait_healthy()
                 second.kill()
                 eventually(lambda: sem.get_value() == 1)
-                assert client.engine.connection.status(5).endpoint == new.endpoint
+                assert client._driver.connection.status(5).endpoint == new.endpoint
                 assert hand.leases[0].valid
                 assert hand.leases[0].release()
 
@@ -201,7 +201,7 @@ def test_a_learner_is_passed_by(etcd_binary: str, name: str) -> None:
         ) as learner:
             learner.launch()
             with etcdsem.connect(learner.endpoint) as client:
-                eventually(lambda: learns(client.engine.connection), 30)
+                eventually(lambda: learns(client._driver.connection), 30)
             with etcdsem.connect([learner.endpoint, voter.endpoint]) as client:
                 hand_over(Semaphore(1, name, client=client, lease_timeout=15))
             assert "learner" in refused(learner.endpoint)
@@ -265,7 +265,7 @@ def test_a_name_with_several_addresses(
         waiters = Waiters(sem, 1)
         with first, Proxy(etcd.endpoint, host="127.0.0.2", port=port):
             first.__exit__(None, None, None)
-            moved = lease._engine.now()
+            moved = lease._driver.now()
             eventually(lambda: lease._grant.lease.sent > moved, 15)
             assert lease.valid
             assert sem.release()

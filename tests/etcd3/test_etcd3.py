@@ -77,7 +77,7 @@ def test_its_channel_is_used(theirs: Any, etcd: EtcdServer, name: str) -> None:
     """Calls and streams go through its channel; both libraries work side by side."""
     theirs.put(f"/theirs/{name}", "1")
     sem = Semaphore(1, name, client=theirs)
-    transport: Any = sem.client.engine.connection._link().transport
+    transport: Any = sem.client._driver.connection._link().transport
     assert transport.channel is theirs.channel
     hand_over(sem)
     with sem.hold() as lease:
@@ -138,7 +138,7 @@ def test_their_client_is_closed_while_we_use_it(
     theirs.close()
     assert told.get(timeout=10)
     eventually(lambda: not stream_threads())
-    engine = sem.client.engine
+    engine = sem.client._driver
     streams: Any = engine._renewals
     for _ in range(3):
         engine.renew(int(lease.id, 16))
@@ -160,7 +160,7 @@ def test_a_watch_after_their_client_was_closed(
     sem = Semaphore(1, name, client=theirs)
     theirs.close()
     refusals = SimpleQueue[Failure]()
-    sem.client.engine.watch(CallbackListener(lambda events: None, refused=refusals.put), b"key")
+    sem.client._driver.watch(CallbackListener(lambda events: None, refused=refusals.put), b"key")
     assert "was closed" in refusals.get(timeout=10).detail
     sem.client.close()
     assert [one.exc_info for one in caplog.records if one.exc_info] == []
@@ -195,7 +195,7 @@ import os, time, etcd3
 from etcdsem import Semaphore
 sem = Semaphore(1, {name!r}, client=etcd3.client(port={etcd.port}))
 with sem:
-    while sem.client.engine._renewals._carrier is None:
+    while sem.client._driver._renewals._carrier is None:
         time.sleep(0.01)
     child = os.fork()
     if not child:
@@ -231,12 +231,12 @@ def test_its_login_is_used(etcd_binary: str, name: str) -> None:
         both = Semaphore(1, name, client=own)
         hand_over(sem)
         hand_over(both)
-        assert sem.client.engine.connection.counters["login"] == 0
-        assert own.engine.connection.counters["login"] == 0
+        assert sem.client._driver.connection.counters["login"] == 0
+        assert own._driver.connection.counters["login"] == 0
         etcd.restart()  # tokens are forgotten
         eventually(lambda: both.get_value() == 0)
         hand_over(both)
-        assert own.engine.connection.counters["login"] >= 1
+        assert own._driver.connection.counters["login"] >= 1
         with pytest.raises(PermissionDenied, match=r"keeps no password.*from_etcd3"):
             sem.acquire(timeout=10)
         again = etcd3.client(host="127.0.0.1", port=etcd.port, user=JOB, password=SECRET)

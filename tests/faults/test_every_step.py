@@ -56,7 +56,7 @@ def test_nothing_is_left_behind(
                 for lease in sem.leases:
                     lease.release()
                 # What is settled in the background may take a moment; nothing may be in the way.
-                eventually(lambda: client.engine.session.leases.revocations == 0)
+                eventually(lambda: client._driver.session.leases.revocations == 0)
                 eventually(lambda: other.get_value() == held and not other.waiters())
                 if not full:
                     assert other.acquire(timeout=10)

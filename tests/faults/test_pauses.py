@@ -100,7 +100,7 @@ def test_a_holder_that_pauses_for_longer_is_fenced_off(
     def write(token: int) -> bool:
         guard = Compare(slot, "mod", "=", token)
         put = Put(f"/fenced/{name}".encode(), str(token).encode())
-        return client.engine.connection.transact(Txn((guard,), (put,)), 5).succeeded
+        return client._driver.connection.transact(Txn((guard,), (put,)), 5).succeeded
 
     tell(workers[0])
     workers[0].process.send_signal(signal.SIGCONT)
@@ -425,7 +425,7 @@ def test_a_monotonic_clock_that_jumps_ends_leases_early_never_late(by: float, ke
         other = Semaphore(1, "db", client=etcd.client())
         assert sem.acquire()
         lease = sem.leases[0]
-        engine = client.engine
+        engine = client._driver
         with engine.lock:
             engine._clock = jumped = _Jumped(engine._clock, by)
             engine.now = jumped.now  # type: ignore[method-assign]  # it asks its clock directly

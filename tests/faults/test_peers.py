@@ -79,7 +79,7 @@ def test_a_burst_of_departures_promotes_as_many(
 
 def _before_step(client: Client, step: int, action: Callable[[], object]) -> None:
     """Do something right before a client's n-th request from now."""
-    perform = client.engine._perform
+    perform = client._driver._perform
     left = [step]
 
     def between(command: object) -> object:
@@ -88,7 +88,7 @@ def _before_step(client: Client, step: int, action: Callable[[], object]) -> Non
             action()
         return perform(command)  # type: ignore[arg-type]
 
-    client.engine._perform = between  # type: ignore[method-assign]
+    client._driver._perform = between  # type: ignore[method-assign]
 
 
 def test_release_between_any_two_steps_of_joining(
@@ -119,7 +119,7 @@ def test_compaction_during_a_wait(any_fresh_etcd: EtcdServer, name: str) -> None
         waiters = Waiters(sem, 1)
         for turn in range(5):
             any_fresh_etcd.etcdctl("put", "unrelated", str(turn))
-            revision = client.engine.connection.status(5).revision
+            revision = client._driver.connection.status(5).revision
             any_fresh_etcd.etcdctl("compact", str(revision))
         sem.release()
         waiters.join()
@@ -179,7 +179,7 @@ def test_concurrent_tries_never_exceed_the_limit(
 def test_an_ambiguous_write_takes_one_slot(any_etcd: EtcdServer, client: Client, name: str) -> None:
     """JOIN was applied but its answer is lost: the retry ends with one slot, not two."""
     sem = Semaphore(2, name, client=client)
-    engine = client.engine
+    engine = client._driver
     perform = engine._perform
     losing = [True]
 

@@ -42,14 +42,14 @@ def test_out_of_space(etcd_binary: str, name: str) -> None:
         assert "NOSPACE" in etcd.etcdctl("alarm", "list")
         with pytest.raises(etcdsem.EtcdRefused, match="out of space"):
             sem.acquire(timeout=5)
-        eventually(lambda: client.engine.session.leases.revocations == 0)
+        eventually(lambda: client._driver.session.leases.revocations == 0)
         first, second = sem.leases
         assert first.release()
         assert sem.get_value() == 1
         until = time.monotonic() + 4
         eventually(lambda: time.monotonic() > until)
         assert second.valid, "its refresh did not work without space"
-        revision = str(client.engine.connection.status(5).revision)
+        revision = str(client._driver.connection.status(5).revision)
         etcd.etcdctl("compact", revision)
         etcd.etcdctl("defrag")
         etcd.etcdctl("alarm", "disarm")

@@ -13,7 +13,7 @@ class Canceller:
     """Performs commands as the engine does, but cancels the victim at its n-th."""
 
     def __init__(self, client: aio.Client, step: int, when: str, *, again: bool) -> None:
-        engine = client.engine
+        engine = client._driver
         self._perform = engine._perform
         self._left = step
         self._when = when

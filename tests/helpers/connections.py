@@ -69,4 +69,4 @@ def sockets() -> int:
 def leases_of(etcd: EtcdServer) -> set[int]:
     """All leases of an etcd."""
     with etcdsem.connect(etcd.endpoint) as client:
-        return set(client.engine.connection.leases(5))
+        return set(client._driver.connection.leases(5))

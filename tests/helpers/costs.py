@@ -7,7 +7,7 @@ from etcdsem import Client
 
 def counted(client: Client) -> dict[str, int]:
     """A copy of a client's counters."""
-    return dict(client.engine.connection.counters)
+    return dict(client._driver.connection.counters)
 
 
 def spent(client: Client, before: dict[str, int]) -> dict[str, int]:
@@ -22,4 +22,4 @@ def spent(client: Client, before: dict[str, int]) -> dict[str, int]:
 
 def refused(client: Client) -> int:
     """How many transactions etcd has refused: each cost a lease, and some commits."""
-    return client.engine.session.stats.requests["refused"]
+    return client._driver.session.stats.requests["refused"]

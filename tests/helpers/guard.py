@@ -17,22 +17,22 @@ import weakref
 from types import FrameType
 from typing import Any
 
-from etcdsem import sync
 from etcdsem.client_lock import ClientLock
+from etcdsem.drivers.threads import ThreadDriver
 
 violations: list[str] = []
 """What was called under a client's lock, with the stack."""
 
-_engines: list[weakref.ref[sync._Engine]] = []  # append is atomic; a WeakSet is not safe here
+_drivers: list[weakref.ref[ThreadDriver]] = []  # append is atomic; a WeakSet is not safe here
 
 CALLS = ("debug", "info", "warning", "error", "exception", "critical", "log")
 
 
 def owned() -> bool:
     """Does this thread hold the lock of any client?"""
-    for one in list(_engines):
-        engine = one()
-        if engine is not None and engine.lock._is_owned():  # type: ignore[attr-defined]
+    for one in list(_drivers):
+        driver = one()
+        if driver is not None and driver.lock._is_owned():  # type: ignore[attr-defined]
             return True
     return False
 
@@ -58,7 +58,7 @@ def _check_procedure() -> None:
         frame = frame.f_back
 
 
-_DRIVE = sync._Engine._drive.__code__
+_DRIVE = ThreadDriver._drive.__code__
 _FALLBACK = ClientLock._report_elsewhere.__code__
 
 
@@ -72,14 +72,14 @@ def take_violations() -> list[str]:
 @functools.cache
 def install() -> None:
     """Watch the logger until this process ends."""
-    original = sync._Engine.__init__
+    original = ThreadDriver.__init__
 
-    def init(self: sync._Engine, *args: Any, **kwargs: Any) -> None:
+    def init(self: ThreadDriver, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        _engines[:] = [one for one in _engines if one() is not None]
-        _engines.append(weakref.ref(self))
+        _drivers[:] = [one for one in _drivers if one() is not None]
+        _drivers.append(weakref.ref(self))
 
-    sync._Engine.__init__ = init  # type: ignore[method-assign]
+    ThreadDriver.__init__ = init  # type: ignore[method-assign]
     logger = logging.getLogger("etcdsem")
     for name in CALLS:
         setattr(logger, name, _watched_call(getattr(logger, name)))

@@ -24,7 +24,7 @@ def user(
     if name is not None:
         options = {"password": SECRET, **options}
     with etcdsem.connect(etcd.endpoint, user=name, **options) as client:
-        client.engine.session.reread = reread
+        client._driver.session.reread = reread
         yield client
 
 

@@ -21,13 +21,13 @@ class Saboteur:
     def __init__(
         self, client: etcdsem.Client, step: int, error: BaseException, *, after: bool
     ) -> None:
-        self._perform = client.engine._perform
+        self._perform = client._driver._perform
         self._thread = threading.get_ident()
         self._left = step
         self._error = error
         self._after = after
         self.hit = False
-        client.engine._perform = self  # type: ignore[method-assign]
+        client._driver._perform = self  # type: ignore[method-assign]
 
     def disarm(self) -> None:
         """Hit nothing any more."""
@@ -55,7 +55,7 @@ def meddle(
     meddling: Callable[[Callable[[], object]], object],
 ) -> None:
     """Perform the next command of a kind that this thread wants done in another way."""
-    engine, me = client.engine, threading.get_ident()
+    engine, me = client._driver, threading.get_ident()
     perform = engine._perform
     todo = [meddling]
 

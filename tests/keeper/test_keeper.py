@@ -19,10 +19,10 @@ import etcdsem
 from etcdsem import Client, Semaphore, aio
 from etcdsem.clock import boot_time
 from etcdsem.core.leases import TtlLease
+from etcdsem.facade.client import read_keeper
 from etcdsem.keeper import KeeperProcess
 from etcdsem.keeper.table import ORDER, Table, open_memory
 from etcdsem.keeper_process import Borrowed, Helper
-from etcdsem.shell import read_keeper
 from tests.helpers.connections import leases_of
 from tests.helpers.env import Clock
 from tests.helpers.history import assert_clean
@@ -45,7 +45,7 @@ options = dict(lease_timeout=2, raise_on_loss=False)
 def busy(seconds):
     ctypes.PyDLL(None).usleep(int(seconds * 1e6))  # C code that keeps the GIL
 def helper(client):
-    return client.engine.helper.pid if client.engine.helper else 0
+    return client._driver.helper.pid if client._driver.helper else 0
 """
 
 THREADS = (
@@ -240,7 +240,7 @@ def test_another_helper_takes_over(etcd: EtcdServer, name: str) -> None:
     with etcdsem.connect(etcd.endpoint, keeper=True) as client:
         sem = Semaphore(1, name, client=client, lease_timeout=TTL)
         with sem.hold() as lease:
-            keeper = client.engine.helper
+            keeper = client._driver.helper
             assert keeper is not None
             first = keeper.pid
             os.kill(first, signal.SIGKILL)
@@ -328,7 +328,7 @@ def test_no_helper_can_be_started(
     with etcdsem.connect(etcd.endpoint, keeper=True) as client:
         sem = Semaphore(1, name, client=client, lease_timeout=TTL)
         with sem.hold() as lease:
-            keeper = client.engine.helper
+            keeper = client._driver.helper
             assert isinstance(keeper, KeeperProcess)
             with monkeypatch.context() as patch:
                 getattr(Broken(patch, tmp_path), how)()
@@ -355,14 +355,14 @@ def test_no_thread_for_the_start_of_another_helper(
     with etcdsem.connect(etcd.endpoint, keeper=True) as client:
         sem = Semaphore(1, name, client=client, lease_timeout=TTL)
         with sem.hold() as lease:
-            keeper = client.engine.helper
+            keeper = client._driver.helper
             assert keeper is not None
             first = keeper.pid
             with monkeypatch.context() as patch:
                 Broken(patch, tmp_path).no_thread()
                 os.kill(first, signal.SIGKILL)
                 eventually(lambda: "etcdsem-keeper cannot be started" in caplog.text)
-                assert sem.client.engine.starved() == ""
+                assert sem.client._driver.starved() == ""
             eventually(lambda: keeper.pid not in (0, first))
             assert lease.valid
     assert_clean(etcd, name)

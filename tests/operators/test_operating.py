@@ -185,7 +185,7 @@ def test_differences_that_race_are_all_counted(
 
         def change(number: int) -> admin.Change:
             user = (client, other)[number % 2]
-            return user.run(admin.change_by(user.station(name), 1 + number % 3), "change")
+            return user._run(admin.change_by(user._state(name), 1 + number % 3), "change")
 
         changes = list(pool.map(change, range(60)))
     steps = sorted((one.before.number, one.after.number) for one in changes)
@@ -222,17 +222,17 @@ def test_a_difference_whose_answer_is_lost(
                 change: admin.Change = stop.value
                 return change
 
-    procedure = losing(admin.change_by(client.station(name), 1))
+    procedure = losing(admin.change_by(client._state(name), 1))
     if meanwhile == "gone":
         with pytest.raises(SemaphoreClosed):
-            client.run(procedure, "change")
+            client._run(procedure, "change")
     elif applied or meanwhile:
         now = meanwhile or "2"
         with pytest.raises(etcdsem.EtcdUnavailable, match=rf"was 1 and is now {now}; it is not"):
-            client.run(procedure, "change")
+            client._run(procedure, "change")
         assert stored(etcd, name) == now
     else:
-        change = client.run(procedure, "change")
+        change = client._run(procedure, "change")
         assert (change.before.number, change.after.number) == (1, 2)
         assert stored(etcd, name) == "2"
     assert lost
@@ -242,7 +242,7 @@ def test_a_difference_whose_answer_is_lost(
 def test_an_answer_that_is_lost(client: Client, name: str, applied: bool) -> None:
     """A pause whose answer never came is known when it is read again, and is counted once."""
     Semaphore(2, name, client=client)
-    engine = client.engine
+    engine = client._driver
     lost: list[Transact] = []
 
     def losing(procedure: Procedure[admin.Change]) -> Procedure[admin.Change]:
@@ -261,7 +261,7 @@ def test_an_answer_that_is_lost(client: Client, name: str, applied: bool) -> Non
                 change: admin.Change = stop.value
                 return change
 
-    change = engine.run(losing(admin.pause(client.station(name), "me", None)))
+    change = engine.run(losing(admin.pause(client._state(name), "me", None)))
     assert lost
     assert change.changed
     assert change.after.paused
@@ -377,7 +377,7 @@ def test_drain_without_etcd(etcd: EtcdServer, name: str) -> None:
 def test_a_pause_that_lands_late_changes_nothing(client: Client, name: str) -> None:
     """It was sent before somebody resized: then it does not land at all."""
     Semaphore(2, name, client=client)
-    station = client.station(name)
+    station = client._state(name)
     assert station.limit is not None
     late = transactions.change_limit(station.keys, station.limit.revision, b"2 paused")
     client.resize(name, 3)
@@ -385,9 +385,9 @@ def test_a_pause_that_lands_late_changes_nothing(client: Client, name: str) -> N
     def send() -> Procedure[TxnReply]:
         from etcdsem.core.retry import transact
 
-        return transact(client.engine.session, late)
+        return transact(client._driver.session, late)
 
-    reply = client.engine.run(send())
+    reply = client._driver.run(send())
     assert not reply.succeeded
     (kv,) = transactions.as_range(reply.replies[0]).kvs
     assert read_limit(kv).number == 3

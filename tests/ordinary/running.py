@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import etcdsem
 from etcdsem import Semaphore
-from etcdsem.shell import BaseEngine
+from etcdsem.drivers.base import Driver
 from tests.helpers import guard
 from tests.helpers.history import assert_clean
 from tests.helpers.waiting import comes_true
@@ -176,8 +176,8 @@ class Run:
             for one in self._clients:
                 with self.noting():
                     one.close()
-            mine = fresh.engine.session.leases.live
-            connection = fresh.engine.connection
+            mine = fresh._driver.session.leases.live
+            connection = fresh._driver.connection
 
             def left() -> set[int]:
                 return self.lease_ids.intersection(connection.leases(5.0)).difference(mine)
@@ -285,14 +285,14 @@ class _Collector(logging.Handler):
 def _observe(run: Run) -> None:
     """Note what is logged, what threads and finalizers raise, and which leases are ours."""
     guard.install()
-    random_id = BaseEngine.random_id
+    random_id = Driver.random_id
 
-    def noted_id(self: BaseEngine) -> int:
+    def noted_id(self: Driver) -> int:
         made = random_id(self)
         run.lease_ids.add(made)
         return made
 
-    BaseEngine.random_id = noted_id  # type: ignore[method-assign]
+    Driver.random_id = noted_id  # type: ignore[method-assign]
     logging.getLogger("etcdsem").setLevel(logging.DEBUG)
     logging.getLogger().addHandler(_Collector(run))
 

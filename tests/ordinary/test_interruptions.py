@@ -107,7 +107,7 @@ def test_an_interruption_at_any_moment_leaves_no_lease(way: str, striker: Strike
                 assert sem.leases == ()
             give_back(sem)
         assert struck > ROUNDS / 20
-        session = client.engine.session
+        session = client._driver.session
         while session.leases.revocations:  # what was interrupted is ended beside us
             time.sleep(0.001)
         assert client.status("sem").holders == ()

@@ -224,7 +224,7 @@ def chores(run: Run) -> None:
 
 def _break(client: Client | aio.Client, what: str) -> None:
     """Let something in the heartbeat raise: always, or at first."""
-    engine = client.engine
+    engine = client._driver
     left = [1]  # the heartbeat tries again within the TTL
     renew: Callable[[int], None] = engine.renew
 
@@ -284,7 +284,7 @@ def keeper_dies(run: Run) -> None:
             super().__init__(["true"], **options)
             self.wait()
 
-    helper: Any = client.engine.helper
+    helper: Any = client._driver.helper
     with unittest.mock.patch("subprocess.Popen", Ending):
         os.kill(helper.pid, signal.SIGKILL)
         end = time.monotonic() + 2 * TTL + 0.5

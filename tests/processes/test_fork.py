@@ -211,7 +211,7 @@ with sem: pass   # leaves a spare lease
 lease = sem.acquire_lease()
 idle = etcdsem.connect()
 with Semaphore(2, sys.argv[1], client=idle, lease_timeout=600): pass
-say('before', *sorted(client.engine.connection.leases(5)))
+say('before', *sorted(client._driver.connection.leases(5)))
 time.sleep(0.1)  # after which a connection is looked at before it is used
 pid = os.fork()
 if pid == 0:
@@ -221,7 +221,7 @@ if pid == 0:
     time.sleep(0.2)
     os._exit(0)
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-say('after', *sorted(client.engine.connection.leases(5)))
+say('after', *sorted(client._driver.connection.leases(5)))
 say('valid', lease.valid, sem.get_value(), lease.release())
 """
     workers.append(Worker(fresh_etcd, code, name))

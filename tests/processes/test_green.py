@@ -141,7 +141,7 @@ ports = set()
 for _ in range(10):
     nap(0.3)
     sem.waiters()
-    (link,) = client.engine.connection._links
+    (link,) = client._driver.connection._links
     ports |= {one.sock.getsockname() for one in link.transport._idle}
 say('held', lease.valid, len(sem.waiters()), len(ports) <= 2)
 lease.release()

@@ -55,7 +55,7 @@ def test_an_interrupted_release_is_settled_before_the_end(
         client = etcdsem.connect(etcd.endpoint)
         sem = Semaphore(1, name, client=client, lease_timeout=600)
         assert sem.acquire()
-        engine = client.engine
+        engine = client._driver
 
         def interrupted(txn: Txn, timeout: float) -> TxnReply:
             raise KeyboardInterrupt

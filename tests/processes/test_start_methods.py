@@ -88,7 +88,7 @@ def test_pool(etcd: EtcdServer, client: Client, name: str, method: str) -> None:
 def test_process_pool_executor(etcd: EtcdServer, client: Client, name: str, method: str) -> None:
     """concurrent.futures with processes: at its shutdown also the spare etcd leases are gone."""
     sem = Semaphore(2, name, client=client, lease_timeout=600)
-    connection = client.engine.connection
+    connection = client._driver.connection
     before = set(connection.leases(5))
     context = multiprocessing.get_context(method)
     with concurrent.futures.ProcessPoolExecutor(3, mp_context=context) as pool:

@@ -125,8 +125,8 @@ class ThreadRates(_Judged):
 
     def resize(self, rate: Rate) -> None:
         """With the block, too: as ``etcdsem rate`` does."""
-        station = self.clients[2].station(self.name)
-        self.clients[2].run(admin.resize(station, rate), "resize")
+        station = self.clients[2]._state(self.name)
+        self.clients[2]._run(admin.resize(station, rate), "resize")
 
     def pause(self) -> bool:
         return self.seen.pause()
@@ -265,8 +265,8 @@ class AioRates(_Judged):
         """With the block, too: as ``etcdsem rate`` does."""
 
         async def resize() -> None:
-            station = self.clients[2].station(self.name)
-            await self.clients[2].run(admin.resize(station, rate), "resize")
+            station = self.clients[2]._state(self.name)
+            await self.clients[2]._run(admin.resize(station, rate), "resize")
 
         self.do(resize)
 

@@ -192,6 +192,6 @@ def test_the_name_in_a_certificate(module_binary: str, tmp_path: Path, name: str
                 waiter = Waiter(sem)
                 lease.release()
                 waiter.result().release()
-            assert client.engine.connection.counters["login"] == 0
+            assert client._driver.connection.counters["login"] == 0
             with pytest.raises(PermissionDenied):
                 Semaphore(1, "x", client=client, prefix="/elsewhere")

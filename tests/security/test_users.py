@@ -26,7 +26,7 @@ SOON = (0.2, 0.4)
 
 def logins(client: Client) -> int:
     """How often it has logged in."""
-    return client.engine.connection.counters["login"]
+    return client._driver.connection.counters["login"]
 
 
 # ---------------------------------------------------------------- tokens
@@ -198,7 +198,7 @@ def test_a_password_is_nowhere_to_be_seen(
         sem = Semaphore(1, name, client=client)
         with sem:
             pass
-        engine = client.engine
+        engine = client._driver
         seen += [repr(one) for one in (client, sem, client.settings, engine.connection, engine)]
         data = pickle.dumps(sem)
         seen.append(repr(data))

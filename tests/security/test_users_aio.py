@@ -16,7 +16,7 @@ def test_a_restart_forgets_tokens(module_binary: str, name: str) -> None:
     async def work(endpoint: str, restart: object) -> None:
         assert callable(restart)
         async with aio.connect(endpoint, user=JOB, password=SECRET) as client:
-            client.engine.session.reread = (math.inf, math.inf)
+            client._driver.session.reread = (math.inf, math.inf)
             sem = await aio.Semaphore(1, name, client=client, lease_timeout=30)
             lease = await sem.acquire_lease()
             assert lease is not None
@@ -26,7 +26,7 @@ def test_a_restart_forgets_tokens(module_binary: str, name: str) -> None:
                 sem.acquire_lease(60, on_wait=lambda: loop.call_soon_threadsafe(in_line.set))
             )
             await asyncio.wait_for(in_line.wait(), 20)
-            transport = client.engine.connection._link().transport
+            transport = client._driver.connection._link().transport
             call, made = transport.call, []
 
             async def counted(path: str, *arguments: Any, **options: Any) -> bytes:

@@ -14,7 +14,9 @@ from typing import Any, cast
 
 from etcdsem.core.commands import Procedure, Wait, perform
 from etcdsem.core.grants import Grant
-from etcdsem.shell import BaseEngine, BaseLease, BaseSemaphore
+from etcdsem.drivers.base import Driver
+from etcdsem.facade.lease import BaseLease
+from etcdsem.facade.semaphore import BaseSemaphore
 from tests.simulation.checks import Checker
 from tests.simulation.client import SimClient
 
@@ -58,7 +60,7 @@ class SharedObject(BaseSemaphore[SharedLease]):
         super().__init__(None, name, raise_on_loss=False, max_hold=None, **settings)
         self.client = client
         self.checker = checker
-        self.engine = cast("BaseEngine", client)
+        self.engine = cast("Driver", client)
 
     def take(self, grant: Grant) -> None:
         """`acquire` has got a lease for some thread."""

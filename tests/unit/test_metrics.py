@@ -305,10 +305,10 @@ def test_a_start_that_was_evicted_is_told(client: Client, name: str) -> None:
     """Its slot is free before its time."""
     limit = RateLimit(name, 1, "1h", client=client)
     assert limit.acquire()
-    grants = client.engine.session.semaphore("/etcdsem", name).grants
+    grants = client._driver.session.semaphore("/etcdsem", name).grants
     (grant,) = grants
     client.evict(name, slot=0)
-    with client.engine.lock:
+    with client._driver.lock:
         grant.taken("deleted")  # a start has no watch of its own: when its lease ends, or as here
     now = rate_of(name)
     assert (now.losses_total, now.used_starts, now.starts_total) == (1, 0, 1)
@@ -397,8 +397,8 @@ def test_a_semaphore_in_use_is_not_forgotten(client: Client, name: str) -> None:
     """
     with Semaphore(1, name, client=client):
         pass
-    session = client.engine.session
-    with client.engine.lock:
+    session = client._driver.session
+    with client._driver.lock:
         in_use = session.semaphore("/etcdsem", "in-use")
         in_use.stats.pending += 1
         for number in range(1100):

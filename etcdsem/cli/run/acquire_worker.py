@@ -54,7 +54,7 @@ def wait_for_lease(request: LeaseRequest, client: Client, signals: Signals) -> L
             left,
             weight=request.weight,
             priority=request.priority,
-            eager=request.eager,
+            backfill=request.eager,
             on_wait=on_wait,
         )
 

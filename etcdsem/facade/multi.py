@@ -12,8 +12,9 @@ from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import AcquireTimeout, InvalidSetting, LeaseLost
+from etcdsem.facade.lease import BaseLease
+from etcdsem.facade.semaphore import BaseSemaphore
 from etcdsem.model import MAX_SEMAPHORES, Duration
-from etcdsem.shell import BaseLease, BaseSemaphore
 
 
 class Part(NamedTuple):
@@ -34,8 +35,8 @@ def parts_of(
     """
     _check(semaphores, kind)
     clients = [one.client for one in semaphores]
-    engine = clients[0].engine
-    parts = [Part(one, one._state(), partial(lease_of, one, engine)) for one in semaphores]
+    driver = clients[0]._driver
+    parts = [Part(one, one._state(), partial(lease_of, one, driver)) for one in semaphores]
     if any(client is not clients[0] for client in clients):
         raise InvalidSetting(
             "several semaphores at once must use the same client: give all of them the same "
@@ -45,9 +46,9 @@ def parts_of(
     return parts
 
 
-def refuse_wants(weight: int, priority: int, eager: bool) -> None:
+def refuse_wants(weight: int, priority: int, backfill: bool) -> None:
     """Only the ordinary ones are taken together. Raises InvalidSetting, which says what to do."""
-    given = {"weight": weight != 1, "priority": priority != 0, "eager": bool(eager)}
+    given = {"weight": weight != 1, "priority": priority != 0, "backfill": bool(backfill)}
     for what, is_so in given.items():
         if is_so:
             raise InvalidSetting(

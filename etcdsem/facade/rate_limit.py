@@ -11,8 +11,8 @@ from etcdsem.core.commands import Procedure
 from etcdsem.core.limits import learn_limit
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import InvalidSetting
+from etcdsem.facade.semaphore import Named, register_rate
 from etcdsem.model import Duration, Later, Start, Status, make_rate
-from etcdsem.shell import Named, register_rate
 
 
 class BaseRateLimit(Named):

@@ -1,0 +1,41 @@
+"""The calls that semaphores and rate limits have in common."""
+
+from __future__ import annotations
+
+from etcdsem.aio.binding import Binding
+from etcdsem.aio.loop_check import methods_need_loop  # asyncio only
+
+
+@methods_need_loop  # asyncio only
+class Bound(Binding):
+    """A semaphore or a rate limit with the client that it uses."""
+
+    async def register(self) -> None:
+        """Write the limit, or the rate, to etcd if it is new, else check that it is the same.
+
+        A limit that was resized since it was registered is accepted as it is.
+
+        Raises:
+            InconsistentLimit: another limit, or rate, is registered.
+            WrongKind: the name belongs to a rate limit and this is a semaphore, or vice versa.
+        """
+        await self._register()
+
+    async def pause(self, *, reason: str | None = None) -> bool:
+        """Grant no leases (no permits of a rate limit) to anyone until `resume`. Current holders
+        are unaffected. Waiters keep their place, and a try without waiting finds it full.
+
+        Args:
+            reason: at most 253 printable characters, shown to operators.
+
+        Returns:
+            False if it was already paused; then nothing was changed.
+        """
+        return await self._run(self._pausing(self._state(), reason), "pause")
+
+    async def resume(self) -> bool:
+        """Grant again. False if it was not paused; then nothing was changed."""
+        return await self._run(self._resuming(self._state()), "resume")
+
+
+__all__ = ["Bound"]

@@ -1,0 +1,370 @@
+"""What the two semaphores share: settings, the leases held here, and what each method does."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+from etcdsem.core import admin, inspection, lifecycle, rates
+from etcdsem.core.acquire import acquire
+from etcdsem.core.commands import Procedure
+from etcdsem.core.grants import Grant
+from etcdsem.core.keys import ORDINARY, Wants
+from etcdsem.core.limits import check_kind, learn_limit, wrong_kind
+from etcdsem.core.release import release
+from etcdsem.core.request import AcquireRequest
+from etcdsem.core.semaphore import SemaphoreState
+from etcdsem.drivers.base import Driver
+from etcdsem.errors import AcquireTimeout, InconsistentLimit, ReleasedTooOften
+from etcdsem.facade.client import draining, operator, pausing, resuming
+from etcdsem.facade.entered_blocks import EnteredBlocks
+from etcdsem.facade.lease import OWNERS, BaseLease
+from etcdsem.intervals import read_intervals
+from etcdsem.model import (
+    Duration,
+    Rate,
+    Status,
+    check_limit,
+    check_name,
+    check_prefix,
+    check_priority,
+    check_text,
+    check_weight,
+    environment,
+    max_hold_seconds,
+    read_labels,
+    read_rate,
+)
+
+
+def read_wants(weight: int, priority: int, backfill: bool, eager: bool | None) -> Wants:
+    """What an acquire asks for; raises InvalidSetting for invalid arguments."""
+    if eager is not None:
+        warnings.warn("eager= is now called backfill=", DeprecationWarning, stacklevel=3)
+        backfill = backfill or eager
+    return Wants(check_weight(weight), check_priority(priority), bool(backfill))
+
+
+L = TypeVar("L", bound=BaseLease)
+
+
+class Named:
+    """What a semaphore and a rate limit have in common: how they are called, and whose they are."""
+
+    _package = "etcdsem"
+    _fleeting: tuple[str, ...] = ()
+    """What is not pickled; `_start_empty` makes it."""
+    _is_rate = False
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        labels: Mapping[str, str] | None,
+        prefix: str | None,
+        owner: str | None,
+    ) -> None:
+        self.name = check_name(name)
+        self._prefix = None if prefix is None else check_prefix(prefix)
+        self.labels = read_labels(labels)
+        self.owner = owner or environment("ETCDSEM_OWNER")
+        if self.owner is not None:
+            check_text(self.owner, what="owner")
+        self._start_empty()
+
+    def _start_empty(self) -> None:
+        pass
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: it for key, it in self.__dict__.items() if key not in self._fleeting}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start_empty()
+
+    def _registering(self, state: SemaphoreState) -> Procedure[None]:
+        raise NotImplementedError
+
+    def _pausing(self, state: SemaphoreState, reason: str | None) -> Procedure[bool]:
+        return pausing(state, self.owner or operator(), reason, rate=self._is_rate)
+
+    def _resuming(self, state: SemaphoreState) -> Procedure[bool]:
+        return resuming(state, rate=self._is_rate)
+
+
+class BaseSemaphore(Named, Generic[L]):
+    """A semaphore's settings, and the leases that it holds here."""
+
+    _fleeting: tuple[str, ...] = ("_blocks", "_leases")
+
+    def __init__(
+        self,
+        max_leases: int | None,
+        name: str | None,
+        *,
+        lease_timeout: Duration | None,
+        refresh_interval: Duration | None,
+        on_lost: Callable[[L], object] | None,
+        labels: Mapping[str, str] | None,
+        prefix: str | None,
+        owner: str | None,
+        raise_on_loss: bool,
+        max_hold: Duration | None,
+        rate: str | None,
+    ) -> None:
+        self.max_leases = None if max_leases is None else check_limit(max_leases)
+        super().__init__(
+            name if name is not None else f"semaphore-{os.urandom(16).hex()}",
+            labels=labels,
+            prefix=prefix,
+            owner=owner,
+        )
+        self.lease_timeout, self.refresh_interval = read_intervals(lease_timeout, refresh_interval)
+        self.on_lost = on_lost
+        self.raise_on_loss = raise_on_loss
+        self.max_hold = max_hold_seconds(max_hold)
+        self.rate = None if rate is None else read_rate(rate)
+        self._any_block = rate is None or rate.count("/") == 1
+        if self.rate is not None:
+            check_name(self._rate_name)
+        self._refresh_leases = True
+
+    def _start_empty(self) -> None:
+        self._leases: list[L] = []
+        self._blocks: EnteredBlocks[Any] = EnteredBlocks()  # of ``with semaphore:``
+
+    def __repr__(self) -> str:
+        return f"<{self._package}.Semaphore {self.name!r}, {len(self.leases)} held here>"
+
+    @property
+    def _rate_name(self) -> str:
+        return f"{self.name}.rate"
+
+    def _rate_state(self, state: SemaphoreState) -> SemaphoreState:
+        """Of the rate limit beside this semaphore."""
+        prefix = state.keys.base.decode().removesuffix(f"/{self.name}/")
+        return state.session.semaphore(prefix, self._rate_name)
+
+    def _owner_shown(self) -> str:
+        return self.owner or f"{socket.gethostname()}:{os.getpid()}"
+
+    # -- what the methods do
+
+    def _acquiring(
+        self,
+        state: SemaphoreState,
+        limit: float | None,
+        on_wait: Callable[[], object] | None,
+        lease_of: Callable[[Grant], L],
+        *,
+        wants: Wants,
+    ) -> Procedure[L | None]:
+        # Making the lease is part of the procedure, so that no interruption comes between the
+        # grant and its listing.
+        until = math.inf if limit is None else state.session.env.now() + limit
+        request = self._request(state, on_wait, wants)
+        while True:
+            grant = yield from acquire(state, request, until, once=limit == 0)
+            if grant is None:
+                return None
+            try:  # whatever interrupts: Ctrl-C may strike at any byte code
+                if self.rate is not None:
+                    paced = yield from self._paced(state, grant, until, on_wait, once=limit == 0)
+                    if not paced:
+                        return None
+                    if not grant.valid(state.session.env.now()):
+                        grant.let_go()  # lost while it waited for the start: from the beginning
+                        continue
+                return self._list(grant, lease_of)
+            except BaseException:
+                yield from self._unlist(grant)
+                raise
+
+    def _paced(
+        self,
+        state: SemaphoreState,
+        grant: Grant,
+        until: float,
+        on_wait: Callable[[], object] | None,
+        *,
+        once: bool,
+    ) -> Procedure[bool]:
+        """A start of the rate limit for one who holds a slot; without one it is given back."""
+        identity = state.session.identity(self.owner, self.labels)
+        request = rates.permit_request(identity, on_wait)
+        grant.lease.paused = not self._refresh_leases
+        started = yield from rates.start(self._rate_state(state), request, until, once=once)
+        if started is None:
+            yield from release(grant)
+        return started is not None
+
+    def _request(
+        self, state: SemaphoreState, on_wait: Callable[[], object] | None, wants: Wants = ORDINARY
+    ) -> AcquireRequest:
+        return AcquireRequest(
+            self.lease_timeout,
+            self.refresh_interval,
+            state.session.identity(self.owner, self.labels, self.max_hold),
+            on_wait,
+            self.max_leases,
+            wants,
+            self.max_hold,
+        )
+
+    def _list(self, grant: Grant, lease_of: Callable[[Grant], L]) -> L:
+        lease = lease_of(grant)
+        self._leases.append(lease)
+        grant.lease.paused = not self._refresh_leases
+        return lease
+
+    def _unlist(self, grant: Grant) -> Procedure[None]:
+        """Give back what nobody has got, since something struck after the grant."""
+        for lease in list(self._leases):
+            if lease._grant is grant:
+                self._forget(lease)
+        yield from release(grant)
+
+    def _oldest(self) -> L:
+        """The lease that `release` gives back. One that is lost comes first: whoever had it will
+        release too, and must not give back that of somebody who is at work.
+        """
+        leases = self._releasable()
+        lease = min(leases, key=lambda one: (OWNERS.index(one.owner), one.valid), default=None)
+        if lease is None:
+            raise ReleasedTooOften("Released too often")
+        return lease
+
+    def _releasable(self) -> tuple[L, ...]:
+        return self.leases
+
+    def _releasing(self, driver: Driver) -> Procedure[bool | None]:
+        """Give back the oldest lease. It is chosen here, in one step with the beginning of its
+        release, so no two calls take the same. None: another engine has it now.
+        """
+        lease = self._oldest()
+        if lease._driver is not driver:
+            return None
+        return (yield from lease._releasing())
+
+    def _no_lease(self, timeout: Duration | None) -> AcquireTimeout:
+        return AcquireTimeout(
+            f"semaphore {self.name!r}: no lease was free within {timeout!r}; who holds it: "
+            f"etcdsem status {self.name}"
+        )
+
+    def _forget(self, lease: BaseLease) -> bool:
+        """List it no more; False if it was not listed."""
+        try:
+            self._leases.remove(lease)  # type: ignore[arg-type]  # it is one of ours
+        except ValueError:
+            return False
+        return True
+
+    @property
+    def leases(self) -> tuple[L, ...]:
+        """The leases that this object holds in this process, oldest first."""
+        return tuple(lease for lease in list(self._leases) if lease._here)
+
+    def _registering(self, state: SemaphoreState) -> Procedure[None]:
+        yield from self._registering_limit(state)
+        if self.rate is not None:
+            there = self._rate_state(state)
+            yield from register_rate(there, self.rate, any_block=self._any_block)
+
+    def _registering_limit(self, state: SemaphoreState) -> Procedure[None]:
+        if self.max_leases is None:
+            limit = yield from learn_limit(state)
+        else:
+            limit = yield from lifecycle.register(state, self.max_leases)
+        wrong = wrong_kind(state, limit, rate=False)
+        if wrong is not None:
+            raise wrong
+        if self.max_leases is None:
+            return
+        if limit.registered and limit.number is not None and limit.number != self.max_leases:
+            raise InconsistentLimit(
+                f"Inconsistent max leases: {self.max_leases}, expected: {limit.number} "
+                f"(semaphore {self.name!r}: {limit.number} is registered; give that, or change it "
+                f"for everybody: etcdsem limit {self.name} {self.max_leases})",
+                given=self.max_leases,
+                registered=limit.number,
+            )
+
+    def _resizing(self, state: SemaphoreState, max_leases: int) -> Procedure[None]:
+        number = check_limit(max_leases, least=0)
+        yield from admin.resize(state, number)
+        if number:
+            self.max_leases = number
+
+    def _draining(
+        self, state: SemaphoreState, timeout: Duration | None, reason: str | None
+    ) -> Procedure[bool]:
+        by = self.owner or operator()
+        return draining(state, by, timeout, reason, None, rate=self._is_rate)
+
+    def _status(self, state: SemaphoreState, *, ttl: bool) -> Procedure[Status]:
+        seen = yield from inspection.status(state, ttl=ttl)
+        check_kind(state, rate=self._is_rate)
+        return seen
+
+    def _counting(self, state: SemaphoreState) -> Procedure[int]:
+        held = yield from inspection.held(state)
+        check_kind(state, rate=self._is_rate)
+        return held
+
+    def _closing(self, state: SemaphoreState) -> Procedure[None]:
+        closing = yield from lifecycle.close(state, force=True, rate=self._is_rate)
+        if closing.holders or closing.waiters:
+            state.session.env.log(
+                logging.WARNING,
+                "semaphore %s was closed while in use: %d held (%s), %d waiting",
+                self.name,
+                len(closing.holders),
+                ", ".join(closing.holders) or "-",
+                len(closing.waiters),
+            )
+
+    @property
+    def refresh_leases(self) -> bool:
+        """False pauses the refresh of this object's leases, for tests."""
+        return self._refresh_leases
+
+    @refresh_leases.setter
+    def refresh_leases(self, on: bool) -> None:
+        self._refresh_leases = bool(on)
+        for lease in self.leases:
+            lease._grant.lease.paused = not on
+
+
+def register_rate(state: SemaphoreState, wanted: Rate, *, any_block: bool) -> Procedure[None]:
+    """Write the rate if it is new, else check that it is the same."""
+    limit = yield from lifecycle.register(state, wanted)
+    rate = rates.rate_of(state, limit)
+    same = rate == wanted or (any_block and rate[:2] == wanted[:2])
+    if limit.registered and not same:
+        raise InconsistentLimit(
+            f"Inconsistent rate: {wanted}, expected: {rate} (rate limit {state.name!r}: {rate} "
+            f"is registered; give that, or change it for everybody: etcdsem rate {state.name} "
+            f"{wanted})",
+            given=wanted.starts,
+            registered=rate.starts,
+        )
+
+
+def check_dask_arguments(register: bool, scheduler_rpc: None) -> None:
+    """Refuse what Dask's semaphore takes, and what would be ignored here."""
+    if scheduler_rpc is not None:
+        raise TypeError(
+            "scheduler_rpc is a connection to Dask's scheduler, which etcdsem does not use: "
+            "client= says which etcd to use, for example client=etcdsem.connect('host:2379')"
+        )
+    if not isinstance(register, bool):  # newer Dask has scheduler_rpc in this place
+        raise TypeError(
+            f"register must be True or False, not {type(register).__name__}; client= says which "
+            "etcd to use"
+        )

@@ -1,0 +1,51 @@
+"""`Lease`: what a thread gets for a slot."""
+
+from __future__ import annotations
+
+import threading
+
+from etcdsem.core.grants import Grant
+from etcdsem.drivers.threads import ThreadDriver
+from etcdsem.facade.lease import BaseLease, Issuer
+
+
+class Lease(BaseLease):
+    """One or several slots of a semaphore, held by this process.
+
+    It is refreshed in the background until it is released or lost. Lost is final.
+    """
+
+    lost: threading.Event
+    """Set once the lease is lost (expired, revoked, evicted, or the semaphore was closed)."""
+    _driver: ThreadDriver
+
+    def __init__(self, semaphore: Issuer, driver: ThreadDriver, grant: Grant) -> None:
+        self.lost = threading.Event()
+        super().__init__(semaphore, driver, grant)
+
+    def release(self) -> bool:
+        """Give it back.
+
+        Returns:
+            True if etcd confirmed it. False if the lease was lost or etcd did not. False too in a
+            finalizer or signal handler that interrupts etcdsem in this thread: then another thread
+            gives it back a moment later.
+        """
+        if not self._here:
+            return False
+        if not self._driver.struck:
+            return self._driver.run(self._releasing())
+        self._semaphore._forget(self)
+        self._driver.run_later(self._releasing())
+        return False
+
+    def _end(self) -> None:
+        if not self._here:
+            return
+        if self._driver.struck:
+            self.release()
+        else:
+            self._driver.run(self._ending())
+
+
+__all__ = ["Lease"]

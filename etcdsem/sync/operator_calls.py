@@ -1,0 +1,186 @@
+# Generated from etcdsem/aio/operator_calls.py by tests/make_blocking.py: edit that file.
+"""What an operator asks of a client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar, overload
+
+from etcdsem.core import inspection, lifecycle
+from etcdsem.core.commands import Procedure
+from etcdsem.facade.client import BaseClient
+from etcdsem.model import (
+    CloseResult,
+    Duration,
+    Holder,
+    Junk,
+    LimitInfo,
+    Overview,
+    Rate,
+    Status,
+    Waiter,
+)
+
+T = TypeVar("T")
+
+
+class OperatorCalls(BaseClient):
+    """A client's calls by name, for semaphores and rate limits that this program need not use."""
+
+    def _run(self, procedure: Procedure[T], what: str) -> T:
+        raise NotImplementedError
+
+    def overview(self) -> list[Overview]:
+        """All semaphores under the prefix: limit, held slots, waiters."""
+        listing = inspection.overview(self._session, self.prefix)
+        return self._run(listing, "list the semaphores")
+
+    def status(self, name: str, *, ttl: bool = True) -> Status:
+        """One semaphore at one revision: its holders and waiters.
+
+        Args:
+            name: the semaphore, or the rate limit.
+            ttl: also ask etcd how many seconds each lease has left, for all holders and the first
+                256 waiters. This costs one request per lease; many are in flight at once.
+
+        Raises:
+            SemaphoreClosed: it is not registered.
+        """
+        reading = inspection.status(self._state(name), ttl=ttl)
+        return self._run(reading, f"look at {name!r}")
+
+    def limit(self, name: str) -> int | None:
+        """The limit in force; None if the stored value is not a number."""
+        return self._run(self._reading_limit(name), f"read the limit of {name!r}")
+
+    def limit_info(self, name: str) -> LimitInfo:
+        """The limit or the rate in force, and whether it is paused.
+
+        `known_limit` returns what this client last saw, without asking etcd.
+
+        Raises:
+            SemaphoreClosed: it is not registered.
+        """
+        return self._run(self._reading_info(name), f"read the limit of {name!r}")
+
+    @overload
+    def resize(self, name: str, max_leases: int) -> tuple[int | None, int]: ...
+    @overload
+    def resize(self, name: str, max_leases: Rate) -> tuple[Rate | None, Rate]: ...
+    def resize(self, name: str, max_leases: int | Rate) -> tuple[int | Rate | None, int | Rate]:
+        """Change the limit of a semaphore, or the rate of a rate limit, while it is in use.
+
+        A limit of 0 grants nothing until it is raised. Leases above a lowered limit stay held, and
+        a pause stays in force.
+
+        Args:
+            name: the semaphore, or the rate limit.
+            max_leases: the new limit, or the new rate.
+
+        Returns:
+            The old value (None if the stored value was invalid) and the new one.
+
+        Raises:
+            SemaphoreClosed: it is not registered.
+            WrongKind: a rate was given for a semaphore, or a number for a rate limit.
+        """
+        what = "rate" if isinstance(max_leases, Rate) else "limit"
+        return self._run(self._resizing(name, max_leases), f"change the {what} of {name!r}")
+
+    def resize_by(self, name: str, difference: int) -> tuple[int, int]:
+        """Add to the limit of a semaphore while it is in use. A pause stays in force.
+
+        The difference applies to the stored limit at the moment of the write, so concurrent calls
+        add up.
+
+        Returns:
+            The old limit and the new one.
+
+        Raises:
+            SemaphoreClosed: it is not registered.
+            InvalidSetting: the sum is not a valid limit; nothing was changed.
+            EtcdUnavailable: etcd's reply was lost, and the limit has changed; whether this call or
+                another client changed it is unknown.
+        """
+        return self._run(self._resizing_by(name, difference), f"change the limit of {name!r}")
+
+    def pause(self, name: str, *, reason: str | None = None) -> bool:
+        """Grant no leases until `resume`. Current holders are unaffected. Waiters keep their place,
+        and a try without waiting finds the semaphore full.
+
+        Args:
+            name: the semaphore, or the rate limit.
+            reason: at most 253 printable characters, shown to operators.
+
+        Returns:
+            False if it was already paused; then nothing was changed.
+
+        Raises:
+            SemaphoreClosed: it is not registered.
+        """
+        return self._run(self._pausing(name, reason), f"pause {name!r}")
+
+    def resume(self, name: str) -> bool:
+        """Grant leases again. Waiters are served at once, in order.
+
+        Returns:
+            False if it was not paused; then nothing was changed.
+
+        Raises:
+            SemaphoreClosed: it is not registered.
+        """
+        return self._run(self._resuming(name), f"resume {name!r}")
+
+    def drain(
+        self,
+        name: str,
+        timeout: Duration | None = None,
+        *,
+        reason: str | None = None,
+        on_wait: Callable[[], object] | None = None,
+    ) -> bool:
+        """Pause a semaphore and wait until it has no holder. It stays paused until `resume`.
+
+        Args:
+            name: the semaphore.
+            timeout: seconds, ``"1m30s"`` or a timedelta. None waits forever, 0 checks once.
+            reason: as for `pause`. A semaphore that is already paused keeps its reason.
+            on_wait: called once it is paused and has holders, as for `Semaphore.acquire_lease`.
+
+        Returns:
+            True if it has no holder, False if it has one at the timeout.
+
+        Raises:
+            SemaphoreClosed: it is not registered (any more).
+            EtcdSemError: somebody resumed it meanwhile.
+            EtcdUnavailable: etcd was unreachable at the timeout (without one: for 60 s).
+        """
+        draining = self._draining(name, timeout, reason, on_wait)
+        return self._run(draining, f"drain {name!r}")
+
+    def evict(
+        self, name: str, *, slot: int | None = None, lease: str | None = None
+    ) -> Holder | Waiter | Junk:
+        """Revoke one lease. If it belongs to a waiter, its acquire raises `Evicted`.
+
+        Args:
+            name: the semaphore, or the rate limit.
+            slot: the slot whose holder is evicted.
+            lease: or the lease ID, in hex as `status` shows it.
+
+        Raises:
+            NobodyThere: nobody has that slot or lease.
+        """
+        return self._run(self._evicting(name, slot, lease), f"evict from {name!r}")
+
+    def close_semaphore(self, name: str, *, force: bool = False) -> CloseResult:
+        """Remove a semaphore from etcd; without `force` only if it has no holders and no waiters.
+
+        Returns:
+            A `CloseResult`: whether it was removed, and who held or waited.
+        """
+        closing = lifecycle.close(self._state(name), force=force)
+        return self._run(closing, f"close {name!r}")
+
+
+__all__ = ["OperatorCalls"]

@@ -1,0 +1,113 @@
+# Generated from etcdsem/aio/rate_limit.py by tests/make_blocking.py: edit that file.
+"""`RateLimit`: at most so many permits in any window of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Self
+
+from etcdsem.facade.decorators import Decorator
+from etcdsem.facade.rate_limit import BaseRateLimit
+from etcdsem.model import Duration, Later, Start, Status, timeout_seconds
+from etcdsem.sync.bound import Bound
+from etcdsem.sync.client import Client
+
+
+class RateLimit(Decorator, Bound, BaseRateLimit):
+    """At most `limit` permits in any window of `period`, for any processes anywhere.
+
+    A permit is for a moment, not a span: there is nothing to release. ``with limit:`` waits
+    for a permit and runs the body; how long the body takes does not count.
+
+    Args:
+        name: 1 to 128 of ``A-Z a-z 0-9 . _ -``; must not be the name of a semaphore.
+        limit: permits per period. Without `limit` and `period` the registered rate applies.
+        period: seconds, ``"1m"`` or a timedelta; at least 0.1 s.
+        client: from `connect()`; default: the default client.
+        block: permits that a process takes at a time. Default 1 up to 256 permits per period,
+            above that as many as make 256 blocks. A process uses a block within 5 % of the
+            period, and forfeits the rest.
+        labels: shown to operators, at most 16, together with those of ``ETCDSEM_LABELS``.
+        prefix: of the keys in etcd; default the client's, else ``/etcdsem``.
+        owner: the name that operators see; default ``ETCDSEM_OWNER``, else ``host:pid``.
+        register: write the rate to etcd if it is new: the blocking class at once, that of
+            `etcdsem.aio` when it is awaited (``RateLimit(...)``) or first used.
+
+    Raises:
+        InconsistentLimit: another rate is registered.
+        WrongKind: the name belongs to a semaphore.
+        InvalidName, InvalidSetting: an argument is invalid.
+        EtcdUnavailable, PermissionDenied, EtcdRefused: it could not be registered.
+    """
+
+    _class_name = "RateLimit"
+
+    def __init__(
+        self,
+        name: str,
+        limit: int | None = None,
+        period: Duration | None = None,
+        *,
+        client: Client | None = None,
+        block: int | None = None,
+        labels: Mapping[str, str] | None = None,
+        prefix: str | None = None,
+        owner: str | None = None,
+        register: bool = True,
+    ) -> None:
+        self._bind(client, register=register)
+        super().__init__(
+            name, limit, period, block=block, labels=labels, prefix=prefix, owner=owner
+        )
+        self._register_now()
+
+    def acquire(
+        self, timeout: Duration | None = None, *, on_wait: Callable[[], object] | None = None
+    ) -> Start | None:
+        """Wait for a permit. Waiters are served in order of arrival.
+
+        Args:
+            timeout: seconds, ``"1m30s"`` or a timedelta. None waits forever, 0 tries once.
+            on_wait: called once the call has to wait, as for `Semaphore.acquire_lease`.
+
+        Returns:
+            A `Start`, which has the seconds `waited`; None if there was no permit until the
+            timeout.
+
+        Raises:
+            SemaphoreClosed: the rate limit is not registered (any more).
+            EtcdUnavailable: etcd was unreachable for the whole timeout.
+        """
+        limit = timeout_seconds(timeout)
+        return self._run(self._starting(self._state(), limit, on_wait), "acquire")
+
+    def try_acquire(self) -> Start | Later:
+        """A permit if there is one now, else `Later`, which is false and has `retry_after`."""
+        return self._run(self._trying(self._state()), "acquire")
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        pass
+
+    def _block(self) -> Self:
+        return self
+
+    def resize(self, limit: int, period: Duration) -> None:
+        """Change the rate for everybody while it is in use. Permits already granted still count."""
+        self._run(self._resizing(self._state(), limit, period), "resize")
+
+    def status(self, *, ttl: bool = True) -> Status:
+        """The permits in use (as `holders`) and the waiters, at one revision."""
+        return self._run(self._status(self._state(), ttl=ttl), "look at")
+
+    def close(self) -> None:
+        """Remove it from etcd, for everybody. Waiters get SemaphoreClosed. Permits that were
+        granted are forgotten: a rate limit registered later under this name starts at zero.
+        """
+        self._run(self._closing(self._state()), "close")
+
+
+__all__ = ["RateLimit"]
