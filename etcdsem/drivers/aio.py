@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 
 class Calls(Protocol):
-    """Requests to etcd; each raises a Failure. A cancelled one may have been applied."""
+    """Requests to etcd; each may raise a Failure. A cancelled one may have been applied."""
 
     async def transact(self, txn: Txn, timeout: float) -> TxnReply: ...
     async def grant(self, lease_id: int, ttl: int, timeout: float) -> float: ...
@@ -72,7 +72,7 @@ class Clock(Protocol):
     def wall(self) -> float: ...
     def mailbox(self) -> Mailbox: ...
     async def wait(self, box: Mailbox, until: float) -> object:
-        """The next note; None when `until` comes first."""
+        """The next message; None if `until` comes first."""
 
 
 class Backend(NamedTuple):
@@ -103,19 +103,19 @@ class AioDriver(Driver):
     def __init__(self, dial: Dial) -> None:
         self.loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._driving = 0  # procedures that are under way
-        self._at_rest: asyncio.Future[None] | None = None  # told when there is none any more
-        self._over = False  # nothing is performed any more
-        self._noted: list[Callable[[], object]] = []  # log records, for the end of this step
+        self._driving = 0  # procedures in progress
+        self._at_rest: asyncio.Future[None] | None = None  # resolved when there is none
+        self._over = False  # no command is performed any more
+        self._noted: list[Callable[[], object]] = []  # log records to write after this step
         self._stepping = False
-        self._end = asyncio.Event()  # set, or the minder cancelled: it is time to close
+        self._end = asyncio.Event()  # set, or the minder is cancelled: close
         self._grace = EXIT_GRACE
         backend = dial(self.start, self._renewed)
         self._calls = backend.calls
         self._watches = backend.watches
         self._renewals = backend.renewals
         self._clock = backend.clock
-        self.now = backend.clock.now  # type: ignore[method-assign]  # asked a dozen times a cycle
+        self.now = backend.clock.now  # type: ignore[method-assign]  # called a dozen times a cycle
         super().__init__()
         self._minder = self.start(self._mind(), "minder")
 
@@ -124,7 +124,7 @@ class AioDriver(Driver):
 
     @property
     def connection(self) -> AioConnection:
-        """The connection to etcd, for what is no part of the core: counters."""
+        """The connection, for its counters."""
         return cast("AioConnection", self._calls)
 
     @property
@@ -154,7 +154,7 @@ class AioDriver(Driver):
     def log(
         self, level: int, message: str, *args: object, error: BaseException | None = None
     ) -> None:
-        # Not in the midst of a step: a handler may block the loop, or look at what we do.
+        # Not during a step: a handler may block the loop, or use this client.
         self._noted.append(functools.partial(log.log, level, message, *args, exc_info=error))
         if not self._stepping:
             self.later(self._report)
@@ -163,7 +163,7 @@ class AioDriver(Driver):
         while self._noted:
             try:
                 self._noted.pop(0)()
-            except Exception as error:  # a filter's, or a handler's: no matter of who logs
+            except Exception as error:  # raised by a filter or a handler
                 context = {"message": "etcdsem: error while logging", "exception": error}
                 self.loop.call_exception_handler(context)
 
@@ -187,13 +187,12 @@ class AioDriver(Driver):
     # -- tasks of its own
 
     def start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[None] | None:
-        """Run something beside the callers; what it raises is logged."""
+        """Run a task of the client's own; its exceptions are logged."""
         if self._over or self.loop.is_closed():
             work.close()
             return None
         task = self.loop.create_task(_guarded(work, name), name=f"etcdsem-{name}")
-        # A loop that is closed with our tasks in it is the user's choice, and no reason to
-        # complain of a pending task.
+        # A user may close a loop while our tasks are pending; asyncio need not complain.
         task._log_destroy_pending = False  # type: ignore[attr-defined]
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -205,9 +204,10 @@ class AioDriver(Driver):
     async def run(self, procedure: Procedure[T], *, beside: bool = False) -> T:
         """Perform what a procedure yields until it ends.
 
-        A cancellation is thrown into the procedure; what it yields to clean up is performed, and
-        cancelling again does not interrupt that. `beside`: the procedure belongs to no caller, so
-        its task is cancelled only when the loop ends: then everything is given back first.
+        A cancellation is thrown into the procedure. The commands that it yields to clean up are
+        performed, also if the task is cancelled again. `beside`: the procedure belongs to no
+        caller, so its task is cancelled only when the loop ends; then everything is given back
+        first.
         """
         self._driving += 1
         try:
@@ -232,7 +232,7 @@ class AioDriver(Driver):
                 else:
                     thrown, error = error, None
                     command = procedure.throw(thrown)
-                result = None  # else it is kept for as long as the next command takes
+                result = None  # else it stays alive while the next command runs
             except StopIteration as stop:
                 value: T = stop.value
                 return value
@@ -247,7 +247,7 @@ class AioDriver(Driver):
                     result = await self._perform_shielded(command)
                 else:
                     result = await self._perform(command)
-            except GeneratorExit:  # nothing can be awaited any more
+            except GeneratorExit:  # nothing can be awaited any longer
                 self.later(functools.partial(_dispose, procedure))
                 raise
             except BaseException as raised:
@@ -272,7 +272,7 @@ class AioDriver(Driver):
         raise AssertionError(f"no such command: {command!r}")
 
     async def _perform_shielded(self, command: Command[Any]) -> object:
-        """In a task of its own: whoever is cancelled here waits for it all the same."""
+        """In a task of its own; a cancelled caller still waits for it."""
         task = self.loop.create_task(self._perform(command))
         while not task.done():
             with contextlib.suppress(asyncio.CancelledError):
@@ -280,7 +280,9 @@ class AioDriver(Driver):
         return task.result()
 
     async def _perform_to_the_end(self, command: Command[Any]) -> object:
-        """Again when it is cancelled, until all is over: waiting and revoking may be repeated."""
+        """Repeat it if it is cancelled, until the driver is closed. Only waiting and revoking may
+        be repeated.
+        """
         while True:
             try:
                 return await self._perform(command)
@@ -290,8 +292,8 @@ class AioDriver(Driver):
                 self._end.set()
 
     def later(self, function: Callable[[], object]) -> None:
-        """Call a function in the loop's next turn. A coroutine may be closed by the collector, in
-        any thread, and in the midst of anything: what is to be done then is done there.
+        """Call a function in the loop's next iteration. The garbage collector may close a coroutine
+        in any thread at any moment, so the work that this causes is done here.
         """
         try:
             self.loop.call_soon_threadsafe(function)
@@ -301,14 +303,14 @@ class AioDriver(Driver):
     # -- its end
 
     def drop(self) -> None:
-        """Its client was garbage, or never came about, so nothing is held (a lease keeps its client
-        alive).
+        """Close it soon: its client was collected, or never completed. It holds nothing, since a
+        lease refers to its client.
         """
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self.loop.call_soon_threadsafe(self._end.set)
 
     async def close(self, grace: float) -> None:
-        """Give everything back, for `grace` seconds at most, and let go of etcd."""
+        """Give everything back, within `grace` seconds, and disconnect."""
         self._grace = grace
         self._end.set()
         if self._minder is not None:
@@ -343,11 +345,11 @@ class AioDriver(Driver):
 
 
 class Over(BaseException):
-    """The engine was closed, and performs nothing any more."""
+    """The driver was closed, and performs no more commands."""
 
 
 def _dispose(procedure: Procedure[Any]) -> None:
-    """End a procedure whose clean-up nobody can perform."""
+    """End a procedure whose clean-up cannot be performed."""
     while not closed_generator(procedure):
         with contextlib.suppress(Over, StopIteration):
             procedure.throw(Over())
@@ -357,7 +359,7 @@ async def _guarded(work: Coroutine[Any, Any, object], name: str) -> None:
     try:
         await work
     except (asyncio.CancelledError, Over):
-        pass  # the loop, or the client, is at its end
+        pass  # the loop, or the client, is ending
     except Exception:
         log.exception("etcdsem: error in %s", name)
 

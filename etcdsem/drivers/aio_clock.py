@@ -13,12 +13,12 @@ from etcdsem.drivers.base import LONGEST_NAP
 
 
 class Box:
-    """A mailbox; one task at a time waits for it."""
+    """A mailbox, for one waiting task at a time."""
 
     __slots__ = ("_arrived", "_notes")
 
     def __init__(self) -> None:
-        self._notes: list[Any] = []  # a note or two; a deque would be 600 bytes from the start
+        self._notes: list[Any] = []  # one or two; an empty deque takes 600 bytes
         self._arrived: asyncio.Future[None] | None = None
 
     def put(self, note: Any, /) -> None:
@@ -30,7 +30,7 @@ class Box:
             self._arrived.set_result(None)
 
     async def next(self, now: Callable[[], float], until: float) -> object:
-        """The next note; None when `until` comes first."""
+        """The next message; None if `until` comes first."""
         loop = asyncio.get_running_loop()
         while not self._notes:
             left = until - now()

@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("etcdsem")
 
 _MAIN_NAP = 0.5
-"""The longest nap of the main thread: the kernel may hand Ctrl-C to another thread, and then the
-main thread notices only when it wakes."""
+"""Seconds after which the main thread wakes: the kernel may deliver Ctrl-C to another thread, and
+then the main thread notices it only when it wakes."""
 
 T = TypeVar("T")
 
@@ -78,13 +78,13 @@ class Clock(Protocol):
     def wall(self) -> float: ...
     def mailbox(self) -> Mailbox: ...
     def wait(self, box: Mailbox, until: float) -> object:
-        """The next note; None when `until` comes first."""
+        """The next message; None if `until` comes first."""
 
     def start(self, function: Callable[[], None], name: str) -> None:
-        """Run a function in a daemon thread; RuntimeError or MemoryError when none can be had."""
+        """Run a function in a daemon thread; RuntimeError or MemoryError if none can be started."""
 
     def busy(self) -> AbstractContextManager[object]:
-        """Around each procedure that a thread runs."""
+        """Entered around each procedure that a thread runs."""
 
 
 class Backend(NamedTuple):
@@ -104,7 +104,7 @@ renewal."""
 
 
 class RealClock:
-    """The machine's clocks, and queues to wait at."""
+    """The machine's clocks, and queues as mailboxes."""
 
     now = staticmethod(boot_time)
 
@@ -144,7 +144,7 @@ class ThreadDriver(Driver):
         self._watches = backend.watches
         self._renewals = backend.renewals
         self._clock = backend.clock
-        self.now = backend.clock.now  # type: ignore[method-assign]  # asked a dozen times a cycle
+        self.now = backend.clock.now  # type: ignore[method-assign]  # called a dozen times a cycle
         super().__init__()
 
     def _renewed(self, lease_id: int, ttl: float) -> None:
@@ -152,7 +152,7 @@ class ThreadDriver(Driver):
 
     @property
     def connection(self) -> Connection:
-        """The connection, for what is no part of the core: counters, a member's status."""
+        """The connection, for counters and a member's status."""
         return cast("Connection", self._calls)
 
     # -- Env
@@ -219,15 +219,14 @@ class ThreadDriver(Driver):
     def run(self, procedure: Procedure[T]) -> T:
         """Perform what a procedure yields, in this thread, until it ends.
 
-        An exception that interrupts (Ctrl-C) is thrown into the procedure, and what it yields to
-        clean up is still performed.
+        An exception that interrupts (Ctrl-C) is thrown into the procedure, and the commands that it
+        yields to clean up are still performed.
         """
-        if self.struck:  # it could wait for what this very thread is to do next
+        if self.interrupted:  # it could wait for something that this thread would do next
             procedure.close()
             raise EtcdSemError(
-                "etcdsem was called by a finalizer, or a signal handler, that struck while this "
-                "thread was at work in it: only a lease can be given back there; do the rest in "
-                "another thread"
+                "etcdsem was called by a finalizer or signal handler that interrupted etcdsem in "
+                "this thread. Only a release is possible there; do the rest in another thread"
             )
         return self._run(procedure)
 
@@ -240,23 +239,23 @@ class ThreadDriver(Driver):
                 except BaseException as error:
                     if closed_generator(procedure):
                         raise
-                    return self._drive(procedure, error)  # it struck between two steps
+                    return self._drive(procedure, error)  # interrupted between two steps
         finally:
             leave()
             self.turn.settle()
 
     @property
-    def struck(self) -> bool:
-        """Is this thread at work in a client, so that whoever asks is a finalizer or a signal
-        handler that struck there?
+    def interrupted(self) -> bool:
+        """Whether this thread is inside a client, so that the caller must be a finalizer or signal
+        handler that interrupted it.
         """
         return self.turn.held or inside() is not None
 
     def run_later(self, procedure: Procedure[object]) -> None:
-        """Run a procedure that gives something back in another thread, a moment later."""
+        """Run a procedure in another thread, a moment later."""
         guarded = functools.partial(self._guarded, lambda: self._run(procedure), "release")
         self.turn.note(guarded, "etcdsem-release")
-        self.session.wake_heartbeat()  # the heartbeat will start it, if nobody does before
+        self.session.wake_heartbeat()  # it starts the thread if no other thread does before
 
     def _drive(self, procedure: Procedure[T], error: BaseException | None = None) -> T:
         turn = self.turn
@@ -270,7 +269,7 @@ class ThreadDriver(Driver):
                         else:
                             command = procedure.throw(error)
                 finally:
-                    error = None  # its traceback refers to us
+                    error = None  # its traceback refers to this frame
                     turn.settle()
                 result = self._perform(command)
             except StopIteration as stop:
@@ -300,14 +299,14 @@ class ThreadDriver(Driver):
     # -- its end
 
     def close(self, grace: float) -> None:
-        """Give everything back, for `grace` seconds at most, and let go of etcd."""
+        """Give everything back, within `grace` seconds, and disconnect."""
         with contextlib.suppress(Failure):
             self.run(lifecycle.shutdown(self.session, self.now() + grace))
         self.stop_keeper()
         self._watches.close()
         self._renewals.close()
         self._calls.close()
-        self.session.leases.until = self.now()  # who is still at it need not try again
+        self.session.leases.until = self.now()  # calls in progress stop retrying
         self.turn.closed = True
         self.turn.settle()
 
@@ -319,9 +318,7 @@ def dial(
     settings: ConnectionSettings, lock: ClientLock, renewed: Callable[[int, float], None]
 ) -> Backend:
     """The backend for a real etcd. It connects on first use."""
-    from etcdsem.etcd.connection import (
-        Connection,  # loads protobuf, which `import etcdsem` must not
-    )
+    from etcdsem.etcd.connection import Connection  # loads protobuf
     from etcdsem.etcd.stream_thread import ThreadStreams
 
     connection = Connection(settings)
@@ -339,7 +336,7 @@ def drop(driver: ThreadDriver) -> None:
 
 def close(driver: ThreadDriver, grace: float, *, beside: bool = False) -> None:
     """Close a driver; in a finalizer or signal handler (or with `beside`) in another thread."""
-    if beside or driver.struck:
+    if beside or driver.interrupted:
         guarded = functools.partial(
             driver._guarded, functools.partial(driver.close, grace), "close"
         )

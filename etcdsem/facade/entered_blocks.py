@@ -9,7 +9,7 @@ B = TypeVar("B")
 
 
 class EnteredBlock(Generic[B]):
-    """A ``with`` block that was entered, and by whom."""
+    """A ``with`` block, and who entered it."""
 
     __slots__ = ("frame", "held", "module", "owner")
 
@@ -20,8 +20,8 @@ class EnteredBlock(Generic[B]):
         self.owner = id(owner)
 
     def likeness(self, frame: FrameType, owner: object) -> tuple[bool, bool, bool]:
-        """How likely is it the block that is left there? A ``with`` statement leaves in the frame
-        in which it entered, which lives until then, in whatever thread or task. Others (an
+        """How likely this block is the one that is left there. A ``with`` statement is left in the
+        frame in which it was entered, which lives until then, in any thread or task. Others (an
         `ExitStack`) enter and leave in frames of the same module.
         """
         return (
@@ -32,7 +32,7 @@ class EnteredBlock(Generic[B]):
 
 
 class EnteredBlocks(Generic[B]):
-    """The blocks of one object that were entered and not left. Any thread may do either."""
+    """The open blocks of one object. Any thread may enter and leave."""
 
     __slots__ = ("_entered",)
 
@@ -40,13 +40,13 @@ class EnteredBlocks(Generic[B]):
         self._entered: list[EnteredBlock[B]] = []
 
     def enter(self, held: B, frame: FrameType, owner: object) -> None:
-        """A block was entered from that frame, by that thread or task."""
+        """Note a block that this thread or task entered from this frame."""
         self._entered.append(EnteredBlock(held, frame, owner))
 
     def leave(self, frame: FrameType, owner: object) -> B:
-        """The block that is left there; where that cannot be told apart, the one most like it, and
-        of several the last. What interrupts comes out once the block is not listed any more: one
-        that nobody refers to gives its lease back.
+        """Remove and return the block that is left there: the most likely one, of several the last.
+        An interruption is raised once the block is removed; a block without references gives its
+        lease back.
         """
         interruption: BaseException | None = None
         block: EnteredBlock[B] | None = None
@@ -66,12 +66,12 @@ class EnteredBlocks(Generic[B]):
             try:
                 raise interruption
             finally:
-                del interruption, block  # else they refer to each other by the traceback
+                del interruption, block  # else they refer to each other through the traceback
         if block is None:
             raise RuntimeError("a with block was left that was not entered")
         return block.held
 
     def _most_like(self, frame: FrameType, owner: object) -> EnteredBlock[B] | None:
         entered = list(self._entered)
-        entered.reverse()  # max() takes the first of those that are alike
+        entered.reverse()  # max() returns the first of equals
         return max(entered, key=lambda one: one.likeness(frame, owner), default=None)

@@ -1,4 +1,4 @@
-"""What the two leases share: what can be said of a lease without asking etcd, and its release."""
+"""What the two leases share: their properties, which need no request to etcd, and the release."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from etcdsem.errors import LeaseLost
 
 
 class Event(Protocol):
-    """The event of a thread or of an event loop."""
+    """A `threading.Event` or an `asyncio.Event`."""
 
     def is_set(self) -> bool: ...
     def set(self) -> None: ...
@@ -25,7 +25,8 @@ class Event(Protocol):
 
 Owner = Literal["nobody", "caller", "block"]
 OWNERS: tuple[Owner, ...] = ("nobody", "caller", "block")
-"""`acquire` gives a lease to nobody, `acquire_lease` to its caller, ``with`` to a block."""
+"""Who releases a lease: nobody in particular after `acquire`, the caller of `acquire_lease`, or a
+``with`` block. `Semaphore.release` takes them in this order."""
 
 
 class Issuer(Protocol):
@@ -39,12 +40,10 @@ class Issuer(Protocol):
 
 
 class BaseLease:
-    """What can be said of a lease without asking etcd."""
+    """A lease as both libraries see it."""
 
     lost: Event
     owner: Owner = "nobody"
-    """Who gives it back. `Semaphore.release` takes those of nobody first: the others have somebody
-    who will, and a lease that was taken from them would be missed."""
     _package = "etcdsem"
 
     def __init__(self, semaphore: Issuer, driver: Driver, grant: Grant) -> None:
@@ -62,8 +61,8 @@ class BaseLease:
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError(
-            "a lease cannot be copied or sent elsewhere: it belongs to the process that acquired "
-            "it. Send the semaphore instead, and its fencing token to whoever checks it."
+            "a lease cannot be copied or pickled: it belongs to the process that acquired it. Send "
+            "the semaphore instead, and the fencing token to the service that checks it."
         )
 
     @property
@@ -72,7 +71,7 @@ class BaseLease:
 
     @property
     def _held(self) -> bool:
-        """Is it still to be given back here?"""
+        """Whether this process must still give it back."""
         return self._grant.state == "held" and self._here
 
     @property
@@ -82,7 +81,7 @@ class BaseLease:
 
     @property
     def slot(self) -> int:
-        """Which of the N: 0 to limit-1. No two valid leases have the same."""
+        """Its slot, 0 to limit - 1. No two valid leases have the same."""
         return self._grant.slot
 
     @property
@@ -92,7 +91,7 @@ class BaseLease:
 
     @property
     def weight(self) -> int:
-        """How many slots it holds."""
+        """The number of slots that it holds."""
         return len(self._grant.slots)
 
     def _slots_shown(self) -> str:
@@ -102,22 +101,22 @@ class BaseLease:
 
     @property
     def fencing_token(self) -> int:
-        """A number that is larger for every later grant of this semaphore (etcd's revision)."""
+        """A number that grows with every grant of this semaphore (etcd's revision)."""
         return self._grant.token
 
     @property
     def id(self) -> str:
-        """The etcd lease, in hex as ``etcdctl lease list`` prints it."""
+        """The ID of the etcd lease, in hex as ``etcdctl lease list`` prints it."""
         return lease_hex(self._grant.lease.id)
 
     @property
     def limit(self) -> int:
-        """The limit as it was known when this lease was granted."""
+        """The limit when this lease was granted."""
         return self._grant.limit
 
     @property
     def ttl(self) -> float:
-        """Seconds after its last refresh when etcd gives the slot away."""
+        """Seconds after the last refresh when etcd frees the slot."""
         return self._grant.lease.ttl
 
     @property
@@ -127,20 +126,20 @@ class BaseLease:
 
     @property
     def remaining(self) -> float:
-        """Seconds until it must be taken for lost if nothing refreshes it; 0 if it is not held."""
+        """Seconds until it counts as lost unless it is refreshed; 0 if it is not held."""
         if not self.valid:
             return 0.0
         return max(0.0, self._grant.lease.deadline - self._driver.now())
 
     @property
     def max_hold(self) -> float | None:
-        """Seconds after which it ends, counted from the grant; None: without a bound."""
+        """Maximum seconds from the grant to its end; None: no maximum."""
         max_hold = self._max_hold
         return None if max_hold == math.inf else max_hold
 
     @property
     def hold_remaining(self) -> float | None:
-        """Seconds until its `max_hold` ends it, if nothing else does before; None: without."""
+        """Seconds until `max_hold` ends it; None: no maximum."""
         if self.max_hold is None:
             return None
         grant = self._grant
@@ -148,7 +147,7 @@ class BaseLease:
 
     @property
     def valid(self) -> bool:
-        """Is it held, and surely still ours by the local clock? Needs no network."""
+        """Whether it is held and not expired by the local clock. Needs no network."""
         return self._here and self._grant.valid(self._driver.now())
 
     @property
@@ -176,11 +175,11 @@ class BaseLease:
         outcome = yield from release(grant)
         if grant.state != "lost":
             return outcome is ReleaseResult.RELEASED
-        if not known:  # it is found out only now
+        if not known:  # only the release has found out
             self._on_lost(grant)
         self._driver.log(
             logging.WARNING,
-            "semaphore %s: %s not released, since its lease was lost before: %s",
+            "semaphore %s: %s not released, because its lease was lost before: %s",
             self.name,
             f"{self._slots_shown()} {'was' if self.weight == 1 else 'were'}",
             grant.lost_reason,
@@ -188,7 +187,7 @@ class BaseLease:
         return False
 
     def _ending(self) -> Procedure[None]:
-        """The end of a block that raised nothing."""
+        """End a block that raised no exception."""
         lost = self._grant.state != "released" and not self.valid
         yield from self._releasing()
         lost = lost or self._grant.state == "lost" or self.lost.is_set()
@@ -197,13 +196,13 @@ class BaseLease:
 
     def _on_lost(self, grant: Grant) -> None:
         self._take_back()
-        self._driver.after(self.lost.set)  # before `on_lost`, which may look
+        self._driver.after(self.lost.set)  # before `on_lost`, which may check it
         on_lost = self._semaphore.on_lost
         if on_lost is not None:
             self._driver.call(lambda: on_lost(self), "on-lost")
         self._driver.log(
             logging.CRITICAL,
-            "%s Another may hold the slot now: the limit may be exceeded by this process.",
+            "%s Another process may hold the slot now, so this process may exceed the limit.",
             self._describe_loss(),
         )
 

@@ -1,4 +1,4 @@
-"""Several semaphores at once: what the blocking and the asyncio library share."""
+"""What the two `acquire_all` and `hold_all` share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from etcdsem.model import MAX_SEMAPHORES, Duration
 
 
 class Part(NamedTuple):
-    """One of several semaphores: the object, its state in the core, and how to make its lease."""
+    """One of the semaphores: the object, its state in the core, and what creates its lease."""
 
     semaphore: BaseSemaphore[Any]
     state: SemaphoreState
@@ -30,8 +30,8 @@ def parts_of(
     kind: type[BaseSemaphore[Any]],
     lease_of: Callable[[Any, Any, Grant], BaseLease],
 ) -> list[Part]:
-    """The parts, if these are semaphores of that kind, not too many, all different and of one
-    client; else raise what says so. `lease_of` makes a lease of semaphore, engine and grant.
+    """Check that the semaphores can be taken together, and return the parts. `lease_of` creates a
+    lease from semaphore, driver and grant.
     """
     _check(semaphores, kind)
     clients = [one.client for one in semaphores]
@@ -39,22 +39,21 @@ def parts_of(
     parts = [Part(one, one._state(), partial(lease_of, one, driver)) for one in semaphores]
     if any(client is not clients[0] for client in clients):
         raise InvalidSetting(
-            "several semaphores at once must use the same client: give all of them the same "
-            "client=, from connect(), or none of them"
+            "acquire_all needs semaphores of the same client: give all of them the same client=, "
+            "from connect(), or none of them"
         )
     _check_parts(parts)
     return parts
 
 
 def refuse_wants(weight: int, priority: int, backfill: bool) -> None:
-    """Only the ordinary ones are taken together. Raises InvalidSetting, which says what to do."""
+    """Raise InvalidSetting for options that `acquire_all` does not support."""
     given = {"weight": weight != 1, "priority": priority != 0, "backfill": bool(backfill)}
     for what, is_so in given.items():
         if is_so:
             raise InvalidSetting(
-                f"several semaphores at once are taken one slot each, in turn, so there is no "
-                f"{what}=; for that take them one within the other, all programs in the order of "
-                f"the names: with a.hold({what}=...), b.hold():"
+                f"acquire_all and hold_all do not support {what}=. Nest the blocks instead, in the "
+                f"same order in all programs: with a.hold({what}=...), b.hold():"
             )
 
 
@@ -63,12 +62,12 @@ def _check(semaphores: Sequence[object], kind: type[BaseSemaphore[Any]]) -> None
         if not isinstance(one, kind):
             raise TypeError(
                 f"acquire_all and hold_all take semaphores of {kind._package}, not "
-                f"{type(one).__module__}.{type(one).__qualname__}; a timeout is given by name"
+                f"{type(one).__module__}.{type(one).__qualname__}; pass a timeout by name"
             )
     if not 1 <= len(semaphores) <= MAX_SEMAPHORES:
         raise InvalidSetting(
-            f"{len(semaphores)} semaphores at once: give 1 to {MAX_SEMAPHORES}, as many as "
-            "fit into one transaction"
+            f"acquire_all takes 1 to {MAX_SEMAPHORES} semaphores, as many as fit into one "
+            f"transaction, not {len(semaphores)}"
         )
 
 
@@ -77,19 +76,19 @@ def _check_parts(parts: Sequence[Part]) -> None:
     for part in parts:
         if part.semaphore.rate is not None:
             raise InvalidSetting(
-                f"semaphore {part.state.name!r} has a rate: that is no part of several at once; "
-                "take a start of its RateLimit before"
+                f"semaphore {part.state.name!r} has a rate, which acquire_all does not support; "
+                "acquire its RateLimit first"
             )
         if part.state in seen:
             raise InvalidSetting(
-                f"semaphore {part.state.name!r} was given twice: several at once must be "
-                "different ones"
+                f"semaphore {part.state.name!r} was given twice; acquire_all takes different "
+                "semaphores"
             )
         seen.add(part.state)
 
 
 def named(semaphores: Sequence[BaseSemaphore[Any]]) -> str:
-    """Their names, for a message."""
+    """Their names, for messages."""
     return ", ".join(repr(one.name) for one in semaphores)
 
 
@@ -99,8 +98,8 @@ def acquiring(
     on_wait: Callable[[str], object] | None,
     keep: Callable[[tuple[Any, ...]], object] | None = None,
 ) -> Procedure[tuple[Any, ...] | str]:
-    """A lease of each, in the order given; or the name of the one that was full. `keep` gets
-    them in the step in which they are granted.
+    """A lease of each, in order, or the name of the semaphore that was full. `keep` gets the
+    leases in the step in which they are granted.
     """
     env = parts[0].state.session.env
     until = math.inf if limit is None else env.now() + limit
@@ -117,7 +116,7 @@ def acquiring(
     taken = yield from multi.acquire_all(wants, until, once=limit == 0)
     if taken.full is not None:
         return taken.full.want.semaphore.name
-    try:  # whatever interrupts, as in `BaseSemaphore._acquiring`
+    try:  # an interruption may come, as in `BaseSemaphore._acquiring`
         leases = tuple(
             part.semaphore._list(grant, part.lease_of)
             for part, grant in zip(parts, taken.grants, strict=True)
@@ -136,16 +135,16 @@ def acquiring(
 def not_all(
     full: str, semaphores: Sequence[BaseSemaphore[Any]], timeout: Duration | None
 ) -> AcquireTimeout:
-    """The error of a block that does not begin, since one of them was full."""
+    """The error of a block that does not begin, because a semaphore was full."""
     return AcquireTimeout(
         f"semaphores {named(semaphores)}: not all had a free lease within {timeout!r}: "
-        f"{full!r} had none; who holds it: etcdsem status {full}"
+        f"{full!r} had none; to see the holders: etcdsem status {full}"
     )
 
 
 def ending(leases: Sequence[BaseLease], *, quietly: bool) -> Procedure[None]:
-    """Give all of them back, whatever comes between. Raises LeaseLost, which names each that was
-    lost, if the block raised nothing (`quietly`: it did).
+    """Release all of them, also if the release of one is interrupted. Raises LeaseLost, which names
+    each lost lease, unless the block raised an exception (`quietly`).
     """
     losses: list[str] = []
     interruption: BaseException | None = None

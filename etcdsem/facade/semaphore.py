@@ -54,11 +54,11 @@ L = TypeVar("L", bound=BaseLease)
 
 
 class Named:
-    """What a semaphore and a rate limit have in common: how they are called, and whose they are."""
+    """What a semaphore and a rate limit have in common: name, labels and owner."""
 
     _package = "etcdsem"
     _fleeting: tuple[str, ...] = ()
-    """What is not pickled; `_start_empty` makes it."""
+    """Attributes that are not pickled; `_start_empty` creates them."""
     _is_rate = False
 
     def __init__(
@@ -98,7 +98,7 @@ class Named:
 
 
 class BaseSemaphore(Named, Generic[L]):
-    """A semaphore's settings, and the leases that it holds here."""
+    """A semaphore's settings, and the leases that this object holds."""
 
     _fleeting: tuple[str, ...] = ("_blocks", "_leases")
 
@@ -146,7 +146,7 @@ class BaseSemaphore(Named, Generic[L]):
         return f"{self.name}.rate"
 
     def _rate_state(self, state: SemaphoreState) -> SemaphoreState:
-        """Of the rate limit beside this semaphore."""
+        """The state of this semaphore's rate limit."""
         prefix = state.keys.base.decode().removesuffix(f"/{self.name}/")
         return state.session.semaphore(prefix, self._rate_name)
 
@@ -164,21 +164,21 @@ class BaseSemaphore(Named, Generic[L]):
         *,
         wants: Wants,
     ) -> Procedure[L | None]:
-        # Making the lease is part of the procedure, so that no interruption comes between the
-        # grant and its listing.
+        # The lease is created in the procedure, so that no interruption comes between the grant
+        # and the listing.
         until = math.inf if limit is None else state.session.env.now() + limit
         request = self._request(state, on_wait, wants)
         while True:
             grant = yield from acquire(state, request, until, once=limit == 0)
             if grant is None:
                 return None
-            try:  # whatever interrupts: Ctrl-C may strike at any byte code
+            try:  # Ctrl-C may interrupt at any byte code
                 if self.rate is not None:
                     paced = yield from self._paced(state, grant, until, on_wait, once=limit == 0)
                     if not paced:
                         return None
                     if not grant.valid(state.session.env.now()):
-                        grant.let_go()  # lost while it waited for the start: from the beginning
+                        grant.let_go()  # lost while it waited for the permit: start over
                         continue
                 return self._list(grant, lease_of)
             except BaseException:
@@ -194,7 +194,7 @@ class BaseSemaphore(Named, Generic[L]):
         *,
         once: bool,
     ) -> Procedure[bool]:
-        """A start of the rate limit for one who holds a slot; without one it is given back."""
+        """Wait for a permit of the rate limit while holding a slot; without one, release it."""
         identity = state.session.identity(self.owner, self.labels)
         request = rates.permit_request(identity, on_wait)
         grant.lease.paused = not self._refresh_leases
@@ -223,15 +223,15 @@ class BaseSemaphore(Named, Generic[L]):
         return lease
 
     def _unlist(self, grant: Grant) -> Procedure[None]:
-        """Give back what nobody has got, since something struck after the grant."""
+        """Release a grant that did not reach its caller because of an interruption."""
         for lease in list(self._leases):
             if lease._grant is grant:
                 self._forget(lease)
         yield from release(grant)
 
     def _oldest(self) -> L:
-        """The lease that `release` gives back. One that is lost comes first: whoever had it will
-        release too, and must not give back that of somebody who is at work.
+        """The lease that `release` gives back. A lost one comes first: its former holder will call
+        `release` too, and must not give back a lease that is in use.
         """
         leases = self._releasable()
         lease = min(leases, key=lambda one: (OWNERS.index(one.owner), one.valid), default=None)
@@ -243,8 +243,8 @@ class BaseSemaphore(Named, Generic[L]):
         return self.leases
 
     def _releasing(self, driver: Driver) -> Procedure[bool | None]:
-        """Give back the oldest lease. It is chosen here, in one step with the beginning of its
-        release, so no two calls take the same. None: another engine has it now.
+        """Release the oldest lease. It is chosen in the same step in which its release begins, so
+        no two calls take the same one. None: it belongs to another driver.
         """
         lease = self._oldest()
         if lease._driver is not driver:
@@ -253,12 +253,12 @@ class BaseSemaphore(Named, Generic[L]):
 
     def _no_lease(self, timeout: Duration | None) -> AcquireTimeout:
         return AcquireTimeout(
-            f"semaphore {self.name!r}: no lease was free within {timeout!r}; who holds it: "
+            f"semaphore {self.name!r}: no lease was free within {timeout!r}; to see the holders: "
             f"etcdsem status {self.name}"
         )
 
     def _forget(self, lease: BaseLease) -> bool:
-        """List it no more; False if it was not listed."""
+        """Remove it from the list; False if it was not listed."""
         try:
             self._leases.remove(lease)  # type: ignore[arg-type]  # it is one of ours
         except ValueError:
@@ -331,7 +331,7 @@ class BaseSemaphore(Named, Generic[L]):
 
     @property
     def refresh_leases(self) -> bool:
-        """False pauses the refresh of this object's leases, for tests."""
+        """Whether this object's leases are refreshed; False pauses that, for tests."""
         return self._refresh_leases
 
     @refresh_leases.setter
@@ -342,7 +342,7 @@ class BaseSemaphore(Named, Generic[L]):
 
 
 def register_rate(state: SemaphoreState, wanted: Rate, *, any_block: bool) -> Procedure[None]:
-    """Write the rate if it is new, else check that it is the same."""
+    """Register the rate if it is new, else check that it is the same."""
     limit = yield from lifecycle.register(state, wanted)
     rate = rates.rate_of(state, limit)
     same = rate == wanted or (any_block and rate[:2] == wanted[:2])
@@ -357,14 +357,14 @@ def register_rate(state: SemaphoreState, wanted: Rate, *, any_block: bool) -> Pr
 
 
 def check_dask_arguments(register: bool, scheduler_rpc: None) -> None:
-    """Refuse what Dask's semaphore takes, and what would be ignored here."""
+    """Refuse arguments of Dask's semaphore that have no meaning here."""
     if scheduler_rpc is not None:
         raise TypeError(
-            "scheduler_rpc is a connection to Dask's scheduler, which etcdsem does not use: "
-            "client= says which etcd to use, for example client=etcdsem.connect('host:2379')"
+            "scheduler_rpc is a connection to Dask's scheduler, which etcdsem does not use. Pass "
+            "the etcd to use as client=, for example client=etcdsem.connect('host:2379')"
         )
     if not isinstance(register, bool):  # newer Dask has scheduler_rpc in this place
         raise TypeError(
-            f"register must be True or False, not {type(register).__name__}; client= says which "
-            "etcd to use"
+            f"register must be True or False, not {type(register).__name__}; pass the etcd to use "
+            "as client="
         )

@@ -59,8 +59,8 @@ class LeasingSemaphore(Decorator, Bound, BaseSemaphore[Lease]):
         keep: Callable[[Lease], object],
         wants: Wants,
     ) -> Lease | None:
-        """`keep` gets the lease in the step in which it is granted. If an interruption comes after
-        that, the caller gives it back.
+        """`keep` gets the lease in the step in which it is granted. If an interruption comes later,
+        the caller gives it back.
         """
         limit = timeout_seconds(timeout)
         client = self.client
@@ -78,7 +78,7 @@ class LeasingSemaphore(Decorator, Bound, BaseSemaphore[Lease]):
     def _release_oldest(self) -> bool:
         while True:
             lease = self._oldest()
-            if not lease._driver.struck:
+            if not lease._driver.interrupted:
                 done = lease._driver.run(self._releasing(lease._driver))
                 if done is not None:
                     return done
@@ -207,7 +207,7 @@ class HeldAll(Decorator, AbstractContextManager[tuple[Lease, ...], None]):
         leases = self._leases
         if not leases or not leases[0]._here:
             return
-        if not leases[0]._driver.struck:
+        if not leases[0]._driver.interrupted:
             leases[0]._driver.run(multi.ending(leases, quietly=quietly))
         else:
             for lease in leases:

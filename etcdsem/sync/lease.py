@@ -33,7 +33,7 @@ class Lease(BaseLease):
         """
         if not self._here:
             return False
-        if not self._driver.struck:
+        if not self._driver.interrupted:
             return self._driver.run(self._releasing())
         self._semaphore._forget(self)
         self._driver.run_later(self._releasing())
@@ -42,7 +42,7 @@ class Lease(BaseLease):
     def _end(self) -> None:
         if not self._here:
             return
-        if self._driver.struck:
+        if self._driver.interrupted:
             self.release()
         else:
             self._driver.run(self._ending())

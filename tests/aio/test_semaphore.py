@@ -41,8 +41,8 @@ def test_the_same_names_and_signatures(kind: str) -> None:
             continue
         mine, its = inspect.signature(member), inspect.signature(other[name])
         assert mine.parameters == its.parameters, name
-    mine, its = (inspect.signature(getattr(one, kind)).parameters for one in (sync, aio))
-    assert list(mine) == list(its)  # a lease is made by another driver
+    arguments, others = (inspect.signature(getattr(one, kind)).parameters for one in (sync, aio))
+    assert list(arguments) == list(others)  # a lease is made by another driver
 
 
 def test_the_same_functions() -> None:

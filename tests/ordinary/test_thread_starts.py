@@ -35,7 +35,7 @@ EXPECTED = [
     "can't start new thread",
     "thread",  # the library may say what it could not start
     "error in",
-    "not released, since its lease was lost",
+    "not released, because its lease was lost",
 ]
 
 START = next(
