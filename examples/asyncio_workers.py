@@ -1,4 +1,4 @@
-"""The same for asyncio: a hundred tasks, of which five hold a lease at a time.
+"""asyncio: a hundred tasks, of which at most five hold a lease at a time.
 
 etcdsem dev -- python examples/asyncio_workers.py
 """
@@ -20,7 +20,7 @@ async def work(semaphore):
 
 
 async def main():
-    semaphore = await Semaphore(max_leases=5, name="crawler")  # awaited: it registers
+    semaphore = await Semaphore(max_leases=5, name="crawler")  # awaiting it registers it
     await asyncio.gather(*(work(semaphore) for _ in range(100)))
     print(f"100 tasks, at most {most} at a time")
 

@@ -1,31 +1,32 @@
-"""At most two at a time, on any number of machines: the whole of it.
+"""At most two at a time, on any number of machines: a complete example.
 
 etcdsem dev -- python examples/context_manager.py
 """
 
 from etcdsem import AcquireTimeout, LeaseLost, Semaphore
 
-database = Semaphore(max_leases=2, name="my_database")  # finds etcd by ETCDSEM_ENDPOINTS
+database = Semaphore(max_leases=2, name="my_database")  # finds etcd through ETCDSEM_ENDPOINTS
 
 
 def main():
-    # Waits for a lease, gives it back, also when the body raises. If the lease was lost meanwhile
-    # (etcd away for too long, an eviction), LeaseLost is raised at the end of the block.
+    # Waits for a lease and releases it, even if the body raises. If the lease was lost meanwhile
+    # (etcd was unreachable for too long, or an operator evicted it), the end of the block raises
+    # LeaseLost.
     with database:
         print("query 1")
 
-    # Give up after a while: AcquireTimeout, and the body does not run.
+    # Give up after 30 seconds: AcquireTimeout is raised, and the body does not run.
     try:
         with database.hold(timeout="30s") as lease:
             for step in range(3):
-                lease.check()  # raises LeaseLost; asks the local clock alone, so it costs nothing
+                lease.check()  # raises LeaseLost; reads only the local clock, so it is cheap
                 print(f"query 2, step {step}, in slot {lease.slot} of {lease.limit}")
     except AcquireTimeout:
         print("it was full for 30 seconds")
     except LeaseLost as error:
-        print(f"stopped in the midst: {error}")
+        print(f"stopped halfway: {error}")
 
-    # Or by hand. False only ever means "full".
+    # Or acquire and release by hand. False always means "full".
     if database.acquire(timeout=0):
         try:
             print(f"query 3, {database.get_value()} held by all")

@@ -1,11 +1,11 @@
-"""Fencing: a holder that was thought dead comes back late, and its write is refused.
+"""Fencing: a holder that was presumed dead comes back late, and its write is refused.
 
     etcdsem dev -- python examples/fenced_write.py
 
-No lease can keep a process that stood still from acting after its lease has ended. So what it
-writes to must see that somebody newer was there. Each grant has a fencing token, larger than all
-earlier ones of the semaphore. With a limit above 1 compare it for each slot: two valid holders in
-different slots have different tokens, and both may write.
+No lease can keep a paused process from acting after its lease has ended. So the store that it
+writes to must detect a newer holder. Each grant has a fencing token, larger than all earlier ones
+of the semaphore. With a limit above 1, compare tokens for each slot: two valid holders in different
+slots have different tokens, and both may write.
 """
 
 import sqlite3
@@ -14,7 +14,7 @@ from etcdsem import Semaphore, connect
 
 
 class Fenced(Exception):
-    """Somebody was granted this slot after us."""
+    """The slot has been granted to a newer holder."""
 
 
 def create(database):
@@ -24,7 +24,7 @@ def create(database):
 
 
 def write(database, lease, value):
-    """Write a result, in one transaction with the proof that nobody newer was there."""
+    """Write a result, in one transaction with the check that there is no newer holder."""
     with database:
         raised = database.execute(
             "INSERT INTO fence (slot, token) VALUES (:slot, :token) "
@@ -46,13 +46,13 @@ def main():
         slow = first.acquire_lease()
         write(database, slow, "first, in time")
 
-        # The first one stands still, and an operator (or the lease timeout) takes its slot away.
+        # The first holder is paused, and an operator (or the lease timeout) frees its slot.
         second_client.evict("ledger", slot=slow.slot)
         quick = second.acquire_lease(timeout="30s")
         write(database, quick, "second")
 
-        # It wakes up and writes, not knowing; lease.check() would tell, but between the check and
-        # the write it may stand still again.
+        # It wakes up and writes, unaware of that. lease.check() would raise, but the process may be
+        # paused again between the check and the write.
         try:
             write(database, slow, "first, too late")
         except Fenced as error:

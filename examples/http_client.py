@@ -1,9 +1,9 @@
-"""A client of a service that allows three requests at a time, for all our machines together.
+"""A client of a service that allows three concurrent requests over all our machines.
 
     python examples/strict_server.py 3 &
     etcdsem dev -- python examples/http_client.py http://127.0.0.1:PORT/ 20
 
-Start it as often as you like, anywhere: the service never sees a fourth request at a time.
+Start it as often as you like, anywhere: the service never sees a fourth concurrent request.
 """
 
 import sys
@@ -18,7 +18,7 @@ api = Semaphore(max_leases=3, name="strict_api", lease_timeout="30s")
 def fetch(url):
     with (
         api.hold(timeout="5m") as lease,
-        # A request that hangs must not outlive its lease: then another would send a fourth.
+        # A hanging request must not outlive its lease: another holder would send a fourth one.
         urllib.request.urlopen(url, timeout=lease.remaining) as answer,
     ):
         return answer.status

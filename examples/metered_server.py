@@ -1,6 +1,6 @@
-"""An HTTP service that answers 429 to more than N requests in any window of some seconds.
+"""An HTTP service that answers 429 beyond N requests in any window of some seconds.
 
-python examples/metered_server.py 10 1    prints its address; at the end, what it has seen
+python examples/metered_server.py 10 1    prints its address, and at the end what it has seen
 """
 
 import signal

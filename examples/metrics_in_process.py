@@ -1,9 +1,9 @@
-"""A program that serves its semaphores' metrics beside its own, for Prometheus.
+"""A program that exports its semaphores' metrics to Prometheus, next to its own.
 
     pip install 'etcdsem[metrics]'
     etcdsem dev -- python examples/metrics_in_process.py
 
-docs/metrics.md explains each; etcdsem exporter serves what all programs together hold.
+docs/metrics.md explains each metric; `etcdsem exporter` covers all programs together.
 """
 
 import urllib.request
@@ -12,12 +12,12 @@ from prometheus_client import Counter, start_http_server
 
 from etcdsem import Semaphore, metrics
 
-reports = Counter("reports_total", "Reports that were made.")
+reports = Counter("reports_total", "Reports made.")
 
 
 def main():
     metrics.register()  # in prometheus_client's default registry
-    server, _ = start_http_server(0, addr="127.0.0.1")  # a fixed port in earnest
+    server, _ = start_http_server(0, addr="127.0.0.1")  # use a fixed port in production
 
     database = Semaphore(max_leases=2, name="my_database")
     for _ in range(3):

@@ -1,8 +1,8 @@
-"""Three API keys (or GPUs, ports, licence seats): the slot number says which one is ours.
+"""Three API keys (or GPUs, ports, licence seats): the slot number says which one to use.
 
     etcdsem dev -- python examples/pick_by_slot.py
 
-No two valid leases have the same slot. For a command it is ETCDSEM_SLOT:
+No two valid leases have the same slot. In a command, it is ETCDSEM_SLOT:
 
     etcdsem run gpus -l 4 -- sh -c 'CUDA_VISIBLE_DEVICES=$ETCDSEM_SLOT exec python train.py'
 """
@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from etcdsem import Semaphore
 
 KEYS = ["key-a", "key-b", "key-c"]
-in_use = {key: threading.Lock() for key in KEYS}  # only to show that nobody shares one
+in_use = {key: threading.Lock() for key in KEYS}  # only to show that no key is shared
 
 api_keys = Semaphore(max_leases=len(KEYS), name="api_keys")
 

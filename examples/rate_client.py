@@ -1,10 +1,10 @@
-"""A client of a service that allows ten requests in any second, for all our machines together.
+"""A client of a service that allows ten requests in any second over all our machines.
 
     python examples/metered_server.py 10 1 &
     etcdsem dev -- python examples/rate_client.py http://127.0.0.1:PORT/ 30
 
-Start it as often as you like, anywhere: the service never has to answer 429. It counts requests
-as they arrive, and some are longer under way than others, so our period is longer than its.
+Start it as often as you like, anywhere: the service never has to answer 429. The service counts
+requests on arrival, and some take longer to arrive than others, so our period is longer.
 """
 
 import sys
@@ -23,7 +23,7 @@ def fetch(url):
         with urllib.request.urlopen(url, timeout=30) as answer:
             return answer.status
     except urllib.error.HTTPError as refusal:
-        return refusal.code  # 429, if somebody does not keep to it
+        return refusal.code  # 429, if a client ignores the rate limit
 
 
 def main(url, count):

@@ -1,6 +1,6 @@
-"""An HTTP service that answers 429 when more than N requests are under way; for http_client.py.
+"""An HTTP service that answers 429 beyond N concurrent requests; for http_client.py.
 
-python examples/strict_server.py 3        prints its address; at the end, what it has seen
+python examples/strict_server.py 3        prints its address, and at the end what it has seen
 """
 
 import signal
@@ -26,7 +26,7 @@ def handler(limit):
             if admitted:
                 time.sleep(0.05)  # work
             with lock:
-                busy -= 1  # before the answer: whoever has it may send the next request
+                busy -= 1  # before the answer: its receiver may send the next request
             self.send_response(200 if admitted else 429)
             self.send_header("Content-Length", "0")
             self.end_headers()

@@ -1,9 +1,9 @@
-"""A pool of processes of which at most two are at the expensive part at a time.
+"""A pool of processes of which at most two run the expensive part at a time.
 
     etcdsem dev -- python examples/worker_pool.py
 
 A semaphore may be pickled: it carries its name and options, never a connection or a lease. Each
-process opens a connection of its own.
+process opens its own connection.
 """
 
 import multiprocessing
@@ -14,7 +14,7 @@ from etcdsem import Semaphore
 
 
 def work(semaphore, item):
-    prepared = item * 10  # as many at a time as there are workers
+    prepared = item * 10  # all workers at a time
     with semaphore.hold() as lease:  # two at a time, over all pools on all machines
         began = time.monotonic()
         time.sleep(0.05)
@@ -33,7 +33,7 @@ def most_at_a_time(spans):
 
 def main():
     semaphore = Semaphore(max_leases=2, name="expensive")
-    # "spawn": a forked child would be fine as well, it starts without its parent's leases.
+    # "spawn" is a choice: a forked child works as well, and starts without its parent's leases.
     with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as pool:
         done = list(pool.map(work, [semaphore] * 12, range(12)))
     print("results:", [result for result, *_ in done])
