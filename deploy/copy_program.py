@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""etcdsem-copy DIR: put etcdsem, its Python and all that they need into a folder, ready to run in
-any other image, also one without Python, C library or shell.
+"""etcdsem-copy DIR: copy etcdsem, its Python and all that they need into a folder, ready to run in
+any other image, even one without Python, C library or shell.
 
     /etcdsem/ld.so --library-path /etcdsem/lib /etcdsem/bin/python3 -I -m etcdsem run ...
-    /etcdsem/etcdsem run ...         the same, where the image has a /bin/sh
+    /etcdsem/etcdsem run ...         the same, if the image has a /bin/sh
 
-1. An init container runs it, on a volume that the main container mounts too. DIR may have any
-   name, and another one in the other container.
-2. The dynamic loader and the C library come along and are named explicitly, so nothing of the
-   other image is loaded, and nothing of ours is seen by the command that `etcdsem run` starts:
-   no variable is set, least of all LD_LIBRARY_PATH.
-3. What is there already is overwritten, for an init container that is run again.
+1. An init container runs it on a volume that the main container also mounts. DIR may have any name,
+   and a different one in the other container.
+2. The dynamic loader and the C library are copied too and named explicitly. So nothing is loaded
+   from the other image, and the command that `etcdsem run` starts sees nothing of the copy: no
+   variable is set, in particular not LD_LIBRARY_PATH.
+3. Existing files are overwritten, for an init container that runs again.
 
-``etcdsem-copy --warm`` compiles, at the image's build, the modules that will be used.
+``etcdsem-copy --warm`` compiles the modules that will be used, when the image is built.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ exec "$here/ld.so" --library-path "$here/lib" "$here/bin/python3" -I -m etcdsem 
 
 
 def main() -> int:
-    """Do what the arguments say."""
+    """Run the command line."""
     if sys.argv[1:] == ["--warm"]:
         for module in USED:
             with contextlib.suppress(ModuleNotFoundError):
@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def copy_to(target: Path) -> int:
-    """Copy all; gives the size in bytes."""
+    """Copy everything and return the size in bytes."""
     library = target / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
     _copy_tree(Path(sysconfig.get_path("stdlib")), library, LEFT_OUT)
     _copy_tree(Path(sysconfig.get_path("platlib")), library / "site-packages", ("pip", "pip-*"))
@@ -95,7 +95,7 @@ def _copy_tree(source: Path, target: Path, left_out: Iterable[str]) -> None:
 
 
 def _copy_file(source: str | Path, target: str | Path) -> None:
-    """The content (of what a link leads to), the mode, and the time, which .pyc files go by."""
+    """Copy content (following links), mode, and time (which .pyc files are checked against)."""
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     Path(target).unlink(missing_ok=True)
     shutil.copyfile(source, target)
@@ -106,12 +106,12 @@ def _loader() -> Path:
     """The dynamic loader that runs this process."""
     found = re.search(r"(/\S*/ld-(?:linux|musl)\S*)$", Path("/proc/self/maps").read_text(), re.M)
     if found is None:
-        raise OSError("no dynamic loader is mapped: this Python is linked statically, or no Linux")
+        raise OSError("no dynamic loader found: this Python is statically linked, or not on Linux")
     return Path(found[1])
 
 
 def _needed(loader: Path, programs: Iterable[Path]) -> set[Path]:
-    """The shared libraries that they load, by the loader's own account."""
+    """The shared libraries that the programs load, as reported by the loader."""
     found: dict[str, Path] = {}
     environment = {key: value for key, value in os.environ.items() if key != "LD_LIBRARY_PATH"}
     environment["LD_LIBRARY_PATH"] = str(Path(sys.base_prefix) / "lib")
@@ -126,10 +126,10 @@ def _needed(loader: Path, programs: Iterable[Path]) -> set[Path]:
 
 
 def _at_thread_ends() -> set[Path]:
-    """What glibc loads only when a thread is ended: without it Python dies at its own end, if it
-    has daemon threads then (`hold`, `exporter`).
+    """The library that glibc loads only when a thread ends. Without it, Python crashes at exit if
+    it has daemon threads (`hold`, `exporter`).
     """
-    with contextlib.suppress(OSError):  # musl needs none
+    with contextlib.suppress(OSError):  # musl does not need it
         ctypes.CDLL("libgcc_s.so.1")
     mapped = re.findall(r"(/\S*/libgcc_s\.so\.1)$", Path("/proc/self/maps").read_text(), re.M)
     return set(map(Path, mapped))

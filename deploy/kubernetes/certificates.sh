@@ -1,9 +1,9 @@
 #!/bin/sh
-# certificates.sh NAMESPACE DIR: an authority and the certificates of the production overlay, with
+# certificates.sh NAMESPACE DIR: create a CA and the certificates of the production overlay with
 # openssl, as a kustomization of Secrets:  kubectl apply -k DIR
 #
-# For those who have no cert-manager. What it makes is good for a year; run it again in time: the
-# authority (ten years) is kept, and etcd and etcdsem read renewed files by themselves. Keep
+# For clusters without cert-manager. The certificates are valid for a year; run it again in time:
+# the CA (ten years) is kept, and etcd and etcdsem re-read renewed files by themselves. Keep
 # DIR/authority.key away from the cluster, and all of DIR out of version control.
 set -eu
 [ $# = 2 ] || { echo "usage: certificates.sh NAMESPACE DIR" >&2; exit 64; }
@@ -40,7 +40,7 @@ done
 certificate etcd-server-tls etcd-server serverAuth,clientAuth \
   "DNS:localhost,IP:127.0.0.1,DNS:etcd,DNS:etcd.$namespace.svc$members"
 certificate etcd-peer-tls etcd-peer serverAuth,clientAuth "${members#,}"
-# the common name is the user of etcd
+# the common name is the etcd user
 certificate etcd-root-tls root clientAuth ""
 certificate etcdsem-client-tls etcdsem clientAuth ""
 certificate etcdsem-view-tls etcdsem-view clientAuth ""
@@ -58,4 +58,4 @@ certificate etcdsem-view-tls etcdsem-view clientAuth ""
     echo "    files: [$secret/ca.crt, $secret/tls.crt, $secret/tls.key]"
   done
 } >kustomization.yaml
-echo "made; now: kubectl apply -k $2"
+echo "done; now run: kubectl apply -k $2"

@@ -1,8 +1,8 @@
-"""Users, a role and authentication for etcd, by etcdctl. Can be run again at any time.
+"""Create users and roles in etcd and enable authentication, with etcdctl. Safe to run again.
 
-The user and the role `etcdsem` may read and write below /etcdsem/, and nothing else; the role
-`etcdsem-view` may only read there (the exporter, people who look). The user root may do all.
-Users have no password: they come with a certificate whose common name is the user's.
+The user and the role `etcdsem` may read and write below /etcdsem/, and nothing else. The role
+`etcdsem-view` may only read there (the exporter, read-only users). The user root may do everything.
+Users have no password: they present a certificate whose common name is the user's name.
 """
 
 import subprocess
@@ -15,7 +15,7 @@ ROLES = {"etcdsem": "readwrite", "etcdsem-view": "read"}
 
 
 def etcdctl(*arguments: str) -> str:
-    """What etcdctl prints; the script ends if it fails."""
+    """Run etcdctl and return its output; exit if it fails."""
     done = subprocess.run(["etcdctl", *arguments], capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"etcdctl {' '.join(arguments)}: {done.stderr.strip()}")
@@ -23,13 +23,13 @@ def etcdctl(*arguments: str) -> str:
 
 
 def wait_for_etcd() -> None:
-    """Until a quorum answers; five minutes at most."""
+    """Wait until a quorum answers, for at most five minutes."""
     for _ in range(100):
         done = subprocess.run(["etcdctl", "endpoint", "health"], capture_output=True, text=True)
         if done.returncode == 0:
             return
         time.sleep(3)
-    sys.exit(f"etcd does not become healthy: {done.stderr.strip()}")
+    sys.exit(f"etcd did not become healthy: {done.stderr.strip()}")
 
 
 wait_for_etcd()
@@ -47,4 +47,4 @@ for user, role in USERS.items():
         etcdctl("user", "grant-role", user, role)
 if "Authentication Status: true" not in etcdctl("auth", "status"):
     etcdctl("auth", "enable")
-print("etcd asks who you are; users:", *USERS)
+print("authentication is enabled; users:", *USERS)

@@ -1,6 +1,6 @@
-"""A snapshot of etcd into /backup, from the first member that gives one; old ones are removed.
+"""Save a snapshot of etcd to /backup, from the first member that answers, and remove old ones.
 
-Environment: ENDPOINTS (all of them; a snapshot is taken from one), KEEP, and ETCDCTL_*.
+Environment: ENDPOINTS (all members; one of them is used), KEEP, and ETCDCTL_*.
 """
 
 import os
@@ -17,7 +17,7 @@ for endpoint in os.environ["ENDPOINTS"].split(","):
         break
 else:
     target.unlink(missing_ok=True)
-    sys.exit("no member gave a snapshot")
+    sys.exit("no snapshot: every member failed")
 for old in sorted(folder.glob("etcd-*.db"))[: -int(os.environ["KEEP"])]:
     old.unlink()
 print(target, target.stat().st_size, "bytes")

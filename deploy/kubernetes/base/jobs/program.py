@@ -1,4 +1,4 @@
-"""A program that may call the API from five places in the world at a time."""
+"""A program that calls an API which allows five concurrent callers worldwide."""
 
 import signal
 import sys
@@ -6,11 +6,11 @@ import time
 
 from etcdsem import Semaphore
 
-# Process 1 of a container is deaf to SIGTERM unless it says what to do. This unwinds the stack, so
-# that the lease is given back at once.
+# Process 1 of a container ignores SIGTERM unless it handles it. This unwinds the stack, so that the
+# lease is released at once.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
-semaphore = Semaphore(5, "my-api")  # ETCDSEM_ENDPOINTS and the labels are in the environment
+semaphore = Semaphore(5, "my-api")  # endpoints and labels come from the environment
 
 for part in range(3):
     with semaphore.hold(timeout="10m") as lease:
