@@ -1,7 +1,7 @@
-"""``make pictures``: docs/top.svg and docs/demo.svg, from what the commands really draw.
+"""``make pictures``: draw docs/top.svg and docs/demo.svg from the real output of the commands.
 
-A throw-away etcd, real leases and a real run of ``etcdsem demo``. The pictures name no other host:
-the fonts that rich would fetch are left out, a reader's own monospace font will do.
+It uses a temporary etcd, real leases and a real run of ``etcdsem demo``. The pictures load nothing
+from other hosts: rich's web fonts are removed, and the reader's own monospace font is used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from etcdsem.cli.show.live_view import Screen
 from etcdsem.cli.show.top_layout import View, draw
 
 WIDTH = 92
-SCENE = (  # name, limit, holders, waiters, seconds until the next of them comes
+SCENE = (  # name, limit, holders, waiters, seconds between waiters
     ("gpu", 4, 4, 5, 1.6),
     ("licence-seats", 10, 7, 0, 0.0),
     ("maps-api", 8, 8, 2, 0.8),
@@ -40,8 +40,8 @@ LOWERED = ("uploads", 1)
 
 
 def main(folder: Path) -> None:
-    """Make both pictures in a folder."""
-    logging.getLogger("etcdsem").setLevel(logging.CRITICAL)  # that they stop waiting is no news
+    """Draw both pictures into a folder."""
+    logging.getLogger("etcdsem").setLevel(logging.CRITICAL)  # hide the errors of waiters at the end
     with server.start() as etcd:
         (folder / "top.svg").write_text(top(etcd.endpoint))
     (folder / "demo.svg").write_text(demo())
@@ -71,7 +71,7 @@ def _wait(semaphore: Semaphore) -> None:
     try:
         semaphore.acquire()
     except EtcdSemError:
-        pass  # its client was closed: the picture is taken
+        pass  # the client was closed after the picture was taken
 
 
 def _until_all_wait(client: Client) -> None:
@@ -82,7 +82,7 @@ def _until_all_wait(client: Client) -> None:
 
 
 def demo() -> str:
-    """`etcdsem demo`: a moment of it, and its end."""
+    """Draw `etcdsem demo` while it runs, and its summary."""
     shown = _on_a_terminal([sys.executable, "-m", "etcdsem", "demo"], WIDTH, 40)
     head, _, end = shown.partition("what the service saw")
     frames = [one for one in re.split(r"(?:\r?\x1b\[2K(?:\x1b\[1A)?)+", head) if "in line" in one]
@@ -104,7 +104,7 @@ def demo() -> str:
 
 
 def _on_a_terminal(command: list[str], columns: int, lines: int) -> str:
-    """What a command writes to a terminal of that size."""
+    """Run a command on a terminal of this size and return its output."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     process = subprocess.Popen(
@@ -119,7 +119,7 @@ def _on_a_terminal(command: list[str], columns: int, lines: int) -> str:
     while True:
         try:
             part = os.read(master, 65536)
-        except OSError:  # Linux's way to say that the other end is closed
+        except OSError:  # on Linux: the other end is closed
             break
         if not part:
             break
@@ -144,7 +144,7 @@ _CELL = 12.2  # rich's width of a character
 
 
 def _without_spaces(found: re.Match[str]) -> str:
-    """Spaces at either end become a place and a length: some programs draw no spaces there."""
+    """Replace spaces at both ends with an offset and a length: some viewers drop them."""
     x, y, length, rest, text = found.groups()
     cells = text.replace(_SPACE, " ")
     before = len(cells) - len(cells.lstrip(" "))
