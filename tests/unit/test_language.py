@@ -31,16 +31,16 @@ class Phrase(NamedTuple):
 
 PHRASES = (
     Phrase(
-        r"\b(?-i:Who) (?:asks|closes|comes|had|has|holds|loses|stands|uses|waits|wants)\b[^.?]*\.",
+        r"\b(?-i:Who) (?:asks|closes|comes|had|has|holds|loses|stands|uses|waits|wants)\b[^.?\n]*\.",
         "name the actor: holders, waiters, a client that ...",
         "Who holds is not disturbed.",
         "Who holds the lease? It shows who holds it and since when.",
     ),
     Phrase(
-        r"[;:] who (?:asks|comes|holds|loses|stands|waits|wants)\b|\bwho (\w+s), \1\b",
+        r"; who (?:comes|loses|stands|waits|wants)\b|\bwho (\w+s), \1\b",
         "name the actor: holders, waiters, a client that ...",
         "it is paused; who waits, waits on",
-        "it shows the holder, who waits for etcd",
+        "one semaphore: who holds, who waits; who holds it: etcdsem status",
     ),
     Phrase(
         r"\b(?:for|of|by|with) who\b",
@@ -104,8 +104,8 @@ PHRASES = (
     Phrase(r"\bshall\b", "must, will", "it shall stop", "a shallow copy"),
     Phrase(r"\bof one's own\b", "your own, a dedicated", "an etcd of one's own", "its own etcd"),
     Phrase(
-        r"\bthere (?:is|are|was|were) none\b",
-        "no ..., it does not exist, absent",
+        r"\bthere (?:is|was) none\b",
+        "no ..., if it exists, absent",
         "a lease, or there is none",
         "there is nonetheless one",
     ),
