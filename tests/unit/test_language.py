@@ -31,7 +31,7 @@ class Phrase(NamedTuple):
 
 PHRASES = (
     Phrase(
-        r"\b(?-i:Who) (?:asks|closes|comes|had|has|holds|loses|stands|uses|waits|wants)\b[^.?\n]*\.",
+        r"\b(?-i:Who) (?:asks|closes|comes|had|has|holds|loses|stands|waits|wants)\b[^.?\n]*\.",
         "name the actor: holders, waiters, a client that ...",
         "Who holds is not disturbed.",
         "Who holds the lease? It shows who holds it and since when.",
