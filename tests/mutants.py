@@ -930,7 +930,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "at the end it waits for an etcd that is away",
         "cli/run/acquire_worker.py",
-        "worker.join(LAST_WORDS)",
+        "worker.join(RELEASE_TIMEOUT)",
         "worker.join()",
         "cli/test_run.py::test_etcd_gone_at_the_end",
     ),
@@ -986,7 +986,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "the ready file goes stale while the lease is held",
         "cli/run/hold.py",
-        "            if self._file is not None and told",
+        "            if self._file is not None and data",
         "            if self._file is None and told",
         "cli/test_hold.py::test_lost_with_notice_when_etcd_is_silent",
     ),
@@ -1014,7 +1014,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "the probe says ready while it waits",
         "cli/run/ready_file.py",
-        "200 if now else 503",
+        "200 if data else 503",
         "200",
         "cli/test_hold.py::test_not_ready_while_it_waits",
     ),

@@ -98,7 +98,7 @@ def test_each_stop_is_a_clean_end(etcd: EtcdServer, name: str, start: Start, num
     holder.send(signal.SIGUSR1)  # says nothing to it
     holder.send(number)
     assert holder.end(10) == 0
-    assert "given back" in holder.rest()
+    assert "releasing the lease" in holder.rest()
     assert keys(etcd, name) == ["max_leases"]
 
 
@@ -192,18 +192,18 @@ def test_a_probe_is_answered_by_the_clock() -> None:
         assert sem.acquire()
         (lease,) = sem.leases
         holding._lease = lease
-        assert holding._told() is None, "not announced yet"
+        assert holding._reported() is None, "not announced yet"
         holding._ready = True
-        told = holding._told()
+        told = holding._reported()
         assert told is not None
         assert told["lease"] == lease.id
         etcd.cut()  # nothing is renewed any more
         etcd.suspend(lease.remaining - plan.notice - slack(30.0))
         assert lease.valid
-        assert holding._told() is None
+        assert holding._reported() is None
         etcd.suspend(60)
         assert not lease.valid
-        assert holding._told() is None
+        assert holding._reported() is None
 
 
 def test_lost_with_notice_when_etcd_is_silent(

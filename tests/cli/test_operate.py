@@ -270,8 +270,8 @@ def test_a_limit_is_never_misread(etcd: EtcdServer, name: str, given: str) -> No
         (["run", "NAME", "-l", "1_0", "--", "true"], "'1_0' is not a whole number"),
         (["run", "NAME", "-l", "\u0665", "--", "true"], "is not a whole number"),
         (["run", "NAME", "--weight", "2.0", "--", "true"], "'2.0' is not a whole number"),
-        (["run", "NAME=+1", "--", "true"], "write NAME=N"),
-        (["run", "NAME=\u0665", "--", "true"], "write NAME=N"),
+        (["run", "NAME=+1", "--", "true"], "expected NAME=N"),
+        (["run", "NAME=\u0665", "--", "true"], "expected NAME=N"),
         (["evict", "NAME", "--slot", "+1"], "'+1' is not a whole number"),
     ],
 )

@@ -124,4 +124,4 @@ def test_a_file_that_cannot_be_written_at_the_end_is_a_note(
     options = ("run", name, "-l1", "--metrics-file", str(path))
     done = ran(etcd, *options, "--", "sh", "-c", f"rmdir {gone}; exit 3")
     assert done.returncode == 3
-    assert "note: the metrics file" in done.stderr
+    assert "note: cannot write the metrics file" in done.stderr

@@ -51,7 +51,7 @@ def test_a_grace_that_does_not_fit_is_refused(timeout: str) -> None:
     wanted = request(timeout)
     fits = math.floor(room(wanted) * 10 - 0.01) / 10
     assert read_grace("--kill-after", str(fits), wanted) == fits
-    with pytest.raises(InvalidSetting, match="does not fit"):
+    with pytest.raises(InvalidSetting, match="is too long for"):
         read_grace("--kill-after", str(round(fits + 0.2, 1)), wanted)
 
 

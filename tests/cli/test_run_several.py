@@ -54,12 +54,12 @@ def test_the_command_knows_all_its_leases(etcd: EtcdServer, two: tuple[str, str]
         (["A", "B", "-l", "2", "--", "true"], "A=2 B=N"),
         (["A=1", "-l", "2", "--", "true"], "A=2"),
         (["A=1", "A=2", "--", "true"], "given twice"),
-        (["A=1", "B=", "--", "true"], "write NAME=N"),
-        (["A=1", "B=1", "true"], "need a -- after them"),
-        (["A=1", "B=1", "--weight", "2", "--", "true"], "--weight is for one NAME only"),
-        (["A=1", "B=1", "--rate", "5/1m", "--", "true"], "--rate is for one NAME only"),
-        (["A=1", "B=1", "--"], "what is to be run"),
-        ([*(f"N{number}=1" for number in range(9)), "--", "true"], "at most 8"),
+        (["A=1", "B=", "--", "true"], "expected NAME=N"),
+        (["A=1", "B=1", "true"], "must be followed by --"),
+        (["A=1", "B=1", "--weight", "2", "--", "true"], "--weight works with one NAME only"),
+        (["A=1", "B=1", "--rate", "5/1m", "--", "true"], "--rate works with one NAME only"),
+        (["A=1", "B=1", "--"], "no command given"),
+        ([*(f"N{number}=1" for number in range(9)), "--", "true"], "maximum 8"),
     ],
 )
 def test_what_cannot_be(arguments: list[str], said: str) -> None:

@@ -368,8 +368,8 @@ def test_max_hold_ends_the_command_and_the_next_one_starts(
     assert "ENDS" in shown
     assert re.search(r" in [0-4]s ", shown)
     second = start(etcd, "run", name, "--", *NOW)
-    first.expect(r"ends in .*, and the command is ended in .*: --max-hold is 4s", err=True)
-    first.expect("held for nearly its --max-hold of 4s; ending the command", err=True)
+    first.expect(r"ends in .*, and the command will be ended in .*: --max-hold is 4s", err=True)
+    first.expect("nearly reached its --max-hold of 4s; ending the command", err=True)
     assert first.end() == 70
     began = float(second.expect(r"([\d.]+)")[1])
     assert last_beat(tmp_path / "beat") < began
@@ -404,7 +404,7 @@ def test_max_hold_with_warn(etcd: EtcdServer, name: str, start: Start) -> None:
 def test_max_hold_ends_a_hold(etcd: EtcdServer, name: str, start: Start) -> None:
     cli = start(etcd, "hold", name, "-l", "1", "--max-hold", "2s", "--notice", "500ms")
     cli.expect("is held", err=True)
-    cli.expect("held for nearly its --max-hold of 2s", err=True)
+    cli.expect("nearly reached its --max-hold of 2s", err=True)
     assert cli.end() == 70
     assert ran(etcd, "run", name, "-n", "true").returncode == 0
 

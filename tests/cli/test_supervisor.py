@@ -152,7 +152,7 @@ def test_the_end_by_max_hold_is_announced_once(monkeypatch: pytest.MonkeyPatch) 
     seen.look()
     assert len(seen.said) == 1
     assert "--max-hold is 10m" in seen.said[0]
-    assert "the command is ended in 1s" in seen.said[0]
+    assert "the command will be ended in 1s" in seen.said[0]
 
 
 @pytest.mark.parametrize("left", [TTL, KILL_AFTER + SLACK + 0.3, 0.0])

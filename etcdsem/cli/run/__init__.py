@@ -1,1 +1,1 @@
-"""`etcdsem run` and `hold`: wait for a lease, keep it, and end the work before the lease ends."""
+"""`etcdsem run` and `hold`: wait for a lease, keep it, and stop the work before the lease ends."""

@@ -1,9 +1,9 @@
-"""In line for a lease, and its giving back: what `run` and `hold` do alike.
+"""Waiting for a lease and releasing it, shared by `run` and `hold`.
 
-1. A thread stands in line, so that the main one hears signals. One that says to stop raises
-   `Stopped`; `give_back()` then closes the client, and with it leaves the line.
-2. Whatever ends the command, everything is given back; if etcd cannot be told within two seconds,
-   the TTL does it.
+1. A thread waits in the queue, so that the main thread can handle signals. A signal to stop raises
+   `Stopped`; `give_back()` then closes the client, which leaves the queue.
+2. However the command ends, everything is released; if etcd does not answer within two seconds,
+   the leases end by their TTL.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _Acquire: TypeAlias = Callable[[float | None, Callable[..., None]], T | None]
-"""Gets the seconds that are left, and whom to tell that one has to wait."""
+"""Takes the seconds that are left, and a callback for when it has to wait."""
 
-LAST_WORDS = 2.0
-"""Seconds for telling etcd at the end."""
+RELEASE_TIMEOUT = 2.0
+"""Seconds for releasing everything at the end."""
 
 
 def connect_for(ctx: click.Context, request: LeaseRequest) -> Client:
-    """A client that gives up on an etcd that never answered after --wait, if that is short."""
+    """Return a client that gives up on an unreachable etcd after --wait, if that is short."""
     return connect(ctx, dial_timeout=min(DIAL_TIMEOUT, request.wait or DIAL_TIMEOUT))
 
 
 def wait_for_lease(request: LeaseRequest, client: Client, signals: Signals) -> Lease | None:
-    """In line, until it is our turn; None when the time was up (and that is said)."""
+    """Wait for a lease; return None, and print a message, when the time is up."""
 
     def ready() -> _Acquire[Lease]:
         semaphore = _semaphore(request, client, signals)
@@ -64,7 +64,7 @@ def wait_for_lease(request: LeaseRequest, client: Client, signals: Signals) -> L
 def wait_for_leases(
     request: LeaseRequest, client: Client, signals: Signals
 ) -> Lease | MultiLease | None:
-    """The same for a lease of each of several semaphores, if several are named."""
+    """Wait for a lease of each semaphore, if several are named, like `wait_for_lease()`."""
     if not request.more:
         return wait_for_lease(request, client, signals)
 
@@ -76,14 +76,14 @@ def wait_for_leases(
 
 
 def wait_for_start(request: LeaseRequest, client: Client, signals: Signals) -> Start | None:
-    """The same for a start of a rate limit."""
+    """Wait for a start of a rate limit, like `wait_for_lease()`."""
 
     def ready() -> _Acquire[Start]:
         from etcdsem import RateLimit
 
         rate = request.rate
         if rate is None:
-            raise AssertionError("no rate is wanted")
+            raise AssertionError("no rate requested")
         limit = RateLimit(
             request.name,
             rate.starts,
@@ -107,11 +107,11 @@ def _wait(
 ) -> T | None:
     until = math.inf if request.wait is None else boot_time() + request.wait
     progress = ProgressLine(client, request.name, quiet=request.quiet)
-    in_touch = threading.Event()  # etcd has answered
+    connected = threading.Event()  # etcd has answered
 
     def call() -> T | None:
         acquire = ready()
-        in_touch.set()
+        connected.set()
         left = None if until == math.inf else max(0.0, until - boot_time())
         return acquire(left, progress.start)
 
@@ -119,10 +119,10 @@ def _wait(
     try:
         while not worker.done:
             left = until - boot_time()
-            if request.wait and left <= 0 and not in_touch.is_set():
+            if request.wait and left <= 0 and not connected.is_set():
                 raise EtcdUnavailable(
-                    f"{request.name}: etcd cannot be reached within --wait {exact(request.wait)}. "
-                    "Check that it runs and that the endpoints are right (ETCDSEM_ENDPOINTS)."
+                    f"{request.name}: could not reach etcd within --wait {exact(request.wait)}. "
+                    "Check that it is running and that ETCDSEM_ENDPOINTS is correct."
                 )
             signals.stop(min(left, 60.0) if left > 0 else 1.0)
         result = worker.result()
@@ -131,38 +131,38 @@ def _wait(
     if result is None:
         waited = f" within {exact(request.wait)}" if request.wait else ""
         if request.more:
-            say(f"{request.shown}: not all had a free lease{waited} (see: etcdsem ls)")
+            say(f"{request.shown}: not all of them had a free lease{waited} (see: etcdsem ls)")
         else:
             say(f"{request.name}: {none}{waited} (see: etcdsem {command} {request.name})")
     return result
 
 
-def stopped_in_line(stopped: Stopped, shown: str) -> int:
-    """Say that a signal has ended the wait; gives the exit code."""
-    say(f"{signal.Signals(stopped.number).name} while waiting for {shown}: left the line")
+def stopped_while_waiting(stopped: Stopped, shown: str) -> int:
+    """Report that a signal has ended the wait, and return the exit code."""
+    say(f"{signal.Signals(stopped.number).name} while waiting for {shown}: left the queue")
     return exit_codes.SIGNAL + stopped.number
 
 
 def give_back(name: str, lease: Lease | MultiLease | None, client: Client) -> None:
-    """Let go of everything that is still held."""
+    """Release the lease, if there is one, and close the client, within `RELEASE_TIMEOUT`."""
 
-    def tell() -> None:
+    def release() -> None:
         if lease is not None:
             lease.release()
         client.close()
 
-    worker = threading.Thread(target=tell, daemon=True)
+    worker = threading.Thread(target=release, daemon=True)
     worker.start()
-    worker.join(LAST_WORDS)
+    worker.join(RELEASE_TIMEOUT)
     if worker.is_alive() and lease is not None:
         say(
-            f"note: etcd could not be told that the lease on {name} is free; "
-            f"it ends by itself within {exact(lease.ttl)}"
+            f"note: could not release the lease on {name}: etcd does not answer; "
+            f"it will expire within {exact(lease.ttl)}"
         )
 
 
 def _semaphore(request: LeaseRequest, client: Client, signals: Signals) -> Semaphore:
-    """First contact with etcd: the limit is registered, or found to be."""
+    """Contact etcd for the first time: register the limit, or check the registered one."""
     from etcdsem import Semaphore
 
     try:
@@ -180,11 +180,11 @@ def _semaphore(request: LeaseRequest, client: Client, signals: Signals) -> Semap
     except SemaphoreClosed:
         raise SemaphoreClosed(
             f"{request.name} is not registered yet: give "
-            f"{f'{request.name}=N' if request.one_of else '--limit N'} to do so"
+            f"{f'{request.name}=N' if request.one_of else '--limit N'} to register it"
         ) from None
 
 
 def _each(request: LeaseRequest) -> list[LeaseRequest]:
-    """The same request for each of several semaphores."""
+    """Split a request for several semaphores into one for each."""
     named = ((request.name, request.limit), *request.more)
     return [request._replace(name=name, limit=limit, more=(), one_of=True) for name, limit in named]

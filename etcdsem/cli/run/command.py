@@ -1,6 +1,6 @@
-"""``etcdsem run``: wait for a lease, run a command while it is held, end with its exit code.
+"""``etcdsem run``: wait for a lease, run a command while holding it, exit with its exit code.
 
-Here is what was asked for; `job.py` does it.
+This module parses the command line; `job.py` runs the job.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _NAMES = "etcdsem.names"
 
 
 class _RunCommand(click.Command):
-    """Options may stand before and after NAME; from the command's first word on, all is its own.
+    """Accepts options before and after NAME; everything from COMMAND's first word on is COMMAND's.
 
-    Several names need a ``--`` between them and the command.
+    Several names must be separated from the command by ``--``.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -32,7 +32,7 @@ class _RunCommand(click.Command):
         return super().parse_args(ctx, [*ours, "--", ctx.meta[_NAMES][0], *command])
 
     def _several(self, args: list[str]) -> tuple[list[str], list[str], list[str]] | None:
-        """Our options, the names, and the command, where several names stand before a ``--``."""
+        """Split into our options, the names and the command if several names precede a ``--``."""
         if "--" not in args:
             return None
         valued, known = self._options_with_value(), self._options()
@@ -57,7 +57,7 @@ class _RunCommand(click.Command):
         return frozenset(("--help", *(spelling for option in options for spelling in option.opts)))
 
     def _apart(self, args: list[str]) -> list[str]:
-        """The same arguments with all of our options in front of a ``--``."""
+        """Return the same arguments with all of our options moved in front of a ``--``."""
         valued = self._options_with_value()
         ours: list[str] = []
         words: list[str] = []
@@ -85,7 +85,7 @@ class _RunCommand(click.Command):
 
 
 def _is_ours(word: str, valued: frozenset[str], known: frozenset[str]) -> bool:
-    """Is it an option of ours, or several letters of them?"""
+    """Whether it is one of our options, or several short ones in one word."""
     if word.startswith("--"):
         return word.partition("=")[0] in known
     for letter in word[1:]:
@@ -97,7 +97,7 @@ def _is_ours(word: str, valued: frozenset[str], known: frozenset[str]) -> bool:
 
 
 def _lacks_value(word: str, valued: frozenset[str]) -> bool:
-    """Is the value of this option the next word?"""
+    """Whether the value of this option is the next word."""
     if word.startswith("--"):
         return word in valued
     for place, letter in enumerate(word[1:], start=2):  # -nq, -nl 3, -l3
@@ -107,54 +107,58 @@ def _lacks_value(word: str, valued: frozenset[str]) -> bool:
 
 
 _HELP = """\
-Wait for a lease of the semaphore NAME, run COMMAND while it is held, give it back, and end
+Wait for a lease of the semaphore NAME, run COMMAND while holding it, release it, and exit
 with COMMAND's exit code.
 
-No shell is put in between. Standard input, output, error and the terminal are COMMAND's own;
-all that follows NAME's first word that is no option, or --, is COMMAND's.
+COMMAND is executed without a shell and inherits standard input, output, error and the
+terminal. Options may precede or follow NAME; everything after --, or from the first other
+word after NAME, belongs to COMMAND.
 
 \b
 Examples:
   etcdsem run gpu --limit 3 -- python train.py --epochs 7
-  etcdsem run backup -l 1 -n -E 0 -- /usr/local/bin/backup    skip it if it runs
+  etcdsem run backup -l 1 -n -E 0 -- /usr/local/bin/backup   skip if running
   etcdsem run api --rate 100/1m -- curl https://api.example.com/
-  etcdsem run api -l 5 --rate 100/1m -- python job.py         5 at a time, 100 a minute
-  etcdsem run db=5 gpu=2 -- python train.py                   a lease of each, or wait
+  etcdsem run api -l 5 --rate 100/1m -- python job.py        both limits apply
+  etcdsem run db=5 gpu=2 -- python train.py                  a lease of each
   etcdsem run licence -w 10m -- sh -c 'solver --seat "$ETCDSEM_SLOT"'
 
 \b
-COMMAND finds in its environment:
-  ETCDSEM_NAME            the semaphore
-  ETCDSEM_SLOT            which of the N it has: 0 to N-1, nobody else has the same
-  ETCDSEM_SLOTS           all that it has, with --weight: 0,3,4 (the first is ETCDSEM_SLOT)
-  ETCDSEM_WEIGHT          how many those are
-  ETCDSEM_FENCING_TOKEN   a number that grows with every grant
-  ETCDSEM_LEASE_ID        the etcd lease, as etcdctl prints it
-  ETCDSEM_LIMIT           N
-  ETCDSEM_LEASES          all leases: [{"name":..,"slot":..,"fencing_token":..,...}]
-With --limit and --rate it needs both: a lease, and a start of the rate limit NAME.rate.
-With --rate alone it finds ETCDSEM_NAME, ETCDSEM_RATE and ETCDSEM_WAITED (seconds).
+Environment variables set for COMMAND:
+  ETCDSEM_NAME            name of the semaphore
+  ETCDSEM_SLOT            the slot held, 0 to N-1; no other holder has it
+  ETCDSEM_SLOTS           all slots held, with --weight: 0,3,4 (the first is
+                          ETCDSEM_SLOT)
+  ETCDSEM_WEIGHT          number of slots held
+  ETCDSEM_FENCING_TOKEN   a number that increases with every grant
+  ETCDSEM_LEASE_ID        the etcd lease, as printed by etcdctl
+  ETCDSEM_LIMIT           the limit, N
+  ETCDSEM_LEASES          JSON: [{"name":..,"slot":..,"fencing_token":..,...}]
+With --rate and without --limit, only ETCDSEM_NAME, ETCDSEM_RATE and
+ETCDSEM_WAITED (in seconds) are set.
 
-Of several NAMES, which need a -- after them, it has a lease of each or none; it waits in one
-line at a time, and holds the others meanwhile only if it was crowded out three times. Limits
-are written with the names: A=5 B=2. The losing of any one counts. The variables of one lease
-are those of the first NAME.
+With --limit and --rate, COMMAND needs both a lease and a start of the rate limit NAME.rate.
 
-While it waits, INT, QUIT, TERM and HUP leave the line at once. While COMMAND runs they, USR1
-and USR2 are passed on to its process group; a COMMAND that ignores them goes on, and keeps
-its lease. If the lease is lost, COMMAND's process group gets SIGTERM, and SIGKILL after
---kill-after, both before another can have the slot. If this process is killed or stopped,
-COMMAND is killed. Processes that COMMAND puts into other process groups, and those that it
-leaves behind, are not followed.
+With several NAMES, COMMAND runs once it has a lease of each; a -- must follow the names.
+Write the limits with the names: A=5 B=2. It waits in one queue at a time, and only after
+three failed attempts does it hold some leases while waiting for others. Losing any one of
+the leases counts as a loss. The single-lease variables describe the first NAME.
+
+While waiting, INT, QUIT, TERM and HUP leave the queue at once. While COMMAND runs, these
+signals and USR1 and USR2 are forwarded to its process group; a COMMAND that ignores them
+keeps running and keeps its lease. If the lease is lost, COMMAND's process group gets
+SIGTERM, and SIGKILL after --kill-after, both before another client can get the slot. If
+this process is killed or stopped, COMMAND is killed. Processes that COMMAND moves to other
+process groups or leaves behind are not tracked.
 
 \b
-Exit codes: COMMAND's own; 128+N when signal N ended it, or the waiting;
-  64 usage                          77 etcd refuses the credentials or the key
-  69 etcd cannot be reached         78 not registered, or with another limit
-  70 the lease was lost             126 COMMAND cannot be run
+Exit codes: COMMAND's own; 128+N if signal N ended COMMAND or the wait;
+  64 usage error                    77 login or permission denied
+  69 etcd is unreachable            78 not registered, or with another limit
+  70 the lease was lost             126 COMMAND cannot be executed
   75 gave up waiting (see -E)       127 COMMAND was not found
 
-Durations are seconds, or like 250ms, 30s, 1m30s, 2h.
+Durations are in seconds, or like 250ms, 30s, 1m30s, 2h.
 """
 
 
@@ -163,26 +167,27 @@ Durations are seconds, or like 250ms, 30s, 1m30s, 2h.
 @click.option(
     "--rate",
     metavar="N/PERIOD",
-    help="100/1m: at most 100 starts in any minute, registered under NAME. COMMAND starts in its "
-    "turn, and may last as long as it likes; it holds no lease.",
+    help="Allow at most N starts in any PERIOD, e.g. 100/1m; registered under NAME. COMMAND "
+    "starts in its turn, holds no lease, and may run for any length of time.",
 )
 @click.option(
     "--on-lost",
     type=click.Choice(["terminate", "warn"]),
     default="terminate",
-    help="When the lease is lost: end the command before another can start, or only say so.  "
+    help="When the lease is lost: terminate COMMAND before another can start, or only warn.  "
     "[terminate]",
 )
 @click.option(
     "--kill-after",
     metavar="DURATION",
-    help="From SIGTERM to SIGKILL when the lease is lost.  [5s, or a third of --lease-timeout]",
+    help="Time from SIGTERM to SIGKILL when the lease is lost.  [5s, or a third of "
+    "--lease-timeout]",
 )
 @click.option(
     "--metrics-file",
     metavar="PATH",
-    help="At the end, write there how it went (waited, held, lost, exit code), for node_exporter's "
-    "textfile collector: PATH ends in .prom.",
+    help="On exit, write metrics of this run (waited, held, lost, exit code) to PATH for "
+    "node_exporter's textfile collector. PATH must end in .prom.",
 )
 @connection_options
 @name_argument
@@ -202,24 +207,26 @@ def _plan(
     command: tuple[str, ...],
     **given: Any,
 ) -> Plan:
-    """Check all that can be checked without etcd."""
+    """Check everything that can be checked without etcd."""
     if not command:
         raise click.UsageError(
-            f"what is to be run? etcdsem run {name} [options] -- COMMAND...",
+            f"no command given; usage: etcdsem run {name} [options] -- COMMAND...",
             ctx=click.get_current_context(),
         )
     words = click.get_current_context().meta.get(_NAMES, [name])
     if "=" in name and len(words) == 1 and could_be_name(command[0]) and "=" in command[0]:
-        raise click.UsageError(f"several names need a -- after them: {name} {command[0]} ... --")
+        raise click.UsageError(
+            f"several names must be followed by --: {name} {command[0]} ... -- COMMAND..."
+        )
     (first, limit), *more = read_names(words, given.pop("limit"))
     for option, ordinary in ORDINARY.items():
         if more and given[option] != ordinary:
             raise click.UsageError(
-                f"--{option} is for one NAME only. For it take them one within the other, always "
-                f"in the order of the names: etcdsem run A --{option} ... -- etcdsem run B -- ..."
+                f"--{option} works with one NAME only. Nest the commands instead, always in the "
+                f"order of the names: etcdsem run A --{option} ... -- etcdsem run B -- ..."
             )
     if more and given["rate"] is not None:
-        raise click.UsageError("--rate is for one NAME only")
+        raise click.UsageError("--rate works with one NAME only")
     request = read_request(name=first, limit=limit, more=more, **given)
     return Plan(
         request=request,

@@ -1,8 +1,8 @@
-"""One run of ``etcdsem run``, from the line to the end.
+"""One run of ``etcdsem run``, from joining the queue to the exit.
 
-1. Before anything else, while single-threaded: the watchdog and the launcher are forked, and
-   signals are heard. Only then is etcd talked to.
-2. With the lease the command runs, without it it does not: see `supervisor.py` for how.
+1. The watchdog and the launcher are forked, and signal handlers installed, first and while the
+   process is single-threaded. Only then is etcd contacted.
+2. The command runs only while the lease is held: see `supervisor.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from etcdsem.cli.output import say
 from etcdsem.cli.run.acquire_worker import (
     connect_for,
     give_back,
-    stopped_in_line,
+    stopped_while_waiting,
     wait_for_leases,
     wait_for_start,
 )
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class Plan(NamedTuple):
-    """What was asked for, checked."""
+    """The checked command line."""
 
     request: LeaseRequest
     terminate: bool
@@ -52,7 +52,7 @@ class Plan(NamedTuple):
 
 
 def run_job(ctx: click.Context, plan: Plan) -> int:
-    """Carry the plan out; gives the exit code."""
+    """Carry out the plan and return the exit code."""
     with JobMetrics(plan.metrics_file, plan.request) as metrics:
         metrics.code = _run_job(ctx, plan, metrics)
     return metrics.code
@@ -69,22 +69,20 @@ def _run_job(ctx: click.Context, plan: Plan, metrics: JobMetrics) -> int:
     try:
         watchdog = Watchdog()
         launcher = Launcher(plan.command, inherited=(*signals.fds, *terminal.fds, watchdog.fd))
-    except OSError as error:  # the watchdog that has started ends with us
-        say(f"no process can be started for {plan.command[0]}: {error.strerror}")
+    except OSError as error:  # a watchdog that was started ends with us
+        say(f"cannot start a process for {plan.command[0]}: {error.strerror}")
         return exit_codes.CANNOT_EXECUTE
     signals.install()
     job = _Job(plan, client, signals, terminal, watchdog, launcher, metrics)
     try:
         return job.run()
     except Stopped as stopped:
-        return stopped_in_line(stopped, plan.request.shown)
+        return stopped_while_waiting(stopped, plan.request.shown)
     finally:
         job.end()
 
 
 class _Job:
-    """One run."""
-
     def __init__(
         self,
         plan: Plan,
@@ -113,18 +111,18 @@ class _Job:
             return self._plan.request.conflict_code
         self._metrics.granted()
         self._signals.hear_stop()
-        self._signals.stop(0)  # a last look: nothing is started yet
+        self._signals.stop(0)  # last check: nothing is started yet
         return self._hold(self._lease)
 
     def _run_at_rate(self) -> int:
-        """Run the command in its turn. There is no lease: nothing ends it, nothing is held."""
+        """Run the command when its start is granted. There is no lease that could be lost."""
         request = self._plan.request
         start = wait_for_start(request, self._client, self._signals)
         if start is None:
             return request.conflict_code
         self._metrics.granted()
         self._signals.hear_stop()
-        self._signals.stop(0)  # a last look; the start was used all the same
+        self._signals.stop(0)  # last check; the start is used up either way
         additions = {
             "ETCDSEM_NAME": request.name,
             "ETCDSEM_RATE": str(request.rate),
@@ -133,7 +131,7 @@ class _Job:
         return self._supervise(_Nothing(), additions, math.inf, ttl=math.inf, terminate=False)
 
     def end(self) -> None:
-        """Let go of everything that is still held."""
+        """Release everything that is still held."""
         if not self._launched:
             self._launcher.give_up()
             self._watchdog.done()
@@ -177,7 +175,7 @@ class _Job:
 
 
 class _Nothing:
-    """What a command holds that runs at a rate: nothing that could be lost."""
+    """Stands in for the lease of a command under a rate limit, which holds none."""
 
     remaining = math.inf
     valid = True
@@ -187,7 +185,7 @@ class _Nothing:
 
 
 def _additions(held: Lease | MultiLease) -> dict[str, str]:
-    """What the command finds in its environment: of several, the first, and all in JSON."""
+    """Return the command's additional environment: the first lease, and all of them as JSON."""
     leases = held.leases if isinstance(held, MultiLease) else (held,)
     lease = leases[0]
     return {
@@ -206,7 +204,7 @@ def _additions(held: Lease | MultiLease) -> dict[str, str]:
 
 
 def _cannot_run(command: str) -> int:
-    """0 if it looks as if the command can be run; else say why not, before queueing for it."""
+    """Return 0 if the command looks executable; else report why not, before joining the queue."""
     if shutil.which(command) is not None:
         return exit_codes.OK
     places = [""] if os.path.dirname(command) else os.get_exec_path()
@@ -226,7 +224,7 @@ def _not_started(command: str, number: int) -> int:
 
 
 def _open_standard_streams() -> None:
-    """None of our pipes may become the command's standard input, output or error."""
+    """Make sure that none of our pipes becomes the command's standard input, output or error."""
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
@@ -235,7 +233,7 @@ def _open_standard_streams() -> None:
 
 
 def _let_go_of_streams() -> None:
-    """Standard input and output are the command's: when it closes them, they are closed."""
+    """Close our copies of standard input and output, so that the command can really close them."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1):
         os.dup2(null, fd)

@@ -1,9 +1,9 @@
-"""``etcdsem run --metrics-file``: what became of one run, for node_exporter's textfile collector.
+"""``etcdsem run --metrics-file``: metrics of one run, for node_exporter's textfile collector.
 
-1. Written once, at the end, whatever the end was, but for SIGKILL: then the file of the last run
-   stays, and its end time tells so. Replaced in one step.
-2. That it cannot be written is said before the line is joined if it can be known by then. At the
-   end it is a note, and the exit code stays the command's.
+1. The file is written once, at the end, however the run ended, and replaced atomically. Only after
+   SIGKILL does the file of the previous run remain, recognizable by its end time.
+2. If the path is found to be unwritable before the run joins the queue, that is an error. At the
+   end it is only a note, and the exit code remains the command's.
 """
 
 from __future__ import annotations
@@ -26,21 +26,23 @@ if TYPE_CHECKING:
 
 
 def check_metrics_file(path: str | None) -> str | None:
-    """Return the path if it looks as if it could be written, else raise InvalidSetting."""
+    """Return the path if it appears to be writable, else raise InvalidSetting."""
     if path is None:
         return None
     directory = os.path.dirname(path) or "."
     if os.path.isdir(path) or not os.path.basename(path):
-        raise InvalidSetting(f"--metrics-file {path!r} is a directory; give a file in it: job.prom")
+        raise InvalidSetting(
+            f"--metrics-file {path!r} is a directory: give a file in it, such as job.prom"
+        )
     if not os.path.isdir(directory):
-        raise InvalidSetting(f"--metrics-file {path!r}: there is no directory {directory!r}")
+        raise InvalidSetting(f"--metrics-file {path!r}: directory {directory!r} does not exist")
     if not os.access(directory, os.W_OK | os.X_OK):
-        raise InvalidSetting(f"--metrics-file {path!r}: {directory!r} cannot be written to")
+        raise InvalidSetting(f"--metrics-file {path!r}: directory {directory!r} is not writable")
     return path
 
 
 class JobMetrics:
-    """One run, from its beginning to the block's end, where it is written."""
+    """Records one run, as a context manager, and writes the file when the block ends."""
 
     def __init__(self, path: str | None, request: LeaseRequest) -> None:
         self._path = path
@@ -68,11 +70,11 @@ class JobMetrics:
             self._write(self._path)
 
     def granted(self) -> None:
-        """The lease is ours from now on."""
+        """Record that the lease was granted."""
         self._granted = boot_time()
 
     def ended(self, *, lost: bool) -> None:
-        """The command has ended; `lost`: the lease before it."""
+        """Record that the command has ended; `lost`: its lease was lost before that."""
         self._ended = boot_time()
         self._lost = lost
 
@@ -82,7 +84,7 @@ class JobMetrics:
         try:
             write_textfile(path, self._families())
         except OSError as error:
-            say(f"note: the metrics file {path} cannot be written: {error.strerror}")
+            say(f"note: cannot write the metrics file {path}: {error.strerror}")
 
     def _families(self) -> Iterator[Family]:
         from etcdsem.metrics import Family
@@ -97,11 +99,11 @@ class JobMetrics:
         numbers: tuple[tuple[str, float, str], ...] = (
             ("granted", self._granted is not None, "1 if the last run got a lease, else 0."),
             ("lost", self._lost, "1 if the last run lost its lease before it ended, else 0."),
-            ("exit_code", self.code, "How the last run ended, as docs/cli.md lists them."),
-            ("wait_seconds", waited, "How long the last run was in line."),
-            ("held_seconds", held, "How long the last run held its lease."),
-            ("start_time_seconds", self._started, "When the last run started, Unix time."),
-            ("end_time_seconds", time.time(), "When the last run ended, Unix time."),
+            ("exit_code", self.code, "Exit code of the last run, as listed in docs/cli.md."),
+            ("wait_seconds", waited, "Time the last run waited in the queue, in seconds."),
+            ("held_seconds", held, "Time the last run held its lease, in seconds."),
+            ("start_time_seconds", self._started, "Start of the last run, in Unix time."),
+            ("end_time_seconds", time.time(), "End of the last run, in Unix time."),
         )
         gauge: Literal["gauge"] = "gauge"
         for name, value, text in numbers:
@@ -109,7 +111,7 @@ class JobMetrics:
 
 
 def _prometheus_labels(request: LeaseRequest) -> dict[str, str]:
-    """The run's own labels, as kube-state-metrics writes those of pods: ``label_<key>``."""
+    """Return the run's labels, named like pod labels in kube-state-metrics: ``label_<key>``."""
     return {
         "label_" + re.sub("[^A-Za-z0-9_]", "_", key): value for key, value in request.labels.items()
     }

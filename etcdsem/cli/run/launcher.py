@@ -1,15 +1,15 @@
 """The process that becomes the command.
 
-1. It is forked while the wrapper has no thread but one, and waits on a pipe.
-   So no fork ever happens beside threads, and the command starts without an interpreter's delay.
-2. It is in a process group of its own from the start: the group that may be killed, and that
-   nothing which we did not start can be in.
-3. EOF on the pipe means that the wrapper gave up or died: it goes away without a word.
-4. The command gets what the wrapper got: environment (and the additions), working directory,
-   standard streams, other inherited files, ignored signals. Only SIGPIPE and SIGXFSZ, which
-   Python ignores for itself, go back to their default.
-5. If the wrapper dies, the kernel kills the command (PR_SET_PDEATHSIG, Linux). The watchdog sees
-   to the rest of its process group, and to other systems.
+1. It is forked while the wrapper is single-threaded, and waits on a pipe. So no fork happens
+   beside threads, and the command starts without the delay of a new interpreter.
+2. It has a process group of its own from the start: this is the group that may be killed, and
+   it can contain nothing that we did not start.
+3. EOF on the pipe means that the wrapper gave up or died: it exits silently.
+4. The command inherits what the wrapper inherited: environment (plus additions), working
+   directory, standard streams, other open files, ignored signals. Only SIGPIPE and SIGXFSZ, which
+   Python ignores for itself, are reset to their defaults.
+5. If the wrapper dies, the kernel kills the command (PR_SET_PDEATHSIG, Linux). The watchdog covers
+   the rest of its process group, and other systems.
 """
 
 from __future__ import annotations
@@ -28,25 +28,34 @@ _ERRNO = struct.Struct("!i")
 
 
 class Launcher:
-    """The wrapper's side. `pid` is the command's, and its process group's."""
+    """The wrapper's side. `pid` is the ID of the command and of its process group."""
 
     def __init__(self, command: Sequence[str], *, inherited: Sequence[int]) -> None:
-        """Fork. `inherited` are pipe ends of the wrapper that the child must not keep open."""
+        """Fork. `inherited` are descriptors of the wrapper that the child must close.
+
+        Raises:
+            OSError: no process can be started.
+        """
         parent = os.getpid()
         go_read, self._go = os.pipe()
-        told, tell = os.pipe()
+        self._errno, errno_write = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            for fd in (self._go, told, *inherited):
+            for fd in (self._go, self._errno, *inherited):
                 os.close(fd)
-            _become(command, go_read, tell, parent)
+            _become(command, go_read, errno_write, parent)
         os.close(go_read)
-        os.close(tell)
-        self._told = told
+        os.close(errno_write)
 
     def go(self, additions: Mapping[str, str], *, terminal: bool) -> int:
-        """Start the command, with `additions` to its environment, and if `terminal` with the
-        terminal of stdin in its hands. Returns 0, or the errno with which it could not start.
+        """Start the command.
+
+        Args:
+            additions: variables to add to its environment.
+            terminal: make its group the foreground group of the terminal on stdin.
+
+        Returns:
+            0, or the errno of the failure to execute it.
         """
         payload = b"".join(
             os.fsencode(key) + b"=" + os.fsencode(value) + b"\0" for key, value in additions.items()
@@ -54,29 +63,29 @@ class Launcher:
         try:
             os.write(self._go, _LENGTH.pack(len(payload), terminal) + payload)
         except BrokenPipeError:
-            return 0  # somebody killed it; its exit status will tell
+            return 0  # it was killed; its exit status will show that
         finally:
             os.close(self._go)
-        answer = os.read(self._told, _ERRNO.size)  # EOF: exec closed it
-        os.close(self._told)
+        answer = os.read(self._errno, _ERRNO.size)  # EOF: exec closed it
+        os.close(self._errno)
         return int(_ERRNO.unpack(answer)[0]) if answer else 0
 
     def give_up(self) -> None:
-        """Let it go away, without having started the command."""
+        """End the process without starting the command."""
         os.close(self._go)
-        os.close(self._told)
+        os.close(self._errno)
         os.waitpid(self.pid, 0)
 
 
-def _become(command: Sequence[str], go: int, tell: int, parent: int) -> NoReturn:
-    """The child's side: wait for "go", and become the command."""
+def _become(command: Sequence[str], go: int, errno_write: int, parent: int) -> NoReturn:
+    """The child's side: wait for "go", then exec the command."""
     try:
         os.setpgid(0, 0)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         die_with_parent()
         if os.getppid() != parent:
-            os._exit(0)  # it died before we asked
+            os._exit(0)  # the parent died before die_with_parent()
         head = os.read(go, _LENGTH.size)
         if len(head) < _LENGTH.size:
             os._exit(0)
@@ -91,19 +100,19 @@ def _become(command: Sequence[str], go: int, tell: int, parent: int) -> NoReturn
             set_foreground(0, os.getpgrp())
         for sig in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(sig, signal.SIG_DFL)
-        _exec(command, payload, tell)
+        _exec(command, payload, errno_write)
     except BaseException as error:
-        # Nothing of the parent's may run here: neither its exits nor its messages.
+        # None of the parent's exit handlers or messages may run here.
         number = error.errno if isinstance(error, OSError) and error.errno else 1
-        os.write(tell, _ERRNO.pack(number))
+        os.write(errno_write, _ERRNO.pack(number))
     finally:
         os._exit(127)
 
 
-def _exec(command: Sequence[str], payload: bytes, tell: int) -> None:
+def _exec(command: Sequence[str], payload: bytes, errno_write: int) -> None:
     environment = dict(os.environb)
-    for line in payload.split(b"\0")[:-1]:
-        key, _, value = line.partition(b"=")
+    for pair in payload.split(b"\0")[:-1]:
+        key, _, value = pair.partition(b"=")
         environment[key] = value
-    os.set_inheritable(tell, False)
+    os.set_inheritable(errno_write, False)
     os.execvpe(command[0], list(command), environment)  # noqa: S606 - no shell, on purpose

@@ -1,8 +1,9 @@
-"""``etcdsem run A B -- COMMAND``: a lease of each of several semaphores, as if it were one.
+"""``etcdsem run A B -- COMMAND``: leases of several semaphores, handled as one.
 
-1. NAMES are words before a ``--`` that could all be names. Each may carry its limit: ``A=5``.
-2. To the line and to the supervisor several leases are one (`MultiLease`), which is valid while all
-   of them are and ends when the first of them does.
+1. NAMES are the words before ``--``, if all of them are valid names. Each may carry its limit:
+   ``A=5``.
+2. A `MultiLease` makes several leases look like one to the rest of the code: it is valid while all
+   of them are, and ends when the first of them does.
 """
 
 from __future__ import annotations
@@ -22,29 +23,34 @@ _NAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]*(=[0-9]*)?")
 
 
 def could_be_name(word: str) -> bool:
-    """Can it be NAME or NAME=N?"""
+    """Whether `word` has the form NAME or NAME=N."""
     return _NAME.fullmatch(word) is not None
 
 
 def read_names(words: Sequence[str], limit: int | None) -> tuple[tuple[str, int | None], ...]:
-    """Names and limits; `limit` is that of --limit, which is for one name only."""
+    """Return names and limits; `limit` is the value of --limit, which works with one name only.
+
+    Raises:
+        click.UsageError: the names cannot be combined like that.
+        InvalidName, InvalidSetting: a name or a limit is invalid.
+    """
     from etcdsem.model import MAX_SEMAPHORES, check_limit, check_name
 
     if limit is not None and (len(words) > 1 or "=" in words[0]):
         first = words[0].partition("=")[0]
         raise click.UsageError(
-            f"--limit is for one NAME only: write the limits with the names, {first}={limit}"
+            f"--limit works with one NAME only: write the limits with the names, {first}={limit}"
             + ("" if len(words) == 1 else f" {words[1].partition('=')[0]}=N")
         )
     if len(words) > MAX_SEMAPHORES:
-        raise click.UsageError(f"{len(words)} semaphores at once: give at most {MAX_SEMAPHORES}")
+        raise click.UsageError(f"too many semaphores: {len(words)} (maximum {MAX_SEMAPHORES})")
     named: dict[str, int | None] = {}
     for word in words:
         name, equals, number = word.partition("=")
         if check_name(name) in named:
             raise click.UsageError(f"{name} was given twice")
         if equals and re.fullmatch("[0-9]{1,20}", number) is None:
-            raise InvalidSetting(f"{word!r}: write NAME=N, at most N hold NAME at a time")
+            raise InvalidSetting(f"invalid limit in {word!r}: expected NAME=N")
         named[name] = check_limit(int(number)) if equals else limit
     return tuple(named.items())
 
@@ -52,7 +58,10 @@ def read_names(words: Sequence[str], limit: int | None) -> tuple[tuple[str, int 
 def acquire_multi(
     semaphores: Sequence[Semaphore], timeout: float | None, on_wait: Callable[..., object]
 ) -> MultiLease | None:
-    """All of them or None; `on_wait` is called with the name of the one that is waited for."""
+    """Acquire all semaphores, or return None on timeout.
+
+    `on_wait` is called with the name of each semaphore it has to wait for.
+    """
     from etcdsem import acquire_all
 
     leases = acquire_all(*semaphores, timeout=timeout, on_wait=on_wait)
@@ -60,7 +69,7 @@ def acquire_multi(
 
 
 class MultiLease:
-    """Several leases as one: valid while all are. What it says is said of the first to end."""
+    """Several leases as one: valid while all are. Its attributes are those of the first to end."""
 
     def __init__(self, leases: Sequence[Lease]) -> None:
         self.leases = tuple(leases)
@@ -100,13 +109,13 @@ class MultiLease:
         return min(bounds, default=None)
 
     def release(self) -> bool:
-        """Give all of them back. False if any was lost, or etcd could not be told."""
+        """Release all of them. Returns False if any was lost, or etcd did not answer."""
         done = [lease.release() for lease in self.leases]
         return all(done)
 
 
 def described(lease: Lease) -> dict[str, Any]:
-    """A lease for ETCDSEM_LEASES."""
+    """Return a lease's entry in ETCDSEM_LEASES."""
     return {
         "name": lease.name,
         "slot": lease.slot,

@@ -1,8 +1,8 @@
-"""Signals to a process group that we started, and to no other.
+"""Send signals to a process group that we started, and to no other.
 
-A process group's number is free for others once its last process was reaped. A pidfd of the
-group's leader, opened while the leader was surely ours, can never mean another group (Linux 6.9
-and later). Elsewhere the number has to do: then nothing is sent after the leader was reaped.
+A process group ID can be reused once the group's last process was reaped. A pidfd of the group's
+leader, opened while the leader was certainly ours, can never refer to another group (Linux 6.9
+and later). Elsewhere the ID is used, and nothing is sent after the leader was reaped.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ class ProcessGroup:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.reaped = False
-        """Set once the leader was reaped, or may have been."""
+        """Set this before the leader is reaped."""
         try:
             self._pidfd: int | None = os.pidfd_open(pid)
         except (AttributeError, OSError):
             self._pidfd = None
 
     def send(self, number: int) -> bool:
-        """Send a signal to every process of the group; False if there is none (any more).
+        """Send a signal to every process of the group. Returns False if the group is empty.
 
-        Signal 0 only asks.
+        Signal 0 only checks.
         """
         try:
             if self._pidfd is not None and sys.platform == "linux":
@@ -48,5 +48,5 @@ class ProcessGroup:
         except ProcessLookupError:
             return False
         except PermissionError:
-            pass  # all of them run as somebody else (setuid): they are there
+            pass  # all of them run as another user (setuid), but they exist
         return True

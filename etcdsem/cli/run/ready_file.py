@@ -1,12 +1,12 @@
-"""How a sidecar tells its neighbours that the lease is held: a file, and a port for probes.
+"""How a sidecar reports that the lease is held: a file, and an HTTP port for probes.
 
-1. The file is there while the lease is held, and at no other time: one line of JSON, written aside
-   and moved into place, so nobody reads half of it. It is removed before the lease is given back.
+1. The file exists only while the lease is held: one line of JSON, written to a temporary file and
+   renamed, so that no reader sees half of it. It is removed before the lease is released.
 2. A holder that is killed or stopped cannot remove it. So the file says until when the lease is
-   good (`good_until`, on the machine's clock since boot), and is written again with each renewal:
-   a file whose time has passed means nothing, see `check()`.
-3. ``GET /readyz``: 200 and the same JSON while the lease is held, else 503. ``GET /livez``: 200 as
-   long as there is anybody to answer.
+   valid (`good_until`, on the machine's clock since boot) and is rewritten with each renewal; a
+   file whose time has passed does not count, see `check()`.
+3. ``GET /readyz`` returns 200 and the same JSON while the lease is held, else 503. ``GET /livez``
+   returns 200 as long as the process can answer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ReadyData = Mapping[str, Any]
 
 
 def ready_data(lease: Lease, good_for: float) -> ReadyData:
-    """What is told of a lease that is good for so many seconds; described in docs/cli.md."""
+    """Return the JSON data for a lease that is valid for `good_for` seconds; see docs/cli.md."""
     return {
         "name": lease.name,
         "slot": lease.slot,
@@ -48,26 +48,26 @@ def ready_data(lease: Lease, good_for: float) -> ReadyData:
 
 
 class ReadyFile:
-    """The file at `path`, ours from now on: what an earlier holder left there is removed."""
+    """The ready file at `path`. A file that an earlier holder left there is removed."""
 
     def __init__(self, path: str) -> None:
-        """Raises InvalidSetting if nothing could be written there."""
+        """Remove an old file. Raises InvalidSetting if `path` cannot be written."""
         self._path = path
         self._aside_path = f"{path}.{os.getpid()}.tmp"
         self._failed = False
         try:
             if os.path.exists(path) and not os.path.isfile(path):
-                raise OSError(errno.EEXIST, "what is there is no file")
-            self._aside(b"")  # to see that it can be done, before queueing for it
+                raise OSError(errno.EEXIST, "exists and is not a regular file")
+            self._write_aside(b"")  # fail now rather than after waiting for the lease
             _remove(self._aside_path)
             self.remove()
         except OSError as error:
             raise InvalidSetting(f"--ready-file {path}: {error.strerror}") from None
 
-    def show(self, told: ReadyData) -> bool:
-        """Write it. False if that fails; a file that was there goes stale by itself."""
+    def show(self, data: ReadyData) -> bool:
+        """Write the file. Returns False if that fails; the previous file then becomes stale."""
         try:
-            self._write(json.dumps(told).encode() + b"\n")
+            self._write(json.dumps(data).encode() + b"\n")
         except OSError as error:
             if not self._failed:
                 say(f"cannot write --ready-file {self._path}: {error.strerror}")
@@ -77,14 +77,14 @@ class ReadyFile:
         return True
 
     def _write(self, text: bytes) -> None:
-        self._aside(text)
+        self._write_aside(text)
         try:
             os.replace(self._aside_path, self._path)
         except OSError:
             _remove(self._aside_path)
             raise
 
-    def _aside(self, text: bytes) -> None:
+    def _write_aside(self, text: bytes) -> None:
         try:
             with open(self._aside_path, "wb") as file:
                 file.write(text)
@@ -93,36 +93,44 @@ class ReadyFile:
             raise
 
     def remove(self) -> None:
-        """See to it that it is not there."""
+        """Remove the file, if it exists."""
         _remove(self._path)
 
 
 def check(path: str) -> str | None:
-    """None if the ready file says that the lease is held now; else what is wrong."""
+    """Return None if the ready file says that the lease is held now, else the reason why not."""
     try:
         with open(path, encoding="utf-8") as file:
-            told = json.load(file)
-        until, boot = float(told["good_until"]), told["boot_id"]
+            data = json.load(file)
+        until, boot = float(data["good_until"]), data["boot_id"]
     except OSError as error:
         return f"{path}: {error.strerror}"
     except (ValueError, KeyError, TypeError):
-        return f"{path}: it is no ready file"
+        return f"{path}: not a ready file"
     if boot != boot_id():
-        return f"{path}: it was written before the machine started"
+        return f"{path}: stale, written before the last boot"
     if boot_time() >= until:
-        return f"{path}: its holder has not refreshed it for too long"
+        return f"{path}: stale, its holder stopped refreshing it"
     return None
 
 
-def serve_ready(where: str, told: Callable[[], ReadyData | None]) -> HttpServer:
-    """Answer probes on `where`, PORT or HOST:PORT; `told` gives what is held."""
+def serve_ready(where: str, current: Callable[[], ReadyData | None]) -> HttpServer:
+    """Start the HTTP server for probes.
+
+    Args:
+        where: PORT or HOST:PORT.
+        current: returns the data of the held lease, or None; called for each probe.
+
+    Raises:
+        InvalidSetting: the server cannot listen there.
+    """
 
     def ready(accept: str) -> Response:
-        now = told()
-        return json_response(200 if now else 503, now or {"held": False})
+        data = current()
+        return json_response(200 if data else 503, data or {"held": False})
 
     def live(accept: str) -> Response:
-        return json_response(200, {"held": told() is not None})
+        return json_response(200, {"held": current() is not None})
 
     routes = {"/readyz": ready, "/livez": live}
     return HttpServer(where, routes, option="--ready-port", port_alone=True)

@@ -1,4 +1,4 @@
-"""What `run` and `hold` ask for in common: the options, and what is checked without etcd."""
+"""The lease request of `run` and `hold`: their common options, and the checks without etcd."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 ORDINARY: Final = {"weight": 1, "priority": 0, "eager": False}
-"""The options that ask for more than one slot in its turn, and what they are if not given."""
+"""The options that ask for more than one slot in queue order, with their defaults."""
 
 
 class LeaseRequest(NamedTuple):
-    """The lease that is wanted. Durations in seconds."""
+    """The requested lease. Durations are in seconds."""
 
     name: str
     limit: int | None
     more: tuple[tuple[str, int | None], ...]
-    """Names and limits of further semaphores: a lease of each is wanted."""
+    """Names and limits of further semaphores, of which a lease each is requested too."""
     one_of: bool
-    """It is one of several."""
+    """Whether it is one of several."""
     wait: float | None
     conflict_code: int
     ttl: int
@@ -44,23 +44,23 @@ class LeaseRequest(NamedTuple):
     priority: int
     eager: bool
     spare: float
-    """Seconds that are left of the lease when a refresh has failed."""
+    """Seconds that remain of the lease when a refresh has failed."""
     max_hold: float | None = None
     rate: Rate | None = None
 
     @property
     def only_rate(self) -> bool:
-        """A start of a rate limit is wanted, and no lease."""
+        """Whether only a start of a rate limit is requested, and no lease."""
         return self.rate is not None and self.limit is None
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All semaphores of which a lease is wanted."""
+        """All semaphores of which a lease is requested."""
         return (self.name, *(name for name, _ in self.more))
 
     @property
     def shown(self) -> str:
-        """Their names, for people."""
+        """Their names, for messages."""
         return ", ".join(self.names)
 
 
@@ -70,8 +70,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--limit",
         metavar="N",
         type=WholeNumber(),
-        help="At most N hold NAME at a time: registers it if it is new, else N must be what is "
-        "registered. Without it, whatever is registered.",
+        help="Allow at most N holders at a time. Registers NAME if it is new; otherwise N must "
+        "equal the registered limit. Default: the registered limit.",
     ),
     click.option(
         "-w",
@@ -79,61 +79,64 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--timeout",
         "wait",
         metavar="DURATION",
-        help="Give up after that. [for ever]",
+        help="Give up after this long.  [wait forever]",
     ),
-    click.option("-n", "--nonblock", is_flag=True, help="Don't wait: the same as --wait 0."),
+    click.option("-n", "--nonblock", is_flag=True, help="Do not wait; same as --wait 0."),
     click.option(
         "-E",
         "--conflict-exit-code",
         metavar="N",
         type=WholeNumber(0, 255),
         default=exit_codes.CONFLICT,
-        help="The exit code when it gave up.  [75]",
+        help="Exit code for giving up.  [75]",
     ),
     click.option(
         "--weight",
         metavar="K",
         type=WholeNumber(),
         default=1,
-        help="Hold K slots, 1 to 32: all of them or none, in its turn.  [1]",
+        help="Hold K slots, 1 to 32, granted all at once.  [1]",
     ),
     click.option(
         "--priority",
         metavar="P",
         type=WholeNumber(),
         default=0,
-        help="-100 to 100: of those who wait the highest is served first; of the same, in the "
-        "order in which they came.  [0]",
+        help="Priority in the queue, -100 to 100. Higher is served first; equal priorities are "
+        "served in order of arrival.  [0]",
     ),
     click.option(
         "--eager",
         is_flag=True,
-        help="Pass those in line who want more slots than are free (they may wait for ever then).",
+        help="Overtake waiters that need more slots than are free. They may then wait forever.",
     ),
     click.option(
         "-t",
         "--lease-timeout",
         metavar="DURATION",
-        help="The slot is free this long after we were last heard of. Seconds, at least 2.  [30s]",
+        help="Free the slot this long after the last refresh, e.g. if this machine fails. At "
+        "least 2s.  [30s]",
     ),
     click.option(
         "--max-hold",
         metavar="DURATION",
-        help="Hold it no longer than that: then it counts as lost, and the next one gets the slot.",
+        help="Hold the lease no longer than this. It then counts as lost, and the next waiter "
+        "gets the slot.",
     ),
     click.option(
         "--label",
         "labels",
         metavar="KEY=VALUE",
         multiple=True,
-        help="Shown to operators, with those of ETCDSEM_LABELS (k=v,k=v). May be repeated.",
+        help="Add a label for operators to see, besides those in ETCDSEM_LABELS (k=v,k=v). May be "
+        "repeated.",
     ),
-    click.option("-q", "--quiet", is_flag=True, help="Say nothing while waiting."),
+    click.option("-q", "--quiet", is_flag=True, help="Print nothing while waiting."),
 )
 
 
 def request_options(function: F) -> F:
-    """Give a command the options for the lease it wants; `read_request()` reads them."""
+    """Add the options of a lease request to a command; `read_request()` reads them."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
@@ -156,7 +159,7 @@ def read_request(
     priority: int = 0,
     eager: bool = False,
 ) -> LeaseRequest:
-    """Check all that can be checked without etcd."""
+    """Check the options, without etcd. Raises UsageError, InvalidName or InvalidSetting."""
     seconds = _wait_seconds(wait, nonblock=nonblock)
     if rate is not None and limit is None:
         _refuse_lease_options(weight, priority, eager, max_hold)
@@ -183,22 +186,26 @@ def read_request(
 
 def _wait_seconds(wait: str | None, *, nonblock: bool) -> float | None:
     if nonblock and wait is not None:
-        raise click.UsageError("--nonblock and --wait exclude each other")
+        raise click.UsageError("--nonblock and --wait cannot be combined")
     return 0.0 if nonblock else model.timeout_seconds(wait, what="--wait")
 
 
 def _refuse_lease_options(*given: object) -> None:
     if given != (*ORDINARY.values(), None):
         raise click.UsageError(
-            "--weight, --priority, --eager and --max-hold are for a lease, so give -l N, too"
+            "--weight, --priority, --eager and --max-hold apply to leases: with --rate, also give "
+            "--limit N"
         )
 
 
 def read_grace(option: str, given: str | None, request: LeaseRequest) -> float:
-    """The time from "lost" to the end of the work, in seconds; `option` names it in an error.
+    """Return the time from "lost" to the end of the work, in seconds.
 
-    After a refresh that failed there must be time for one more, and then for that. It must end
-    within --max-hold, too.
+    It must fit, after a failed refresh and one more attempt, before the end of the lease, and also
+    within --max-hold. `option` names the setting in errors.
+
+    Raises:
+        InvalidSetting: it does not fit.
     """
     from etcdsem.model import seconds
 
@@ -211,16 +218,15 @@ def read_grace(option: str, given: str | None, request: LeaseRequest) -> float:
         wanted = seconds(given, what=option)
     if longest < math.inf and not 0 <= wanted < longest - slack(ttl):
         raise InvalidSetting(
-            f"--max-hold {exact(longest)} is too short for {option} {exact(wanted)}: what is done "
-            f"must have ended by then; give more than {exact(wanted + slack(ttl))}"
+            f"--max-hold {exact(longest)} is too short for {option} {exact(wanted)}: give more "
+            f"than {exact(wanted + slack(ttl))}, so that the work can end in time"
         )
     if given is None:
         return wanted
     if not 0 <= wanted < room:
         raise InvalidSetting(
-            f"{option} {given} does not fit into a lease timeout of {ttl}s that is refreshed "
-            f"every {exact(request.refresh)}: give less than {exact(room)}, "
-            "or a longer --lease-timeout"
+            f"{option} {given} is too long for a lease timeout of {ttl}s with a refresh every "
+            f"{exact(request.refresh)}: give less than {exact(room)}, or a longer --lease-timeout"
         )
     return wanted
 
@@ -232,6 +238,6 @@ def _labels(given: Sequence[str]) -> dict[str, str]:
     for label in given:
         key, equals, value = label.partition("=")
         if not equals:
-            raise InvalidSetting(f"--label {label!r}: write KEY=VALUE")
+            raise InvalidSetting(f"invalid --label {label!r}: expected KEY=VALUE")
         labels[key] = value
     return read_labels(labels)

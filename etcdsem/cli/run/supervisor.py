@@ -1,18 +1,18 @@
-"""The time while the command runs: until it ends, or must end because its lease does.
+"""Supervise the running command until it ends, or must end because its lease does.
 
     running ──the lease is lost, or nearly──> ending ──kill_at──> killed
        │                                         │                   │
        └────────────── the command ends ─────────┴───────────────────┘
 
 1. With `terminate`, SIGTERM goes to the command's process group early enough that SIGKILL, sent
-   `kill_after` later, lands before the lease's deadline, so before etcd can give the slot away.
-   --max-hold is no more than an earlier deadline.
-   After an eviction the slot is already somebody else's: SIGTERM at once, SIGKILL `kill_after`
-   later.
-2. INT, QUIT, TERM, HUP, USR1 and USR2 sent to us go to the group, each time they come. A command
-   that ignores them goes on, with its lease.
-3. The watchdog hears of every renewal within a tick, and "done" before the command is reaped.
-4. Orphans that are given to us (as PID 1 of a container) are reaped.
+   `kill_after` later, lands before the lease's deadline, and so before etcd can reassign the slot.
+   --max-hold is merely an earlier deadline.
+   After an eviction the slot already belongs to another client: SIGTERM goes out at once, SIGKILL
+   `kill_after` later.
+2. INT, QUIT, TERM, HUP, USR1 and USR2 are forwarded to the group each time we receive them. A
+   command that ignores them keeps running and keeps its lease.
+3. The watchdog learns of every renewal within a tick, and gets "done" before the command is reaped.
+4. Orphans that are reparented to us (as PID 1 of a container) are reaped.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LEFTOVERS_TICK: Final = 0.05
 
 
 class HeldLease(Protocol):
-    """What is needed of the library's `Lease`."""
+    """The part of the library's `Lease` that is used here."""
 
     @property
     def remaining(self) -> float: ...
@@ -51,7 +51,7 @@ class HeldLease(Protocol):
 
 
 class Policy:
-    """When a command must end. All in seconds."""
+    """When a command must end. All times are in seconds."""
 
     def __init__(self, *, terminate: bool, ttl: float, kill_after: float) -> None:
         self.terminate = terminate
@@ -61,12 +61,12 @@ class Policy:
 
 
 def slack(ttl: float) -> float:
-    """The time kept between SIGKILL and the lease's deadline, to be sure on a busy machine."""
+    """Return the safety margin between SIGKILL and the lease's deadline, for busy machines."""
     return min(0.5, 0.05 * ttl)
 
 
 def _warn_at(lease: HeldLease, policy: Policy) -> float:
-    """How much of --max-hold is left when it is time to say so."""
+    """Return how much of --max-hold is left when the warning is due."""
     from etcdsem.model import warning_ahead
 
     if lease.max_hold is None:
@@ -76,14 +76,14 @@ def _warn_at(lease: HeldLease, policy: Policy) -> float:
 
 
 def ends_soon(name: str, lease: HeldLease) -> str:
-    """Why a lease that is valid still will not be for long."""
+    """Return a message that says why a lease that is still valid will end soon."""
     from etcdsem.model import duration_text
 
     left, bound = lease.remaining, lease.hold_remaining
     if lease.max_hold is None or bound is None or bound > left + 0.1:
         return f"the lease on {name!r} cannot be refreshed and ends in {exact(left)}"
     return (
-        f"the lease on {name!r} ends in {exact(left)}: it was held for nearly its --max-hold of "
+        f"the lease on {name!r} ends in {exact(left)}: it has nearly reached its --max-hold of "
         f"{duration_text(lease.max_hold)}"
     )
 
@@ -108,15 +108,15 @@ class Supervisor:
         self._signals = signals
         self._terminal = terminal
         self._policy = policy
-        self._kill_at = math.inf  # finite: ending
-        self._stopping = False  # we passed a SIGTSTP on to the command
+        self._kill_at = math.inf  # finite while ending
+        self._stopping = False  # a SIGTSTP was forwarded to the command
         self._warned = False
         self._warn_at = _warn_at(lease, policy)
         self.lost = False
-        """The command was ended because its lease was."""
+        """The command was ended because its lease was lost."""
 
     def run(self) -> int:
-        """Until the command has ended. Returns its exit code, 128+N if signal N ended it."""
+        """Wait until the command has ended. Returns its exit code, 128+N if signal N ended it."""
         while not self._ended():
             self._look_at_lease()
             for number in self._signals.wait(self._pause()):
@@ -128,11 +128,11 @@ class Supervisor:
         code = self._reap()
         if code == 128 + signal.SIGKILL and self._policy.terminate and not self._lease.valid:
             self.lost = True
-            say(f"{self._loss()}; the watchdog ended the command")  # while we were stopped
+            say(f"{self._loss()}; the watchdog killed the command")  # while we were stopped
         if not self.lost and self._group.send(0):
             say(
-                f"note: processes of the command still run in process group {self._group.pid}, "
-                "without a lease"
+                f"note: processes of the command are still running in process group "
+                f"{self._group.pid}, without a lease"
             )
         return code
 
@@ -148,7 +148,7 @@ class Supervisor:
         if not self._policy.terminate:
             if left <= 0 and not self._warned:
                 self._warned = True
-                say(f"WARNING: {self._loss()}; the command goes on WITHOUT a lease")
+                say(f"WARNING: {self._loss()}; the command keeps running WITHOUT a lease")
             return
         if self._kill_at == math.inf:
             if left <= 0:
@@ -167,15 +167,15 @@ class Supervisor:
     def _warn(self, left: float) -> None:
         from etcdsem.model import duration_text
 
-        told = f"the lease on {self._shown!r} ends in {exact(round(left, 1))}"
+        message = f"the lease on {self._shown!r} ends in {exact(round(left, 1))}"
         if self._policy.terminate:
             sooner = max(0.0, left - self._policy.kill_after - self._policy.slack)
-            told = f"{told}, and the command is ended in {exact(round(sooner, 1))}"
-        say(f"{told}: --max-hold is {duration_text(self._lease.max_hold or 0.0)}")
+            message += f", and the command will be ended in {exact(round(sooner, 1))}"
+        say(f"{message}: --max-hold is {duration_text(self._lease.max_hold or 0.0)}")
 
     @property
     def _shown(self) -> str:
-        """The semaphore that is spoken of: of several the one whose lease ends first."""
+        """The semaphore to name in messages: with several, the one whose lease ends first."""
         return self._lease.ends_first if isinstance(self._lease, MultiLease) else self._name
 
     def _loss(self) -> str:
@@ -191,7 +191,7 @@ class Supervisor:
         self._watchdog.extend(kill_at + self._policy.slack)
 
     def _pause(self) -> float:
-        """Seconds until there is something to do, if nothing happens."""
+        """Return the seconds until the next check is due."""
         if self._kill_at < math.inf:
             return max(_LEFTOVERS_TICK, min(self._policy.tick, self._kill_at - boot_time()))
         if not self._policy.terminate or not self._lease.valid:
@@ -211,7 +211,7 @@ class Supervisor:
         self._group.send(number)
 
     def _stopped(self) -> None:
-        """If the command was stopped, do what a shell's job does."""
+        """If the command was stopped, act like a job of a shell."""
         try:
             seen = os.waitid(os.P_PID, self._group.pid, os.WSTOPPED | os.WNOHANG)
         except ChildProcessError:
@@ -225,16 +225,16 @@ class Supervisor:
             self._stop_too()
 
     def _stop_too(self) -> None:
-        """Stop until the shell continues us; if nobody could, the command goes on at once."""
+        """Stop until the shell continues us; without a shell the command continues at once."""
         had_it = self._terminal.lent
         self._terminal.take_back(self._group.pid)
         before = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        # The terminal would have stopped all of our group, had the command not had it.
+        # Had our group owned the terminal, the terminal would have stopped all of it.
         os.kill(0 if had_it else os.getpid(), signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, before)
         self._stopping = False
         if self._policy.terminate and not self._lease.valid:
-            return  # it may have been killed meanwhile; if not, the next look ends it
+            return  # it may have been killed meanwhile; if not, the next check ends it
         if had_it:
             self._terminal.lend(self._group.pid)
         self._group.send(signal.SIGCONT)
@@ -246,13 +246,13 @@ class Supervisor:
         return os.waitid(os.P_PID, self._group.pid, flags) is not None
 
     def _end_leftovers(self) -> None:
-        """The command obeyed SIGTERM; what it started has until `kill_at` to do so."""
+        """Give processes that the command left in its group until `kill_at` to end, then kill."""
         while self._others() and boot_time() < self._kill_at:
             self._signals.wait(_LEFTOVERS_TICK)
         self._group.send(signal.SIGKILL)
 
     def _others(self) -> bool:
-        """Is anybody in the group besides the command, which has ended?"""
+        """Whether the group has members besides the command, which has ended."""
         return _members(self._group.pid) - {self._group.pid} != set()
 
     def _reap(self) -> int:
@@ -274,7 +274,7 @@ class Supervisor:
 
 
 def _members(group: int) -> set[int]:
-    """The living processes of a process group, as far as /proc tells; else nobody."""
+    """Return the live processes of a process group from /proc; empty where there is no /proc."""
     found: set[int] = set()
     try:
         pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]

@@ -1,11 +1,11 @@
-"""Whose turn it is at the terminal: the job control of a shell, for one job.
+"""Terminal ownership: the job control of a shell, for one job.
 
 1. If stdin is our terminal and we are in its foreground, the command's process group gets it when
-   it starts, so Ctrl-C, Ctrl-Z and reading work for it as without a wrapper.
+   it starts, so that Ctrl-C, Ctrl-Z and reading work as without a wrapper.
 2. In a pipeline (stdin or stdout is a pipe) the other members need the terminal as well: the
-   command gets it only when it asks, that is when it was stopped for touching it.
-3. When the command is stopped we take the terminal back and stop like it, so that the shell
-   notices; when we are continued, so is the command. When it has ended we take the terminal back.
+   command gets it only when it was stopped for using it.
+3. When the command is stopped, we take the terminal back and stop too, so that the shell
+   notices; when we are continued, so is the command. When it has ended, we take the terminal back.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Terminal:
     def __init__(self) -> None:
         self._fd = self._open()
         self.lent = False
-        """The command's process group has it."""
+        """Whether the command's process group has it."""
 
     @staticmethod
     def _open() -> int | None:
@@ -32,25 +32,25 @@ class Terminal:
 
     @property
     def fds(self) -> tuple[int, ...]:
-        """For a child to close."""
+        """Descriptors that a child must close."""
         return () if self._fd is None else (self._fd,)
 
     def ours(self) -> bool:
-        """Is our process group in the terminal's foreground?"""
+        """Whether our process group is in the terminal's foreground."""
         return self._foreground() == os.getpgrp()
 
     def wanted(self) -> bool:
-        """Should the command get it from the start?"""
+        """Whether the command should get it from the start."""
         return self.ours() and os.isatty(0) and not _is_pipe(1)
 
     def lend(self, group: int) -> None:
-        """Give it to the command."""
+        """Make `group`, the command's, the foreground group, if ours is."""
         if self.ours():
             self._set(group)
             self.lent = True
 
     def take_back(self, group: int) -> None:
-        """Take it from the command, if the command still has it."""
+        """Make our group the foreground group again, if the command's still is."""
         if self.lent:
             self.lent = False
             if self._foreground() == group:
@@ -75,7 +75,7 @@ def set_foreground(fd: int, group: int) -> None:
     try:
         os.tcsetpgrp(fd, group)
     except OSError:
-        pass  # the terminal went away, or is not ours: whoever reads from it will notice
+        pass  # the terminal is gone, or not ours: its reader will notice
     finally:
         signal.signal(signal.SIGTTOU, before)
 

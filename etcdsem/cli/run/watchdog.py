@@ -1,12 +1,12 @@
-"""The process that sees to it that the command does not outlive its lease when the wrapper can't.
+"""The process that kills the command at the end of its lease if the wrapper cannot.
 
-1. Forked early, a session of its own, deaf to INT, TERM, HUP and the like; it holds nothing open
-   but its end of one pipe.
-2. The wrapper tells it the command's process group, and after each renewal the moment until which
-   the lease is good, on the clock that counts suspension.
-3. EOF without "done" means that the wrapper was killed: SIGKILL to the group, at once.
-   The moment passes: the wrapper is stopped, or hangs: SIGKILL to the group.
-4. It ends with "done", or after having killed. It never signals anything else.
+1. It is forked early, has a session of its own, and ignores INT, TERM, HUP and the like. It keeps
+   no file open except its end of one pipe.
+2. The wrapper sends it the command's process group, and after each renewal the lease's new
+   deadline, on the clock that counts suspension.
+3. EOF without "done" means that the wrapper was killed: it sends SIGKILL to the group at once.
+   If the deadline passes, the wrapper is stopped or hangs: it sends SIGKILL to the group.
+4. It exits on "done", or after the kill. It never signals anything else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from etcdsem.cli.run.process_group import ProcessGroup
 from etcdsem.clock import boot_time
 
 _MESSAGE = struct.Struct("!cqd")
-_DEAF = (
+_IGNORED = (
     signal.SIGINT,
     signal.SIGTERM,
     signal.SIGHUP,
@@ -50,18 +50,18 @@ class Watchdog:
         self._deadline = math.nan
 
     def arm(self, group: int, deadline: float) -> None:
-        """From now on kill `group` when the wrapper dies, or at `deadline` (may be infinite)."""
+        """Kill `group` from now on if the wrapper dies, or at `deadline` (may be infinite)."""
         self._deadline = deadline
         self._tell(b"A", group, deadline)
 
     def extend(self, deadline: float) -> None:
-        """The lease was renewed (or has less time): `deadline` holds now."""
+        """Set a new deadline, later or earlier."""
         if deadline != self._deadline:
             self._deadline = deadline
             self._tell(b"D", 0, deadline)
 
     def done(self) -> None:
-        """The command has ended: go, and touch nothing. To be called before it is reaped."""
+        """End the watchdog, since the command has ended. Call this before reaping the command."""
         self._tell(b"Q", 0, 0.0)
         os.close(self.fd)
 
@@ -69,14 +69,14 @@ class Watchdog:
         try:
             os.write(self.fd, _MESSAGE.pack(kind, group, deadline))
         except (BrokenPipeError, BlockingIOError):
-            pass  # it has killed the group, or somebody killed or stopped it
+            pass  # it has killed the group, or was itself killed or stopped
 
 
 def _guard(pipe: int) -> NoReturn:
-    """The watchdog's life."""
+    """Run as the watchdog process."""
     try:
         os.setsid()
-        for number in _DEAF:
+        for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
         pipe = _close_all_but(pipe)
         _watch_over(pipe)
@@ -85,7 +85,7 @@ def _guard(pipe: int) -> NoReturn:
 
 
 def _close_all_but(pipe: int) -> int:
-    """Keep no file of the wrapper's open: somebody may wait for its end."""
+    """Close the wrapper's files, since another process may wait for their EOF."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         if fd != pipe:
@@ -103,7 +103,7 @@ def _watch_over(pipe: int) -> None:
     while True:
         left = deadline - boot_time()
         if left > 0:
-            # select() counts no suspension, hence the short sleeps towards the end
+            # select() does not count suspension, hence the short sleeps
             ready, _, _ = select.select([pipe], [], [], min(left, 1.0) if group else None)
             if not ready:
                 continue
