@@ -1,4 +1,4 @@
-"""``python -m etcdsem`` is the command ``etcdsem``."""
+"""``python -m etcdsem`` runs the command ``etcdsem``."""
 
 from etcdsem.cli.main import main
 

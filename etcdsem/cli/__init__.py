@@ -1,5 +1,5 @@
-"""The command line. `main.py` is its door; every command is loaded only when it is called.
+"""The command line. `main.py` is the entry point; commands are loaded only when they are called.
 
-Nothing here decides about leases: it reads settings, asks the library, shows, and (`run`) keeps
-a command from outliving its lease. Nothing of the library imports this package.
+Nothing here decides about leases: it reads settings, calls the library, prints, and (`run`) keeps
+a command from outliving its lease. The library does not import this package.
 """

@@ -1,7 +1,7 @@
-"""``etcdsem completion``, and the names of semaphores for it, which come from etcd.
+"""``etcdsem completion``, and the completion of semaphore names from etcd.
 
-Whoever presses the tab key waits two seconds at most, and sees no error: then there is just
-nothing to choose from.
+Pressing the tab key takes two seconds at most and shows no errors: if etcd does not answer, there
+are no suggestions.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ if TYPE_CHECKING:
     from etcdsem import Overview
 
 PATIENCE: Final = 1.5
-"""Seconds for etcd to tell the names."""
+"""Seconds that etcd has to return the names."""
 
 VARIABLE: Final = "_ETCDSEM_COMPLETE"
 
 
-@click.command(short_help="Print the script that completes commands, options and names.")
+@click.command(short_help="Print a shell completion script.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @connection_options
 @click.pass_context
 def completion(ctx: click.Context, /, shell: str) -> None:
-    """Print the script with which SHELL completes etcdsem's commands, options, and the names of
-    semaphores, which are asked of the etcd that the environment (or the line that is typed)
-    names, for two seconds at most.
+    """Print a completion script for SHELL.
+
+    It completes commands, options and semaphore names. Names are read from etcd, for at most two
+    seconds, using the settings in the environment and on the typed command line.
 
     \b
     Examples:
@@ -53,7 +54,7 @@ def completion(ctx: click.Context, /, shell: str) -> None:
 def complete_name(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """The semaphores whose names begin with what was typed."""
+    """Return the semaphores whose names begin with `incomplete`; none if etcd does not answer."""
     from click.shell_completion import CompletionItem
 
     return [
@@ -66,10 +67,10 @@ def complete_name(
 def _known(ctx: click.Context) -> list[Overview]:
     found: list[Overview] = []
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)  # this is no place for warnings, nor for errors
+    os.dup2(null, 2)  # warnings and errors would garble the prompt
     try:
         client = connect(ctx, dial_timeout=PATIENCE)
-        _ = client.id  # what a connection needs is loaded before the clock runs
+        _ = client.id  # load what a connection needs before the clock runs
     except Exception:
         return found
 

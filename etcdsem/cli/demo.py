@@ -1,8 +1,8 @@
 """``etcdsem demo``: a dozen real jobs share a limit of 3 against a service that allows no 4th.
 
-Everything is real: a throw-away etcd, an HTTP service that answers 429 to one request too many,
-and jobs that are started as ``etcdsem run ... -- python job``. The picture is drawn from etcd,
-the chart and the count at the end from what the service itself saw.
+Everything is real: a temporary etcd, an HTTP service that answers 429 to one request too many,
+and jobs that are started as ``etcdsem run ... -- python job``. The live table comes from etcd, the
+chart and the count at the end from what the service itself saw.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _JOB = "import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=60).read
 
 @dataclass
 class Visit:
-    """A request as the service saw it."""
+    """One request, as the service saw it."""
 
     job: str
     slot: int
@@ -48,7 +48,7 @@ class Visit:
 
 @dataclass
 class Service:
-    """An HTTP service that serves at most `limit` requests at a time, and refuses any more."""
+    """An HTTP service that serves at most `limit` requests at a time and refuses any more."""
 
     limit: int
     work: float
@@ -59,7 +59,7 @@ class Service:
     _inside: int = 0
 
     def start(self) -> str:
-        """Serve on a free loopback port; gives the URL."""
+        """Serve on a free loopback port, and return the URL."""
         service = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -69,19 +69,19 @@ class Service:
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
-                """The demo prints its own."""
+                """Log nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def stop(self) -> None:
-        """Serve no more."""
+        """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
 
     def serve(self, job: str, slot: int) -> bool:
-        """One request; False if it was one too many."""
+        """Serve one request. Returns False if it was one too many."""
         with self._lock:
             if self._inside >= self.limit:
                 self.refused += 1
@@ -90,7 +90,7 @@ class Service:
             self.most = max(self.most, self._inside)
             visit = Visit(job, slot, time.monotonic())
             self.visits.append(visit)
-        # Jobs of different lengths, so that the picture is not a chess-board.
+        # Jobs of different lengths, so that the chart is not a chessboard.
         time.sleep(self.work * (0.6 + 0.2 * (sum(job.encode()) % 5)))
         with self._lock:
             self._inside -= 1
@@ -99,15 +99,20 @@ class Service:
 
 
 @click.command()
-@click.option("--jobs", default=12, show_default=True, type=WholeNumber(1, 50))
-@click.option("--limit", default=3, show_default=True, type=WholeNumber(1, 20))
-@click.option("--work", default=1.0, show_default=True, help="Seconds of work for a job, roughly.")
-@click.option("--without", is_flag=True, help="The same jobs without etcdsem, to see them refused.")
+@click.option(
+    "--jobs", default=12, show_default=True, type=WholeNumber(1, 50), help="Number of jobs."
+)
+@click.option(
+    "--limit", default=3, show_default=True, type=WholeNumber(1, 20), help="Jobs at a time."
+)
+@click.option("--work", default=1.0, show_default=True, help="Seconds of work per job, roughly.")
+@click.option("--without", is_flag=True, help="Run the jobs without etcdsem, to see them refused.")
 def demo(jobs: int, limit: int, work: float, without: bool) -> None:
     """Watch a dozen real jobs share a limit of 3.
 
-    Starts a throw-away etcd, an HTTP service that refuses a 4th simultaneous request, and 12
-    jobs under `etcdsem run demo-api --limit 3`. Ends with a timeline and the count of refusals.
+    Starts a temporary etcd, an HTTP service that refuses a 4th simultaneous request, and 12 jobs
+    under `etcdsem run demo-api --limit 3`. Prints a timeline and the number of refusals at the
+    end.
 
     \b
     Examples:
@@ -120,7 +125,7 @@ def demo(jobs: int, limit: int, work: float, without: bool) -> None:
     from etcdsem.sync import connect
 
     if reason := interpreter.why_not():
-        raise EtcdSemError(f"the demo's jobs cannot be started from here, because {reason}")
+        raise EtcdSemError(f"cannot start the demo's jobs from here, because {reason}")
     console, service = Console(highlight=False), Service(limit, work)
     with ExitStack() as stack:
         if not without:
@@ -129,7 +134,7 @@ def demo(jobs: int, limit: int, work: float, without: bool) -> None:
             console.print(f"etcd {etcd.version} on {etcd.endpoint}, for this demo only")
         url = service.start()
         stack.callback(service.stop)
-        console.print(f"service on {url}: {limit} requests at a time, one more gets 429")
+        console.print(f"service on {url}: serves {limit} requests at a time, refuses more with 429")
         began = time.monotonic()
         if without:
             running = [_start([sys.executable, "-c", _JOB, f"{url}/{i:02}/0"]) for i in range(jobs)]
@@ -195,7 +200,7 @@ def _watch(
             try:
                 live.update(_picture(client.status(NAME, ttl=False), running, limit))
             except SemaphoreClosed:
-                pass  # no job has got so far yet
+                pass  # no job has registered it yet
             time.sleep(0.1)
 
 
@@ -214,9 +219,9 @@ def _picture(status: Status, running: list[subprocess.Popen[bytes]], limit: int)
         style = COLOURS[slot % len(COLOURS)] if holder else "dim"
         token = str(holder.fencing_token) if holder else ""
         table.add_row(str(slot), Text(shown, style=style), token)
-    line = " ".join(waiter.labels.get("job", "?") for waiter in status.waiters)
+    queue = " ".join(waiter.labels.get("job", "?") for waiter in status.waiters)
     done = sum(job.poll() is not None for job in running)
-    table.caption = f"in line: {line or '-'}   done: {done} of {len(running)}"
+    table.caption = f"queue: {queue or '-'}   done: {done} of {len(running)}"
     return table
 
 
@@ -227,7 +232,7 @@ def _report(console: Console, service: Service, jobs: int, failed: int, began: f
     first = min((visit.began for visit in service.visits), default=began)
     width = max(20, min(console.width - 12, 90))
     scale = width / max(0.001, ended - first)
-    console.print("\nwhat the service saw (a digit is the slot, time runs to the right):")
+    console.print("\nwhat the service saw (digits are slots, time runs to the right):")
     for visit in sorted(service.visits, key=lambda visit: visit.began):
         start = int((visit.began - first) * scale)
         length = max(1, int(((visit.ended or ended) - visit.began) * scale))

@@ -1,4 +1,4 @@
-"""``etcdsem dev``: a throw-away etcd in the foreground, and how to reach it."""
+"""``etcdsem dev``: run a temporary etcd in the foreground, and print how to reach it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _Stopped(BaseException):
-    """A signal asked us to end."""
+    """A signal to stop arrived."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--port", type=WholeNumber(1, 65535), help="Port for clients.  [default: free]")
-@click.option("--data-dir", help="Keep the data in this folder.  [default: a temporary one]")
+@click.option("--port", type=WholeNumber(1, 65535), help="Client port.  [default: a free port]")
+@click.option("--data-dir", help="Keep the data in this directory.  [default: a temporary one]")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def dev(port: int | None, data_dir: str | None, command: tuple[str, ...]) -> None:
-    """Start a throw-away etcd on this machine.
+    """Start a temporary etcd on this machine.
 
     Prints the `export` lines for etcdsem and etcdctl, and runs until Ctrl-C. With a COMMAND, runs
-    that with the variables set, and ends with its exit code.
+    it with these variables set, and exits with its exit code.
 
     \b
     Examples:
@@ -70,7 +70,7 @@ def _announce(etcd: object) -> None:
         click.echo(f"export {variable}={shlex.quote(value)}")
     sys.stdout.flush()
     click.echo(
-        f"# etcd {etcd.version} runs until Ctrl-C. Paste the lines above elsewhere, then:\n"
+        f"# etcd {etcd.version} runs until Ctrl-C. In another shell, paste the lines above, then:\n"
         "#   etcdsem run my-api -l 2 -- sleep 5 &\n"
         "#   etcdsem status my-api\n"
         "#   etcdctl get --prefix /etcdsem/",
@@ -85,13 +85,13 @@ def _run(command: tuple[str, ...], variables: dict[str, str]) -> int:
         click.echo(f"etcdsem: {command[0]}: not found", err=True)
         return exit_codes.NOT_FOUND
     except OSError as error:
-        click.echo(f"etcdsem: {command[0]}: cannot be run: {error.strerror}", err=True)
+        click.echo(f"etcdsem: {command[0]}: cannot be executed: {error.strerror}", err=True)
         return exit_codes.CANNOT_EXECUTE
     while True:
         try:
             code = process.wait()
         except _Stopped as stopped:
-            if stopped.number != signal.SIGINT:  # the terminal has sent that to the command too
+            if stopped.number != signal.SIGINT:  # the terminal sent SIGINT to the command too
                 process.send_signal(stopped.number)
         else:
             return code if code >= 0 else exit_codes.SIGNAL - code

@@ -1,6 +1,6 @@
-"""One endpoint of etcd, for `doctor` and `bench`: the only module here that knows the wire.
+"""One endpoint of etcd, for `doctor` and `bench`: the only module here that uses etcd's protocol.
 
-Every call fails with `CallFailed`, within `TIMEOUT` seconds.
+Every call ends within `TIMEOUT` seconds, and raises `CallFailed` on failure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HTTP_TIMEOUT: Final = 3.0
 
 
 class CallFailed(Exception):
-    """A call failed, or was refused. `detail` says why, in etcd's words where it answered."""
+    """A call failed or was refused. `detail` says why, in etcd's words if it answered."""
 
     def __init__(self, failure: Failure) -> None:
         self.detail: str = failure.detail or type(failure).__name__
@@ -35,12 +35,12 @@ class CallFailed(Exception):
         super().__init__(self.detail)
 
     def public(self, what: str) -> EtcdSemError:
-        """The library's error for it; `what` says what was tried."""
+        """Return the library's error for it; `what` names the attempted operation."""
         return public_error(self._failure, what)
 
 
 class EndpointConnection:
-    """A connection to one endpoint alone."""
+    """A connection to a single endpoint."""
 
     def __init__(self, settings: ConnectionSettings, endpoint: Endpoint) -> None:
         from etcdsem.etcd.connection import Connection
@@ -50,50 +50,50 @@ class EndpointConnection:
         self._connection = Connection(replace(settings, endpoints=(endpoint,)))
 
     def status(self) -> Any:
-        """What the member says of itself: a StatusResponse."""
+        """Return the member's StatusResponse."""
         from etcdsem.etcd import rpc
 
         return self._call("status", rpc.StatusRequest())
 
     def count_members(self) -> int:
-        """How many members the cluster has."""
+        """Return the number of members of the cluster."""
         from etcdsem.etcd import rpc
 
         return len(self._call("members", rpc.MemberListRequest()).members)
 
     def alarms(self) -> list[str]:
-        """The alarms that are raised: NOSPACE, CORRUPT."""
-        return _told(lambda: self._connection.alarms(TIMEOUT))
+        """Return the active alarms: NOSPACE, CORRUPT."""
+        return _converted(lambda: self._connection.alarms(TIMEOUT))
 
     def read(self, key: bytes, **options: Any) -> int:
-        """Read a key; `options` are fields of a RangeRequest. Gives etcd's revision."""
+        """Read a key; `options` are fields of a RangeRequest. Returns etcd's revision."""
         from etcdsem.etcd import rpc
 
         return int(self._call("range", rpc.RangeRequest(key=key, **options)).header.revision)
 
     def put(self, key: bytes, value: bytes, lease: int) -> None:
-        """Write a key that hangs on a lease."""
+        """Write a key that is attached to a lease."""
         self._transact(Txn((), (Put(key, value, lease),)))
 
     def create(self, key: bytes, value: bytes, lease: int) -> None:
-        """Write it if it is not there."""
+        """Write a key if it does not exist."""
         self._transact(Txn((Compare(key, "create", "=", 0),), (Put(key, value, lease),)))
 
     def delete(self, key: bytes) -> None:
-        """Delete it if it is there."""
+        """Delete a key if it exists."""
         self._transact(Txn((Compare(key, "create", "!=", 0),), (Delete(key),)))
 
     def grant(self, lease: int, ttl: int) -> float:
-        """Create a lease; gives the TTL that etcd granted."""
-        return _told(lambda: self._connection.grant(lease, ttl, TIMEOUT))
+        """Create a lease, and return the TTL that etcd granted."""
+        return _converted(lambda: self._connection.grant(lease, ttl, TIMEOUT))
 
     def revoke(self, lease: int) -> None:
-        """End a lease, with its keys."""
-        _told(lambda: self._connection.revoke(lease, TIMEOUT))
+        """Revoke a lease, which deletes its keys."""
+        _converted(lambda: self._connection.revoke(lease, TIMEOUT))
 
     @contextmanager
     def watch(self, key: bytes) -> Iterator[threading.Event]:
-        """A watch on a key, and what is set by each of its events."""
+        """Watch a key; yields a `threading.Event` that each watch event sets."""
         from etcdsem.etcd.stream_thread import ThreadStreams
 
         listener = _WatchListener()
@@ -106,7 +106,7 @@ class EndpointConnection:
             stream.close()
 
     def http_get(self, path: str) -> str | None:
-        """What etcd's HTTP server says there; None if it does not."""
+        """Return the body that etcd's HTTP server serves at `path`; None if it does not."""
         try:
             with self.open_http(path) as answer:
                 text: str = answer.read().decode("utf-8", "replace")
@@ -115,13 +115,13 @@ class EndpointConnection:
             return None
 
     def open_http(self, path: str) -> Any:
-        """An answer of etcd's HTTP server, with our certificates; OSError if there is none."""
+        """Open a path of etcd's HTTP server, with our certificates. Raises OSError."""
         import urllib.request
 
         from etcdsem.etcd.dialing import tls_context
 
         if self.address.startswith("unix:"):
-            raise OSError("no HTTP over a socket of this machine")
+            raise OSError("no HTTP over a Unix socket")
         handlers: list[Any] = [urllib.request.ProxyHandler({})]
         if self.settings.tls:
             context = tls_context(self.settings, "http/1.1")
@@ -131,14 +131,14 @@ class EndpointConnection:
         return opener.open(f"{scheme}://{self.address}{path}", timeout=_HTTP_TIMEOUT)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._connection.close()
 
     def _call(self, name: str, request: Any) -> Any:
-        return _told(lambda: self._connection.call(name, request, TIMEOUT))
+        return _converted(lambda: self._connection.call(name, request, TIMEOUT))
 
     def _transact(self, txn: Txn) -> None:
-        _told(lambda: self._connection.transact(txn, TIMEOUT))
+        _converted(lambda: self._connection.transact(txn, TIMEOUT))
 
 
 class _WatchListener:
@@ -156,11 +156,11 @@ class _WatchListener:
         self.ready.set()
 
     def refused(self, error: Failure) -> None:
-        self.ready.set()  # then the first event does not come, which is told
+        self.ready.set()  # the missing first event is reported later
 
 
-def _told(call: Callable[[], T]) -> T:
-    """The result of a call to the connection; raises CallFailed."""
+def _converted(call: Callable[[], T]) -> T:
+    """Return the result of a call to the connection. Raises CallFailed instead of Failure."""
     try:
         return call()
     except Failure as failure:

@@ -1,7 +1,7 @@
-"""Exit codes (those of sysexits.h where there is one), and which error means which.
+"""Exit codes (those of sysexits.h where possible), and the mapping from errors to them.
 
-A wrapped command's own code is passed on untouched; one line on stderr, beginning with
-``etcdsem:``, says when a code is ours.
+A wrapped command's own code is passed on unchanged. If a code is ours, one line on stderr that
+begins with ``etcdsem:`` says why.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 from etcdsem import errors
 
 OK: Final = 0
-NOT_DONE: Final = 1  # close: in use; evict: nobody there. Never from `run`
+NOT_DONE: Final = 1  # close: in use; evict: no such holder or waiter. Never from `run`
 USAGE: Final = 64
 UNAVAILABLE: Final = 69
 LOST: Final = 70
@@ -40,5 +40,5 @@ _CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
 
 
 def code_for(error: errors.EtcdSemError) -> int:
-    """The exit code that says what kind of error it was."""
+    """Return the exit code for an error."""
     return next(code for kind, code in _CODES if isinstance(error, kind))

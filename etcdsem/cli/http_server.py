@@ -1,7 +1,7 @@
-"""The little HTTP server for probes and scrapes: a function for each path.
+"""A small HTTP server for probes and scrapes: one function per path.
 
-It asks no DNS and keeps no log. It answers GET and HEAD; any other path gets a 404 that lists the
-paths there are.
+It does no DNS lookups and keeps no log. It answers GET and HEAD; any other path gets a 404 that
+lists the known paths.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Response(NamedTuple):
-    """An answer to one request."""
+    """The response to one request."""
 
     status: int
     content_type: str
@@ -26,30 +26,31 @@ class Response(NamedTuple):
 
 
 Route = Callable[[str], Response]
-"""Gets the request's Accept header."""
+"""Called with the request's Accept header."""
 
 
 def json_response(status: int, data: Mapping[str, Any]) -> Response:
-    """An answer in JSON, on one line."""
+    """Return a response of one line of JSON."""
     return Response(status, "application/json", json.dumps(data).encode() + b"\n")
 
 
 class HttpServer:
-    """Serves from the start to `close()`, in threads of its own."""
+    """Serves until `close()`, in threads of its own."""
 
     def __init__(
         self, where: str, routes: Mapping[str, Route], *, option: str, port_alone: bool
     ) -> None:
         """Listen on `where`, see `read_address()`; without a host on all addresses.
 
-        Raises InvalidSetting, with the name of the option, if that cannot be done.
+        Raises:
+            InvalidSetting: it cannot listen there; the message names `option`.
         """
         host, port = read_address(where, option=option, port_alone=port_alone)
         try:
             self._server = _listen(host, port, _handler(routes))
         except OSError as error:
             reason = error.strerror or error
-            raise InvalidSetting(f"{option} {where}: {reason}") from None
+            raise InvalidSetting(f"{option} {where}: cannot listen: {reason}") from None
         address = self._server.server_address
         self.host, self.port = str(address[0]), int(address[1])
         threading.Thread(
@@ -58,35 +59,35 @@ class HttpServer:
 
     @property
     def url(self) -> str:
-        """Where it serves."""
+        """The base URL of the server."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
     def close(self) -> None:
-        """Answer no more."""
+        """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
 
 
 def read_address(where: str, *, option: str, port_alone: bool) -> tuple[str, int]:
-    """The host (may be empty) and the port of HOST:PORT, or of a bare PORT if that is allowed.
+    """Split HOST:PORT, or a bare PORT if `port_alone`; the host may be empty.
 
-    Raises InvalidSetting.
+    Raises:
+        InvalidSetting: it has another form; the message names `option`.
     """
     host, colon, port = where.rpartition(":")
     is_port = port.isascii() and port.isdigit() and int(port) <= 65535
     if not is_port or not (colon or port_alone):
         form = "PORT or HOST:PORT" if port_alone else "HOST:PORT, or :PORT for every address"
-        raise InvalidSetting(f"{option} {where!r}: give {form}")
+        raise InvalidSetting(f"invalid {option} {where!r}: expected {form}")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _handler(routes: Mapping[str, Route]) -> type[BaseRequestHandler]:
-    """What answers one request."""
     from http.server import BaseHTTPRequestHandler
 
     class Handler(BaseHTTPRequestHandler):
-        timeout = 10  # a client that connects and says nothing is not waited for
+        timeout = 10  # for a client that connects and sends nothing
         server_version, sys_version = "etcdsem", ""
 
         def do_GET(self) -> None:
@@ -106,15 +107,15 @@ def _handler(routes: Mapping[str, Route]) -> type[BaseRequestHandler]:
         do_HEAD = do_GET
 
         def log_message(self, *_: object) -> None:
-            """A probe every second is no news."""
+            """Log nothing: probes come every second."""
 
     return Handler
 
 
 def _listen(host: str, port: int, handler: type[BaseRequestHandler]) -> TCPServer:
-    """On one address, or on every one: of both families, where there is IPv6.
+    """Listen on one address, or on all: of both families if IPv6 is available.
 
-    Not `http.server.HTTPServer`, which asks the DNS for a name of ours that nobody wants.
+    Does not use `http.server.HTTPServer`, which looks up a DNS name for the host that is not used.
     """
     import socket
     from socketserver import TCPServer, ThreadingMixIn
@@ -132,6 +133,6 @@ def _listen(host: str, port: int, handler: type[BaseRequestHandler]) -> TCPServe
             super().server_bind()
 
         def handle_error(self, *_: object) -> None:
-            """A client that went away is no news either."""
+            """Ignore clients that went away."""
 
     return Server((host, port), handler)

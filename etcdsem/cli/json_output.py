@@ -1,6 +1,6 @@
-"""What ``--json`` prints: one object on one line, described in docs/cli.md.
+"""The output of ``--json``: one object on one line, described in docs/cli.md.
 
-Keys may be added to it; none is renamed or taken away.
+Keys may be added; none is renamed or removed.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from etcdsem.cli.output import echo
 if TYPE_CHECKING:
     from etcdsem.model import Holder, Overview, Pause, Status, Waiter
 
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object instead.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 def echo_json(data: Mapping[str, Any]) -> None:
-    """Write one JSON object on one line to stdout."""
+    """Write one JSON object on one line to stdout. Raises OutputError."""
     echo(json.dumps(data, default=str))
 
 
 def stamp(moment: datetime | None) -> str | None:
-    """A time as JSON carries it: RFC 3339, UTC, with a Z."""
+    """Format a time for JSON: RFC 3339, UTC, with a Z."""
     if moment is None:
         return None
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def pause_data(pause: Pause | None) -> dict[str, str | None] | None:
-    """The same for JSON; None if it is not paused."""
+    """Return the JSON data of a pause; None if it is not paused."""
     if pause is None:
         return None
     return {"by": pause.by, "since": stamp(pause.since), "reason": pause.reason}
 
 
 def rate_data(seen: Status) -> dict[str, Any]:
-    """A rate limit as it is told in JSON. A block counts as used as soon as somebody has it."""
+    """Return the JSON data of a rate limit. A block counts as used as soon as a client has it."""
     from etcdsem import Client
 
     rate = seen.rate
@@ -63,7 +63,7 @@ def rate_data(seen: Status) -> dict[str, Any]:
 
 
 def overview_data(one: Overview) -> dict[str, Any]:
-    """A semaphore as `ls` and `top` tell it."""
+    """Return the JSON data of a semaphore in `ls` and `top`."""
     return {
         "name": one.name,
         "limit": one.max_leases,
@@ -78,7 +78,7 @@ def overview_data(one: Overview) -> dict[str, Any]:
 
 
 def holder_data(one: Holder) -> dict[str, Any]:
-    """A holder as JSON tells it."""
+    """Return the JSON data of a holder."""
     return {
         "slot": one.slot,
         "owner": one.owner,
@@ -98,7 +98,7 @@ def holder_data(one: Holder) -> dict[str, Any]:
 
 
 def waiter_data(one: Waiter) -> dict[str, Any]:
-    """A waiter as JSON shows it."""
+    """Return the JSON data of a waiter."""
     return {
         "position": one.position,
         "owner": one.owner,

@@ -1,4 +1,4 @@
-"""Where the library's log records go while a command runs."""
+"""Routing of the library's log records while a command runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from etcdsem.cli.output import say
 
 
 def quiet_library() -> None:
-    """What the library logs is for programs; what we say is for people."""
+    """Discard the library's log, since commands print messages of their own.
+
+    With ETCDSEM_DEBUG set, log everything to stderr.
+    """
     logger = logging.getLogger("etcdsem")
     if os.environ.get("ETCDSEM_DEBUG"):
         logging.basicConfig(level=logging.DEBUG, format="%(relativeCreated)d %(name)s %(message)s")
@@ -19,7 +22,7 @@ def quiet_library() -> None:
 
 
 def log_to_stderr() -> None:
-    """What the library warns of, etcd being away for one, as lines like ours."""
+    """Print the library's warnings, such as an unreachable etcd, as messages on stderr."""
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

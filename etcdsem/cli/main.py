@@ -1,9 +1,9 @@
-"""The command ``etcdsem``: finds the command that is meant, loads it, and ends with its code.
+"""The command ``etcdsem``: finds and loads the subcommand, and exits with its code.
 
-1. `etcdsem --help` and a usage error load neither protobuf nor rich, nor any command but the one.
-2. Every foreseen error is one line on stderr and a code of `exit_codes.py`. ``ETCDSEM_DEBUG=1``
-   prints its traceback too.
-3. A reader of stdout that goes away ends the command quietly, as SIGPIPE would.
+1. `etcdsem --help` and usage errors load neither protobuf nor rich, nor any other subcommand.
+2. Every expected error is one line on stderr and a code of `exit_codes.py`. ``ETCDSEM_DEBUG=1``
+   also prints its traceback.
+3. If the reader of stdout goes away, the command exits quietly, as with SIGPIPE.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from etcdsem.errors import EtcdSemError
 
 
 class _Entry(NamedTuple):
-    """A command: the module that defines a function of its name, and its line in the overview."""
+    """A command: the module that defines a function of its name, and its text in the overview."""
 
     module: str
     short_help: str
@@ -35,37 +35,37 @@ class _Entry(NamedTuple):
 _COMMANDS: dict[str, _Entry] = {
     "run": _Entry("run.command", "Run a command while holding a lease."),
     "hold": _Entry("run.hold", "Keep a lease until stopped: for sidecars."),
-    "ls": _Entry("show.ls", "List all semaphores: limit, held, waiting."),
-    "status": _Entry("show.status", "Show who holds and who waits."),
+    "ls": _Entry("show.ls", "List all semaphores with limits and usage."),
+    "status": _Entry("show.status", "Show the holders and waiters of a semaphore."),
     "limit": _Entry("admin.limit", "Show or change a limit."),
     "rate": _Entry("admin.rate", "Show or change a rate limit."),
-    "pause": _Entry("admin.pause", "Grant no more leases until resumed."),
-    "resume": _Entry("admin.pause", "Grant leases again."),
-    "drain": _Entry("admin.drain", "Pause, and wait until nobody holds."),
+    "pause": _Entry("admin.pause", "Stop granting leases until resumed."),
+    "resume": _Entry("admin.pause", "Resume granting leases."),
+    "drain": _Entry("admin.drain", "Pause and wait until no lease is held."),
     "evict": _Entry("admin.evict", "End one lease."),
     "close": _Entry("admin.close", "Remove a semaphore."),
-    "top": _Entry("show.top", "Show all semaphores, live."),
+    "top": _Entry("show.top", "Show all semaphores live."),
     "exporter": _Entry("exporter.command", "Serve metrics of all semaphores for Prometheus."),
-    "doctor": _Entry("doctor.command", "Check etcd, the way to it, and the semaphores."),
-    "bench": _Entry("bench.command", "Measure this etcd, and say what limits it."),
-    "completion": _Entry("completion", "Print the script for completion."),
+    "doctor": _Entry("doctor.command", "Check etcd, the connection to it, and the semaphores."),
+    "bench": _Entry("bench.command", "Measure etcd and find what limits its throughput."),
+    "completion": _Entry("completion", "Print a shell completion script."),
     "demo": _Entry("demo", "Watch a dozen real jobs share a limit of 3."),
-    "dev": _Entry("dev", "Start a throw-away etcd on this machine."),
+    "dev": _Entry("dev", "Start a temporary etcd on this machine."),
 }
 
 
 _SECTIONS: dict[str, tuple[str, ...]] = {
-    "Jobs": ("run", "hold"),
-    "Who holds, who waits": ("ls", "status", "top"),
-    "Changes": ("limit", "rate", "pause", "resume", "drain", "evict", "close"),
-    "Operation": ("doctor", "exporter", "bench"),
-    "To try it": ("dev", "demo"),
+    "Run jobs": ("run", "hold"),
+    "Inspect semaphores": ("ls", "status", "top"),
+    "Change semaphores": ("limit", "rate", "pause", "resume", "drain", "evict", "close"),
+    "Operate etcd": ("doctor", "exporter", "bench"),
+    "Try it out": ("dev", "demo"),
 }
-"""How the overview is grouped; what is in no group comes last."""
+"""The groups of the overview; commands in no group come last."""
 
 
 class _Commands(click.Group):
-    """A group that loads a command when it is called, not before."""
+    """A group that loads a command only when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -98,7 +98,7 @@ class _Commands(click.Group):
 
 @contextmanager
 def _written() -> Iterator[None]:
-    """What click itself writes (help, version) fails like what we write; click would exit 1."""
+    """Turn write errors of click itself (help, version) into OutputError; click would exit 1."""
     try:
         yield
     except OSError as error:
@@ -118,10 +118,11 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Settings may also come from ETCDSEM_ENDPOINTS, ETCDSEM_CACERT, ETCDSEM_CERT, "
-    "ETCDSEM_KEY, ETCDSEM_USER, ETCDSEM_PASSWORD, ETCDSEM_PASSWORD_FILE and ETCDSEM_PREFIX, "
-    "or from the ETCDCTL_ variable of the same meaning. For leases: ETCDSEM_LEASE_TIMEOUT, "
-    "ETCDSEM_REFRESH_INTERVAL, ETCDSEM_VALIDATION_INTERVAL, ETCDSEM_OWNER and ETCDSEM_LABELS.",
+    epilog="Connection settings are also read from ETCDSEM_ENDPOINTS, ETCDSEM_CACERT, "
+    "ETCDSEM_CERT, ETCDSEM_KEY, ETCDSEM_USER, ETCDSEM_PASSWORD, ETCDSEM_PASSWORD_FILE and "
+    "ETCDSEM_PREFIX, or from the equivalent ETCDCTL_ variables. Lease settings: "
+    "ETCDSEM_LEASE_TIMEOUT, ETCDSEM_REFRESH_INTERVAL, ETCDSEM_VALIDATION_INTERVAL, ETCDSEM_OWNER "
+    "and ETCDSEM_LABELS.",
 )
 @connection_options
 @click.option(
@@ -136,14 +137,14 @@ def cli() -> None:
     """A distributed counting semaphore on etcd: at most N at a time, on any number of machines.
 
     \b
-      etcdsem run gpu --limit 3 -- python train.py    at most 3 run at a time
-      etcdsem status gpu                              who holds, who waits
-      etcdsem limit gpu 5                             make it 5, at once
+      etcdsem run gpu --limit 3 -- python train.py    run at most 3 at a time
+      etcdsem status gpu                              show holders and waiters
+      etcdsem limit gpu 5                             change the limit to 5
     """
 
 
 def main() -> NoReturn:
-    """Run the command line, and exit."""
+    """Run the command line and exit."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -156,7 +157,7 @@ def main() -> NoReturn:
 
 
 def _outcome() -> int:
-    """The exit code of the command line."""
+    """Run the command line and return the exit code."""
     try:
         result: Any = cli.main(prog_name="etcdsem", standalone_mode=False)
         return result if isinstance(result, int) else exit_codes.OK
@@ -173,7 +174,7 @@ def _outcome() -> int:
 
 
 def report(error: EtcdSemError) -> int:
-    """Say what went wrong, and give the exit code for it."""
+    """Print an error, with a traceback if ETCDSEM_DEBUG is set, and return its exit code."""
     if os.environ.get("ETCDSEM_DEBUG"):
         import traceback
 
@@ -190,8 +191,8 @@ def _usage_line(error: click.ClickException) -> str:
 
 
 def _cannot_write(error: BaseException | None) -> int:
-    """Standard output is closed, full, or its reader went away."""
-    if sys.stdout is not None:  # what is still in the buffer must not fail again at exit
+    """Report that stdout is closed or full, or exit quietly if its reader went away."""
+    if sys.stdout is not None:  # the rest of the buffer must not fail again at exit
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)

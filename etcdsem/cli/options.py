@@ -1,6 +1,6 @@
-"""The connection options that every command takes, after its own name or before it.
+"""The connection options, accepted before and after each command's name.
 
-They mean what the `ETCDSEM_*` variables of the same name mean, and win over them. A password is
+They mean the same as the `ETCDSEM_*` variables of the same name, and override them. A password is
 never taken from the command line, where every user of the machine can read it.
 """
 
@@ -19,12 +19,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class WholeNumber(click.IntRange):
-    """A whole number in plain digits; `int` also takes 1_000, and +1, which may mean a change."""
+    """A whole number in plain digits; `int` would also accept 1_000 and +1."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and re.fullmatch("-?[0-9]{1,20}", value) is None:
             self.fail(f"{value!r} is not a whole number such as 5", param, ctx)
         return super().convert(value, param, ctx)
+
+    def _describe_range(self) -> str:
+        return "" if self.min is None and self.max is None else super()._describe_range()
 
 
 DIAL_TIMEOUT = 10.0
@@ -36,8 +39,8 @@ _KEY = "etcdsem.connection"
 def _no_password(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     if value is not None and ":" in value:
         raise click.BadParameter(
-            "a password on the command line can be read by everybody on this machine; give only "
-            "the name, and the password in --password-file FILE or ETCDSEM_PASSWORD",
+            "all users of this machine can read a password on the command line: give only the "
+            "user name, and set the password with --password-file or ETCDSEM_PASSWORD",
             ctx=ctx,
             param=param,
         )
@@ -45,7 +48,7 @@ def _no_password(ctx: click.Context, param: click.Parameter, value: str | None) 
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: object) -> None:
-    """Keep an option's value beside the others; the one nearest to the command wins."""
+    """Store an option's value for `connect()`; the one nearest to the command wins."""
     if value is not None:
         ctx.meta.setdefault(_KEY, {})[param.name] = value
 
@@ -55,18 +58,18 @@ def _remember_user(ctx: click.Context, param: click.Parameter, value: str | None
 
 
 _OPTIONS: tuple[tuple[str, str, str], ...] = (
-    ("--endpoints", "HOST:PORT,...", "etcd's addresses. Default: 127.0.0.1:2379."),
-    ("--cacert", "FILE", "The authority that signed etcd's certificate."),
-    ("--cert", "FILE", "The client's certificate."),
-    ("--key", "FILE", "The key of the client's certificate."),
-    ("--user", "NAME", "Log in as this user of etcd."),
-    ("--password-file", "FILE", "The file that holds the user's password."),
-    ("--prefix", "PATH", "Where the semaphores lie in etcd. Default: /etcdsem."),
+    ("--endpoints", "HOST:PORT,...", "Addresses of etcd, comma-separated.  [127.0.0.1:2379]"),
+    ("--cacert", "FILE", "CA certificate that verifies etcd's certificate."),
+    ("--cert", "FILE", "Client certificate."),
+    ("--key", "FILE", "Private key of the client certificate."),
+    ("--user", "NAME", "etcd user name."),
+    ("--password-file", "FILE", "File that contains the user's password."),
+    ("--prefix", "PATH", "Key prefix of the semaphores in etcd.  [/etcdsem]"),
 )
 
 
 def connection_options(function: F) -> F:
-    """Give a command the connection options; `connect()` uses them."""
+    """Add the connection options to a command; `connect()` uses them."""
     for flag, metavar, text in reversed(_OPTIONS):
         function = click.option(
             flag,
@@ -79,7 +82,15 @@ def connection_options(function: F) -> F:
 
 
 def connect(ctx: click.Context, *, dial_timeout: float = DIAL_TIMEOUT) -> Client:
-    """A client as the options say. No I/O yet."""
+    """Return a client for the given options. Does no I/O yet.
+
+    Args:
+        ctx: the command's context, which has the options.
+        dial_timeout: seconds after which an etcd that never answered counts as unreachable.
+
+    Raises:
+        InvalidSetting: an option or a variable is invalid.
+    """
     given: dict[str, Any] = dict(ctx.meta.get(_KEY, {}))
     if "endpoints" in given:
         given["endpoints"] = [part.strip() for part in given["endpoints"].split(",")]
@@ -95,10 +106,10 @@ def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
 
 
 def name_argument(function: F) -> F:
-    """The argument NAME, completed from what etcd knows."""
+    """Add the argument NAME to a command, with completion from etcd."""
     return click.argument("name", metavar="NAME", shell_complete=_names)(function)
 
 
 def optional_name_argument(function: F) -> F:
-    """The same, which may be left out."""
+    """Add an optional argument NAME to a command, with completion from etcd."""
     return click.argument("name", metavar="[NAME]", required=False, shell_complete=_names)(function)

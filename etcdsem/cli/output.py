@@ -1,8 +1,8 @@
-"""What people and programs read: lines on stderr, tables, JSON.
+"""Output for people and programs: messages on stderr, tables, JSON.
 
-1. What came from etcd may hold anything, terminal escapes too: it goes through `clean()` before
-   a person sees it, and through `json.dumps` (ASCII only) before a program does.
-2. Writing to stderr never fails: a message is not worth a job.
+1. Data from etcd may contain anything, even terminal escapes: it goes through `clean()` for people,
+   and through `json.dumps` (ASCII only) for programs.
+2. Writing to stderr never raises: a lost message must not fail a job.
 3. Tables are drawn by rich on a terminal; elsewhere they are plain columns with one header line.
 """
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 class OutputError(Exception):
-    """Standard output cannot be written. Its cause is the OSError."""
+    """Standard output cannot be written. Its ``__cause__`` is the OSError."""
 
 
 def clean(text: object) -> str:
-    """`text` on one line, with every character that is not printable written as an escape."""
+    """Return `text` on one line, with every non-printable character escaped."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii")
         for c in str(text)
@@ -34,12 +34,12 @@ def clean(text: object) -> str:
 
 
 def say(message: object) -> None:
-    """Write one line to stderr, whatever it takes."""
+    """Write one message to stderr. Never raises."""
     write_stderr(f"etcdsem: {clean(message)}\n")
 
 
 def write_stderr(text: str) -> None:
-    """Write to stderr; if there is no stderr (any more), be silent."""
+    """Write to stderr; do nothing if it is closed."""
     try:
         if sys.stderr is not None:
             sys.stderr.write(text)
@@ -49,7 +49,7 @@ def write_stderr(text: str) -> None:
 
 
 def echo(text: str) -> None:
-    """Write one line to stdout."""
+    """Write one line to stdout. Raises OutputError."""
     if sys.stdout is None:
         raise OutputError from OSError(errno.EBADF, os.strerror(errno.EBADF))
     try:
@@ -59,7 +59,7 @@ def echo(text: str) -> None:
 
 
 def flush() -> None:
-    """See to it that all that was written to stdout is there."""
+    """Flush stdout. Raises OutputError."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -68,31 +68,31 @@ def flush() -> None:
 
 
 def age(moment: datetime | None) -> str:
-    """How long ago, for people. Clocks differ: what lies in the future is shown as 0s."""
+    """Format the time since `moment`. Clocks differ, so a time in the future counts as 0s."""
     if moment is None:
         return "?"
     return span(max(0.0, (datetime.now(UTC) - moment).total_seconds()))
 
 
 def used(held: int, rate: Rate | None) -> int:
-    """What counts against the limit: slots, or the starts that a rate limit's slots stand for."""
+    """Return what counts against the limit: slots, or the starts of a rate limit's slots."""
     return held if rate is None else rate.block * held
 
 
 def limit_text(number: int | None, rate: Rate | None) -> str:
-    """A limit, or a rate, as it is written."""
+    """Format a limit or a rate."""
     return str(rate) if rate is not None else "?" if number is None else str(number)
 
 
 def pause_text(pause: Pause) -> str:
-    """Who paused a semaphore, since when and why, for people."""
+    """Format a pause: since when, by whom, and why."""
     when = f" {age(pause.since)} ago" if pause.since is not None else ""
     by = f" by {pause.by}" if pause.by else ""
     return f"paused{when}{by}" + (f": {pause.reason}" if pause.reason else "")
 
 
 def span(seconds: float) -> str:
-    """A duration in at most two units: 7s, 2m05s, 3h10m, 4d02h."""
+    """Format a duration in at most two units: 7s, 2m05s, 3h10m, 4d02h."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -104,17 +104,17 @@ def span(seconds: float) -> str:
 
 
 def exact(seconds: float) -> str:
-    """A setting as it may be written again: 0.5s, 30s."""
+    """Format a duration so that it can be used as a setting: 0.5s, 30s."""
     return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
 
 
 def until_text(seconds: float) -> str:
-    """How long from now, for people."""
+    """Format the time until something happens."""
     return exact(seconds) if seconds < 10 else span(seconds)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[str]) -> None:
-    """Print a table; columns named in `right` are numbers, flush right."""
+    """Print a table; columns named in `right` are aligned right. Raises OutputError."""
     cells = [[clean(cell) for cell in row] for row in rows]
     if sys.stdout is not None and sys.stdout.isatty():
         _rich_table(header, cells, right)
@@ -135,7 +135,7 @@ def _plain_table(
 
 
 _FOLDED = ("NAME", "HOLDER", "STARTED BY", "WAITER", "WANTS", "LABELS")
-"""What may take several lines on a narrow terminal; a lease is there to be copied."""
+"""Columns that may wrap on a narrow terminal; a lease ID must stay in one piece for copying."""
 
 
 def _rich_table(
@@ -156,7 +156,7 @@ def rich_table(
     *,
     folded: bool = True,
 ) -> RichTable:
-    """A table as rich draws it. Not `folded`, each row takes one line, and what is too wide is cut.
+    """Return a rich table. Unless `folded`, each row takes one line, and wide cells are cut.
 
     Cells go through `clean()`.
     """

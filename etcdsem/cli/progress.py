@@ -1,8 +1,8 @@
-"""What is seen while a command waits for its turn.
+"""Progress output while a command waits in the queue.
 
-In the foreground of a terminal one line on stderr, drawn again every second; elsewhere a line at
-once, and then ever more seldom. The place in line is read from etcd now and then, the more seldom
-the longer the line: many that wait must not slow down those who work.
+In the foreground of a terminal this is one line on stderr, redrawn every second; elsewhere a line
+at once, then further lines at increasing intervals. The longer the queue, the less often its state
+is read from etcd, so that many waiters do not slow down the holders.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 _REDRAW: Final = 1.0
 _LEAST_NAME: Final = 4
-_LOOK: Final = 2.0
-_FIRST_LINE: Final = 30.0
-_SELDOM: Final = 600.0
+_POLL: Final = 2.0
+_FIRST_PAUSE: Final = 30.0
+_LONGEST_PAUSE: Final = 600.0
 _PER_WAITER: Final = 0.05
-"""Seconds between two looks for each one in line: 1000 waiters look once a minute."""
+"""Seconds between two reads per waiter in the queue: 1000 waiters read once a minute each."""
 
 
 class ProgressLine:
-    """Shown from `start()` to `stop()`, from a thread of its own."""
+    """Shows progress between `start()` and `stop()`, from a thread of its own."""
 
     def __init__(self, client: Client, name: str, *, quiet: bool) -> None:
         self._client = client
@@ -38,13 +38,13 @@ class ProgressLine:
         self._terminal = _can_redraw()
         self._lock = threading.Lock()
         self._end = threading.Event()
-        self._moved = threading.Event()  # to another line, or to the end
+        self._moved = threading.Event()  # to another queue, or to the end
         self._thread: threading.Thread | None = None
         self._began = time.monotonic()
         self._drawn = False
 
     def start(self, name: str | None = None) -> None:
-        """We are in line. May be called again: of several semaphores, `name` is waited for now."""
+        """Start, or (with several semaphores) switch to `name`, whose queue it waits in now."""
         with self._lock:
             if name is not None and name != self._name:
                 self._name = name
@@ -55,7 +55,7 @@ class ProgressLine:
                 self._thread.start()
 
     def stop(self) -> None:
-        """It is over: nothing is written after this."""
+        """Erase the line. Nothing is written after this."""
         with self._lock:
             self._end.set()
             self._moved.set()
@@ -64,11 +64,11 @@ class ProgressLine:
                 self._drawn = False
 
     def _redraw(self) -> None:
-        seen, look_at = Progress(self._name), 0.0
+        seen, poll_at = Progress(self._name), 0.0
         while not self._end.is_set():
-            if time.monotonic() >= look_at or seen.name != self._name:
-                seen, length = self._look()
-                look_at = time.monotonic() + max(_LOOK, _PER_WAITER * length)
+            if time.monotonic() >= poll_at or seen.name != self._name:
+                seen, length = self._poll()
+                poll_at = time.monotonic() + max(_POLL, _PER_WAITER * length)
             self._draw(seen.fitting(_width() - 1, span(time.monotonic() - self._began)))
             self._end.wait(_REDRAW)
 
@@ -79,9 +79,9 @@ class ProgressLine:
                 write_stderr(f"\r\x1b[K{shown}")
 
     def _log(self) -> None:
-        pause = _FIRST_LINE
+        pause = _FIRST_PAUSE
         while not self._end.is_set():
-            seen, length = self._look()
+            seen, length = self._poll()
             text = seen.whole
             waited = time.monotonic() - self._began
             with self._lock:
@@ -89,15 +89,15 @@ class ProgressLine:
                     say(text if waited < 1 else f"{text}, {span(waited)}")
             if self._moved.wait(max(pause, _PER_WAITER * length)) and not self._end.is_set():
                 self._moved.clear()
-            pause = min(_SELDOM, 1.5 * pause)
+            pause = min(_LONGEST_PAUSE, 1.5 * pause)
 
-    def _look(self) -> tuple[Progress, int]:
-        """What there is to say, and how long the line is."""
+    def _poll(self) -> tuple[Progress, int]:
+        """Return the current progress, and the length of the queue."""
         try:
             status = self._client.status(self._name, ttl=False)
             return self._describe(status), len(status.waiters)
         except EtcdSemError:
-            return Progress(self._name, "etcd does not answer just now"), 0
+            return Progress(self._name, "etcd is not responding"), 0
 
     def _describe(self, status: Status) -> Progress:
         place = next((w.position for w in status.waiters if w.client == self._client.id), None)
@@ -109,29 +109,34 @@ class ProgressLine:
         paused = pause_text(status.pause) if status.pause is not None else ""
         if place is None:
             return Progress(self._name, "about to be served", "next", held)
-        where = f"place {place} of {length} in line"
+        where = f"place {place} of {length} in the queue"
         return Progress(self._name, where, f"{place} of {length}", held, paused)
 
 
 class Progress(NamedTuple):
-    """What is known of the line."""
+    """The state of the wait."""
 
     name: str
-    where: str = "in line"
+    where: str = "in the queue"
     short: str = ""
     held: str = ""
     paused: str = ""
-    """Who paused it, since when, why; empty if it is not paused."""
+    """Who paused it, when and why; empty if it is not paused."""
     doing: str = "waiting for"
 
     @property
     def whole(self) -> str:
-        """All of it."""
+        """The full text."""
         rest = [part for part in (self.held, self.paused) if part]
         return clean(", ".join((f"{self.doing} {self.name}: {self.where}", *rest)))
 
     def fitting(self, width: int, waited: str) -> str:
-        """All that fits on one line: first of all the place in line and the time, then the name."""
+        """Return what fits on one line: first the place in the queue and the time, then the name.
+
+        Args:
+            width: columns available.
+            waited: the time waited so far, as text.
+        """
         paused = ", paused" if self.paused else ""
         name, short = clean(self.name), (self.short or self.where) + paused
         for line in (
@@ -151,10 +156,10 @@ class Progress(NamedTuple):
 
 
 def _width() -> int:
-    """Columns of the terminal that is drawn on: stderr's, wherever stdout goes."""
-    told = os.environ.get("COLUMNS", "")
-    if told.isascii() and told.isdigit() and int(told) > 0:
-        return int(told)
+    """Return the width of stderr's terminal, even if stdout is elsewhere."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isascii() and given.isdigit() and int(given) > 0:
+        return int(given)
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns or 80
     except (OSError, ValueError, AttributeError):
@@ -174,8 +179,8 @@ def _can_redraw() -> bool:
 
 
 def _in_background(terminal: int) -> bool:
-    """As with ``run ... &``: a line drawn again and again would spoil what others write there."""
+    """Whether this is a background job (``run ... &``), which must not redraw the terminal."""
     try:
         return os.tcgetpgrp(terminal) != os.getpgrp()
-    except OSError:  # it is not the terminal of our session
+    except OSError:  # not the terminal of our session
         return False

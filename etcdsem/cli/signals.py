@@ -1,10 +1,10 @@
-"""How signals reach the wrapper: as bytes in a pipe, never as exceptions.
+"""Signal handling: signals arrive as bytes in a pipe, never as exceptions.
 
-1. Python runs a handler only when the main thread wakes, and an exception that is raised there
-   strikes wherever it happens to be. So handlers do nothing; their numbers are read from the pipe
-   that the interpreter writes them to, whichever thread the kernel gave the signal.
+1. Python runs a handler only when the main thread wakes, and an exception raised in it would
+   interrupt the main thread at any point. So handlers do nothing; the interpreter writes the signal
+   numbers to a pipe, whichever thread received the signal, and they are read from there.
 2. A signal that was ignored when we were started (nohup, a background job) stays ignored, for us
-   and for the command; SIGTERM is always heard.
+   and for the command, except SIGTERM, which is always handled.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FORWARDED = (*STOPPING, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Stopped(Exception):
-    """A signal said to stop, and there was no command yet to pass it to."""
+    """A signal to stop arrived while there was no command to forward it to."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"signal {number}")
@@ -27,39 +27,40 @@ class Stopped(Exception):
 
 
 class Signals:
-    """The signals of this process, from `install()` to its end."""
+    """The signals of this process, from `install()` on."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
 
     @property
     def fds(self) -> tuple[int, int]:
-        """Both ends of the pipe, for a child to close."""
+        """Both ends of the pipe, which a child must close."""
         return self._read, self._write
 
     def install(self) -> None:
-        """Hear them, from the main thread."""
+        """Install the handlers. Call this in the main thread."""
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in (*FORWARDED, signal.SIGCHLD):
             ignored = signal.getsignal(number) is signal.SIG_IGN
             if not ignored or number in (signal.SIGTERM, signal.SIGCHLD):
-                signal.signal(number, _heard)
+                signal.signal(number, _do_nothing)
 
     def have_no_children(self) -> None:
-        """For commands that start no process: what a container's process 1 inherits all the same
-        (orphans of `kubectl exec`) is reaped by the kernel.
+        """Let the kernel reap children, for commands that start none.
+
+        As process 1 of a container they inherit orphans, e.g. of `kubectl exec`.
         """
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
     def hear_stop(self) -> None:
-        """From now on Ctrl-Z is ours to pass on; until now it stopped us like any program."""
+        """Handle SIGTSTP (Ctrl-Z) from now on, which until now stopped us like any program."""
         if signal.getsignal(signal.SIGTSTP) is not signal.SIG_IGN:
-            signal.signal(signal.SIGTSTP, _heard)
+            signal.signal(signal.SIGTSTP, _do_nothing)
 
     def wait(self, seconds: float) -> list[int]:
-        """The next signals, in order; none when `seconds` pass, or when `wake()` is called."""
+        """Wait up to `seconds` for signals, or until `wake()`. Returns them in order."""
         select.select([self._read], [], [], max(0.0, seconds))
         try:
             return [number for number in os.read(self._read, 4096) if number]
@@ -67,7 +68,7 @@ class Signals:
             return []
 
     def stop(self, seconds: float) -> None:
-        """Wait like `wait()`, while there is no command: raises Stopped if we are to stop."""
+        """Wait like `wait()`, and raise Stopped on a signal to stop."""
         for number in self.wait(seconds):
             if number in STOPPING:
                 raise Stopped(number)
@@ -77,8 +78,8 @@ class Signals:
         try:
             os.write(self._write, b"\0")
         except BlockingIOError:
-            pass  # it is full: whoever waits is awake
+            pass  # the pipe is full, so `wait()` returns anyway
 
 
-def _heard(number: int, frame: FrameType | None) -> None:
-    """The interpreter has written it to the pipe."""
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    """Do nothing: the interpreter has written the number to the pipe."""

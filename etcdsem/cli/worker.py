@@ -1,8 +1,8 @@
-"""A thread makes a blocking call while the main thread hears signals.
+"""A thread that makes a blocking call while the main thread handles signals.
 
-Python runs signal handlers in the main thread, between two of its steps: a call that blocks there
-would have to be interrupted anywhere. So the main thread waits in `Signals`, and the worker wakes
-it at its end.
+Python runs signal handlers in the main thread, between two bytecodes: a blocking call there could
+be interrupted at any point. So the main thread waits in `Signals`, and the worker wakes it when
+the call ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Worker(Generic[T]):
-    """One call in a daemon thread, from the start."""
+    """Makes one call in a daemon thread, which starts at once."""
 
     def __init__(self, call: Callable[[], T], signals: Signals, *, name: str) -> None:
         self._call = call
@@ -25,18 +25,18 @@ class Worker(Generic[T]):
         self._outcome: list[T] = []
         self._error: BaseException | None = None
         self.done = False
-        """The call has ended; `result()` tells how."""
+        """The call has ended; `result()` returns or raises its outcome."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def result(self) -> T:
-        """What the call returned; raises what it raised. To be asked once it is done."""
+        """Return what the call returned, or raise what it raised. Only valid once `done`."""
         if self._error is not None:
             raise self._error
         return self._outcome[0]
 
     def join(self, seconds: float) -> None:
-        """Wait for the end of the call, deaf to signals."""
+        """Wait for the end of the call without handling signals."""
         self._thread.join(seconds)
 
     def _run(self) -> None:

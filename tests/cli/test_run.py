@@ -323,7 +323,7 @@ def test_wait_gives_up(etcd: EtcdServer, name: str) -> None:
 def test_whoever_waits_gets_the_slot(etcd: EtcdServer, name: str, full: Cli, start: Start) -> None:
     """A log line tells the place in line; then the command runs."""
     waiter = start(etcd, "run", name, "--", "echo", "my turn")
-    waiter.expect(rf"waiting for {name}: place 1 of 1 in line, 1 of 1 held", err=True)
+    waiter.expect(rf"waiting for {name}: place 1 of 1 in the queue, 1 of 1 held", err=True)
     end_holder(full)
     waiter.expect("my turn")
     assert waiter.end() == 0

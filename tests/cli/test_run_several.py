@@ -94,7 +94,7 @@ def test_it_waits_for_the_one_that_is_full(
     pid = int(holder.expect(r"held (\d+)").group(1))
     assert ran(etcd, "run", f"{a}=1", b, "-n", "--", "true").returncode == 75
     waiter = start(etcd, "run", a, b, "--metrics-file", str(file), "--", "echo", "mine")
-    waiter.expect(f"waiting for {b}: place 1 of 1 in line", err=True)
+    waiter.expect(f"waiting for {b}: place 1 of 1 in the queue", err=True)
     assert keys(etcd, a) == ["max_leases"]
     holder.process.kill()
     eventually(lambda: not alive(pid))

@@ -78,7 +78,7 @@ def test_a_limit_that_is_lowered_refuses_who_waits(
     held = start(etcd, "run", name, "-l", "3", "--", *HOLD, stdin=subprocess.PIPE)
     held.expect("held")
     big = start(etcd, "run", name, "--weight", "3", "--", "echo", "ran")
-    big.expect("place 1 of 1 in line", err=True)
+    big.expect("place 1 of 1 in the queue", err=True)
     assert ran(etcd, "limit", name, "2").returncode == 0
     big.expect("weight 3 exceeds the limit of 2", err=True)
     assert big.end() == 64
@@ -113,7 +113,7 @@ def test_the_highest_priority_runs_first(etcd: EtcdServer, name: str, start: Sta
     for number, (who, priority) in enumerate(wanted.items(), start=1):
         one = start(etcd, "run", name, "--priority", str(priority), "--", *HOLD,
                     stdin=subprocess.PIPE, env={"ETCDSEM_OWNER": who})  # fmt: skip
-        one.expect(rf"place \d of {number} in line", err=True)
+        one.expect(rf"place \d of {number} in the queue", err=True)
         waiters[who] = one
     order = ["high", "also", "first", "second", "low"]
     seen = json.loads(ran(etcd, "status", name, "--json").stdout)["waiters"]
@@ -134,9 +134,9 @@ def test_an_eager_one_passes_a_big_one(etcd: EtcdServer, name: str, start: Start
     held = start(etcd, "run", name, "-l", "2", "--", *HOLD, stdin=subprocess.PIPE)
     held.expect("held")
     big = start(etcd, "run", name, "--weight", "2", "--", *HOLD, stdin=subprocess.PIPE)
-    big.expect("place 1 of 1 in line", err=True)
+    big.expect("place 1 of 1 in the queue", err=True)
     small = start(etcd, "run", name, "--", *HOLD, stdin=subprocess.PIPE)
-    small.expect("place 2 of 2 in line", err=True)
+    small.expect("place 2 of 2 in the queue", err=True)
     eager = ran(etcd, "run", name, "--eager", "-w", "20", "--", "echo", "ran")
     assert (eager.returncode, eager.stdout) == (0, "ran\n"), eager.stderr
     assert ran(etcd, "run", name, "--eager", "-n", "--", "true").returncode == 75

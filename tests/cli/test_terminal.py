@@ -52,7 +52,9 @@ def test_ctrl_c_while_waiting_leaves_the_line(
     )
     holder.expect("held")
     shell = console(etcd, *ETCDSEM, "run", name, "--", "true")
-    shell.expect(rf"\r\x1b\[Ketcdsem: waiting for {name}: place 1 of 1 in line, 1 of 1 held, 0s")
+    shell.expect(
+        rf"\r\x1b\[Ketcdsem: waiting for {name}: place 1 of 1 in the queue, 1 of 1 held, 0s"
+    )
     shell.expect("held, 1s")
     shell.type("\x03")
     shell.expect(r"\r\x1b\[K")
@@ -81,7 +83,7 @@ def test_waiting_in_the_background(
     holder.expect("held")
     shell = console(etcd, "bash", "-c", f"set -m; {RUN} {name} -- echo ran & wait")
     shell.expect(
-        rf"^(?!.*\x1b\[K).*etcdsem: waiting for {name}: place 1 of 1 in line, 1 of 1 held\r"
+        rf"^(?!.*\x1b\[K).*etcdsem: waiting for {name}: place 1 of 1 in the queue, 1 of 1 held\r"
     )
     holder.kill()
     shell.expect(r"^\nran\r")
@@ -108,7 +110,7 @@ def test_the_line_fits_where_stdout_goes_elsewhere(
     shell = console(etcd, "sh", "-c", line, size=(30, 10))
     assert len(shell.expect(r"\x1b\[K([^\r\n]*1 of 1[^\r\n]*s)\r")[1]) <= 29
     shell.resize(120, 10)
-    shell.expect(rf"waiting for {name}: place 1 of 1 in line, 1 of 1 held, \d+s")
+    shell.expect(rf"waiting for {name}: place 1 of 1 in the queue, 1 of 1 held, \d+s")
 
 
 @pytest.mark.parametrize("width", range(0, 130, 3))
@@ -117,7 +119,7 @@ def test_the_line_at_any_width(width: int) -> None:
     from etcdsem.cli.progress import Progress
 
     seen = Progress(
-        "payments-api.production", "place 12 of 340 in line", "12 of 340", "5 of 5 held"
+        "payments-api.production", "place 12 of 340 in the queue", "12 of 340", "5 of 5 held"
     )
     line = seen.fitting(width, "3m07s")
     assert len(line) <= width
@@ -128,7 +130,7 @@ def test_the_line_at_any_width(width: int) -> None:
         assert "paym" in line
     if width >= 100:
         assert line == f"etcdsem: {seen.whole}, 3m07s"
-    silent = Progress("payments-api.production", "etcd does not answer just now")
+    silent = Progress("payments-api.production", "etcd is not responding")
     assert len(silent.fitting(width, "3m07s")) <= width
 
 

@@ -194,7 +194,7 @@ def _refuse_lease_options(*given: object) -> None:
     if given != (*ORDINARY.values(), None):
         raise click.UsageError(
             "--weight, --priority, --eager and --max-hold apply to leases: with --rate, also give "
-            "--limit N"
+            "-l N"
         )
 
 
