@@ -103,7 +103,7 @@ def test_status_of_weights_and_priorities(etcd: EtcdServer, client: Client, name
         eventually(partial(_in_line, sem, number))
     lines = ran(etcd, "status", name).stdout.splitlines()
     assert lines[0] == (
-        f"{name}: limit 4, 3 held, 4 waiting; 1 free, kept for the first in line, who wants 4"
+        f"{name}: limit 4, 3 held, 4 waiting; 1 free, reserved for the first waiter, which wants 4"
     )
     assert lines[2].split()[:4] == ["SLOT", "HOLDER", "WEIGHT", "FOR"]
     assert [line.split()[2] for line in lines[3:6]] == ["3"] * 3
@@ -236,7 +236,7 @@ def test_a_limit_is_changed_by_a_difference(etcd: EtcdServer, name: str) -> None
     assert ran(etcd, "pause", name).returncode == 0
     done = ran(etcd, "limit", name, "+1")
     assert done.stdout == f"{name}: 9 -> 10\n"
-    assert "is paused, and stays so" in done.stderr
+    assert "is still paused" in done.stderr
     for difference, said in (("-11", "-1"), ("+99990", "100000")):
         done = ran(etcd, "limit", name, difference)
         assert done.returncode == 64
@@ -251,7 +251,7 @@ def test_a_limit_is_never_misread(etcd: EtcdServer, name: str, given: str) -> No
     """Nothing but plain digits, with or without a sign."""
     done = ran(etcd, "limit", name, given)
     assert done.returncode == 64
-    assert f"{given!r} is not a limit; give a whole number (5), or a change" in done.stderr
+    assert f"invalid limit {given!r}: expected a whole number (5), or a change" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -496,14 +496,16 @@ def test_pause_and_resume(etcd: EtcdServer, name: str, start: Start) -> None:
     rows = [one.split() for one in ran(etcd, "ls").stdout.splitlines()]
     assert [name, "2", "paused", "0", "0"] in rows
     waiting = start(etcd, "run", name, "--", "echo", "it runs")
-    waiting.expect("place 1 of 1 in line, 0 of 2 held, paused .* by ops team: new driver", err=True)
+    waiting.expect(
+        "place 1 of 1 in the queue, 0 of 2 held, paused .* by ops team: new driver", err=True
+    )
     again = ran(etcd, "pause", name, "--reason", "other")
     assert again.returncode == 0
-    assert re.search("it is paused .* by ops team: new driver; nothing was changed", again.stdout)
+    assert re.search("unchanged, already paused .* by ops team: new driver", again.stdout)
     assert ran(etcd, "run", name, "-n", "true").returncode == 75
     resized = ran(etcd, "limit", name, "7")
     assert resized.stdout == f"{name}: 2 -> 7\n"
-    assert f"to go on: etcdsem resume {name}" in resized.stderr
+    assert f"to resume: etcdsem resume {name}" in resized.stderr
     done = ran(etcd, "resume", name)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{name}: resumed\n", "")
     assert waiting.end() == 0
@@ -542,11 +544,11 @@ def test_drain(etcd: EtcdServer, name: str, start: Start) -> None:
     job = start(etcd, "run", name, "-l", "2", "--", "sh", "-c", "echo held; exec sleep 600")
     job.expect("held")
     draining = start(etcd, "drain", name, "--reason", "disks")
-    draining.expect(rf"draining {name}: 1 still hold, \S+:{job.pid} for \d+s", err=True)
+    draining.expect(rf"draining {name}: 1 still held, \S+:{job.pid} for \d+s", err=True)
     assert data(etcd, "status", name)["paused"]["reason"] == "disks"
     job.send(signal.SIGTERM)
     assert draining.end() == 0
-    draining.expect(f"{name}: paused, and nobody holds; to go on: etcdsem resume {name}")
+    draining.expect(f"{name}: paused and drained; to resume: etcdsem resume {name}")
     assert ran(etcd, "run", name, "-n", "true").returncode == 75
     seen = data(etcd, "drain", name)
     assert list(seen) == ["name", "drained", "holders", "paused"]
@@ -562,21 +564,21 @@ def test_drain_that_takes_too_long(etcd: EtcdServer, name: str, start: Start) ->
     for wait in ("0", "100ms"):
         done = ran(etcd, "drain", name, "--wait", wait)
         assert (done.returncode, done.stdout) == (75, "")
-        assert "1 still hold" in done.stderr
-        assert f"{name} stays paused; to go on: etcdsem resume {name}" in done.stderr
+        assert "1 holder left" in done.stderr
+        assert f"{name} stays paused; to resume: etcdsem resume {name}" in done.stderr
     done = ran(etcd, "drain", name, "-w", "0", "--json")
     assert done.returncode == 75
     assert json.loads(done.stdout)["holders"][0]["pid"] == job.pid
     ran(etcd, "resume", name)
     for number in (signal.SIGINT, signal.SIGTERM):
         draining = start(etcd, "drain", name)
-        draining.expect("1 still hold", err=True)
+        draining.expect("1 still held", err=True)
         draining.send(number)
         assert draining.end() == 128 + number
-        draining.expect(f"stays paused; to go on: etcdsem resume {name}", err=True)
+        draining.expect(f"stays paused; to resume: etcdsem resume {name}", err=True)
         assert data(etcd, "resume", name)["changed"] is True
     draining = start(etcd, "drain", name)
-    draining.expect("1 still hold", err=True)
+    draining.expect("1 still held", err=True)
     ran(etcd, "resume", name)
     assert draining.end() == 1
     draining.expect("was resumed while it was being drained", err=True)
@@ -591,7 +593,7 @@ def test_drain_on_a_terminal(
     job = start(etcd, "run", name, "-l", "2", "--", "sh", "-c", "echo held; exec sleep 600")
     job.expect("held")
     screen = console(etcd, *ETCDSEM, "drain", name, size=(100, 24))
-    screen.expect(f"draining {name}: 1 still hold")
+    screen.expect(f"draining {name}: 1 still held")
     job.send(signal.SIGTERM)
     assert screen.end() == 0
-    assert "nobody holds" in screen.seen
+    assert "paused and drained" in screen.seen

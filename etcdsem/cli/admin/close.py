@@ -13,7 +13,7 @@ from etcdsem.cli.output import clean, echo, say
 @click.command()
 @name_argument
 @click.option(
-    "--force", is_flag=True, help="Even while it is in use: all holders lose their lease."
+    "--force", is_flag=True, help="Close it even while in use; all holders lose their leases."
 )
 @json_option
 @connection_options
@@ -21,8 +21,8 @@ from etcdsem.cli.output import clean, echo, say
 def close(ctx: click.Context, /, name: str, force: bool, as_json: bool) -> int:
     """Remove the semaphore NAME from etcd.
 
-    While somebody holds or waits, nothing is done (exit code 1), unless --force is given; then
-    they lose their leases and are told that it was closed.
+    If it has holders or waiters, nothing is done (exit code 1). With --force, holders lose their
+    leases, and waiters fail with an error.
 
     \b
     Examples:
@@ -32,14 +32,14 @@ def close(ctx: click.Context, /, name: str, force: bool, as_json: bool) -> int:
     with connect(ctx) as client:
         closing = client.close_semaphore(name, force=force)
     if not closing.known:
-        say(f"{name} is not known: there is nothing to close (see: etcdsem ls)")
+        say(f"{name} is not registered: nothing to close (see: etcdsem ls)")
         return exit_codes.CONFIG
     if as_json:
         data = {"holders": list(closing.holders), "waiters": list(closing.waiters)}
         echo_json({"name": name, "closed": closing.done, **data})
     users = f"{len(closing.holders)} held, {len(closing.waiters)} waiting"
     if not closing.done:
-        say(f"{name} is in use ({users}): not closed; --force does it all the same")
+        say(f"{name} is in use ({users}): not closed; use --force to close it anyway")
         return exit_codes.NOT_DONE
     if not as_json:
         echo(

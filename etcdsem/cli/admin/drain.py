@@ -1,6 +1,6 @@
-"""``etcdsem drain``: pause a semaphore, and wait until nobody holds a lease of it.
+"""``etcdsem drain``: pause a semaphore, and wait until it has no holders.
 
-However it ends, the semaphore stays paused, and that is said: with the command that resumes it.
+However it ends, the semaphore stays paused; a message says so and names the command to resume it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from etcdsem import Client, Holder, Status
 
 _NAMED: Final = 3
-"""Holders that are named; the others are counted."""
+"""Holders to name; the others are counted."""
 
 
-@click.command(short_help="Pause, and wait until nobody holds.")
+@click.command(short_help="Pause and wait until no lease is held.")
 @name_argument
 @click.option(
     "-w",
@@ -36,10 +36,10 @@ _NAMED: Final = 3
     "--timeout",
     "wait",
     metavar="DURATION",
-    help="Give up after that; 0 looks once. It stays paused.  [for ever]",
+    help="Give up after this long, but stay paused. 0 checks once.  [wait forever]",
 )
 @reason_option
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing while waiting.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing while waiting.")
 @json_option
 @connection_options
 @click.pass_context
@@ -52,21 +52,20 @@ def drain(
     quiet: bool,
     as_json: bool,
 ) -> int:
-    """Pause NAME as `etcdsem pause` does, and wait until nobody holds a lease of it. Then it is
-    empty, and stays so until `etcdsem resume NAME`.
+    """Pause NAME like `etcdsem pause`, and wait until no lease of it is held.
 
-    While it waits it shows who still holds. INT, QUIT, TERM and HUP end the waiting, not the
-    pause.
+    NAME stays paused until `etcdsem resume NAME`. While waiting, the remaining holders are shown.
+    INT, QUIT, TERM and HUP end the wait, not the pause.
 
     \b
     Examples:
-      etcdsem drain gpu --reason "new driver" && apt-get install driver; etcdsem resume gpu
+      etcdsem drain gpu --reason "new driver" && install-driver
       etcdsem drain gpu --wait 10m || etcdsem status gpu
 
     \b
     Exit codes:
-      0  nobody holds                     75 somebody still does after --wait
-      1  somebody has resumed it          128+N stopped by signal N
+      0  no lease is held                 75 leases are still held after --wait
+      1  it was resumed meanwhile         128+N stopped by signal N
     """
     from etcdsem.model import timeout_seconds
 
@@ -94,39 +93,40 @@ def _stopped(client: Client, name: str, number: int) -> int:
 def _report(
     name: str, limit: float | None, seen: Status | None, *, empty: bool, as_json: bool
 ) -> int:
-    """Say how it ended; gives the exit code."""
+    """Report the outcome and return the exit code."""
     holders = seen.holders if seen is not None and not empty else ()
     if as_json:
         pause = pause_data(seen.pause) if seen is not None else None
-        told = [holder_data(one) for one in holders]
-        echo_json({"name": name, "drained": empty, "holders": told, "paused": pause})
+        data = [holder_data(one) for one in holders]
+        echo_json({"name": name, "drained": empty, "holders": data, "paused": pause})
     if not empty:
         after = f" after {exact(limit)}" if limit else ""
-        say(f"{name}: {len(holders)} still hold{after} ({_named(holders)}); {_stays(name)}")
+        left = f"{len(holders)} holder{'s' * (len(holders) != 1)} left{after}"
+        say(f"{name}: {left} ({_named(holders)}); {_stays(name)}")
         return exit_codes.CONFLICT
     if not as_json:
-        echo(f"{clean(name)}: paused, and nobody holds; to go on: etcdsem resume {clean(name)}")
+        echo(f"{clean(name)}: paused and drained; to resume: etcdsem resume {clean(name)}")
     return exit_codes.OK
 
 
 def _stays(name: str) -> str:
-    return f"{name} stays paused; to go on: etcdsem resume {name}"
+    return f"{name} stays paused; to resume: etcdsem resume {name}"
 
 
 def _named(holders: Sequence[Holder]) -> str:
-    """Who holds, and for how long: those who have for longest."""
+    """Return the owners of the oldest leases, and how long they have held them."""
     oldest = sorted(holders, key=lambda one: one.fencing_token)
     named = [f"{one.owner} for {age(one.acquired_at)}" for one in oldest[:_NAMED]]
     if len(oldest) > _NAMED:
         named.append(f"{len(oldest) - _NAMED} more")
-    return ", ".join(named) or "they have just ended"
+    return ", ".join(named) or "the last one has just ended"
 
 
 class _Holders(ProgressLine):
-    """Who still holds, while one waits for them."""
+    """Shows the remaining holders."""
 
     def _describe(self, status: Status) -> Progress:
-        held = f"{status.held} still hold"
+        held = f"{status.held} still held"
         return Progress(self._name, held, held, _named(status.holders), doing="draining")
 
 

@@ -18,18 +18,20 @@ if TYPE_CHECKING:
 
 @click.command()
 @name_argument
-@click.option("--slot", metavar="N", type=WholeNumber(min=0), help="The holder of this slot.")
-@click.option("--lease", metavar="ID", help="The holder or waiter with this lease, in hex.")
+@click.option("--slot", metavar="N", type=WholeNumber(min=0), help="Evict the holder of this slot.")
+@click.option("--lease", metavar="ID", help="Evict the holder or waiter with this lease ID (hex).")
 @json_option
 @connection_options
 @click.pass_context
 def evict(
     ctx: click.Context, /, name: str, slot: int | None, lease: str | None, as_json: bool
 ) -> None:
-    """End one lease of NAME. Its holder is told, `etcdsem run` ends its command, and the slot
-    goes to the next in line at once. A waiter stops waiting: `run` and `hold` exit with 70.
+    """End one lease of NAME.
 
-    Exit code 1 if nobody is there.
+    The slot goes to the next waiter at once. The evicted holder is notified; `etcdsem run` ends
+    its command. An evicted waiter stops waiting; `run` and `hold` exit with code 70.
+
+    Exit code 1 if there is no such holder or waiter.
 
     \b
     Examples:
@@ -39,7 +41,9 @@ def evict(
     if (slot is None) == (lease is None):
         raise click.UsageError("give either --slot or --lease")
     if lease is not None and re.fullmatch("[0-9A-Fa-f]{1,16}", lease) is None:
-        raise click.UsageError(f"{lease!r} is no lease: give it in hex, as etcdsem status shows it")
+        raise click.UsageError(
+            f"invalid lease ID {lease!r}: expected hex, as printed by `etcdsem status`"
+        )
     with connect(ctx) as client:
         gone = client.evict(name, slot=slot, lease=lease)
     kind = type(gone).__name__.lower()
@@ -68,5 +72,5 @@ def _evicted_text(gone: Holder | Waiter | Junk) -> str:
             all_of = f", all {gone.weight} slots" if gone.weight > 1 else ""
             return f"{gone.owner} from slot {gone.slot} (lease {gone.lease_id}{all_of})"
         case Waiter():
-            return f"{gone.owner} from place {gone.position} in line (lease {gone.lease_id})"
-    return f"{gone.key}, which {gone.reason}"
+            return f"{gone.owner} from place {gone.position} in the queue (lease {gone.lease_id})"
+    return f"unrecognized key {gone.key} ({gone.reason})"

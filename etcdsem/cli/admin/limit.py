@@ -1,4 +1,4 @@
-"""``etcdsem limit``: show a limit, or change it."""
+"""``etcdsem limit``: show or change a limit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class _Signed(click.Command):
-    """A command that takes -2 for an argument, not for an option."""
+    """A command that takes -2 as an argument, not as an option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.ignore_unknown_options = any(re.fullmatch("-[0-9]+", one) for one in args)
@@ -31,14 +31,14 @@ class _Signed(click.Command):
 @connection_options
 @click.pass_context
 def limit(ctx: click.Context, /, name: str, number: str | None, as_json: bool) -> None:
-    """Show the limit of NAME, or change it for everybody at once: to N, or by +N or -N.
+    """Show the limit of NAME, or change it to N, or by +N or -N, for all clients at once.
 
-    +N and -N count from the limit that is registered when the change is made, also if somebody else
+    +N and -N apply to the registered limit at the time of the change, even if another client
     changes it at the same time.
 
-    Raised, waiters get the new room. Lowered, nobody is interrupted: nobody gets in until enough
-    have left. 0 lets nobody in until it is raised again; what is paused stays paused. Prints the
-    old and the new limit.
+    If raised, waiters get the new slots. If lowered, holders keep their leases, and no lease is
+    granted until enough of them are released. With 0 no lease is granted until it is raised again.
+    A paused semaphore stays paused. Prints the old and the new limit.
 
     \b
     Examples:
@@ -60,7 +60,7 @@ def _show(name: str, known: int | None, *, as_json: bool) -> None:
         echo_json({"name": name, "limit": known})
     elif known is None:
         raise EtcdSemError(
-            f"{name}: what is stored as its limit is no number; set one: etcdsem limit {name} N"
+            f"{name}: the stored limit is not a number; set one with: etcdsem limit {name} N"
         )
     else:
         echo(str(known))
@@ -78,11 +78,11 @@ def _set(client: Client, name: str, change: _Change, *, as_json: bool) -> None:
         return
     echo(f"{clean(name)}: {limit_text(old, None)} -> {new}")
     if now is not None and now.pause is not None:
-        say(f"{name} is paused, and stays so; to go on: etcdsem resume {name}")
+        say(f"{name} is still paused; to resume: etcdsem resume {name}")
 
 
 class _Change(NamedTuple):
-    """A limit as it was given: a number, or (relative) what to add to the present one."""
+    """A limit as given: a number, or (relative) a change of the current limit."""
 
     number: int
     relative: bool
@@ -91,7 +91,7 @@ class _Change(NamedTuple):
 def _read_change(text: str) -> _Change:
     if re.fullmatch("[+-]?[0-9]{1,20}", text) is None:
         raise InvalidSetting(
-            f"{text!r} is not a limit; give a whole number (5), or a change of the present limit "
-            "(+1, -2)"
+            f"invalid limit {text!r}: expected a whole number (5), or a change of the current "
+            "limit (+1, -2)"
         )
     return _Change(int(text), text[0] in "+-")

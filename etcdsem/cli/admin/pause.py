@@ -9,23 +9,22 @@ from etcdsem.cli.options import connect, connection_options, name_argument
 from etcdsem.cli.output import clean, echo, pause_text
 
 reason_option = click.option(
-    "--reason", metavar="TEXT", help="Shown to whoever looks why nothing goes on."
+    "--reason", metavar="TEXT", help="Reason for the pause, shown by status, ls and top."
 )
 
 
-@click.command(short_help="Grant no more leases until resumed.")
+@click.command(short_help="Stop granting leases until resumed.")
 @name_argument
 @reason_option
 @json_option
 @connection_options
 @click.pass_context
 def pause(ctx: click.Context, /, name: str, reason: str | None, as_json: bool) -> None:
-    """Grant no lease of NAME, to anybody, until `etcdsem resume NAME`.
+    """Stop granting leases of NAME until `etcdsem resume NAME`.
 
-    Who holds one is not disturbed. Who waits goes on waiting, and keeps its place; who doesn't
-    wait is told that nothing is free. Slots that are given back stay free. `status`, `ls` and `top`
-    say who paused it (ETCDSEM_OWNER, else user@host), since when, and why. To pause what is paused
-    changes nothing.
+    Current holders are unaffected. Waiters keep their place; clients that do not wait find no free
+    slot. Released slots stay free. `status`, `ls` and `top` show who paused it (ETCDSEM_OWNER,
+    else user@host), when, and why. Pausing a paused semaphore is a no-op.
 
     \b
     Examples:
@@ -41,18 +40,19 @@ def pause(ctx: click.Context, /, name: str, reason: str | None, as_json: bool) -
     elif changed:
         echo(f"{clean(name)}: paused")
     else:
-        told = pause_text(known) if known is not None else "paused"
-        echo(clean(f"{name}: it is {told}; nothing was changed"))
+        state = pause_text(known) if known is not None else "paused"
+        echo(clean(f"{name}: unchanged, already {state}"))
 
 
-@click.command(short_help="Grant leases again.")
+@click.command(short_help="Resume granting leases.")
 @name_argument
 @json_option
 @connection_options
 @click.pass_context
 def resume(ctx: click.Context, /, name: str, as_json: bool) -> None:
-    """Grant leases of NAME again after `etcdsem pause` or `drain`: who waits is served at once, in
-    order. To resume what is not paused changes nothing.
+    """Resume granting leases of NAME after `etcdsem pause` or `drain`.
+
+    Waiters are served at once, in order. Resuming a semaphore that is not paused is a no-op.
 
     \b
     Example:
@@ -63,4 +63,4 @@ def resume(ctx: click.Context, /, name: str, as_json: bool) -> None:
     if as_json:
         echo_json({"name": name, "changed": changed, "paused": None})
     else:
-        echo(f"{clean(name)}: {'resumed' if changed else 'it is not paused; nothing was changed'}")
+        echo(f"{clean(name)}: {'resumed' if changed else 'unchanged, not paused'}")

@@ -1,4 +1,4 @@
-"""``etcdsem rate``: look at a rate limit, or change it."""
+"""``etcdsem rate``: show or change a rate limit."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 @connection_options
 @click.pass_context
 def rate(ctx: click.Context, /, name: str, rate: str | None, as_json: bool) -> None:
-    """Show how much of the rate limit NAME is used, or change it to RATE, at once for everybody.
+    """Show the usage of the rate limit NAME, or change it to RATE, for all clients at once.
 
-    RATE is 100/1m: at most 100 starts in any minute; 10000/1m/50: in blocks of 50. Starts already
-    made still count as they did. What is paused stays paused.
+    RATE is N/PERIOD or N/PERIOD/BLOCK: 100/1m allows at most 100 starts in any minute, and
+    10000/1m/50 hands them out in blocks of 50. Earlier starts still count. A paused rate limit
+    stays paused.
 
     \b
     Examples:
@@ -51,7 +52,7 @@ def _change(client: Client, name: str, wanted: Rate, *, as_json: bool) -> None:
     echo(f"{clean(name)}: {clean(shown)} -> {wanted}")
     now = client.known_limit(name)
     if now is not None and now.pause is not None:
-        say(f"{name} is paused, and stays so; to go on: etcdsem resume {name}")
+        say(f"{name} is still paused; to resume: etcdsem resume {name}")
 
 
 def _show(client: Client, name: str, *, as_json: bool) -> None:
@@ -59,7 +60,7 @@ def _show(client: Client, name: str, *, as_json: bool) -> None:
 
     seen = client.status(name, ttl=False)
     if seen.rate is None:
-        RateLimit(name, client=client)  # raises, and says why it is none
+        RateLimit(name, client=client)  # raises, and says why it is not a rate limit
     data = rate_data(seen)
     if as_json:
         echo_json({"name": name, **data})
