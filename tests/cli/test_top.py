@@ -88,11 +88,11 @@ def test_what_needs_an_eye_is_on_top_and_said_in_words() -> None:
     lines = drawn(80, 24)
     assert [line.split()[0] for line in lines[3:6]] == ["lowered", "littered", "odd"]
     assert "1 over limit" in lines[3]
-    assert "2 strange keys" in lines[4]
-    assert "no limit readable" in lines[5]
+    assert "2 unrecognized keys" in lines[4]
+    assert "limit unreadable" in lines[5]
     assert lines[0].startswith("36 semaphores, 12351 held, 20003 waiting")
     assert re.fullmatch(r"paused \d+m(\d+s)?", note(BOARD[4]))
-    assert note(Overview("shut", 0, 0, 0)) == "lets nobody in"
+    assert note(Overview("shut", 0, 0, 0)) == "grants nothing"
     gpu = next(line for line in lines if line.startswith("gpu"))
     assert gpu.split()[:5] == ["gpu", "3", "3", "██████████", "2"]
     assert re.fullmatch(r"\d+m\d\ds", gpu.split()[5])
@@ -287,7 +287,7 @@ def test_etcd_that_goes_away_is_no_end(fresh_etcd: EtcdServer, console: Open) ->
     top = console(fresh_etcd, *ETCDSEM, "top", "-i", "200ms", size=(100, 24))
     top.expect("here")
     fresh_etcd.kill()
-    top.expect("seen [0-9]+s ago", seconds=60)
+    top.expect("updated [0-9]+s ago", seconds=60)
     fresh_etcd.restart()
     top.seen = ""
     top.expect("q quit", seconds=60)

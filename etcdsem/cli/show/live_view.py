@@ -1,9 +1,9 @@
-"""A picture on the terminal that follows etcd: what `top` and `status --watch` have in common.
+"""A live view on the terminal that polls etcd, shared by `top` and `status --watch`.
 
-1. Etcd is asked by a thread of its own, and no more often than is cheap: a look that took long is
-   followed by a pause of ten times as long. The main thread draws, and hears keys and signals.
-2. The picture fills the screen (the alternate one: what was there comes back), until q or Ctrl-C.
-3. An etcd that cannot be reached at the start is an error; later it is a line in the picture.
+1. A thread polls etcd, and no more often than is cheap: a slow poll is followed by a pause ten
+   times as long. The main thread draws, and handles keys and signals.
+2. The view fills the screen (the alternate one, so the old content comes back) until q or Ctrl-C.
+3. An etcd that is unreachable at the start is an error; later it is a message in the view.
 """
 
 from __future__ import annotations
@@ -34,40 +34,40 @@ T = TypeVar("T")
 
 LEAST_INTERVAL: Final = 0.1
 _PAUSE: Final = 10.0
-"""A look takes at most one part in eleven of the time,"""
+"""The pause after a poll, in multiples of its duration: polling takes at most 1/11 of the time."""
 
 _LONGEST_PAUSE: Final = 60.0
-"""but for one that took longer than six seconds."""
+"""Upper bound in seconds of that pause."""
 
 _SLOW: Final = 3.0
-"""Seconds after which it is said that a look takes long."""
+"""Seconds by which a poll is overdue when the view says so."""
 
 interval_option = click.option(
-    "-i", "--interval", metavar="DURATION", default="2s", help="From one look to the next.  [2s]"
+    "-i", "--interval", metavar="DURATION", default="2s", help="Time between updates.  [2s]"
 )
 
 
 class Screen(NamedTuple):
-    """The terminal."""
+    """The size and abilities of the terminal."""
 
     width: int
     height: int
     blocks: bool
-    """Can it show what is not ASCII?"""
+    """Whether it can show characters beyond ASCII."""
 
 
 def read_interval(given: str) -> float:
-    """Seconds from one look to the next; raises InvalidSetting."""
+    """Return the seconds between updates. Raises InvalidSetting."""
     from etcdsem.model import seconds
 
     every = seconds(given, what="--interval")
     if not LEAST_INTERVAL <= every <= 86400:
-        raise InvalidSetting(f"--interval {given}: give 100ms to 24h")
+        raise InvalidSetting(f"--interval {given} is out of range: give 100ms to 24h")
     return every
 
 
 def is_screen() -> bool:
-    """Can stdout be drawn on?"""
+    """Whether stdout is a terminal that can be drawn on."""
     try:
         return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "")
     except (AttributeError, ValueError):
@@ -75,13 +75,13 @@ def is_screen() -> bool:
 
 
 class Poller(Generic[T]):
-    """Polls etcd from a thread of its own, and wakes the main thread each time."""
+    """Polls etcd from a thread of its own, and wakes the main thread after each poll."""
 
     def __init__(
-        self, look: Callable[[], T], every: float, signals: Signals, close: Callable[[], None]
+        self, poll: Callable[[], T], every: float, signals: Signals, close: Callable[[], None]
     ) -> None:
-        """`close` lets go of etcd, and so ends a look that is under way."""
-        self._look = look
+        """Start polling. `close` closes the client, which also ends a poll under way."""
+        self._poll = poll
         self._close = close
         self._every = every
         self._signals = signals
@@ -89,28 +89,28 @@ class Poller(Generic[T]):
         self.seen: T | None = None
         self.error: EtcdSemError | None = None
         self.made = 0
-        self._since = time.monotonic()  # when `seen` was
+        self._since = time.monotonic()  # of `seen`
         self._under_way = False
         self._worker = Worker(self._run, signals, name="poller")
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop polling."""
         self._end.set()
         self._close()
         self._worker.join(1.0)
 
     def check(self) -> None:
-        """Raise what ended the thread, if anything did."""
+        """Raise the exception that ended the thread, if any."""
         if self._worker.done:
             self._worker.result()
 
     def trouble(self) -> str:
-        """Why what was seen is old; empty if it is not."""
+        """Return why `seen` is out of date; empty if it is not."""
         old = time.monotonic() - self._since
         if self.error is not None:
-            return clean(f"seen {span(old)} ago: {self.error}")
+            return clean(f"updated {span(old)} ago: {self.error}")
         if self._under_way and old > self._every + _SLOW:
-            return f"seen {span(old)} ago: etcd has not answered since"
+            return f"updated {span(old)} ago: etcd has not answered since"
         return ""
 
     def _run(self) -> None:
@@ -118,7 +118,7 @@ class Poller(Generic[T]):
             began = time.monotonic()
             self._under_way = True
             try:
-                self.seen, self.error = self._look(), None
+                self.seen, self.error = self._poll(), None
                 self._since = time.monotonic()
             except EtcdSemError as error:
                 self.error = error
@@ -131,19 +131,21 @@ class Poller(Generic[T]):
 
 
 def print_repeatedly(
-    look: Callable[[], T],
+    poll: Callable[[], T],
     show: Callable[[T, int], None],
     *,
     every: float,
     count: int,
     close: Callable[[], None],
 ) -> int:
-    """Not on a terminal: `show` what was seen, and which look it was, `count` times (0: for
-    ever), or until a signal. Gives the exit code; raises what went wrong.
+    """Print updates without a terminal, `count` times (0: without end) or until a signal.
+
+    `show` gets the result of `poll`, and its number from 1. Returns the exit code; raises the
+    EtcdSemError of a poll that failed.
     """
     signals = Signals()
     signals.install()
-    poller, shown = Poller(look, every, signals, close), 0
+    poller, shown = Poller(poll, every, signals, close), 0
     try:
         while True:
             for number in signals.wait(60.0):
@@ -154,7 +156,7 @@ def print_repeatedly(
                 continue
             shown = poller.made
             if poller.error is not None or poller.seen is None:
-                raise poller.error or AssertionError("a look without anything seen")
+                raise poller.error or AssertionError("a poll without a result")
             show(poller.seen, shown)
             if shown == count:
                 return exit_codes.OK
@@ -163,11 +165,11 @@ def print_repeatedly(
 
 
 class LiveView(Generic[T]):
-    """The picture, from its first look to q."""
+    """The view, from the first poll to q."""
 
     def __init__(
         self,
-        look: Callable[[], T],
+        poll: Callable[[], T],
         draw: Callable[[T, Screen, str], RenderableType],
         *,
         every: float,
@@ -175,8 +177,17 @@ class LiveView(Generic[T]):
         count: int = 0,
         on_key: Callable[[str], None] = lambda key: None,
     ) -> None:
-        """`draw` gets what was seen, the screen, and what is wrong; `count` looks, 0: for ever."""
-        self._look = look
+        """Prepare the view.
+
+        Args:
+            poll: reads from etcd.
+            draw: draws the last result; gets the screen, and why the result is out of date.
+            every: seconds between polls.
+            close: closes the client.
+            count: polls until the end; 0 means no end.
+            on_key: called with each key typed, except q.
+        """
+        self._poll = poll
         self._draw = draw
         self._every = every
         self._close = close
@@ -185,13 +196,13 @@ class LiveView(Generic[T]):
         self._signals = Signals()
 
     def run(self) -> int:
-        """Gives the exit code."""
+        """Show it until the end, and return the exit code. Raises the error of the first poll."""
         self._signals.install()
         self._signals.hear_stop()
-        signal.signal(signal.SIGWINCH, _heard)
-        poller = Poller(self._look, self._every, self._signals, self._close)
+        signal.signal(signal.SIGWINCH, _do_nothing)
+        poller = Poller(self._poll, self._every, self._signals, self._close)
         try:
-            while poller.made == 0:  # an etcd that is not there is no reason to clear the screen
+            while poller.made == 0:  # do not clear the screen if etcd is unreachable
                 for number in self._signals.wait(60.0):
                     if number in STOPPING:
                         return _stopped(number)
@@ -208,7 +219,7 @@ class LiveView(Generic[T]):
             poller.stop()
 
     def _show(self, poller: Poller[T]) -> int:
-        """Until a signal comes; 0 for q, and after the last look."""
+        """Draw until a signal comes, and return its number; 0 for q and after the last poll."""
         from rich.console import Console
         from rich.live import Live
 
@@ -232,7 +243,7 @@ class LiveView(Generic[T]):
                         return number
 
     def _wait(self, seconds: float) -> str:
-        """The keys that were typed, if any, before something else happens."""
+        """Wait for keys, signals or a poll, and return the keys typed, if any."""
         inputs = [self._signals.fds[0]]
         if os.isatty(0):
             inputs.append(0)
@@ -246,17 +257,17 @@ class LiveView(Generic[T]):
 
 
 def cut(text: str, width: int) -> str:
-    """One line of a picture."""
+    """Cut a line of text to `width`, marking the cut with dots."""
     return text if len(text) <= width else text[: max(0, width - 3)] + "..."
 
 
 def _stopped(number: int) -> int:
-    """Ctrl-C is how one leaves such a picture; other signals are news for whoever started it."""
+    """Return the exit code: 0 for Ctrl-C, the normal way to quit, 128+N for other signals."""
     return exit_codes.OK if number in (0, signal.SIGINT) else exit_codes.SIGNAL + number
 
 
 def _stop_here() -> None:
-    """Ctrl-Z: stop, with the terminal as it was, until the shell continues us."""
+    """Handle Ctrl-Z: stop, with the terminal restored, until the shell continues us."""
     before = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGTSTP)
     signal.signal(signal.SIGTSTP, before)
@@ -264,7 +275,7 @@ def _stop_here() -> None:
 
 @contextmanager
 def _keys() -> Iterator[None]:
-    """Keys come one by one and are not shown, where stdin is a terminal."""
+    """Read keys one by one and without echo, if stdin is a terminal."""
     if not os.isatty(0):
         yield
         return
@@ -279,5 +290,5 @@ def _keys() -> Iterator[None]:
         termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
-def _heard(number: int, frame: FrameType | None) -> None:
-    """It is read from the pipe; its default would be to do nothing."""
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    """Do nothing: the signal is read from the pipe. Without a handler it would be discarded."""

@@ -1,4 +1,4 @@
-"""``etcdsem ls``: all semaphores, one a line."""
+"""``etcdsem ls``: list all semaphores, one per line."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ _NUMBERS = frozenset({"LIMIT", "HELD", "WAITING"})
 @connection_options
 @click.pass_context
 def ls(ctx: click.Context, /, as_json: bool) -> None:
-    """List all semaphores below the prefix: limit, slots held, and how many wait. Of a rate limit
-    HELD is how many starts count in the running period.
+    """List all semaphores below the prefix: limit, slots held, and number of waiters.
+
+    For a rate limit, HELD is the number of starts that count in the current period.
 
     \b
     Examples:
@@ -31,7 +32,7 @@ def ls(ctx: click.Context, /, as_json: bool) -> None:
         echo_json({"semaphores": [overview_data(one) for one in found]})
         return
     if not found:
-        say(f"there is no semaphore below {prefix}; etcdsem run NAME --limit N -- ... makes one")
+        say(f"no semaphores below {prefix}; create one with: etcdsem run NAME --limit N -- COMMAND")
         return
     rows: list[tuple[str, ...]] = [
         (
@@ -45,4 +46,5 @@ def ls(ctx: click.Context, /, as_json: bool) -> None:
     table(("NAME", "LIMIT", "HELD", "WAITING"), rows, _NUMBERS)
     for one in found:
         if one.junk:
-            say(f"{one.name}: {one.junk} strange keys are left out; see etcdsem status {one.name}")
+            keys = f"{one.junk} unrecognized key{'s' * (one.junk > 1)}"
+            say(f"{one.name}: ignored {keys} (see: etcdsem status {one.name})")

@@ -1,4 +1,4 @@
-"""``etcdsem status``: who holds a lease of one semaphore, and who waits for one."""
+"""``etcdsem status``: show the holders and waiters of one semaphore."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 @click.command()
 @name_argument
 @json_option
-@click.option(
-    "-W", "--watch", is_flag=True, help="Again and again, until q or Ctrl-C; on a terminal live."
-)
+@click.option("-W", "--watch", is_flag=True, help="Repeat until q or Ctrl-C; live on a terminal.")
 @interval_option
 @connection_options
 @click.pass_context
 def status(ctx: click.Context, /, name: str, as_json: bool, watch: bool, interval: str) -> int:
-    """Show who holds a lease of NAME and who waits for one, since when, and how long each would
-    last if its holder were gone (TTL).
+    """Show the holders and waiters of NAME.
+
+    FOR is how long each has held or waited; TTL is how long its lease would last if it were no
+    longer refreshed.
 
     Exit code 78 if there is no such semaphore.
 
@@ -50,18 +50,18 @@ def status(ctx: click.Context, /, name: str, as_json: bool, watch: bool, interva
     every = read_interval(interval)
     client = connect(ctx)
 
-    def look() -> Status:
+    def poll() -> Status:
         return client.status(name)
 
     if watch and not as_json and is_screen():
         quiet_library()
-        return LiveView(look, draw, every=every, close=client.close).run()
+        return LiveView(poll, draw, every=every, close=client.close).run()
     if watch:
         quiet_library()
         show = partial(_print, as_json=as_json)
-        return print_repeatedly(look, show, every=every, count=0, close=client.close)
+        return print_repeatedly(poll, show, every=every, count=0, close=client.close)
     with client:
-        _print(look(), as_json=as_json)
+        _print(poll(), as_json=as_json)
     return exit_codes.OK
 
 

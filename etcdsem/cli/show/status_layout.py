@@ -1,6 +1,6 @@
-"""How `status` looks: headline, holders and waiters, printed or on a screen of a given size.
+"""Layout of `status`: headline, holders and waiters, printed or on a screen of a given size.
 
-On a screen nothing is wider or higher than the terminal: columns are left out from the right, and
+On a screen, nothing is wider or higher than the terminal: columns are dropped from the right, and
 rows that do not fit are counted.
 """
 
@@ -35,10 +35,10 @@ _NUMBERS: Final = frozenset(
 )
 
 _BOTH: Final = 9
-"""Lines from which there is room for holders and waiters."""
+"""Screen height from which both holders and waiters are shown."""
 
 _DROPPED: Final = ((90, "LABELS"), (64, "LEASE"), (64, "TOKEN"), (40, "TTL"))
-"""Columns that narrower terminals have no room for."""
+"""Columns that are dropped below each width."""
 
 _WITH_WANTS: Final = 52
 
@@ -50,7 +50,7 @@ _OF_RATES: Final = {"HOLDER": "STARTED BY", "FOR": "AGO"}
 
 
 def print_status(seen: Status) -> None:
-    """Print it, as wide and as long as it is."""
+    """Print it without regard to the size of the terminal."""
     echo(clean(_headline(seen)))
     if seen.holders:
         echo("")
@@ -61,11 +61,17 @@ def print_status(seen: Status) -> None:
         titles, *rows = _waiter_rows(seen)
         table(titles, rows, _NUMBERS)
     for one in seen.junk:
-        say(f"left out: {one.key}: {one.reason}")
+        say(f"ignored unrecognized key {one.key}: {one.reason}")
 
 
 def draw(seen: Status, screen: Screen, trouble: str) -> RenderableType:
-    """The same, for a terminal of that size: the holders, and as many in line as fit."""
+    """Draw it for a terminal of that size: the holders, and as many waiters as fit.
+
+    Args:
+        seen: the status to draw.
+        screen: the terminal.
+        trouble: why the status is out of date; empty if it is not.
+    """
     from rich.console import Group
     from rich.text import Text
 
@@ -87,8 +93,8 @@ def draw(seen: Status, screen: Screen, trouble: str) -> RenderableType:
     if rest:
         parts += [Text(""), _fitting(titles, rest, screen.width)]
     more = len(holders) - len(some) + len(waiters) - len(rest) + len(seen.junk)
-    hidden = f"{len(holders) - len(some)} holders, {len(waiters) - len(rest)} in line"
-    foot = f"q quit   not shown: {hidden}, {len(seen.junk)} strange keys" if more else "q quit"
+    hidden = f"{len(holders) - len(some)} holders, {len(waiters) - len(rest)} waiters"
+    foot = f"q quit   not shown: {hidden}, {len(seen.junk)} unrecognized keys" if more else "q quit"
     parts.append(line(trouble or foot, "bold red" if trouble else "dim"))
     return Group(*parts)
 
@@ -96,7 +102,7 @@ def draw(seen: Status, screen: Screen, trouble: str) -> RenderableType:
 def _fitting(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> RenderableType:
     gone = {title for least, title in _DROPPED if width < least}
     if "WANTS" in header and width < _WITH_WANTS:
-        gone |= {"TTL", "FOR"}  # what one wants says more of why it waits
+        gone |= {"TTL", "FOR"}  # WANTS explains better why a waiter waits
     kept = [place for place, title in enumerate(header) if title not in gone]
     return rich_table(
         [header[place] for place in kept],
@@ -111,10 +117,10 @@ def _headline(seen: Status) -> str:
 
 
 def _headline_parts(seen: Status) -> list[str]:
-    """How much is in use, and, if nothing goes on, why."""
+    """Return the usage, and the reason if no lease is granted."""
     waiting = f"{len(seen.waiters)} waiting"
     if seen.max_leases is None:
-        limit = "limit unreadable, nothing is granted"
+        limit = "limit unreadable, no lease is granted"
         parts = [f"{seen.name}: {limit}, {seen.held} held, {waiting}"]
     elif seen.rate is not None:
         data = rate_data(seen)
@@ -129,14 +135,12 @@ def _headline_parts(seen: Status) -> list[str]:
     elif seen.waiters and seen.max_leases is not None:
         free, wanted = seen.max_leases - seen.held, seen.waiters[0].weight
         if 0 < free < wanted:
-            parts.append(f"{free} free, kept for the first in line, who wants {wanted}")
+            parts.append(f"{free} free, reserved for the first waiter, which wants {wanted}")
     return parts
 
 
 def _holder_rows(seen: Status) -> list[tuple[str, ...]]:
-    """The titles, and the rows below. When a lease ends, and how many slots it has, are columns
-    only if there is something to say.
-    """
+    """Return the titles and the rows; without ENDS or WEIGHT if no holder has a value there."""
     rows: list[tuple[str, ...]] = [
         tuple(_OF_RATES.get(title, title) for title in _HOLDERS) if seen.rate else _HOLDERS,
         *(
@@ -163,12 +167,12 @@ def _holder_rows(seen: Status) -> list[tuple[str, ...]]:
 
 
 def _without(rows: Sequence[tuple[str, ...]], gone: Sequence[int]) -> list[tuple[str, ...]]:
-    """The same without some columns."""
+    """Return the rows without the columns at some positions."""
     return [tuple(cell for place, cell in enumerate(row) if place not in gone) for row in rows]
 
 
 def _ends(one: Holder) -> str:
-    """When it has been held for as long as its holder means to, at the latest."""
+    """Return when its max_hold will be reached, as text."""
     if one.max_hold is None:
         return "-"
     if one.ends_at is None:
@@ -177,9 +181,7 @@ def _ends(one: Holder) -> str:
 
 
 def _waiter_rows(seen: Status) -> list[tuple[str, ...]]:
-    """The titles, and the rows below. What they want is a column only if one wants something
-    special.
-    """
+    """Return the titles and the rows; without WANTS if every waiter wants just one slot."""
     rows: list[tuple[str, ...]] = [
         _WAITERS,
         *(
@@ -200,7 +202,7 @@ def _waiter_rows(seen: Status) -> list[tuple[str, ...]]:
 
 
 def _wants(one: Waiter) -> str:
-    """What it wants beyond one slot in its turn."""
+    """Return what it wants beyond one slot in queue order, as text."""
     words = [f"weight {one.weight}"] if one.weight > 1 else []
     words += [f"priority {one.priority}"] if one.priority else []
     words += ["eager"] if one.eager else []

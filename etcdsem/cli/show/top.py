@@ -1,6 +1,6 @@
-"""``etcdsem top``: all semaphores, live. `top_layout.py` draws them, `live_view.py` follows etcd.
+"""``etcdsem top``: show all semaphores live. `top_layout.py` draws, `live_view.py` polls etcd.
 
-Not on a terminal it is a plain table, once, or as often as --count says.
+When stdout is not a terminal, it prints a plain table, once or --count times.
 """
 
 from __future__ import annotations
@@ -34,33 +34,34 @@ if TYPE_CHECKING:
 _NUMBERS: Final = frozenset({"HELD", "LIMIT", "WAITING", "OLDEST"})
 
 
-@click.command(short_help="Show all semaphores, live.")
+@click.command(short_help="Show all semaphores live.")
 @interval_option
 @click.option(
     "-s",
     "--sort",
     type=click.Choice(list(SORTS)),
     default="waiting",
-    help="What is on top: the longest line, the most holders, the longest wait, or by name.  "
-    "[waiting]",
+    help="Sort by number of waiters, number of holders, longest wait, or name.  [waiting]",
 )
 @click.option(
     "-c",
     "--count",
     metavar="N",
     type=WholeNumber(min=0),
-    help="End after N looks; 0 never does.  [on a terminal 0, else 1]",
+    help="Exit after N updates; 0 means never.  [0 on a terminal, else 1]",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object for each look instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per update.")
 @connection_options
 @click.pass_context
 def top(ctx: click.Context, /, interval: str, sort: str, count: int | None, as_json: bool) -> int:
-    """Show all semaphores: slots held, limit, how many wait, and for how long the first in line
-    has waited. OLDEST compares the clock of the waiter's machine with this one's. Of a rate limit
-    HELD is how many starts count in the running period.
+    """Show all semaphores: slots held, limit, number of waiters, and how long the first waiter has
+    waited (OLDEST).
 
-    On a terminal it fills the screen until q or Ctrl-C; w, h, o and n sort. Elsewhere it prints a
-    plain table once. NO_COLOR is obeyed.
+    OLDEST compares the clock of the waiter's machine with the local one. For a rate limit, HELD is
+    the number of starts that count in the current period.
+
+    On a terminal it fills the screen until q or Ctrl-C; press w, h, o or n to sort. Otherwise it
+    prints a plain table once. Respects NO_COLOR.
 
     \b
     Examples:
@@ -71,34 +72,32 @@ def top(ctx: click.Context, /, interval: str, sort: str, count: int | None, as_j
     """
     every = read_interval(interval)
     live = not as_json and is_screen()
-    looks = count if count is not None else int(not live)
+    updates = count if count is not None else int(not live)
     quiet_library()
     client = connect(ctx)
     if live:
-        return _Top(client, sort).run(every, looks)
+        return _Top(client, sort).run(every, updates)
     return print_repeatedly(
         client.overview,
         lambda seen, which: _print(seen, sort, as_json=as_json, again=which > 1),
         every=every,
-        count=looks,
+        count=updates,
         close=client.close,
     )
 
 
 class _Top:
-    """The picture, and the order in it."""
-
     def __init__(self, client: Client, sort: str) -> None:
         self._client = client
         self._sort = sort
 
-    def run(self, every: float, looks: int) -> int:
+    def run(self, every: float, updates: int) -> int:
         live = LiveView(
             self._client.overview,
             self._draw,
             every=every,
             close=self._client.close,
-            count=looks,
+            count=updates,
             on_key=self._key,
         )
         return live.run()

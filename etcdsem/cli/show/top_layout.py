@@ -1,10 +1,10 @@
-"""What `top` draws: one screen of semaphores, from what was read to lines of a given size.
+"""Layout of `top`: one screen of semaphores of a given size.
 
-1. Nothing is wider or higher than the terminal. What does not fit is left out from the right: the
-   bar first, then the notes, then the columns; rows that do not fit are counted. That something is
-   paused is said at any size, else in the place of its limit.
-2. Without colour everything can still be told: colour repeats what numbers and notes say.
-3. Where the terminal's encoding has no blocks, the bar is drawn with ``#`` and ``.``.
+1. Nothing is wider or higher than the terminal. What does not fit is dropped: the bar first, then
+   the notes, then columns from the right; rows that do not fit are counted. A pause is shown at any
+   size, if necessary in place of the limit.
+2. Colour carries no information of its own: it only repeats what numbers and notes say.
+3. If the terminal's encoding has no block characters, the bar is drawn with ``#`` and ``.``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class View(NamedTuple):
-    """What was read, and how it is to be shown."""
+    """The semaphores, and how to show them."""
 
     semaphores: Sequence[Overview]
     where: str
@@ -68,39 +68,39 @@ SORTS: Final[dict[str, Callable[[Overview], tuple[object, ...]]]] = {
     "oldest": lambda one: (_since(one), one.name),
     "name": lambda one: (one.name,),
 }
-"""The orders, each with the key of its first letter."""
+"""Sort orders, by name; the key for each is its first letter."""
 
 
 def ordered(semaphores: Sequence[Overview], sort: str) -> list[Overview]:
-    """In the order that was asked for: the most pressing first, else by name."""
+    """Return the semaphores in the order `sort`, a key of `SORTS`."""
     return sorted(semaphores, key=SORTS[sort])
 
 
 def note(one: Overview) -> str:
-    """What an operator should know about it; mostly nothing."""
+    """Return what an operator should know about it; usually empty."""
     notes = []
     if one.pause is not None:
         notes.append(f"paused {age(one.pause.since)}" if one.pause.since else "paused")
     if one.overbooked:
         notes.append(f"{used(one.overbooked, one.rate)} over limit")
     if one.max_leases is None:
-        notes.append("no limit readable")
+        notes.append("limit unreadable")
     if one.max_leases == 0:
-        notes.append("lets nobody in")
+        notes.append("grants nothing")
     if one.junk:
-        notes.append(f"{one.junk} strange key{'s' if one.junk > 1 else ''}")
+        notes.append(f"{one.junk} unrecognized key{'s' if one.junk > 1 else ''}")
     return ", ".join(notes)
 
 
 def oldest(one: Overview) -> str:
-    """How long the first in line has waited."""
+    """Return how long the first waiter has waited, as text."""
     if not one.waiting:
         return "-"
     return age(one.waiting_since)
 
 
 def draw(view: View, screen: Screen) -> RenderableType:
-    """The whole screen."""
+    """Draw the whole screen."""
     from rich.console import Group
     from rich.text import Text
 
@@ -115,7 +115,7 @@ def draw(view: View, screen: Screen) -> RenderableType:
     if len(shown) < len(rows):
         parts.append(_line(f"and {len(rows) - len(shown)} more", screen, "dim"))
     if not rows:
-        parts.append(_line("no semaphore here yet", screen, "dim"))
+        parts.append(_line("no semaphores yet", screen, "dim"))
     if not low or view.trouble:
         parts.append(_footer(view, screen))
     return Group(*parts)
@@ -158,7 +158,7 @@ def _table(rows: Sequence[Overview], screen: Screen) -> RenderableType:
     limited = screen.width >= _WITH_LIMIT
     longest = max((len(one.name) for one in rows), default=4)
     numbers = {"HELD": 5, "LIMIT": _LIMIT, "": bar, "WAITING": 7, "OLDEST": 7}
-    if not limited:  # 3/8 tells both
+    if not limited:  # one column, such as 3/8
         numbers = {"HELD": 11, "WAITING": 7, "OLDEST": 7}
     if screen.width < _WITH_OLDEST:
         numbers = {"HELD": 7}
@@ -186,7 +186,7 @@ def _table(rows: Sequence[Overview], screen: Screen) -> RenderableType:
 
 
 def _cells(one: Overview, numbers: dict[str, int], *, noted: bool, blocks: bool) -> list[Text]:
-    """One row: the name, the columns of `numbers`, and the note if that is a column."""
+    """Return one row: the name, the columns of `numbers`, and the note if that is a column."""
     from rich.text import Text
 
     style = _style(one)
@@ -213,7 +213,7 @@ def _cells(one: Overview, numbers: dict[str, int], *, noted: bool, blocks: bool)
 
 
 def _widen(numbers: dict[str, int], rows: Sequence[Overview], width: int) -> None:
-    """Make room for rates, and for the word that something is paused, where names leave it."""
+    """Widen columns for rates and for the word "paused", as far as names leave room."""
     spare = width - sum(numbers.values()) - 2 * len(numbers)
     if "LIMIT" in numbers:
         longest = max((len(limit_text(one.max_leases, one.rate)) for one in rows), default=0)
@@ -227,7 +227,7 @@ def _widen(numbers: dict[str, int], rows: Sequence[Overview], width: int) -> Non
 
 
 def _limit(one: Overview, room: int) -> str:
-    """The limit; a rate that does not fit goes without its block."""
+    """Return the limit; without its block if a rate does not fit."""
     text = limit_text(one.max_leases, one.rate)
     if one.rate is not None and len(text) > room:
         return limit_text(None, one.rate._replace(block=1))
@@ -235,7 +235,7 @@ def _limit(one: Overview, room: int) -> str:
 
 
 def _held_of(one: Overview, room: int) -> str:
-    """What is held of the limit, in one column; of a rate that does not fit without its period."""
+    """Return usage and limit in one column; without the period if a rate does not fit."""
     if one.rate is None:
         return f"{one.held}/{limit_text(one.max_leases, None)}"
     text = f"{used(one.held, one.rate)} of {one.rate._replace(block=1)}"
