@@ -125,7 +125,7 @@ def test_somebody_waits_beside_a_free_slot(fresh_etcd: EtcdServer) -> None:
         fresh_etcd, "put", f"/etcdsem/s/waiters/gone.1.00000000/{lease}", "{}", f"--lease={lease}"
     )
     stuck = findings(told(fresh_etcd), "stuck")
-    assert stuck[0]["what"].startswith("s: 0 of 2 held, and 1 wait")
+    assert stuck[0]["what"].startswith("s: 0 of 2 held, yet 1 waiting")
     command = stuck[0]["do"].split("; if not, ")[1]
     assert ran(fresh_etcd, *command.split()[1:]).returncode == 0
     assert findings(told(fresh_etcd), "stuck") == []
@@ -284,7 +284,7 @@ def changed(**values: Any) -> ProbeResults:
             sound(has_leader=False, error="etcdserver: no leader"),
             "endpoint",
             "problem",
-            "most members are away",
+            "most members are down",
         ),
         (sound(error="refused"), "endpoint", "warning", "does not answer"),
         (sound(error="wrong password", denied=True), "login", "problem", "wrong password"),
@@ -297,11 +297,16 @@ def changed(**values: Any) -> ProbeResults:
         (sound(errors=("etcdserver: no space",)), "alarm", "problem", "no space"),
         (sound(db_size=2 * 1024**3), "space", "warning", "2048 MiB of 2048 MiB"),
         (sound(db_size=4 * 1024**3, quota=8 * 1024**3), "space", "info", "0 MiB of 4096"),
-        (changed(listed=1), "cluster", "info", "one member"),
+        (changed(listed=1), "cluster", "info", "only one member"),
         (changed(listed=4), "cluster", "info", "no safer than 3"),
-        (changed(members=sound().members[:1]), "cluster", "warning", "one endpoint is given"),
+        (
+            changed(members=sound().members[:1]),
+            "cluster",
+            "warning",
+            "only one endpoint is configured",
+        ),
         (changed(alarms=["CORRUPT"]), "alarm", "problem", "CORRUPT"),
-        (changed(alarms=None), "alarm", "info", "may not ask"),
+        (changed(alarms=None), "alarm", "info", "may not list alarms"),
         (changed(denied={"write": "no"}), "access", "problem", "u may not write"),
         (changed(failed={"write": "slow"}), "access", "problem", "could not write"),
         (changed(network=0.2, read=0.201, write=0.202), "speed", "warning", "network"),
@@ -309,7 +314,7 @@ def changed(**values: Any) -> ProbeResults:
         (changed(write=0.2), "speed", "warning", "disk is slow"),
         (changed(head=50_000, compacted=0), "compaction", "problem", "never compacted"),
         (changed(head=5_000_000), "compaction", "warning", "4996000 revisions"),
-        (changed(compacted=0), "compaction", "info", "cannot be asked"),
+        (changed(compacted=0), "compaction", "info", "does not report"),
         (changed(tls=False), "tls", "problem", "password"),
         (changed(tls=False, user=None), "tls", "warning", "plain text"),
         (changed(clock_ahead=-3600.0), "clock", "info", "3600 s behind"),

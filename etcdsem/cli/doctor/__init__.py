@@ -1,1 +1,1 @@
-"""`etcdsem doctor`: probe etcd, then check what was found."""
+"""`etcdsem doctor`: probe etcd, then check the results."""

@@ -1,14 +1,17 @@
-"""What `doctor` makes of the results: findings, each with what to do about it. Plain functions."""
+"""The checks of `doctor` on what the probes found. Pure functions.
+
+To add a check, write a function that yields verdicts, and add a row to `CHECKS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from etcdsem.cli.doctor import etcd_versions
-from etcdsem.cli.doctor.finding import Finding, Level, milliseconds
+from etcdsem.cli.doctor.finding import Check, Finding, Level, Verdict, milliseconds, run_table
 from etcdsem.cli.doctor.probes import Member, ProbeResults
-from etcdsem.cli.doctor.semaphore_checks import check_semaphores
+from etcdsem.cli.doctor.semaphore_checks import semaphore_findings
 
 SLOW_NETWORK: Final = 0.05
 SLOW_QUORUM: Final = 0.05
@@ -17,333 +20,356 @@ MANY_REVISIONS: Final = 1_000_000
 NEVER_COMPACTED: Final = 20_000
 DEFAULT_QUOTA: Final = 2 * 1024**3
 SKEW: Final = 5.0
+LAG: Final = 1000
 
 
 def run_checks(results: ProbeResults) -> list[Finding]:
-    """All findings, in the order in which they were looked at."""
-    return [finding for check in _CHECKS for finding in check(results)]
+    """Return all findings, in the order of the checks."""
+    return [*run_table(CHECKS, results), *semaphore_findings(results)]
 
 
-def _endpoints(results: ProbeResults) -> Iterator[Finding]:
+# ---------------------------------------------------------------- endpoints and members
+
+
+def _login(results: ProbeResults) -> Iterator[Verdict]:
     for member in results.members:
-        yield _endpoint(results, member)
-
-
-def _endpoint(results: ProbeResults, member: Member) -> Finding:
-    if member.denied or member.secret:
-        return _refusal(member)
-    if not member.has_leader and (not member.error or "no leader" in member.error):
-        return Finding(
-            "endpoint",
-            "problem",
-            f"{member.endpoint} has no leader: most members are away, and nothing can be "
-            "granted, refreshed or freed",
-            "etcdctl endpoint health --cluster; start the members that are down",
-        )
-    if member.error:
-        level: Level = "warning" if results.reached else "problem"
-        return Finding(
-            "endpoint",
-            level,
-            f"{member.endpoint} does not answer: {member.error}",
-            f"etcdctl --endpoints {member.endpoint} endpoint health; is it running, and the "
-            "address right?",
-        )
-    if member.learner:
-        return Finding(
-            "endpoint",
-            "warning",
-            f"{member.endpoint} is a learner: it serves nobody yet",
-            f"etcdctl member promote {member.id:x}, or take it out of the endpoints",
-        )
-    role = "leader" if member.leads else "follower"
-    return Finding("endpoint", "ok", f"{member.endpoint}: etcd {member.version}, {role}")
-
-
-def _refusal(member: Member) -> Finding:
-    """A member that lets nobody in, or does not tell its status to this user."""
-    if member.denied:
-        return Finding(
-            "login",
-            "problem",
-            f"{member.endpoint}: {member.error}",
-            "check the user and the password: ETCDSEM_USER, and ETCDSEM_PASSWORD or "
-            "ETCDSEM_PASSWORD_FILE",
-        )
-    return Finding(
-        "endpoint",
-        "info",
-        f"{member.endpoint}: etcd {member.version or '(version unknown)'}; it tells its "
-        "status (leader, space, alarms) to root only",
-        "to check that, too: etcdsem doctor --user root",
-    )
-
-
-def _cluster(results: ProbeResults) -> Iterator[Finding]:
-    reached = results.reached
-    if len({member.cluster for member in reached if not member.secret}) > 1:
-        yield Finding(
-            "cluster",
-            "problem",
-            "the endpoints belong to different clusters: each would count for itself",
-            "leave only the endpoints of one cluster in ETCDSEM_ENDPOINTS "
-            "(etcdctl endpoint status -w json shows cluster_id)",
-        )
-    running = {member.version for member in reached} - {""}
-    if len(running) > 1:
-        yield Finding(
-            "cluster",
-            "warning",
-            f"members run different versions: {', '.join(sorted(running))}",
-            "finish the upgrade: etcdctl endpoint status -w table --cluster",
-        )
-    for member in reached:
-        if member.lag > 1000:
-            yield Finding(
-                "cluster",
-                "warning",
-                f"{member.endpoint} has {member.lag} entries yet to apply",
-                "look at its disk and load: etcdctl endpoint status -w table",
+        if member.denied:
+            yield Verdict(
+                "problem",
+                f"{member.endpoint}: {member.error}",
+                "check the user and the password: ETCDSEM_USER, and ETCDSEM_PASSWORD or "
+                "ETCDSEM_PASSWORD_FILE",
             )
 
 
-def _size(results: ProbeResults) -> Iterator[Finding]:
-    """How many members there are, and how many of them are given."""
-    if results.listed is None:
-        return
-    if results.listed == 1:
-        yield Finding(
-            "cluster",
+def _endpoints(results: ProbeResults) -> Iterator[Verdict]:
+    for member in results.members:
+        if not member.denied:
+            yield _endpoint(results, member)
+
+
+def _endpoint(results: ProbeResults, member: Member) -> Verdict:
+    if member.secret:
+        return Verdict(
             "info",
-            "one member: while it is away nothing is granted, and a lost disk loses all leases",
-            "run three members where that matters",
+            f"{member.endpoint}: etcd {member.version or '(version unknown)'}; only root may read "
+            "its status (leader, space, alarms)",
+            "to check that too: etcdsem doctor --user root",
         )
-    elif results.listed % 2 == 0:
-        yield Finding(
-            "cluster",
-            "info",
-            f"{results.listed} members: no safer than {results.listed - 1}",
-            "run three or five",
+    if not member.has_leader and (not member.error or "no leader" in member.error):
+        return Verdict(
+            "problem",
+            f"{member.endpoint} has no leader: most members are down, and no lease can be granted, "
+            "refreshed or released",
+            "etcdctl endpoint health --cluster; start the members that are down",
         )
-    if results.listed > len(results.members) == 1:
-        yield Finding(
-            "cluster",
+    if member.error:
+        return Verdict(
+            "warning" if results.reached else "problem",
+            f"{member.endpoint} does not answer: {member.error}",
+            f"etcdctl --endpoints {member.endpoint} endpoint health; check that it is running and "
+            "that the address is correct",
+        )
+    if member.learner:
+        return Verdict(
             "warning",
-            f"one endpoint is given, of a cluster of {results.listed} members: nobody goes on when "
-            "that one is away",
-            "put all members into ETCDSEM_ENDPOINTS, with commas (etcdctl member list shows them)",
+            f"{member.endpoint} is a learner and does not serve clients yet",
+            f"etcdctl member promote {member.id:x}, or remove it from the endpoints",
+        )
+    role = "leader" if member.leads else "follower"
+    return Verdict("ok", f"{member.endpoint}: etcd {member.version}, {role}")
+
+
+def _different_clusters(results: ProbeResults) -> Iterator[Verdict]:
+    if len({member.cluster for member in results.reached if not member.secret}) > 1:
+        yield Verdict(
+            "problem",
+            "the endpoints belong to different clusters, which would count separately",
+            "keep only the endpoints of one cluster in ETCDSEM_ENDPOINTS "
+            "(etcdctl endpoint status -w json shows cluster_id)",
         )
 
 
-def _version(results: ProbeResults) -> Iterator[Finding]:
-    for text in sorted({member.version for member in results.reached} - {""}):
+def _different_versions(results: ProbeResults) -> Iterator[Verdict]:
+    versions = _versions(results)
+    if len(versions) > 1:
+        yield Verdict(
+            "warning",
+            f"members run different versions: {', '.join(versions)}",
+            "finish the upgrade: etcdctl endpoint status -w table --cluster",
+        )
+
+
+def _versions(results: ProbeResults) -> list[str]:
+    return sorted({member.version for member in results.reached} - {""})
+
+
+def _lag(results: ProbeResults) -> Iterator[Verdict]:
+    for member in results.reached:
+        if member.lag > LAG:
+            yield Verdict(
+                "warning",
+                f"{member.endpoint} still has {member.lag} entries to apply",
+                "check its disk and load: etcdctl endpoint status -w table",
+            )
+
+
+def _member_count(results: ProbeResults) -> Iterator[Verdict]:
+    count = results.listed or 0
+    if count == 1:
+        yield Verdict(
+            "info",
+            "only one member: no lease is granted while it is down, and losing its disk loses all "
+            "leases",
+            "run three members if that matters",
+        )
+    elif count % 2 == 0:
+        yield Verdict("info", f"{count} members: no safer than {count - 1}", "run three or five")
+
+
+def _one_endpoint(results: ProbeResults) -> Iterator[Verdict]:
+    count = results.listed or 0
+    if count > len(results.members) == 1:
+        yield Verdict(
+            "warning",
+            f"only one endpoint is configured, of a cluster of {count} members: clients cannot "
+            "fail over",
+            "list all members in ETCDSEM_ENDPOINTS, separated by commas (etcdctl member list shows "
+            "them)",
+        )
+
+
+def _version(results: ProbeResults) -> Iterator[Verdict]:
+    for text in _versions(results):
         version = etcd_versions.parse(text)
         if version is None:
-            yield Finding("version", "info", f"cannot read etcd's version {text!r}")
+            yield Verdict("info", f"cannot parse etcd's version {text!r}")
             continue
         login = results.user is not None
         best = etcd_versions.shown(etcd_versions.recommended(version, login=login))
         upgrade = f"upgrade to {best} or later"
         if version[:2] < etcd_versions.OLDEST:
             oldest = ".".join(map(str, etcd_versions.OLDEST))
-            yield Finding(
-                "version", "problem", f"etcd {text}: etcdsem is made for {oldest} and later",
-                upgrade,
-            )  # fmt: skip
-        for bug in etcd_versions.known_bugs(version, login=login):
+            yield Verdict("problem", f"etcd {text}: etcdsem supports {oldest} and later", upgrade)
+        bugs = etcd_versions.known_bugs(version, login=login)
+        for bug in bugs:
             level: Level = "problem" if bug.grave else "warning"
-            yield Finding("version", level, f"etcd {text}: {bug.what} ({bug.source})", upgrade)
-        if not etcd_versions.known_bugs(version, login=login):
-            yield Finding("version", "ok", f"etcd {text}: no known bug that matters here")
+            yield Verdict(level, f"etcd {text}: {bug.what} ({bug.source})", upgrade)
+        if not bugs:
+            yield Verdict("ok", f"etcd {text}: no known bugs that affect semaphores")
 
 
-def _alarms(results: ProbeResults) -> Iterator[Finding]:
+# ---------------------------------------------------------------- alarms and space
+
+_ALARMS: Final = {
+    "NOSPACE": (
+        "out of space: no lease is granted, held leases continue",
+        "etcdctl compact REVISION; etcdctl defrag --cluster; etcdctl alarm disarm; then raise "
+        "--quota-backend-bytes, and compact automatically with --auto-compaction-retention=1h",
+    ),
+    "CORRUPT": (
+        "corrupt data: nothing can be written, and leases cannot even be released",
+        "etcdctl alarm list; replace the members that differ, from a backup or another member",
+    ),
+}
+
+
+def _alarms(results: ProbeResults) -> Iterator[Verdict]:
     for alarm in sorted(set(results.alarms or ())):
-        do = (
-            "etcdctl compact REVISION; etcdctl defrag --cluster; etcdctl alarm disarm; then give "
-            "it more with --quota-backend-bytes, and compact on its own with "
-            "--auto-compaction-retention=1h"
-            if alarm == "NOSPACE"
-            else "etcdctl alarm list; replace the members that differ, from a backup or another "
-            "member"
-        )
-        said = "out of space: nothing is granted, held leases go on" if alarm == "NOSPACE" else (
-            "corrupt data: nothing can be written, not even given back"
-        )  # fmt: skip
-        yield Finding("alarm", "problem", f"alarm {alarm}: {said}", do)
+        what, do = _ALARMS.get(alarm, _ALARMS["CORRUPT"])
+        yield Verdict("problem", f"alarm {alarm}: {what}", do)
+
+
+def _member_errors(results: ProbeResults) -> Iterator[Verdict]:
     for member in results.reached:
         for error in member.errors:
             if not any(alarm in error for alarm in results.alarms or ()):
-                yield Finding(
-                    "alarm", "problem", f"{member.endpoint}: {error}",
+                yield Verdict(
+                    "problem",
+                    f"{member.endpoint}: {error}",
                     "etcdctl endpoint status -w table --cluster",
-                )  # fmt: skip
-    if results.alarms is None and results.reached:
-        yield Finding("alarm", "info", "this user may not ask for alarms", "etcdctl alarm list")
+                )
 
 
-def space(results: ProbeResults) -> Iterator[Finding]:
-    """Databases that are nearly full, or half empty."""
+def _alarms_unknown(results: ProbeResults) -> Iterator[Verdict]:
+    if results.alarms is None:
+        yield Verdict("info", "this user may not list alarms", "etcdctl alarm list")
+
+
+def space(results: ProbeResults) -> Iterator[Verdict]:
+    """Report databases that are nearly full, or mostly unused."""
     for member in results.reached:
         quota = member.quota or DEFAULT_QUOTA
-        assumed = "" if member.quota else " (the default, which is assumed)"
-        used = member.db_size / quota
-        if used >= 0.8:
-            yield Finding(
-                "space",
+        assumed = "" if member.quota else " (assuming the default quota)"
+        if member.db_size / quota >= 0.8:
+            yield Verdict(
                 "warning",
-                f"{member.endpoint}: the database has {_mib(member.db_size)} of "
+                f"{member.endpoint}: the database uses {_mib(member.db_size)} of "
                 f"{_mib(quota)}{assumed}",
-                "etcdctl compact REVISION; etcdctl defrag; or more with --quota-backend-bytes",
+                "etcdctl compact REVISION; etcdctl defrag; or raise --quota-backend-bytes",
             )
         elif member.db_size > 100 * 1024**2 and member.db_in_use < member.db_size / 2:
-            yield Finding(
-                "space",
+            yield Verdict(
                 "info",
-                f"{member.endpoint}: {_mib(member.db_in_use)} of {_mib(member.db_size)} are in use",
-                f"etcdctl --endpoints {member.endpoint} defrag (it stands still meanwhile)",
+                f"{member.endpoint}: only {_mib(member.db_in_use)} of {_mib(member.db_size)} are "
+                "in use",
+                f"etcdctl --endpoints {member.endpoint} defrag (it blocks meanwhile)",
             )
 
 
-def _access(results: ProbeResults) -> Iterator[Finding]:
-    where = f"{results.prefix}/{results.name}/" if results.name else f"{results.prefix}/"
-    hint = "" if results.name else ", or name the semaphore that you may use: etcdsem doctor NAME"
-    for what, said in results.denied.items():
-        yield Finding(
-            "access",
+def _mib(size: int) -> str:
+    return f"{size / 1024**2:.0f} MiB"
+
+
+# ---------------------------------------------------------------- access and speed
+
+
+def _denied(results: ProbeResults) -> Iterator[Verdict]:
+    where = results.directory
+    hint = "" if results.name else ", or name a semaphore that you may use: etcdsem doctor NAME"
+    for what, reason in results.denied.items():
+        yield Verdict(
             "problem",
-            f"{results.user or 'nobody (no login)'} may not {what} below {where}: {said}",
+            f"{results.user or 'a client without a login'} may not {what} below {where}: {reason}",
             f"etcdctl role grant-permission ROLE --prefix=true readwrite {where}{hint}",
         )
-    for what, said in results.failed.items():
-        yield Finding(
-            "access", "problem", f"could not {what} below {where}: {said}",
+
+
+def _failed(results: ProbeResults) -> Iterator[Verdict]:
+    for what, reason in results.failed.items():
+        yield Verdict(
+            "problem",
+            f"could not {what}: {reason}",
             "etcdctl endpoint health --cluster; etcdctl alarm list",
-        )  # fmt: skip
-    if results.reached and not results.denied and not results.failed:
-        yield Finding("access", "ok", f"reading, writing and leases work below {where}")
+        )
 
 
-_SPEED: Final = (  # what, beside what, the difference that is slow, what is said, what to do
+def _access(results: ProbeResults) -> Iterator[Verdict]:
+    if not results.denied and not results.failed:
+        yield Verdict("ok", f"reading, writing and leases work below {results.directory}")
+
+
+_SPEED: Final = (  # what, compared with what, the slow difference, what to report, what to do
     (
         "network",
         None,
         SLOW_NETWORK,
-        "a bare question and answer take {0}: the network, or a busy machine",
-        "put etcd nearer, or look at the load here and there",
+        "a round trip takes {0}: slow network, or a busy machine",
+        "move the clients closer to etcd, or check the load on both sides",
     ),
     (
         "read",
         "network",
         SLOW_QUORUM,
-        "a read takes {0}: members are far from each other, or busy",
-        "etcdctl check perf; look at etcd_network_peer_round_trip_time_seconds",
+        "a read takes {0}: the members are far from each other, or busy",
+        "etcdctl check perf; check etcd_network_peer_round_trip_time_seconds",
     ),
     (
         "write",
         "read",
         SLOW_DISK,
         "a write takes {0}, a read {1}: the disk is slow",
-        "give etcd a fast disk of its own; look at etcd_disk_wal_fsync_duration_seconds",
+        "give etcd a fast disk of its own; check etcd_disk_wal_fsync_duration_seconds",
     ),
 )
 
 
-def _speed(results: ProbeResults) -> Iterator[Finding]:
+def _speed(results: ProbeResults) -> Iterator[Verdict]:
     times = {"network": results.network, "read": results.read, "write": results.write}
-    for what, beside, slow, said, do in _SPEED:
+    for what, beside, slow, message, do in _SPEED:
         took, before = times[what], times[beside] if beside else 0.0
         if took is not None and before is not None and took - before > slow:
-            shown = said.format(milliseconds(took), milliseconds(before))
-            yield Finding("speed", "warning", shown, do)
+            yield Verdict("warning", message.format(milliseconds(took), milliseconds(before)), do)
     if results.network is not None:
         known = [f"{what} {milliseconds(took)}" for what, took in times.items() if took is not None]
-        yield Finding("speed", "ok", f"medians: {', '.join(known)}")
+        yield Verdict("ok", f"medians: {', '.join(known)}")
 
 
-def history(results: ProbeResults) -> Iterator[Finding]:
-    """How much of the past is kept."""
-    if results.compacted is None:
-        return
-    kept = results.head - results.compacted
-    now = f"now: etcdctl compact {results.head}; etcdctl defrag --cluster"
-    for_ever = "for ever: start etcd with --auto-compaction-retention=1h"
-    if results.compacted == 0 and results.head > NEVER_COMPACTED:
-        yield Finding(
-            "compaction",
+# ---------------------------------------------------------------- history, encryption, time
+
+
+def history(results: ProbeResults) -> Iterator[Verdict]:
+    """Report how much of the history is kept. Needs `compacted`."""
+    compacted = results.compacted or 0
+    kept = results.head - compacted
+    enable = "start etcd with --auto-compaction-retention=1h"
+    do = f"{enable}; to compact now: etcdctl compact {results.head}; etcdctl defrag --cluster"
+    if compacted == 0 and results.head > NEVER_COMPACTED:
+        yield Verdict(
             "problem",
-            f"never compacted: it keeps all {results.head} revisions, and grows until it is full",
-            f"{for_ever}; {now}",
+            f"never compacted: all {results.head} revisions are kept, and the database grows until "
+            "it is full",
+            do,
         )
     elif kept > MANY_REVISIONS:
-        yield Finding(
-            "compaction",
-            "warning",
-            f"it keeps {kept} revisions: reads get slower, and it grows",
-            f"{for_ever}; {now}",
-        )
-    elif results.compacted == 0:
-        yield Finding(
-            "compaction",
+        what = f"{kept} revisions are kept: reads become slower, and the database grows"
+        yield Verdict("warning", what, do)
+    elif compacted == 0:
+        yield Verdict(
             "info",
-            f"not compacted yet, at revision {results.head}; whether it will be cannot be asked",
-            for_ever,
+            f"not compacted yet, at revision {results.head}; etcd does not report whether it "
+            "compacts automatically",
+            f"if it does not: {enable}",
         )
     else:
-        yield Finding("compaction", "ok", f"compacted: it keeps {kept} revisions")
+        yield Verdict("ok", f"compacted, {kept} revisions are kept")
 
 
-def _wire(results: ProbeResults) -> Iterator[Finding]:
-    open_ones = [member.endpoint for member in results.members if not member.loopback]
-    if results.tls or not open_ones:
+def _tls(results: ProbeResults) -> Iterator[Verdict]:
+    remote = [member.endpoint for member in results.members if not member.loopback]
+    if results.tls or not remote:
         return
-    level: Level = "problem" if results.user else "warning"
-    what = ", and the password with it" if results.user else ""
-    yield Finding(
-        "tls",
-        level,
-        f"plain text over the network to {', '.join(open_ones)}: all can be read and changed on "
-        f"the way{what}",
-        "give etcd certificates (--cert-file, --key-file), and us ETCDSEM_CACERT and https://",
+    password = ", including the password," if results.user else ""
+    yield Verdict(
+        "problem" if results.user else "warning",
+        f"plain text over the network to {', '.join(remote)}: all data{password} can be read and "
+        "changed in transit",
+        "give etcd certificates (--cert-file, --key-file), and set ETCDSEM_CACERT and https:// "
+        "endpoints",
     )
 
 
-def _time(results: ProbeResults) -> Iterator[Finding]:
-    ahead = results.clock_ahead
-    if ahead is not None and abs(ahead) > SKEW:
+def _clock(results: ProbeResults) -> Iterator[Verdict]:
+    ahead = results.clock_ahead or 0.0
+    if abs(ahead) > SKEW:
         order = "ahead of" if ahead > 0 else "behind"
-        yield Finding(
-            "clock",
+        yield Verdict(
             "info",
-            f"etcd's clock is {abs(ahead):.0f} s {order} this machine's; that shows only in ages "
-            "and dates, no lease depends on it",
+            f"etcd's clock is {abs(ahead):.0f} s {order} this machine's; this affects only "
+            "displayed ages and dates, not leases",
             "timedatectl; chronyc tracking",
         )
-    if results.least_ttl is not None and results.least_ttl > 2:
-        yield Finding(
-            "ttl",
+
+
+def _ttl(results: ProbeResults) -> Iterator[Verdict]:
+    least = results.least_ttl or 0.0
+    if least > 2:
+        yield Verdict(
             "info",
-            f"the smallest lease timeout here is {results.least_ttl:.0f} s: "
-            "shorter ones become that",
-            "a lower etcd --election-timeout makes it shorter, where the network allows",
+            f"the minimum lease timeout here is {least:.0f} s: shorter ones are raised to it",
+            "lower etcd's --election-timeout, if the network allows it",
         )
 
 
-_CHECKS: Final[tuple[Callable[[ProbeResults], Iterator[Finding]], ...]] = (
-    _endpoints,
-    _cluster,
-    _size,
-    _version,
-    _alarms,
-    space,
-    _access,
-    _speed,
-    history,
-    _wire,
-    _time,
-    check_semaphores,
+CHECKS: Final = (
+    Check("login", _login),
+    Check("endpoint", _endpoints),
+    Check("cluster", _different_clusters),
+    Check("cluster", _different_versions),
+    Check("cluster", _lag),
+    Check("cluster", _member_count, needs=("listed",)),
+    Check("cluster", _one_endpoint, needs=("listed",)),
+    Check("version", _version),
+    Check("alarm", _alarms),
+    Check("alarm", _member_errors),
+    Check("alarm", _alarms_unknown, needs=("reached",)),
+    Check("space", space),
+    Check("access", _denied),
+    Check("access", _failed),
+    Check("access", _access, needs=("reached",)),
+    Check("speed", _speed),
+    Check("compaction", history, needs=("compacted",)),
+    Check("tls", _tls),
+    Check("clock", _clock, needs=("clock_ahead",)),
+    Check("ttl", _ttl, needs=("least_ttl",)),
 )
-
-
-def _mib(size: int) -> str:
-    return f"{size / 1024**2:.0f} MiB"

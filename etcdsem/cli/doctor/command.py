@@ -1,4 +1,4 @@
-"""``etcdsem doctor``: is all well between here and etcd, and what is to be done if not."""
+"""``etcdsem doctor``: find problems with etcd, the connection and the semaphores, and advise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from etcdsem.cli import exit_codes
 from etcdsem.cli.doctor.finding import print_findings
-from etcdsem.cli.json_output import echo_json
+from etcdsem.cli.json_output import echo_json, json_option
 from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.options import connect, connection_options, optional_name_argument
 from etcdsem.cli.output import echo
@@ -18,28 +18,29 @@ if TYPE_CHECKING:
     from etcdsem.cli.doctor.probes import Member, ProbeResults
 
 
-@click.command(short_help="Check etcd, the way to it, and the semaphores.")
+@click.command(short_help="Check etcd, the connection to it, and the semaphores.")
 @optional_name_argument
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead.")
+@json_option
 @connection_options
 @click.pass_context
 def doctor(ctx: click.Context, /, name: str | None, as_json: bool) -> int:
-    """Check each endpoint and its version, alarms and space, the speed of reads and writes, what
-    this user may do, compaction, encryption, clocks, and all semaphores, or only NAME. Says what
-    to do about each thing it finds.
+    """Check etcd, the connection to it, and all semaphores or only NAME.
 
-    It changes nothing: it writes one key of its own, <prefix>/~doctor (<prefix>/NAME/doctor if a
-    NAME is given), and removes it.
+    Checks each endpoint's version, alarms and space, the speed of reads and writes, the user's
+    permissions, compaction, encryption and clocks. Says how to fix each problem.
+
+    Changes nothing, except that it writes one key of its own, <prefix>/~doctor (with NAME:
+    <prefix>/NAME/doctor), and removes it.
 
     \b
     Exit codes:
       0  nothing worse than a warning      69 no endpoint answers
-      1  problems were found               77 the login or the access is refused
+      1  problems were found               77 login or permission denied
 
     \b
     Examples:
       etcdsem doctor
-      etcdsem doctor gpu                   with a role that may use only this one
+      etcdsem doctor gpu                   if your role covers only gpu
       etcdsem doctor --json | jq -r '.findings[] | select(.level == "problem").do'
     """
     from etcdsem.cli.doctor.checks import run_checks

@@ -1,10 +1,10 @@
-"""What `doctor` finds out, without judging: questions to etcd that do no harm.
+"""The probes of `doctor`: harmless requests to etcd, whose results are judged elsewhere.
 
-1. It writes one key, `<prefix>/~doctor` (or `<prefix>/NAME/doctor`): no semaphore's, always the
-   same, attached to a lease of a minute that is revoked at the end.
-2. The compacted revision is not told by any request; but reads at a revision are refused below it,
-   so it is found by bisection: some thirty small reads.
-3. What cannot be found out is None, and no error: a user may lack the right to ask.
+1. It writes one key, `<prefix>/~doctor` (or `<prefix>/NAME/doctor`). The key is always the same,
+   belongs to no semaphore, and is attached to a lease of a minute that is revoked at the end.
+2. No request returns the compacted revision, but reads at revisions below it are refused. So it
+   is found by bisection, with about thirty small reads.
+3. What cannot be determined is None, not an error: a user may lack the permission to read it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SAMPLES: Final = 15
 _LEASE: Final = 60
-_SECOND_LOOK: Final = 2.0
+_STUCK_AFTER: Final = 2.0
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Member:
     error: str = ""
     denied: bool = False
     secret: bool = False
-    """It tells its status to root only, as etcd 3.5.30 does; its version is known even then."""
+    """Only root may read its status, as in etcd 3.5.30; its version is known even then."""
     id: int = 0
     cluster: int = 0
     version: str = ""
@@ -47,15 +47,15 @@ class Member:
     db_size: int = 0
     db_in_use: int = 0
     quota: int = 0
-    """0 where etcd does not tell (before 3.6)."""
+    """0 if etcd does not report it (before 3.6)."""
     lag: int = 0
-    """How many entries it has yet to apply."""
+    """Number of entries it still has to apply."""
     errors: tuple[str, ...] = ()
 
 
 @dataclass
 class ProbeResults:
-    """All that was found out. Times in seconds."""
+    """The results of all probes. Times are in seconds."""
 
     prefix: str
     name: str | None
@@ -63,35 +63,40 @@ class ProbeResults:
     user: str | None
     members: list[Member] = field(default_factory=list)
     listed: int | None = None
-    """How many members the cluster has."""
+    """Number of members of the cluster."""
     alarms: list[str] | None = None
     network: float | None = None
     read: float | None = None
     write: float | None = None
     denied: dict[str, str] = field(default_factory=dict)
-    """What is not allowed (read, write), and what etcd says about it."""
+    """Operations that were denied (read, write), with etcd's message."""
     failed: dict[str, str] = field(default_factory=dict)
-    """What did not work for another reason."""
+    """Operations that failed for another reason, with the message."""
     least_ttl: float | None = None
     head: int = 0
     compacted: int | None = None
-    """The revision up to which the past is forgotten; 0: none of it."""
+    """The revision up to which the history was discarded; 0 if it is complete."""
     clock_ahead: float | None = None
-    """How far etcd's clock is ahead of ours, to a second or so."""
+    """How far etcd's clock is ahead of ours, to about a second."""
     semaphores: list[Status] = field(default_factory=list)
     stuck: list[str] = field(default_factory=list)
-    """Those with a free slot and the same first in line for two seconds."""
+    """Semaphores with a free slot and the same first waiter for two seconds."""
     bare: list[str] = field(default_factory=list)
-    """Those with holders or waiters but no limit."""
+    """Semaphores with holders or waiters but no limit."""
 
     @property
     def reached(self) -> list[Member]:
         """The endpoints that answer."""
         return [member for member in self.members if not member.error]
 
+    @property
+    def directory(self) -> str:
+        """The part of the key space that is checked, with a slash at its end."""
+        return f"{self.prefix}/{self.name}/" if self.name else f"{self.prefix}/"
+
 
 def probe(client: Client, name: str | None) -> ProbeResults:
-    """Find out all of it. Raises nothing but interruptions."""
+    """Run all probes, for all semaphores or only `name`. Failures are part of the results."""
     settings = client.settings
     results = ProbeResults(client.prefix, name, settings.tls, settings.user)
     best: EndpointConnection | None = None
@@ -118,24 +123,26 @@ def probe(client: Client, name: str | None) -> ProbeResults:
 
 
 def member_of(connection: EndpointConnection, endpoint: object) -> Member:
-    """What the member there says of itself; an error is noted in it."""
+    """Return the state of the member at an endpoint; a failure is recorded in it."""
     member = Member(str(endpoint), _is_loopback(connection.address))
     try:
-        said = connection.status()
+        status = connection.status()
     except CallFailed as failure:
-        if failure.denied and "permission denied" in failure.detail:  # the login was right
+        if failure.denied and "permission denied" in failure.detail:  # the login itself succeeded
             member.secret = member.has_leader = True
             member.version = _version(connection)
         else:
             member.error, member.denied = failure.detail, failure.denied
         return member
-    member.id, member.cluster = said.header.member_id, said.header.cluster_id
-    member.version = said.version
-    member.leads, member.has_leader = said.leader == member.id, said.leader != 0
-    member.learner = said.isLearner
-    member.db_size, member.db_in_use, member.quota = said.dbSize, said.dbSizeInUse, said.dbSizeQuota
-    member.lag = max(0, said.raftIndex - said.raftAppliedIndex) if said.raftAppliedIndex else 0
-    member.errors = tuple(said.errors)
+    member.id, member.cluster = status.header.member_id, status.header.cluster_id
+    member.version = status.version
+    member.leads, member.has_leader = status.leader == member.id, status.leader != 0
+    member.learner = status.isLearner
+    member.db_size, member.db_in_use = status.dbSize, status.dbSizeInUse
+    member.quota = status.dbSizeQuota
+    applied = status.raftAppliedIndex
+    member.lag = max(0, status.raftIndex - applied) if applied else 0
+    member.errors = tuple(status.errors)
     return member
 
 
@@ -155,7 +162,7 @@ def _cluster(connection: EndpointConnection, results: ProbeResults) -> None:
         results.alarms = connection.alarms()
     if any(member.secret for member in results.members):
         return
-    with _noted(results, "ask it again"):  # it may have lost its leader just now
+    with _noted(results, "query the endpoint"):  # it may have just lost its leader
         results.network = _typical(connection.status)
 
 
@@ -165,19 +172,19 @@ def _key(results: ProbeResults) -> bytes:
 
 
 def _access(connection: EndpointConnection, results: ProbeResults) -> None:
-    """May we read, write, and have leases; and how fast is that?"""
+    """Try to read, write and create leases, and measure how long that takes."""
     key = _key(results)
-    everything = f"{results.prefix}/{results.name}/" if results.name else f"{results.prefix}/"
-    end = everything.encode()[:-1] + b"0"
+    start = results.directory.encode()
+    end = start[:-1] + b"0"
     with _noted(results, "read"):
-        results.head = connection.read(everything.encode(), range_end=end, limit=1, keys_only=True)
+        results.head = connection.read(start, range_end=end, limit=1, keys_only=True)
         results.read = _typical(lambda: connection.read(key))
     lease, short = secrets.randbits(62) + 1, secrets.randbits(62) + 1
     try:
         with _noted(results, "write"):
             results.least_ttl = connection.grant(short, 1)
             connection.grant(lease, _LEASE)
-            value = b"etcdsem doctor was here"
+            value = b"temporary key of etcdsem doctor"
             results.write = _typical(lambda: connection.put(key, value, lease))
     finally:
         for one in (lease, short):
@@ -186,7 +193,7 @@ def _access(connection: EndpointConnection, results: ProbeResults) -> None:
 
 
 class _noted:
-    """A failure inside is noted in the results, and ends what is inside."""
+    """Records a CallFailed of the block in the results, and suppresses it."""
 
     def __init__(self, results: ProbeResults, what: str) -> None:
         self._results, self._what = results, what
@@ -209,15 +216,24 @@ def _history(connection: EndpointConnection, results: ProbeResults) -> None:
 
 
 def compacted_revision(connection: EndpointConnection, key: bytes, head: int) -> int:
-    """The largest revision that cannot be read any more, 0 if all can."""
-    gone, there = 0, head
-    while there - gone > 1:
-        middle = (gone + there) // 2
+    """Return the largest revision that can no longer be read, 0 if all can.
+
+    Args:
+        connection: where to read.
+        key: any key that may be read.
+        head: the current revision.
+
+    Raises:
+        CallFailed: a read failed for another reason.
+    """
+    discarded, readable = 0, head
+    while readable - discarded > 1:
+        middle = (discarded + readable) // 2
         if _readable(connection, key, middle):
-            there = middle
+            readable = middle
         else:
-            gone = middle
-    return gone
+            discarded = middle
+    return discarded
 
 
 def _readable(connection: EndpointConnection, key: bytes, revision: int) -> bool:
@@ -231,14 +247,14 @@ def _readable(connection: EndpointConnection, key: bytes, revision: int) -> bool
 
 
 def _semaphores(client: Client, results: ProbeResults) -> None:
-    """Each one as it is; those that look stuck a second time."""
+    """Read the status of each semaphore, and again of those that look stuck."""
     try:
         names = [results.name] if results.name else [one.name for one in client.overview()]
         results.semaphores = _statuses(client, names, results)
         suspects = {one.name: one for one in results.semaphores if _has_room(one)}
         if not suspects:
             return
-        time.sleep(_SECOND_LOOK)
+        time.sleep(_STUCK_AFTER)
         for again in _statuses(client, list(suspects), results):
             before = suspects[again.name]
             if _has_room(again) and again.waiters[0].lease_id == before.waiters[0].lease_id:
@@ -269,7 +285,7 @@ def _has_room(one: Status) -> bool:
 
 
 def _typical(action: Callable[[], Any]) -> float:
-    """The median time of some calls, after one that is not counted."""
+    """Return the median time of some calls, after one that is not counted."""
     action()
     times = []
     for _ in range(SAMPLES):
@@ -280,7 +296,7 @@ def _typical(action: Callable[[], Any]) -> float:
 
 
 def _clock(connection: EndpointConnection) -> float | None:
-    """How far etcd's wall clock is ahead, from the date in an answer of its HTTP server."""
+    """Return how far etcd's wall clock is ahead, from the Date header of its HTTP server."""
     from email.utils import parsedate_to_datetime
 
     try:
@@ -288,9 +304,9 @@ def _clock(connection: EndpointConnection) -> float | None:
         with connection.open_http("/version") as answer:
             date = answer.headers["Date"]
         ours = (began + time.time()) / 2
-        return parsedate_to_datetime(date).timestamp() + 0.5 - ours  # it counts whole seconds
+        return parsedate_to_datetime(date).timestamp() + 0.5 - ours  # the header has whole seconds
     except (OSError, ValueError, TypeError):
-        return None  # another port for HTTP, for one
+        return None  # e.g. HTTP is on another port
 
 
 def _is_loopback(address: str) -> bool:

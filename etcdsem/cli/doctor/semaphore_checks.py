@@ -1,89 +1,108 @@
-"""What `doctor` makes of the semaphores that it saw. Plain functions."""
+"""The checks of `doctor` on the semaphores. Pure functions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
-from etcdsem.cli.doctor.finding import Finding
+from etcdsem.cli.doctor.finding import Check, Finding, Verdict, run_table
 from etcdsem.cli.doctor.probes import ProbeResults
 from etcdsem.model import Status
 
-_MANY_JUNK: Final = 5
+_MANY_KEYS: Final = 5
+"""Unrecognized keys to list one by one."""
 
 
-def check_semaphores(results: ProbeResults) -> Iterator[Finding]:
-    """Each semaphore as it was seen."""
+class _Seen(NamedTuple):
+    status: Status
+    stuck: bool
+    """It has a free slot and the same first waiter for two seconds."""
+
+
+def semaphore_findings(results: ProbeResults) -> Iterator[Finding]:
+    """Check each semaphore, and those that have no limit."""
     for name in results.bare:
-        known = name != results.name
-        yield Finding(
-            "semaphore",
-            "problem" if known else "info",
-            f"{name}: leases without a limit: nothing more is granted"
-            if known
-            else f"{name} is not registered",
-            f"etcdsem run {name} --limit N -- COMMAND registers it",
-        )
+        do = f"register it: etcdsem run {name} --limit N -- COMMAND"
+        if name == results.name:
+            yield Finding("semaphore", "info", f"{name} is not registered", do)
+        else:
+            what = f"{name}: leases without a limit: no more leases are granted"
+            yield Finding("semaphore", "problem", what, do)
     sound = 0
     for one in results.semaphores:
-        found = list(_semaphore(results, one))
+        found = run_table(_CHECKS, _Seen(one, one.name in results.stuck))
         sound += not found
         yield from found
     if sound:
-        yield Finding("semaphore", "ok", f"{sound} in order")
+        yield Finding("semaphore", "ok", f"{sound} checked without findings")
 
 
-def _semaphore(results: ProbeResults, one: Status) -> Iterator[Finding]:
-    yield from _limit(one)
-    yield from _unrecognized_keys(one)
-    yield from _owners(one)
-    if one.name in results.stuck:
-        yield Finding(
-            "stuck",
-            "problem",
-            f"{one.name}: {one.held} of {one.max_leases} held, and {len(one.waiters)} wait all "
-            "the same",
-            f"is the first in line alive? etcdsem status {one.name}; if not, "
-            f"etcdsem evict {one.name} --lease {one.waiters[0].lease_id}",
-        )
-
-
-def _limit(one: Status) -> Iterator[Finding]:
+def _limit(seen: _Seen) -> Iterator[Verdict]:
+    one = seen.status
     if one.max_leases is None:
-        yield Finding(
-            "limit",
+        yield Verdict(
             "problem",
-            f"{one.name}: the limit is no number from 0 to 99999: nothing is granted",
+            f"{one.name}: the limit is not a number from 0 to 99999: no lease is granted",
             f"etcdsem limit {one.name} N",
         )
-    elif one.held > one.max_leases:
-        yield Finding(
-            "overbooked",
+
+
+def _overbooked(seen: _Seen) -> Iterator[Verdict]:
+    one = seen.status
+    if one.max_leases is not None and one.held > one.max_leases:
+        yield Verdict(
             "warning",
-            f"{one.name}: {one.held} held, limit {one.max_leases}; nothing is granted until "
-            "enough have left",
-            f"wait, if the limit was lowered; else etcdsem status {one.name}, and "
+            f"{one.name}: {one.held} held, limit {one.max_leases}; no lease is granted until "
+            "enough are released",
+            f"if the limit was lowered, wait; otherwise etcdsem status {one.name}, then "
             f"etcdsem evict {one.name} --slot N",
         )
 
 
-def _unrecognized_keys(one: Status) -> Iterator[Finding]:
-    for junk in [one for one in one.junk if not one.key.endswith("/max_leases")][:_MANY_JUNK]:
-        yield Finding("junk", "problem", f"{junk.key} {junk.reason}", f"etcdctl del {junk.key!r}")
-    if len(one.junk) > _MANY_JUNK:
-        yield Finding(
-            "junk", "problem", f"{one.name}: {len(one.junk)} such keys in all",
+def _unrecognized_keys(seen: _Seen) -> Iterator[Verdict]:
+    one = seen.status
+    keys = [key for key in one.junk if not key.key.endswith("/max_leases")]
+    for key in keys[:_MANY_KEYS]:
+        yield Verdict(
+            "problem",
+            f"unrecognized key {key.key}: {key.reason}",
+            f"etcdctl del {key.key!r}",
+        )
+    if len(one.junk) > _MANY_KEYS:
+        yield Verdict(
+            "problem",
+            f"{one.name}: {len(one.junk)} unrecognized keys in total",
             f"etcdsem status {one.name}",
-        )  # fmt: skip
+        )
 
 
-def _owners(one: Status) -> Iterator[Finding]:
+def _owner(seen: _Seen) -> Iterator[Verdict]:
+    one = seen.status
     for holder in one.holders:
         if not holder.owner:
-            yield Finding(
-                "owner",
+            yield Verdict(
                 "warning",
-                f"{one.name}: slot {holder.slot} is held by nobody who says so (lease "
-                f"{holder.lease_id}): the key was made or overwritten by hand",
+                f"{one.name}: the holder of slot {holder.slot} has no owner (lease "
+                f"{holder.lease_id}): the key was created or overwritten by hand",
                 f"etcdsem evict {one.name} --slot {holder.slot}",
             )
+
+
+def _stuck(seen: _Seen) -> Iterator[Verdict]:
+    one = seen.status
+    if seen.stuck:
+        yield Verdict(
+            "problem",
+            f"{one.name}: {one.held} of {one.max_leases} held, yet {len(one.waiters)} waiting",
+            f"check whether the first waiter is alive: etcdsem status {one.name}; if not, "
+            f"etcdsem evict {one.name} --lease {one.waiters[0].lease_id}",
+        )
+
+
+_CHECKS: Final = (
+    Check("limit", _limit),
+    Check("overbooked", _overbooked),
+    Check("junk", _unrecognized_keys),
+    Check("owner", _owner),
+    Check("stuck", _stuck),
+)
