@@ -62,14 +62,14 @@ def test_all_is_measured_and_nothing_is_left(any_fresh_etcd: EtcdServer) -> None
     assert {"semaphore", "one", "many"} <= {one["check"] for one in found["findings"]}
     assert left(any_fresh_etcd) == ""
     assert etcdctl(any_fresh_etcd, "lease", "list").strip() == "found 0 leases"
-    assert "writes load into etcd" in done.stderr.splitlines()[0]
+    assert "putting load on etcd" in done.stderr.splitlines()[0]
 
 
 def test_for_people(etcd: EtcdServer, console: Callable[..., Console]) -> None:
     """Tables and findings, plain or on a terminal, and below the name that was given."""
     plain = ran(etcd, *FAST, "bench-of-mine")
     assert "/etcdsem/bench-of-mine/" in plain.stderr
-    for line in ("a put, until a watcher has it", "hand-overs at limit 1", "ok       semaphore: "):
+    for line in ("put until a watcher sees it", "hand-overs at limit 1", "ok       semaphore: "):
         assert line in plain.stdout
     assert "\x1b" not in plain.stdout
     assert left(etcd, "bench-of-mine") == ""
@@ -88,7 +88,7 @@ def test_it_cleans_up_when_it_is_stopped(
     eventually(lambda: "max_leases" in left(etcd, name), 60)
     cli.send(number)
     assert cli.end() == 128 + number
-    assert "what it wrote is removed" in cli.rest()
+    assert "its keys were removed" in cli.rest()
     assert left(etcd, name) == ""
 
 
@@ -169,7 +169,7 @@ def test_where_a_write_spends_its_time() -> None:
     far = results(write=slow, read=slow)
     for endpoint in far.endpoints:
         endpoint.answer = slow
-    assert "most of it is the way there" in of("one", far)[0]
+    assert "most of it is the network to etcd" in of("one", far)[0]
 
 
 def test_what_limits_many() -> None:
@@ -184,7 +184,7 @@ def test_far_members_slow_disks_full_machines_and_long_histories() -> None:
     far = results()
     far.endpoints[2].answer = Latency(0.04, 0.05, 100)
     assert "10.0.0.3:2379 answers in 40.0 ms" in of("far", far)[0]
-    assert "20.0 ms from one to another" in of(
+    assert "a round trip between members takes 20.0 ms" in of(
         "far", results(disk=ServerMetrics(0.0002, 0.1, 0.003, 0.02, 0.1))
     )[0]  # fmt: skip
     assert len(of("disk", results(disk=ServerMetrics(0.02, 0.3, 0.05, None, 0.1)))) == 2

@@ -1,1 +1,1 @@
-"""`etcdsem bench`: measure etcd, then report what limits it."""
+"""`etcdsem bench`: measure etcd, then report what limits its throughput."""

@@ -1,217 +1,225 @@
-"""What `bench` makes of its results: findings in plain words. Plain functions."""
+"""The checks of `bench` on what was measured. Pure functions.
+
+To add a check, write a function that yields verdicts, and add a row to `CHECKS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from etcdsem.cli.bench.bench_runner import BenchResults, EndpointResult
 from etcdsem.cli.doctor.checks import history, space
-from etcdsem.cli.doctor.finding import Finding, Level, milliseconds
+from etcdsem.cli.doctor.finding import Check, Finding, Verdict, milliseconds, run_table
 from etcdsem.cli.doctor.probes import ProbeResults
 
 BUSY: Final = 0.75
-"""A core, or a disk, that is in use for this share of the time is what limits."""
+"""A core or a disk that is busy for this share of the time is the bottleneck."""
 SLOW_FSYNC: Final = 0.010
 SLOW_COMMIT: Final = 0.025
-"""What etcd's documentation takes for too slow (it says so of 99 of 100; these are means)."""
+"""The limits in etcd's documentation (which apply to the 99th percentile; these are means)."""
 CROWDED: Final = 1.0
-"""Processes that want a core, for each core."""
+"""Runnable processes per core."""
 SLOW: Final = 0.002
-"""Seconds of a write that are worth asking where they go."""
+"""Seconds of a write from which it is worth asking where they go."""
+FAR: Final = 0.01
+"""Seconds between members from which they count as far apart."""
 
 
 def bench_findings(results: BenchResults) -> list[Finding]:
-    """All findings, the most useful one first."""
-    return [finding for check in _CHECKS for finding in check(results)]
+    """Return all findings, the most useful one first."""
+    return [*run_table(CHECKS, results), *_storage(results)]
 
 
-def _capacity(results: BenchResults) -> Iterator[Finding]:
+def _capacity(results: BenchResults) -> Iterator[Verdict]:
     over, cycles = results.hand_overs, results.cycles
-    if over is None or not cycles or results.write is None:
+    if over is None:
         return
     free = max(one.each_second for one in cycles)
     each = 1 / cycles[0].each_second if cycles[0].each_second else 0.0
-    yield Finding(
-        "semaphore",
+    yield Verdict(
         "ok",
-        f"a semaphore here changes hands some {over.each_second:,.0f} times a second, however "
-        f"many wait; with room, this one process takes and gives back {free:,.0f} times a second, "
-        f"and a job pays {milliseconds(each)} for both",
+        f"a semaphore changes hands about {over.each_second:,.0f} times a second here, however "
+        f"many clients wait; with free slots, this process alone acquires and releases "
+        f"{free:,.0f} times a second, and each job spends {milliseconds(each)} on both",
     )
 
 
-def _crowded(results: BenchResults) -> Iterator[Finding]:
+def _crowded(results: BenchResults) -> Iterator[Verdict]:
     if results.load is not None and results.load > CROWDED:
-        yield Finding(
-            "machine",
+        yield Verdict(
             "warning",
-            f"this machine was busy before it began ({results.load:.1f} processes for each core): "
-            "all figures are worse than they could be",
-            "measure again when nothing else runs",
+            f"this machine was busy before the measurement ({results.load:.1f} runnable processes "
+            "per core): all figures are worse than they could be",
+            "measure again when the machine is idle",
         )
 
 
-def _one_at_a_time(results: BenchResults) -> Iterator[Finding]:
-    """Where the time of a single write goes."""
+def _one_at_a_time(results: BenchResults) -> Iterator[Verdict]:
+    """Report where the time of a single write goes."""
     best = next((p for p in results.endpoints if p.member is results.connected), None)
     if best is None or best.answer is None or results.read is None or results.write is None:
         return
-    way, read, write = best.answer.median, results.read.median, results.write.median
+    network, read, write = best.answer.median, results.read.median, results.write.median
     parts = {
-        "way": way,
-        "members": max(0.0, read - way),
+        "network": network,
+        "members": max(0.0, read - network),
         "disk": max(0.0, write - read),
     }
     fsync = results.disk.fsync
-    told = "" if fsync is None else f" (etcd: {milliseconds(fsync)} for each fsync)"
+    reported = "" if fsync is None else f" (etcd reports {milliseconds(fsync)} per fsync)"
     what = (
-        f"a write takes {milliseconds(write)}: {milliseconds(way)} to etcd and back, "
-        f"{milliseconds(parts['members'])} more for members to agree, "
-        f"{milliseconds(parts['disk'])} more to write it down{told}"
+        f"a write takes {milliseconds(write)}: {milliseconds(network)} for the round trip to etcd, "
+        f"{milliseconds(parts['members'])} more for the members to agree, "
+        f"{milliseconds(parts['disk'])} more to write to disk{reported}"
     )
     if write < SLOW:
-        yield Finding("one", "ok", f"{what}; nothing stands out")
+        yield Verdict("ok", f"{what}; nothing stands out")
         return
-    worst = max(parts, key=lambda part: parts[part])
-    yield Finding("one", "info", f"{what}; {_WORST[worst][0]}", _WORST[worst][1])
+    reason, do = _WORST[max(parts, key=lambda part: parts[part])]
+    yield Verdict("info", f"{what}; {reason}", do)
 
 
 _WORST: Final = {
-    "way": ("most of it is the way there", "put the programs nearer to etcd, or etcd to them"),
+    "network": (
+        "most of it is the network to etcd",
+        "move the programs closer to etcd, or etcd closer to them",
+    ),
     "members": (
-        "most of it is the way between members",
-        "put the members into one region; look at etcd_network_peer_round_trip_time_seconds",
+        "most of it is the network between members",
+        "put the members into one region; check etcd_network_peer_round_trip_time_seconds",
     ),
     "disk": (
         "most of it is the disk",
-        "give etcd a fast disk of its own; look at etcd_disk_wal_fsync_duration_seconds",
+        "give etcd a fast disk of its own; check etcd_disk_wal_fsync_duration_seconds",
     ),
 }
 
 
-def _many_at_a_time(results: BenchResults) -> Iterator[Finding]:
-    """What limits many clients."""
-    if not results.pairs:
-        return
+def _many_at_a_time(results: BenchResults) -> Iterator[Verdict]:
+    """Report what limits many clients."""
     most = results.pairs[-1]
-    threads = f"{most.threads} clients at a time"
+    limited = f"{most.threads} clients at a time are limited by"
     busy, cores = results.disk.busy, results.disk.cores
     if busy is not None and busy >= BUSY:
-        yield Finding(
-            "many",
+        yield Verdict(
             "info",
-            f"{threads} are limited by etcd's disk: it spends {busy:.0%} of the time in fsync",
-            "a faster disk; writes that come at the same time share an fsync already",
+            f"{limited} etcd's disk: it spends {busy:.0%} of the time in fsync",
+            "use a faster disk; concurrent writes already share an fsync",
         )
     elif most.cores >= BUSY:
-        yield Finding(
-            "many",
+        yield Verdict(
             "info",
-            f"{threads} are limited by this process: Python uses {most.cores:.0%} of a core; more "
-            "processes will get more out of this etcd",
+            f"{limited} this process: Python uses {most.cores:.0%} of a core; more processes will "
+            "get more out of this etcd",
         )
     elif cores is not None and cores >= BUSY:
-        yield Finding(
-            "many",
+        yield Verdict(
             "info",
-            f"{threads} are limited by etcd's CPU: it uses {cores:.1f} cores",
+            f"{limited} etcd's CPU: it uses {cores:.1f} cores",
             "give the members more and faster cores",
         )
     else:
-        yield Finding(
-            "many",
+        yield Verdict(
             "ok",
-            f"{threads} are limited by round trips: neither this process ({most.cores:.0%} of a "
-            "core) nor, as far as it tells, etcd is busy; more at a time will do more",
+            f"{limited} round trips: neither this process ({most.cores:.0%} of a core) nor, as far "
+            "as it reports, etcd is busy; more clients will achieve more",
         )
 
 
-def _far_away(results: BenchResults) -> Iterator[Finding]:
-    """Members that are much farther than the nearest, and writes that go by a follower."""
-    answered = [endpoint for endpoint in results.endpoints if endpoint.answer is not None]
+def _unreachable(results: BenchResults) -> Iterator[Verdict]:
     for endpoint in results.endpoints:
         if endpoint.member.error:
-            yield Finding(
-                "far",
+            yield Verdict(
                 "warning",
                 f"{endpoint.member.endpoint} does not answer: {endpoint.member.error}",
                 "etcdsem doctor",
             )
-    if not answered:
-        return
-    nearest = min(map(_way, answered))
+
+
+def _far_endpoints(results: BenchResults) -> Iterator[Verdict]:
+    answered = [endpoint for endpoint in results.endpoints if endpoint.answer is not None]
+    nearest = min(map(_round_trip, answered), default=0.0)
     for endpoint in answered:
-        if _way(endpoint) > max(5 * nearest, nearest + 0.002):
-            yield Finding(
-                "far",
+        if _round_trip(endpoint) > max(5 * nearest, nearest + 0.002):
+            yield Verdict(
                 "warning",
-                f"{endpoint.member.endpoint} answers in {milliseconds(_way(endpoint))}, "
-                f"the nearest in {milliseconds(nearest)}",
-                "name the near ones first in ETCDSEM_ENDPOINTS: the first that answers is used; "
-                "let one of them lead: etcdctl move-leader",
+                f"{endpoint.member.endpoint} answers in {milliseconds(_round_trip(endpoint))}, "
+                f"the nearest endpoint in {milliseconds(nearest)}",
+                "list near endpoints first in ETCDSEM_ENDPOINTS, since the first that answers is "
+                "used; make one of them the leader: etcdctl move-leader",
             )
-    peers = results.disk.peers
-    if peers is not None and peers > 0.01:
-        yield Finding(
-            "far",
-            "info",
-            f"members need {milliseconds(peers)} from one to another: each write waits for that",
-            "put the members nearer to each other",
-        )
 
 
-def _way(endpoint: EndpointResult) -> float:
+def _round_trip(endpoint: EndpointResult) -> float:
     return endpoint.answer.median if endpoint.answer is not None else 0.0
 
 
-def _disk(results: BenchResults) -> Iterator[Finding]:
-    disk = results.disk
+def _far_members(results: BenchResults) -> Iterator[Verdict]:
+    peers = results.disk.peers
+    if peers is not None and peers > FAR:
+        yield Verdict(
+            "info",
+            f"a round trip between members takes {milliseconds(peers)}: each write waits for it",
+            "move the members closer together",
+        )
+
+
+def _slow_disk(results: BenchResults) -> Iterator[Verdict]:
     for found, slow, what in (
-        (disk.fsync, SLOW_FSYNC, "an fsync of etcd's log"),
-        (disk.commit, SLOW_COMMIT, "a commit of etcd's database"),
+        (results.disk.fsync, SLOW_FSYNC, "an fsync of etcd's log"),
+        (results.disk.commit, SLOW_COMMIT, "a commit of etcd's database"),
     ):
         if found is not None and found > slow:
-            yield Finding(
-                "disk",
+            yield Verdict(
                 "warning",
-                f"{what} takes {milliseconds(found)}; etcd wants it below {milliseconds(slow)}",
-                "give etcd a fast disk (SSD, NVMe) that it shares with nobody",
+                f"{what} takes {milliseconds(found)}; etcd recommends less than "
+                f"{milliseconds(slow)}",
+                "give etcd a fast disk (SSD, NVMe) of its own",
             )
-    if disk.cores is None:
-        yield Finding(
-            "disk",
+
+
+def _disk_metrics(results: BenchResults) -> Iterator[Verdict]:
+    if results.disk.cores is None:
+        yield Verdict(
             "info",
             "etcd's own metrics cannot be read from here, so its disk is judged from outside",
             "serve them to this machine: https://etcd.io/docs/latest/op-guide/monitoring",
         )
-    elif disk.fsync is None:
-        yield Finding(
-            "disk",
+    elif results.disk.fsync is None:
+        yield Verdict(
             "warning",
-            "etcd made no fsync: it runs with --unsafe-no-fsync, and may forget leases when the "
-            "machine loses its power",
-            "leave that option out where leases matter",
+            "etcd made no fsync: it runs with --unsafe-no-fsync, and may lose leases in a power "
+            "failure",
+            "remove that option if leases matter",
         )
 
 
+CHECKS: Final = (
+    Check("semaphore", _capacity, needs=("hand_overs", "cycles", "write")),
+    Check("machine", _crowded, needs=("load",)),
+    Check("one", _one_at_a_time, needs=("read", "write")),
+    Check("many", _many_at_a_time, needs=("pairs",)),
+    Check("far", _unreachable),
+    Check("far", _far_endpoints),
+    Check("far", _far_members),
+    Check("disk", _slow_disk),
+    Check("disk", _disk_metrics),
+)
+
+_STORAGE: Final = (
+    Check("space", space),
+    Check("compaction", history, needs=("compacted",)),
+)
+"""Checks of `doctor` that matter for speed; here they are warnings at most."""
+
+
 def _storage(results: BenchResults) -> Iterator[Finding]:
-    """A large database, and one that is never compacted."""
     probed = ProbeResults("", None, tls=False, user=None)
     probed.members = [endpoint.member for endpoint in results.endpoints]
     probed.head, probed.compacted = results.head, results.compacted
-    for finding in (*space(probed), *history(probed)):
-        if finding.level != "ok":
-            level: Level = "warning" if finding.level == "problem" else finding.level
-            yield finding._replace(level=level)
-
-
-_CHECKS: Final[tuple[Callable[[BenchResults], Iterator[Finding]], ...]] = (
-    _capacity,
-    _crowded,
-    _one_at_a_time,
-    _many_at_a_time,
-    _far_away,
-    _disk,
-    _storage,
-)
+    for finding in run_table(_STORAGE, probed):
+        if finding.level == "problem":
+            yield finding._replace(level="warning")
+        elif finding.level != "ok":
+            yield finding

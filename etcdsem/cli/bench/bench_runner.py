@@ -1,9 +1,9 @@
-"""What `bench` measures, without judging: load that is written into etcd, and removed again.
+"""The measurements of `bench`: they put load on etcd and remove their keys; judging is elsewhere.
 
-1. All keys lie below <prefix>/<name>/, a name that no semaphore has. Those of ours hang on a lease
-   of a minute; the semaphore itself is closed at the end, also after an error or when told to stop.
-2. Each phase ends by the clock. `over` ends them all at once.
-3. etcd's own metrics are read before and after, from each endpoint that serves them.
+1. All keys lie below <prefix>/<name>/, where no semaphore may exist. Our own keys are attached to a
+   lease of a minute; the semaphore is closed at the end, even after an error or a signal.
+2. Each phase has a time limit. Setting `over` ends them all at once.
+3. etcd's own metrics are read before and after, from an endpoint that serves them.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 _LEASE: Final = 60
 _MOST: Final = 500
-"""Samples of a latency at most."""
+"""Maximum number of samples of a latency."""
 _GRANTS: Final = 30
-"""Leases that are granted at most: each is a write that is kept for longer."""
+"""Maximum number of leases to grant, since each remains in etcd for some time."""
 _VALUE: Final = b"x" * 150  # as long as a holder's record
 
 
 class Latency(NamedTuple):
-    """Seconds: the median, and what 99 of 100 stay below."""
+    """A latency in seconds: the median, and the 99th percentile."""
 
     median: float
     high: float
@@ -43,29 +43,29 @@ class Latency(NamedTuple):
 
 @dataclass
 class EndpointResult:
-    """An endpoint, the member there, and how long a bare answer takes."""
+    """An endpoint, its member, and the round trip to it."""
 
     member: Member
     answer: Latency | None = None
 
 
 class ServerMetrics(NamedTuple):
-    """What etcd says of itself over the time of the load; None where it does not."""
+    """etcd's own metrics during the load; None where it does not report them."""
 
     fsync: float | None = None
     """Mean seconds of an fsync of its log."""
     busy: float | None = None
-    """The share of the time that was spent in them."""
+    """Share of the time that was spent in fsync."""
     commit: float | None = None
     """Mean seconds of a commit of its database."""
     peers: float | None = None
-    """Mean seconds between members."""
+    """Mean seconds of a round trip between members."""
     cores: float | None = None
-    """CPU that etcd used."""
+    """Cores that etcd used."""
 
 
 class Throughput(NamedTuple):
-    """So many a second by so many threads, and how many cores this process used."""
+    """Operations per second by a number of threads, and the cores that this process used."""
 
     each_second: float
     threads: int
@@ -74,7 +74,7 @@ class Throughput(NamedTuple):
 
 @dataclass
 class BenchResults:
-    """All that was measured. Times in seconds; None is what was not."""
+    """The results of all measurements. Times are in seconds; None means not measured."""
 
     seconds: float
     clients: int
@@ -85,20 +85,20 @@ class BenchResults:
     grant: Latency | None = None
     event: Latency | None = None
     pairs: list[Throughput] = field(default_factory=list)
-    """Two transactions one after the other: what any lock on etcd needs."""
+    """Two consecutive transactions, which any lock on etcd needs."""
     cycles: list[Throughput] = field(default_factory=list)
-    """Acquire and release of a semaphore that has room."""
+    """Acquire and release of a semaphore that has free slots."""
     hand_overs: Throughput | None = None
-    """The same with limit 1, all in line."""
+    """Acquire and release with limit 1, where all have to wait."""
     disk: ServerMetrics = field(default_factory=ServerMetrics)
     load: float | None = None
-    """What waited for a core of this machine before, for each core."""
+    """Runnable processes per core of this machine before the measurement."""
     head: int = 0
     compacted: int | None = None
 
 
 class BenchRunner:
-    """One run. `measure()` blocks; another thread may end it by setting `over`."""
+    """One run of all measurements. `measure()` blocks; another thread may set `over` to end it."""
 
     def __init__(
         self, client: Client, rival: Client, name: str, seconds: float, clients: int
@@ -107,13 +107,18 @@ class BenchRunner:
         self._rival = rival
         self.name = name
         self.over = threading.Event()
-        self.phase = "looking"
+        self.phase = "connecting"
         self.results = BenchResults(seconds, clients)
         self._links: list[EndpointConnection] = []
         self._base = f"{client.prefix}/{name}/bench/".encode()
 
     def measure(self) -> None:
-        """All phases; raises what etcd's errors are to users. Cleans up whatever happens."""
+        """Run all phases into `results`, and clean up in any case.
+
+        Raises:
+            CallFailed: a call failed; `phase` says where.
+            EtcdSemError: no endpoint can be reached, or the semaphore failed.
+        """
         settings = self._client.settings
         self.results.load = _machine_load()
         lease = secrets.randbits(62) + 1
@@ -128,7 +133,7 @@ class BenchRunner:
                     best, self.results.connected = link, member
             if best is None:
                 self._client.limit(self.name)  # raises, and says why
-                raise AssertionError("it had just not answered")
+                raise AssertionError("etcd answers now, but did not a moment ago")
             best.grant(lease, _LEASE)
             self._latencies(best, lease)
             before = self._metrics()
@@ -147,10 +152,10 @@ class BenchRunner:
 
     def _latencies(self, best: EndpointConnection, lease: int) -> None:
         share = 0.3 * self.results.seconds
-        self.phase = "answers"
+        self.phase = "round trips"
         for link, endpoint in zip(self._links, self.results.endpoints, strict=True):
             if not endpoint.member.error:
-                with suppress(CallFailed):  # it has just gone; the others count
+                with suppress(CallFailed):  # it has just gone away; measure the others
                     endpoint.answer = self._typical(link.status, share / 5 / len(self._links))
         key = self._base + b"0"
         self.phase = "reads"
@@ -180,19 +185,19 @@ class BenchRunner:
     def _watch_latency(
         self, best: EndpointConnection, key: bytes, write: Callable[[], None], seconds: float
     ) -> None:
-        """From a put to its event."""
+        """Measure the time from a put to its watch event."""
         with best.watch(key) as heard:
 
             def put() -> None:
                 heard.clear()
                 write()
                 if not heard.wait(TIMEOUT):
-                    raise EtcdSemError(f"a watch event did not come in {TIMEOUT:.0f} s")
+                    raise EtcdSemError(f"no watch event arrived within {TIMEOUT:.0f} s")
 
             self.results.event = self._typical(put, seconds)
 
     def _typical(self, action: Callable[[], Any], seconds: float, most: int = _MOST) -> Latency:
-        """How long an action takes, after one that is not counted."""
+        """Measure how long an action takes, after one run that is not counted."""
         action()
         times: list[float] = []
         until = time.perf_counter() + seconds
@@ -218,7 +223,7 @@ class BenchRunner:
             self.results.pairs.append(self._rate(work, 0.12 * share))
         sem = Semaphore(2 * clients, self.name, client=self._client)
         for threads in dict.fromkeys((1, clients)):
-            self.phase = f"cycles, {threads} at a time"
+            self.phase = f"acquire and release, {threads} at a time"
             self.results.cycles.append(self._rate([_cycle(sem)] * threads, 0.14 * share))
         sem.resize(1)
         rival = Semaphore(1, self.name, client=self._rival)
@@ -236,7 +241,7 @@ class BenchRunner:
         return pair
 
     def _rate(self, work: Sequence[Callable[[], object]], seconds: float) -> Throughput:
-        """How often all threads together get their work done in a second."""
+        """Measure how often all threads together do their work in a second."""
         counts = [0] * len(work)
         failures: list[BaseException] = []
         stop = threading.Event()
@@ -268,10 +273,10 @@ class BenchRunner:
             raise failures[0]
         return Throughput(done / took, len(work), cpu / took)
 
-    # -- what etcd says of itself
+    # -- etcd's own metrics
 
     def _metrics(self) -> dict[str, float]:
-        """Of the leader if it tells them, else of any that does; empty if none does."""
+        """Return the metrics of the leader, else of any member; empty if none serves them."""
         members = [endpoint.member for endpoint in self.results.endpoints]
         for place in sorted(range(len(members)), key=lambda place: not members[place].leads):
             text = None if members[place].error else self._links[place].http_get("/metrics")
@@ -286,7 +291,7 @@ class BenchRunner:
             self.results.compacted = compacted_revision(best, key, self.results.head)
 
     def _clean(self, best: EndpointConnection, lease: int) -> None:
-        """The semaphore, our keys, and the lease. What cannot be done now, the lease does."""
+        """Close the semaphore and revoke the lease of our keys, which else expires by itself."""
         with suppress(EtcdSemError):
             self._client.close_semaphore(self.name, force=True)
         with suppress(CallFailed):
@@ -294,7 +299,7 @@ class BenchRunner:
 
 
 def _machine_load() -> float | None:
-    """Processes that want a core, for each core there is, over the last minute."""
+    """Return the runnable processes per core over the last minute."""
     try:
         return os.getloadavg()[0] / (os.cpu_count() or 1)
     except OSError:
@@ -317,7 +322,7 @@ _HISTOGRAMS: Final = {
 
 
 def _sums(text: str) -> dict[str, float]:
-    """The metrics that count here, added up over their labels."""
+    """Return the metrics that are used here, summed over their labels."""
     wanted = {f"{name}_{part}" for name in _HISTOGRAMS.values() for part in ("sum", "count")}
     wanted.add("process_cpu_seconds_total")
     found: dict[str, float] = {}
@@ -332,7 +337,7 @@ def _sums(text: str) -> dict[str, float]:
 def _metrics_between(
     before: dict[str, float], after: dict[str, float], seconds: float
 ) -> ServerMetrics:
-    """What happened between two looks at the metrics of one member."""
+    """Return the change between two readings of the metrics of one member."""
     if not before or before.get("which") != after.get("which"):
         return ServerMetrics()
 

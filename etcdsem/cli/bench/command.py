@@ -1,15 +1,15 @@
-"""``etcdsem bench``: how fast is this etcd for semaphores, and what limits it."""
+"""``etcdsem bench``: measure how fast etcd is for semaphores, and find what limits it."""
 
 from __future__ import annotations
 
 import secrets
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from etcdsem.cli import exit_codes
-from etcdsem.cli.json_output import echo_json
+from etcdsem.cli.json_output import echo_json, json_option
 from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.options import WholeNumber, connect, connection_options, optional_name_argument
 from etcdsem.cli.output import clean, echo, say, write_stderr
@@ -22,44 +22,60 @@ if TYPE_CHECKING:
     from etcdsem.cli.bench.bench_runner import BenchResults, BenchRunner, Latency, Throughput
     from etcdsem.cli.doctor.finding import Finding
 
-_CLEANED = 10.0
-"""Seconds for the cleaning up when it is told to stop."""
+_CLEANUP_TIMEOUT = 10.0
+"""Seconds for cleaning up after a signal to stop."""
+
+_LATENCIES: Final = (
+    ("read", "read", "read"),
+    ("write", "write", "write"),
+    ("grant", "lease", "lease grant"),
+    ("event", "event", "put until a watcher sees it"),
+)
+"""Latencies of BenchResults: attribute, key in JSON, name for people."""
+
+_RATES: Final = (
+    ("pairs", "two_transactions", "two transactions"),
+    ("cycles", "cycles", "acquire and release with free slots"),
+)
+"""Rates of BenchResults by number of clients: attribute, key in JSON, name for people."""
 
 
-@click.command(short_help="Measure this etcd, and say what limits it.")
+@click.command(short_help="Measure etcd and find what limits its throughput.")
 @optional_name_argument
 @click.option(
     "--seconds",
     default=15.0,
     show_default=True,
     type=click.FloatRange(1, 600),
-    help="How long, in all.",
+    help="Total duration.",
 )
 @click.option(
     "--clients",
     default=16,
     show_default=True,
     type=WholeNumber(1, 200),
-    help="Threads at a time, where many are measured.",
+    help="Number of threads in concurrent measurements.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead.")
+@json_option
 @connection_options
 @click.pass_context
 def bench(
     ctx: click.Context, /, name: str | None, seconds: float, clients: int, as_json: bool
 ) -> int:
-    """Measure reads, writes, leases and watch events, one at a time, and transactions and
-    semaphores, many at a time; then say what limits them, and what could be done.
+    """Measure etcd and find what limits its throughput.
 
-    It is load: it writes as fast as this etcd allows, for 15 seconds. All of it lies below
-    <prefix>/bench-<random>/ (or <prefix>/NAME/, which must be no semaphore yet), and is removed
-    at the end, also after Ctrl-C. Other users of this etcd feel it meanwhile.
+    Measures reads, writes, leases and watch events one at a time, and transactions and semaphores
+    with many clients at a time. Then reports what limits them, and how to improve it.
+
+    This puts load on etcd: it writes as fast as etcd allows, for 15 seconds by default, and slows
+    down other users of this etcd. All keys lie below <prefix>/bench-<random>/ (or <prefix>/NAME/,
+    which must not be a semaphore yet) and are removed at the end, even after Ctrl-C.
 
     \b
     Exit codes:
-      0  measured           69  etcd cannot be reached
-      64 NAME is in use     77  the login or the access is refused
-      128+N stopped by a signal; what it wrote is removed
+      0  measured           69  etcd is unreachable
+      64 NAME is in use     77  login or permission denied
+      128+N stopped by signal N; its keys were removed
 
     \b
     Examples:
@@ -75,7 +91,7 @@ def bench(
     try:
         results = _measure(ctx, name, seconds, clients)
     except Stopped as stopped:
-        say("stopped; what it wrote is removed")
+        say("stopped; its keys were removed")
         return exit_codes.SIGNAL + stopped.number
     findings = bench_findings(results)
     if as_json:
@@ -98,8 +114,8 @@ def _measure(ctx: click.Context, name: str | None, seconds: float, clients: int)
         runner = BenchRunner(client, rival, name, seconds, clients)
         where = ",".join(map(str, client.settings.endpoints))
         say(
-            f"writes load into etcd at {where} for about {seconds:g} s, below "
-            f"{client.prefix}/{name}/; Ctrl-C ends it"
+            f"putting load on etcd at {where} for about {seconds:g} s, with keys below "
+            f"{client.prefix}/{name}/; stop it with Ctrl-C"
         )
         _watch(runner, signals)
     return runner.results
@@ -110,11 +126,11 @@ def _must_be_new(client: Client, name: str) -> None:
         client.status(name, ttl=False)
     except SemaphoreClosed:
         return
-    raise InvalidSetting(f"{name} is a semaphore: give a name that is not in use, or none")
+    raise InvalidSetting(f"{name} is a semaphore: give a name that is not in use, or no name")
 
 
 def _watch(runner: BenchRunner, signals: Signals) -> None:
-    """Let it measure in a thread of its own, so that a signal strikes between two calls only."""
+    """Measure in a thread, so that a signal interrupts only between two calls."""
     from etcdsem.cli.endpoint import CallFailed
 
     worker = Worker(runner.measure, signals, name="etcdsem-bench")
@@ -126,7 +142,7 @@ def _watch(runner: BenchRunner, signals: Signals) -> None:
             signals.stop(0.2)
     finally:
         runner.over.set()
-        worker.join(_CLEANED)
+        worker.join(_CLEANUP_TIMEOUT)
         if shown:
             write_stderr("\r\x1b[K")
     try:
@@ -148,26 +164,18 @@ def _show(results: BenchResults, findings: list[Finding]) -> None:
 
     rows = [
         [
-            f"an answer of {endpoint.member.endpoint}{_role(endpoint.member.leads)}",
+            f"round trip to {endpoint.member.endpoint}{_role(endpoint.member.leads)}",
             *_cells(endpoint.answer),
         ]
         if not endpoint.member.error
         else [f"{endpoint.member.endpoint} does not answer", "-", "-"]
         for endpoint in results.endpoints
     ]
-    rows += [
-        ["a read", *_cells(results.read)],
-        ["a write", *_cells(results.write)],
-        ["a lease", *_cells(results.grant)],
-        ["a put, until a watcher has it", *_cells(results.event)],
-    ]
+    rows += [[title, *_cells(getattr(results, one))] for one, _, title in _LATENCIES]
     table(["one at a time", "median", "99 %"], rows, frozenset({"median", "99 %"}))
     echo("")
     heads = ["a second", "1 client", *([f"{results.clients} clients"] * (results.clients > 1))]
-    rows = [
-        ["two transactions", *map(_number, results.pairs)],
-        ["cycles of a semaphore with room", *map(_number, results.cycles)],
-    ]
+    rows = [[title, *map(_number, getattr(results, one))] for one, _, title in _RATES]
     if results.hand_overs is not None:
         over = _number(results.hand_overs)
         rows.append(["hand-overs at limit 1", *(["-", over] if len(heads) == 3 else [over])])
@@ -215,15 +223,9 @@ def _data(results: BenchResults, findings: list[Finding]) -> dict[str, Any]:
             }
             for endpoint in results.endpoints
         ],
-        "latency": {
-            "read": _latency_data(results.read),
-            "write": _latency_data(results.write),
-            "lease": _latency_data(results.grant),
-            "event": _latency_data(results.event),
-        },
+        "latency": {key: _latency_data(getattr(results, one)) for one, key, _ in _LATENCIES},
         "rates": {
-            "two_transactions": rates(results.pairs),
-            "cycles": rates(results.cycles),
+            **{key: rates(getattr(results, one)) for one, key, _ in _RATES},
             "hand_overs": None if hand_overs is None else round(hand_overs.each_second, 1),
         },
         "client_cores": max((one.cores for one in results.pairs + results.cycles), default=None),
