@@ -34,7 +34,7 @@ class Exporter:
 
     def __init__(self, cli: Cli) -> None:
         self.cli = cli
-        self.url = cli.expect(r"served on (http://\S+)/metrics", err=True)[1]
+        self.url = cli.expect(r"serving metrics of \S+ on (http://\S+)/metrics", err=True)[1]
         self.get("/readyz")  # it has looked at what there is
 
     def get(self, path: str) -> tuple[int, str]:

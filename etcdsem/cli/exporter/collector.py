@@ -1,7 +1,7 @@
-"""What ``etcdsem exporter`` serves: all that lies below a prefix, as etcd has it.
+"""The metrics of ``etcdsem exporter``: the state of all semaphores below a prefix in etcd.
 
-Without etcd it says ``etcdsem_up 0``, and nothing of the semaphores but what was counted. A rate
-limit has metrics of its own. `prefix_mirror.py` says how etcd is asked.
+Without etcd they are ``etcdsem_up 0`` and the counters, but no gauges of semaphores. Rate limits
+have metrics of their own. `prefix_mirror.py` describes how etcd is read.
 """
 
 from __future__ import annotations
@@ -23,159 +23,160 @@ Value = Callable[[SemaphoreView, float], float | None]
 _Families: TypeAlias = tuple[tuple[str, str, Value], ...]
 
 
-def _is_paused(line: SemaphoreView, now: float) -> float:
-    return line.limit is not None and line.limit.paused
+def _is_paused(view: SemaphoreView, now: float) -> float:
+    return view.limit is not None and view.limit.paused
 
 
-def _is_unreadable(line: SemaphoreView, now: float) -> float:
-    return line.limit is not None and line.limit.number is None
+def _is_unreadable(view: SemaphoreView, now: float) -> float:
+    return view.limit is not None and view.limit.number is None
 
 
-def _waiting(line: SemaphoreView, now: float) -> float:
-    return len(line.waiting)
+def _waiting(view: SemaphoreView, now: float) -> float:
+    return len(view.waiting)
 
 
-def _oldest_wait(line: SemaphoreView, now: float) -> float:
-    return _oldest([one.since for one in list(line.waiting.values())], now)
+def _oldest_wait(view: SemaphoreView, now: float) -> float:
+    return _oldest([one.since for one in list(view.waiting.values())], now)
 
 
-def _oldest_hold(line: SemaphoreView, now: float) -> float:
-    return _oldest([one.since for one in list(line.held.values())], now)
+def _oldest_hold(view: SemaphoreView, now: float) -> float:
+    return _oldest([one.since for one in list(view.held.values())], now)
 
 
-def _beyond(line: SemaphoreView, now: float) -> float | None:
-    number = line.limit.number if line.limit else None
-    return None if number is None else max(0, len(line.held) - number)
+def _beyond(view: SemaphoreView, now: float) -> float | None:
+    number = view.limit.number if view.limit else None
+    return None if number is None else max(0, len(view.held) - number)
 
 
-def _junk(line: SemaphoreView, now: float) -> float:
-    return len(line.junk)
+def _unrecognized(view: SemaphoreView, now: float) -> float:
+    return len(view.junk)
 
 
 _SEMAPHORE_NOW: _Families = (
     (
         "max_leases",
-        "Limit of the semaphore. Missing if what is stored is no number: then nothing is granted.",
-        lambda line, now: line.limit.number if line.limit else None,
+        "Limit of the semaphore. Missing if the stored value is not a number: then no lease is "
+        "granted.",
+        lambda view, now: view.limit.number if view.limit else None,
     ),
     (
         "limit_unreadable",
-        "1 if what is stored as the limit is no number from 0 to 99999, else 0.",
+        "1 if the stored limit is not a number from 0 to 99999, else 0.",
         _is_unreadable,
     ),
     (
         "paused",
-        "1 while an operator has paused it: then nothing is granted; else 0.",
+        "1 while an operator has paused it and no lease is granted, else 0.",
         _is_paused,
     ),
-    ("active_leases", "Leases that are held now.", lambda line, now: len(line.grants)),
+    ("active_leases", "Leases currently held.", lambda view, now: len(view.grants)),
     (
         "active_slots",
-        "Slots that are held now: a lease of weight 3 holds 3. The limit bounds them.",
-        lambda line, now: len(line.held),
+        "Slots currently held; a lease of weight 3 holds 3. The limit applies to slots.",
+        lambda view, now: len(view.held),
     ),
-    ("pending_leases", "How many wait in line now.", _waiting),
+    ("pending_leases", "Waiters currently in the queue.", _waiting),
     (
         "next_wants_slots",
-        "Slots that the first in line wants, its weight; 0 if nobody waits.",
-        lambda line, now: line.next_wants,
+        "Slots that the first waiter wants (its weight); 0 without waiters.",
+        lambda view, now: view.next_wants,
     ),
     (
         "oldest_wait_seconds",
-        "How long the one has waited who waits longest; 0 if nobody does.",
+        "Longest time that a current waiter has waited; 0 without waiters.",
         _oldest_wait,
     ),
     (
         "oldest_hold_seconds",
-        "How long the one has held who holds longest; 0 if nobody does.",
+        "Longest time that a current holder has held its lease; 0 without holders.",
         _oldest_hold,
     ),
     (
         "overbooked_leases",
-        "Slots held beyond the limit. The limit was lowered while they were held.",
+        "Slots held beyond the limit, because it was lowered while they were held.",
         _beyond,
     ),
     (
         "limit_drift",
-        "Holders and waiters whose program carries another limit than the one in force.",
-        lambda line, now: line.drifting(),
+        "Holders and waiters whose program specifies a limit other than the one in force.",
+        lambda view, now: view.drifting(),
     ),
-    ("junk_keys", "Keys that etcdsem cannot have written; see etcdsem status.", _junk),
+    ("junk_keys", "Unrecognized keys; see etcdsem status.", _unrecognized),
 )
 
 _SEMAPHORE_COUNTED: _Families = (
-    ("acquire_total", "Leases granted.", lambda line, now: line.acquired),
+    ("acquire_total", "Leases granted.", lambda view, now: view.acquired),
     (
         "release_total",
-        "Leases given back. Those that were lost while nobody waited look alike and are included.",
-        lambda line, now: line.released,
+        "Leases released. Includes leases lost while nobody waited, which look the same in etcd.",
+        lambda view, now: view.released,
     ),
     (
         "losses_total",
-        "Leases that surely ended without being given back: by expiry, revocation or eviction.",
-        lambda line, now: line.lost,
+        "Leases known to have ended without a release: by expiry, revocation or eviction.",
+        lambda view, now: view.lost,
     ),
     (
         "overbooked_total",
-        "Slots granted beyond the limit that was in force. There must be none, ever.",
-        lambda line, now: line.overbooked,
+        "Slots granted beyond the limit in force. Must always be 0.",
+        lambda view, now: view.overbooked,
     ),
 )
 
 _RATE_NOW: _Families = (
     (
         "max_starts",
-        "Starts that are allowed in any window of the period. Missing if what is stored is no "
-        "rate: then nothing starts.",
-        lambda line, now: line.limit.rate.starts if line.limit and line.limit.rate else None,
+        "Starts allowed in any window of one period. Missing if the stored value is not a rate: "
+        "then nothing starts.",
+        lambda view, now: view.limit.rate.starts if view.limit and view.limit.rate else None,
     ),
     (
         "period_seconds",
-        "The period.",
-        lambda line, now: line.limit.rate.period if line.limit and line.limit.rate else None,
+        "Period of the rate limit.",
+        lambda view, now: view.limit.rate.period if view.limit and view.limit.rate else None,
     ),
     (
         "block_starts",
-        "How many starts a client takes at a time; 1: each by itself.",
-        lambda line, now: line.limit.rate.block if line.limit and line.limit.rate else None,
+        "Starts that a client takes at a time; 1 without blocks.",
+        lambda view, now: view.limit.rate.block if view.limit and view.limit.rate else None,
     ),
-    ("unreadable", "1 if what is stored is no rate, else 0.", _is_unreadable),
-    ("paused", "1 while an operator has paused it: then nothing starts; else 0.", _is_paused),
+    ("unreadable", "1 if the stored value is not a rate, else 0.", _is_unreadable),
+    ("paused", "1 while an operator has paused it and nothing starts, else 0.", _is_paused),
     (
         "used_starts",
-        "Starts of the running period, which count against the limit. A block counts as a whole.",
-        lambda line, now: _in_starts(line, len(line.held)),
+        "Starts in the current period, which count against the limit. A block counts as a whole.",
+        lambda view, now: _in_starts(view, len(view.held)),
     ),
-    ("pending_starts", "How many wait in line now (with blocks: clients).", _waiting),
+    ("pending_starts", "Waiters currently in the queue (with blocks: clients).", _waiting),
     (
         "oldest_wait_seconds",
-        "How long the one has waited who waits longest; 0 if nobody does.",
+        "Longest time that a current waiter has waited; 0 without waiters.",
         _oldest_wait,
     ),
     (
         "overbooked_starts",
-        "Starts of the running period beyond the limit, which was lowered meanwhile.",
-        lambda line, now: _in_starts(line, _beyond(line, now)),
+        "Starts in the current period beyond the limit, because it was lowered meanwhile.",
+        lambda view, now: _in_starts(view, _beyond(view, now)),
     ),
-    ("junk_keys", "Keys that etcdsem cannot have written; see etcdsem status.", _junk),
+    ("junk_keys", "Unrecognized keys; see etcdsem status.", _unrecognized),
 )
 
 _RATE_COUNTED: _Families = (
     (
         "starts_total",
         "Starts granted. A block counts as a whole, when it is granted.",
-        lambda line, now: line.acquired,
+        lambda view, now: view.acquired,
     ),
     (
         "overbooked_total",
-        "Starts granted beyond the limit that was in force. There must be none, ever.",
-        lambda line, now: _in_starts(line, line.overbooked),
+        "Starts granted beyond the limit in force. Must always be 0.",
+        lambda view, now: _in_starts(view, view.overbooked),
     ),
 )
 
 
-def _in_starts(line: SemaphoreView, slots: float | None) -> float | None:
-    return None if slots is None else slots * (line.rate.block if line.rate else 1)
+def _in_starts(view: SemaphoreView, slots: float | None) -> float | None:
+    return None if slots is None else slots * (view.rate.block if view.rate else 1)
 
 
 def _oldest(since: Sequence[float], now: float) -> float:
@@ -189,25 +190,25 @@ class SemaphoreCollector:
         self._mirror = PrefixMirror(client)
 
     def up(self) -> bool:
-        """Does etcd answer, and is the copy complete?"""
+        """Whether etcd answers and the local copy is complete."""
         return self._mirror.refresh()
 
     def collect(self) -> Iterator[Metric]:
-        """One scrape."""
+        """Return the metrics for one scrape."""
         return map(to_prometheus, self.families())
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: to describe is to ask etcd, which may be away when this is registered."""
+        """Return nothing: describing would ask etcd, which may be unreachable at registration."""
         return iter(())
 
     def families(self) -> list[Family]:
-        """All metrics now."""
+        """Return the current metrics as plain data."""
         began = time.monotonic()
         up = self._mirror.refresh()
         seconds = time.monotonic() - began
-        with self._mirror.semaphores() as (now, lines):
-            semaphores = [line for line in lines if line.rate is None]
-            rates = [line for line in lines if line.rate is not None]
+        with self._mirror.semaphores() as (now, views):
+            semaphores = [view for view in views if view.rate is None]
+            rates = [view for view in views if view.rate is not None]
             found = [
                 *self._of("semaphore", "gauge", _SEMAPHORE_NOW, semaphores if up else [], now),
                 *self._of("semaphore", "counter", _SEMAPHORE_COUNTED, semaphores, now),
@@ -224,13 +225,13 @@ class SemaphoreCollector:
             Family(
                 "etcdsem_scrape_duration_seconds",
                 "gauge",
-                "How long this scrape waited for etcd.",
+                "Time this scrape waited for etcd.",
                 [({}, seconds)],
             ),
             Family(
                 "etcdsem_full_reads_total",
                 "counter",
-                "Times that all keys were read: at the start, and after events were missed.",
+                "Full reads of all keys: at the start, and after events were missed.",
                 [({}, self._mirror.full_reads)],
             ),
             Family(
@@ -252,11 +253,11 @@ class SemaphoreCollector:
         what: str,
         kind: Literal["gauge", "counter"],
         families: _Families,
-        lines: Sequence[SemaphoreView],
+        views: Sequence[SemaphoreView],
         now: float,
     ) -> Iterator[Family]:
-        """The metrics of semaphores, or of rate limits."""
-        present = [(self._labels(line), line) for line in lines]
+        """Return the metrics of semaphores or of rate limits."""
+        present = [(self._labels(view), view) for view in views]
         for name, text, value in families:
             yield Family(
                 f"etcdsem_{what}_{name}",
@@ -264,10 +265,10 @@ class SemaphoreCollector:
                 text,
                 [
                     (labels, float(number))
-                    for labels, line in present
-                    if (number := value(line, now)) is not None
+                    for labels, view in present
+                    if (number := value(view, now)) is not None
                 ],
             )
 
-    def _labels(self, line: SemaphoreView) -> dict[str, str]:
-        return {"prefix": self._mirror.prefix, "name": line.name}
+    def _labels(self, view: SemaphoreView) -> dict[str, str]:
+        return {"prefix": self._mirror.prefix, "name": view.name}

@@ -1,7 +1,7 @@
-"""``etcdsem exporter``: all semaphores as metrics for Prometheus, until stopped.
+"""``etcdsem exporter``: serve metrics of all semaphores for Prometheus, until stopped.
 
-It runs on whatever etcd does: without etcd it serves ``etcdsem_up 0``. `collector.py` says what it
-serves; here are the command and its HTTP server.
+It keeps running while etcd is unreachable, and then serves ``etcdsem_up 0``. `collector.py` defines
+the metrics; this module has the command and its HTTP server.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ DEFAULT_LISTEN = "127.0.0.1:9379"
     "where",
     metavar="[HOST]:PORT",
     default=DEFAULT_LISTEN,
-    help="Where to serve. In a pod: :9379, which is every address; there is no password. Port 0 "
-    f"takes a free one.  [{DEFAULT_LISTEN}]",
+    help="Address to serve on, without authentication. In a pod use :9379, i.e. all addresses. "
+    f"Port 0 picks a free port.  [{DEFAULT_LISTEN}]",
 )
 @connection_options
 @click.pass_context
 def exporter(ctx: click.Context, /, where: str) -> int:
     """Serve metrics of all semaphores below the prefix for Prometheus, until stopped.
 
-    /metrics has, for each semaphore, limit, held, waiting, oldest wait, grants, losses and more;
-    docs/metrics.md explains each. /livez answers 200 as long as the exporter runs, /readyz as
-    long as etcd answers, else 503. Without etcd, /metrics says etcdsem_up 0.
+    /metrics has the limit, holders, waiters, oldest wait, grants, losses and more of each
+    semaphore; see docs/metrics.md. /livez returns 200 while the exporter runs. /readyz returns 200
+    while etcd answers, else 503. Without etcd, /metrics has etcdsem_up 0.
 
-    It only reads: a role that may read the prefix is enough. It watches etcd, so a scrape costs
-    little; one exporter for each prefix is enough. It needs prometheus-client:
+    It only reads, so a role with read permission on the prefix is enough. It watches etcd, so
+    scrapes are cheap. Run one exporter per prefix. Requires prometheus-client:
     pip install 'etcdsem[metrics]'.
 
     \b
@@ -54,8 +54,8 @@ def exporter(ctx: click.Context, /, where: str) -> int:
       etcdsem exporter --listen :9379 --endpoints https://etcd-0:2379 --cacert ca.crt
 
     \b
-    Exit codes: 128+N when signal N stopped it (INT, QUIT, TERM, HUP)
-      64 usage; the address cannot be served
+    Exit codes: 128+N if stopped by signal N (INT, QUIT, TERM, HUP);
+      64 usage error, or it cannot listen on the address
       1  prometheus-client is not installed
     """
     read_address(where, option="--listen", port_alone=False)
@@ -69,13 +69,13 @@ def exporter(ctx: click.Context, /, where: str) -> int:
         log_to_stderr()
         collector = SemaphoreCollector(client)
         server = HttpServer(where, _routes(collector), option="--listen", port_alone=False)
-        say(f"metrics of {client.prefix} are served on {server.url}/metrics")
-        threading.Thread(target=collector.up, daemon=True).start()  # count from now on
+        say(f"serving metrics of {client.prefix} on {server.url}/metrics")
+        threading.Thread(target=collector.up, daemon=True).start()  # start counting now
         try:
             stopped = _until_stopped(signals)
         finally:
             server.close()
-        say(f"{signal.Signals(stopped).name}: ended")
+        say(f"{signal.Signals(stopped).name}: stopped")
         return exit_codes.SIGNAL + stopped
 
 
@@ -89,7 +89,7 @@ def _need_prometheus_client() -> None:
 
 
 def _until_stopped(signals: Signals) -> int:
-    """The number of the signal that said to stop."""
+    """Wait for a signal to stop, and return its number."""
     while True:
         for number in signals.wait(60.0):
             if number in STOPPING:
@@ -97,7 +97,6 @@ def _until_stopped(signals: Signals) -> int:
 
 
 def _routes(collector: SemaphoreCollector) -> dict[str, Route]:
-    """What is served."""
     from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
     from prometheus_client.exposition import choose_encoder
 
