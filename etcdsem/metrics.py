@@ -1,4 +1,4 @@
-"""Metrics of this process: what its clients count, as plain data, for Prometheus, as a text file.
+"""Metrics of this process: plain data, for Prometheus, or as a text file.
 
     from etcdsem import metrics
 
@@ -6,15 +6,15 @@
     metrics.register()              # with prometheus_client: pip install 'etcdsem[metrics]'
     metrics.write_textfile(path)    # for node_exporter's textfile collector; needs nothing
 
-1. Counting costs an addition in the core, under the lock that is held anyway; nothing is asked of
-   etcd for it.
-2. It covers all clients of the process, blocking and asyncio, also those that were closed. A
+1. Counting costs one addition in the core, under a lock that is held anyway. It sends no requests
+   to etcd.
+2. The metrics cover all clients of the process, blocking and asyncio, including closed ones. A
    forked child starts at zero.
-3. The names are those of Dask's scheduler where it has one. ``namespace="dask"`` makes them the
-   same to the letter.
-4. What all users of a semaphore together hold is not known to one process: ask
-   ``etcdsem exporter`` for that.
-5. A rate limit has metrics of its own, which count starts, and none of a semaphore.
+3. Names follow Dask's scheduler where it has an equivalent. ``namespace="dask"`` makes them
+   identical.
+4. A process does not know what all users of a semaphore together hold: use ``etcdsem exporter``
+   for that.
+5. A rate limit has its own metrics, which count starts, and none of a semaphore's.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Histogram:
     """Observations in seconds."""
 
     buckets: tuple[tuple[float, int], ...]
-    """Upper bound, and how many observations were at most that; the last bound is infinite."""
+    """Upper bounds, each with the number of observations up to it; the last is infinite."""
     count: int
     sum: float
 
@@ -58,33 +58,34 @@ class SemaphoreMetrics:
     prefix: str
     name: str
     max_leases: int | None
-    """The limit as it is known here; None if it is not (or was not asked for yet)."""
+    """The limit as known to this process; None if it is not known (yet)."""
     limit_drift: int
-    """The limit that this program was told, less the one in force; 0 if it was told none."""
+    """The limit that this program specifies, minus the one in force; 0 if it specifies none."""
     paused: bool | None
-    """Has an operator paused it, as far as is known here (this process asks for nothing, so it
-    hears of it when it acquires or waits)? None if the limit is not known."""
+    """Whether an operator has paused it, as far as this process knows; None if the limit is not
+    known. The process learns of a pause only when it acquires or waits."""
     active_leases: int
-    """Leases that this process holds now."""
+    """Leases that this process currently holds."""
     active_slots: int
-    """The slots of those leases: a lease of weight 3 holds 3."""
+    """The slots of those leases; a lease of weight 3 holds 3."""
     pending_leases: int
-    """Calls of `acquire` under way."""
+    """Calls of `acquire` in progress."""
     overbooked_leases: int
-    """Leases that were lost and that the program has not let go of (by `release`, or the end of
-    its ``with`` block): the limit may be exceeded by as many."""
+    """Leases that were lost but that the program has not yet let go of (by `release`, or the end of
+    its ``with`` block). The limit may be exceeded by this number."""
     acquire_total: int
     release_total: int
-    """Leases given back in time; with those lost and those active it makes `acquire_total`."""
+    """Leases released in time; together with lost and active ones they add up to
+    `acquire_total`."""
     losses_total: int
     timeouts_total: int
-    """Calls of `acquire` that gave up, since there was no room."""
+    """Calls of `acquire` that gave up because no slot was free."""
     average_pending_lease_time_s: float
-    """A moving average over grants, in their order, as Dask's: half of it is the last wait."""
+    """A moving average over grants, as in Dask: the last wait has a weight of one half."""
     wait_seconds: Histogram
-    """From the call of `acquire` to the grant."""
+    """Time from the call of `acquire` to the grant."""
     held_seconds: Histogram
-    """From the grant to the release, or the loss."""
+    """Time from the grant to the release or the loss."""
 
 
 @dataclass(frozen=True)
@@ -94,39 +95,39 @@ class RateLimitMetrics:
     prefix: str
     name: str
     max_starts: int | None
-    """Starts that are allowed in any window of the period, as it is known here; else None."""
+    """Starts allowed in any window of one period, as known to this process, else None."""
     period_seconds: float | None
     """The period; None if it is not known."""
     paused: bool | None
     """As for a semaphore."""
     used_starts: int
-    """Starts of this process that count now, in the running period. A block counts as a whole."""
+    """Starts of this process that count in the current period. A block counts as a whole."""
     pending_starts: int
-    """Calls of `acquire` under way."""
+    """Calls of `acquire` in progress."""
     starts_total: int
-    """Starts that this process got."""
+    """Starts granted to this process."""
     timeouts_total: int
-    """Calls of `acquire` that gave up, since there was none in time."""
+    """Calls of `acquire` that gave up because no start was granted in time."""
     forfeited_total: int
-    """Starts of blocks that were not used in time: if they are many, the block is too large."""
+    """Starts of blocks that were not used in time; if there are many, the block is too large."""
     losses_total: int
-    """Slots that ended in etcd before their period was over (evicted, closed): for one period
-    there may be more starts than the limit."""
+    """Slots that ended in etcd before the end of their period (evicted, closed): starts may exceed
+    the limit during one period."""
     wait_seconds: Histogram
-    """From the call of `acquire` to the start."""
+    """Time from the call of `acquire` to the start."""
 
 
 @dataclass(frozen=True)
 class EtcdMetrics:
-    """The transactions of this process, and what became of them."""
+    """The transactions of this process, and their outcomes."""
 
     requests_total: Mapping[str, int]
-    """By outcome: ``done``, ``not applied``, ``unknown`` (nobody can say whether etcd applied it;
-    settled by revoking its lease), ``refused``."""
+    """Number by outcome: ``done``, ``not applied``, ``unknown`` (it cannot be known whether etcd
+    applied it; resolved by revoking its lease), ``refused``."""
     request_seconds: Histogram
-    """How long those took that were done."""
+    """Duration of the transactions that were done."""
     renewals_late_total: int
-    """Times that a lease's refresh was not answered in time, so another connection was taken."""
+    """Lease refreshes that were not answered in time, so that another connection was used."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Snapshot:
 
 
 def snapshot() -> Snapshot:
-    """What the clients of this process have counted so far. May be called from any thread."""
+    """Return the current metrics of all clients of this process. May be called from any thread."""
     stats = all_stats()
     counted = sorted(stats.semaphores.items(), key=lambda pair: pair[0])
     return Snapshot(
@@ -222,42 +223,42 @@ class Family:
 _Described: TypeAlias = tuple[tuple[str, Literal["gauge", "counter", "histogram"], str], ...]
 
 _SEMAPHORES: _Described = (
-    ("max_leases", "gauge", "Limit of the semaphore, as this process knows it."),
-    ("limit_drift", "gauge", "Limit that this program was told, less the one in force."),
-    ("paused", "gauge", "1 if an operator has paused it, as far as this process knows; else 0."),
-    ("active_leases", "gauge", "Leases that this process holds now."),
-    ("active_slots", "gauge", "Slots of those leases: a lease of weight 3 holds 3."),
-    ("pending_leases", "gauge", "Calls of acquire under way in this process."),
-    ("overbooked_leases", "gauge", "Leases lost that this program has not let go of."),
+    ("max_leases", "gauge", "Limit of the semaphore, as known to this process."),
+    ("limit_drift", "gauge", "Limit that this program specifies, minus the one in force."),
+    ("paused", "gauge", "1 if an operator has paused it, as far as this process knows, else 0."),
+    ("active_leases", "gauge", "Leases that this process currently holds."),
+    ("active_slots", "gauge", "Slots of those leases; a lease of weight 3 holds 3."),
+    ("pending_leases", "gauge", "Calls of acquire in progress in this process."),
+    ("overbooked_leases", "gauge", "Lost leases that this program has not yet let go of."),
     ("acquire_total", "counter", "Leases granted to this process."),
-    ("release_total", "counter", "Leases that this process gave back in time."),
-    ("losses_total", "counter", "Leases that were lost: expired, revoked, evicted, closed."),
-    ("timeouts_total", "counter", "Calls of acquire that gave up, since there was no room."),
+    ("release_total", "counter", "Leases that this process released in time."),
+    ("losses_total", "counter", "Leases that were lost: expired, revoked, evicted or closed."),
+    ("timeouts_total", "counter", "Calls of acquire that gave up because no slot was free."),
     (
         "average_pending_lease_time_s",
         "gauge",
-        "Moving average of the time from acquire to the grant, by order of grants.",
+        "Moving average over grants of the time from acquire to the grant.",
     ),
     ("wait_seconds", "histogram", "Time from the call of acquire to the grant."),
-    ("held_seconds", "histogram", "Time from the grant to the release, or the loss."),
+    ("held_seconds", "histogram", "Time from the grant to the release or the loss."),
 )
 
 _RATE_LIMITS: _Described = (
-    ("max_starts", "gauge", "Starts allowed in any window of the period, as this process knows."),
-    ("period_seconds", "gauge", "The period."),
-    ("paused", "gauge", "1 if an operator has paused it, as far as this process knows; else 0."),
-    ("used_starts", "gauge", "Starts of this process that count in the running period."),
-    ("pending_starts", "gauge", "Calls of acquire under way in this process."),
-    ("starts_total", "counter", "Starts that this process got."),
-    ("timeouts_total", "counter", "Calls of acquire that gave up, since there was no start."),
+    ("max_starts", "gauge", "Starts allowed in any window of one period, as known here."),
+    ("period_seconds", "gauge", "Period of the rate limit."),
+    ("paused", "gauge", "1 if an operator has paused it, as far as this process knows, else 0."),
+    ("used_starts", "gauge", "Starts of this process that count in the current period."),
+    ("pending_starts", "gauge", "Calls of acquire in progress in this process."),
+    ("starts_total", "counter", "Starts granted to this process."),
+    ("timeouts_total", "counter", "Calls of acquire that gave up before a start was granted."),
     ("forfeited_total", "counter", "Starts of blocks that were not used in time."),
-    ("losses_total", "counter", "Slots that ended in etcd before their period was over."),
+    ("losses_total", "counter", "Slots that ended in etcd before the end of their period."),
     ("wait_seconds", "histogram", "Time from the call of acquire to the start."),
 )
 
 
 def families(seen: Snapshot, *, namespace: str = "") -> list[Family]:
-    """A snapshot as metrics for Prometheus; `namespace` goes before each name."""
+    """Convert a snapshot to metric families for Prometheus; `namespace` prefixes each name."""
     start = f"{namespace}_" if namespace else ""
     result = [
         *_described(f"{start}semaphore", _SEMAPHORES, seen.semaphores),
@@ -268,19 +269,19 @@ def families(seen: Snapshot, *, namespace: str = "") -> list[Family]:
         Family(
             f"{start}semaphore_etcd_requests_total",
             "counter",
-            "Transactions, by what is known of their outcome.",
+            "Transactions by outcome.",
             [({"outcome": key}, number) for key, number in etcd.requests_total.items()],
         ),
         Family(
             f"{start}semaphore_etcd_request_seconds",
             "histogram",
-            "Time that the transactions took that were done.",
+            "Duration of the transactions that were done.",
             [({}, etcd.request_seconds)],
         ),
         Family(
             f"{start}semaphore_renewals_late_total",
             "counter",
-            "Times that a refresh was not answered in time and another connection was taken.",
+            "Lease refreshes not answered in time, so that another connection was used.",
             [({}, etcd.renewals_late_total)],
         ),
     ]
@@ -300,7 +301,7 @@ def _described(
 
 
 def _only_counts(one: SemaphoreMetrics | RateLimitMetrics, kind: str) -> bool:
-    """What is listed no more has no present."""
+    """Whether it stands for semaphores that are no longer listed, which have no gauges."""
     return kind == "gauge" and (one.prefix, one.name) in (OTHERS, OTHER_RATES)
 
 
@@ -314,27 +315,27 @@ class Collector:
         self._namespace = namespace
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics now."""
+        """Return the current metrics."""
         return map(to_prometheus, families(snapshot(), namespace=self._namespace))
 
     def describe(self) -> Iterator[Metric]:
-        """The names, so that a registry refuses them twice."""
+        """Return the metric names, so that a registry can reject duplicates."""
         return self.collect()
 
 
 def register(registry: CollectorRegistry | None = None, *, namespace: str = "") -> Collector:
-    """Have the metrics of this process served with those of your program.
+    """Register the metrics of this process, to be served with those of your program.
 
     Args:
-        registry: of prometheus_client; default: its own default registry.
-        namespace: goes before each name, with an underscore.
+        registry: a registry of prometheus_client; default: its default registry.
+        namespace: prefix of each name, followed by an underscore.
 
     Returns:
-        The collector, to ``unregister`` it.
+        The collector, for ``unregister``.
 
     Raises:
-        ModuleNotFoundError: prometheus_client is not installed; the message says how.
-        ValueError: it was registered there already.
+        ModuleNotFoundError: prometheus_client is not installed; the message says how to install it.
+        ValueError: the metrics are already registered there.
     """
     client = prometheus_client()
     collector = Collector(namespace)
@@ -343,21 +344,21 @@ def register(registry: CollectorRegistry | None = None, *, namespace: str = "") 
 
 
 def prometheus_client() -> Any:
-    """The module, or ModuleNotFoundError with what to do about it."""
+    """Import prometheus_client. Raises ModuleNotFoundError that says how to install it."""
     try:
         import prometheus_client as module
     except ModuleNotFoundError as error:
         if error.name != "prometheus_client":
             raise
         raise ModuleNotFoundError(
-            f"metrics for Prometheus need the package prometheus-client: {INSTALL}",
+            f"metrics for Prometheus require the package prometheus-client: {INSTALL}",
             name=error.name,
         ) from None
     return module
 
 
 def to_prometheus(family: Family) -> Metric:
-    """A family in the terms of prometheus_client."""
+    """Convert a family to a metric of prometheus_client."""
     from prometheus_client.metrics_core import Metric
 
     base = family.name.removesuffix("_total") if family.kind == "counter" else family.name
@@ -368,7 +369,7 @@ def to_prometheus(family: Family) -> Metric:
 
 
 def _samples(family: Family) -> Iterator[tuple[str, dict[str, str], float]]:
-    """Each line of a family: name, labels, value."""
+    """Yield the series of a family: name, labels, value."""
     for labels, value in family.samples:
         if not isinstance(value, Histogram):
             yield family.name, dict(labels), float(value)
@@ -384,7 +385,7 @@ def _samples(family: Family) -> Iterator[tuple[str, dict[str, str], float]]:
 
 
 def textfile(of: Iterable[Family]) -> str:
-    """Families in Prometheus' text format, which node_exporter's textfile collector reads."""
+    """Format families in Prometheus' text format, for node_exporter's textfile collector."""
     lines = []
     for family in of:
         if not family.samples:
@@ -411,20 +412,20 @@ def write_textfile(
     *,
     namespace: str = "",
 ) -> None:
-    """Write metrics to a file, for a job that ends before anybody scrapes it.
+    """Write metrics to a file, for a job that ends before it can be scraped.
 
-    The file is replaced in one step, so that node_exporter's textfile collector never reads half
-    of it; anybody may read it. It only reads names that end in ``.prom``.
+    The file is replaced atomically, so that node_exporter's textfile collector never reads half
+    of it, and is readable by all users. The collector only reads names that end in ``.prom``.
 
     Args:
-        path: of the file. Its directory must exist.
-        of: what to write; default: all metrics of this process.
-        namespace: goes before each name of the default.
+        path: path of the file. Its directory must exist.
+        of: metrics to write; default: all metrics of this process.
+        namespace: prefix of each name, for the default of `of`.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
-    import tempfile  # here, since it loads much
+    import tempfile  # here, since it imports many modules
 
     text = textfile(families(snapshot(), namespace=namespace) if of is None else of)
     path = os.fspath(path)

