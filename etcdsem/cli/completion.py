@@ -38,8 +38,8 @@ def completion(ctx: click.Context, /, shell: str) -> None:
 
     \b
     Examples:
-      eval "$(etcdsem completion bash)"                                      in ~/.bashrc
-      eval "$(etcdsem completion zsh)"                                       in ~/.zshrc
+      eval "$(etcdsem completion bash)"    in ~/.bashrc
+      eval "$(etcdsem completion zsh)"     in ~/.zshrc
       etcdsem completion fish > ~/.config/fish/completions/etcdsem.fish
     """
     from click.shell_completion import ShellComplete, get_completion_class

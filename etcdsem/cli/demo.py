@@ -134,7 +134,7 @@ def demo(jobs: int, limit: int, work: float, without: bool) -> None:
             console.print(f"etcd {etcd.version} on {etcd.endpoint}, for this demo only")
         url = service.start()
         stack.callback(service.stop)
-        console.print(f"service on {url}: serves {limit} requests at a time, refuses more with 429")
+        console.print(f"service on {url}: {limit} requests at a time, more get 429")
         began = time.monotonic()
         if without:
             running = [_start([sys.executable, "-c", _JOB, f"{url}/{i:02}/0"]) for i in range(jobs)]

@@ -58,7 +58,7 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
     "Run jobs": ("run", "hold"),
     "Inspect semaphores": ("ls", "status", "top"),
     "Change semaphores": ("limit", "rate", "pause", "resume", "drain", "evict", "close"),
-    "Operate etcd": ("doctor", "exporter", "bench"),
+    "Monitor and diagnose": ("doctor", "exporter", "bench"),
     "Try it out": ("dev", "demo"),
 }
 """The groups of the overview; commands in no group come last."""

@@ -59,7 +59,7 @@ def drain(
 
     \b
     Examples:
-      etcdsem drain gpu --reason "new driver" && install-driver
+      etcdsem drain gpu --reason "new driver" && ./upgrade.sh; etcdsem resume gpu
       etcdsem drain gpu --wait 10m || etcdsem status gpu
 
     \b

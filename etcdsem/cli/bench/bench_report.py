@@ -91,7 +91,7 @@ _WORST: Final = {
     ),
     "disk": (
         "most of it is the disk",
-        "give etcd a fast disk of its own; check etcd_disk_wal_fsync_duration_seconds",
+        "give etcd a fast dedicated disk; check etcd_disk_wal_fsync_duration_seconds",
     ),
 }
 
@@ -175,7 +175,7 @@ def _slow_disk(results: BenchResults) -> Iterator[Verdict]:
                 "warning",
                 f"{what} takes {milliseconds(found)}; etcd recommends less than "
                 f"{milliseconds(slow)}",
-                "give etcd a fast disk (SSD, NVMe) of its own",
+                "give etcd a fast dedicated disk (SSD, NVMe)",
             )
 
 

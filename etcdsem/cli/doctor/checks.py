@@ -269,7 +269,7 @@ _SPEED: Final = (  # what, compared with what, the slow difference, what to repo
         "read",
         SLOW_DISK,
         "a write takes {0}, a read {1}: the disk is slow",
-        "give etcd a fast disk of its own; check etcd_disk_wal_fsync_duration_seconds",
+        "give etcd a fast dedicated disk; check etcd_disk_wal_fsync_duration_seconds",
     ),
 )
 

@@ -51,7 +51,7 @@ def exporter(ctx: click.Context, /, where: str) -> int:
     \b
     Examples:
       etcdsem exporter
-      etcdsem exporter --listen :9379 --endpoints https://etcd-0:2379 --cacert ca.crt
+      etcdsem exporter --listen :9379 --endpoints https://etcd-0:2379
 
     \b
     Exit codes: 128+N if stopped by signal N (INT, QUIT, TERM, HUP);

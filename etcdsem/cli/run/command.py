@@ -88,10 +88,10 @@ def _is_ours(word: str, valued: frozenset[str], known: frozenset[str]) -> bool:
     """Whether it is one of our options, or several short ones in one word."""
     if word.startswith("--"):
         return word.partition("=")[0] in known
-    for letter in word[1:]:
-        if f"-{letter}" not in known:
+    for flag in word[1:]:
+        if f"-{flag}" not in known:
             return False
-        if f"-{letter}" in valued:
+        if f"-{flag}" in valued:
             return True
     return len(word) > 1
 
@@ -100,8 +100,8 @@ def _lacks_value(word: str, valued: frozenset[str]) -> bool:
     """Whether the value of this option is the next word."""
     if word.startswith("--"):
         return word in valued
-    for place, letter in enumerate(word[1:], start=2):  # -nq, -nl 3, -l3
-        if f"-{letter}" in valued:
+    for place, flag in enumerate(word[1:], start=2):  # -nq, -nl 3, -l3
+        if f"-{flag}" in valued:
             return place == len(word)
     return False
 

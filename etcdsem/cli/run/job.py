@@ -218,7 +218,7 @@ def _not_started(command: str, number: int) -> int:
         what = "the interpreter in its first line" if os.path.exists(command) else "no such command"
         say(f"cannot run {command!r}: not found ({what})")
         return exit_codes.NOT_FOUND
-    hint = "; does its first line lack a #!" if number == errno.ENOEXEC else ""
+    hint = "; is its #! line missing?" if number == errno.ENOEXEC else ""
     say(f"cannot run {command!r}: {os.strerror(number)}{hint}")
     return exit_codes.CANNOT_EXECUTE
 

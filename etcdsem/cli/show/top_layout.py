@@ -125,7 +125,8 @@ def _header(view: View, screen: Screen) -> Text:
     rates = sum(one.rate is not None for one in view.semaphores)
     held = sum(one.held for one in view.semaphores if one.rate is None)
     waiting = sum(one.waiting for one in view.semaphores)
-    count = f"{len(view.semaphores) - rates} semaphores"
+    number = len(view.semaphores) - rates
+    count = f"{number} semaphore{'s' * (number != 1)}"
     if rates:
         count += f", {rates} rate limit{'s' if rates > 1 else ''}"
     sums = f"{count}, {held} held, {waiting} waiting"
