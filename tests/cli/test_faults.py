@@ -297,6 +297,6 @@ def test_no_process_can_be_started(etcd: EtcdServer, name: str, forks: int) -> N
         timeout=60,
     )
     assert done.returncode == 126
-    said = "no process can be started for true: Resource temporarily unavailable"
+    said = "cannot start a process for true: Resource temporarily unavailable"
     assert done.stderr == f"etcdsem: {said}\n"
     assert keys(etcd, name) == []

@@ -113,7 +113,7 @@ def test_where_no_python_can_be_started(
     """A frozen program would start itself as etcd's guardian."""
     monkeypatch.setattr("sys.executable", executable)
     monkeypatch.setattr("sys.frozen", frozen, raising=False)
-    with pytest.raises(errors.EtcdSemError, match=r"^etcd cannot be started from here, because "):
+    with pytest.raises(errors.EtcdSemError, match=r"^cannot start etcd from here, because "):
         server.start(binary=etcd_binary)
 
 

@@ -1,9 +1,12 @@
-"""The checks of `doctor` on the semaphores. Pure functions."""
+"""The checks of `doctor` on the semaphores. Pure functions.
+
+To add a check, write a function that yields verdicts, and add a row to `CHECKS`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 from etcdsem.cli.doctor.finding import Check, Finding, Verdict, run_table
 from etcdsem.cli.doctor.probes import ProbeResults
@@ -13,32 +16,40 @@ _MANY_KEYS: Final = 5
 """Unrecognized keys to list one by one."""
 
 
-class _Seen(NamedTuple):
-    status: Status
-    stuck: bool
-    """It has a free slot and the same first waiter for two seconds."""
-
-
 def semaphore_findings(results: ProbeResults) -> Iterator[Finding]:
     """Check each semaphore, and those that have no limit."""
     for name in results.bare:
-        do = f"register it: etcdsem run {name} --limit N -- COMMAND"
-        if name == results.name:
-            yield Finding("semaphore", "info", f"{name} is not registered", do)
-        else:
-            what = f"{name}: leases without a limit: no more leases are granted"
-            yield Finding("semaphore", "problem", what, do)
+        yield _bare(name, asked_for=name == results.name)
     sound = 0
     for one in results.semaphores:
-        found = run_table(_CHECKS, _Seen(one, one.name in results.stuck))
+        found = run_table(CHECKS, one)
+        if one.name in results.stuck:
+            found.append(_stuck(one))
         sound += not found
         yield from found
     if sound:
         yield Finding("semaphore", "ok", f"{sound} checked without findings")
 
 
-def _limit(seen: _Seen) -> Iterator[Verdict]:
-    one = seen.status
+def _bare(name: str, *, asked_for: bool) -> Finding:
+    do = f"register it: etcdsem run {name} --limit N -- COMMAND"
+    if asked_for:
+        return Finding("semaphore", "info", f"{name} is not registered", do)
+    what = f"{name}: leases without a limit: no more leases are granted"
+    return Finding("semaphore", "problem", what, do)
+
+
+def _stuck(one: Status) -> Finding:
+    return Finding(
+        "stuck",
+        "problem",
+        f"{one.name}: {one.held} of {one.max_leases} held, yet {len(one.waiters)} waiting",
+        f"check whether the first waiter is alive: etcdsem status {one.name}; if not, "
+        f"etcdsem evict {one.name} --lease {one.waiters[0].lease_id}",
+    )
+
+
+def _limit(one: Status) -> Iterator[Verdict]:
     if one.max_leases is None:
         yield Verdict(
             "problem",
@@ -47,8 +58,7 @@ def _limit(seen: _Seen) -> Iterator[Verdict]:
         )
 
 
-def _overbooked(seen: _Seen) -> Iterator[Verdict]:
-    one = seen.status
+def _overbooked(one: Status) -> Iterator[Verdict]:
     if one.max_leases is not None and one.held > one.max_leases:
         yield Verdict(
             "warning",
@@ -59,25 +69,17 @@ def _overbooked(seen: _Seen) -> Iterator[Verdict]:
         )
 
 
-def _unrecognized_keys(seen: _Seen) -> Iterator[Verdict]:
-    one = seen.status
+def _unrecognized_keys(one: Status) -> Iterator[Verdict]:
     keys = [key for key in one.junk if not key.key.endswith("/max_leases")]
     for key in keys[:_MANY_KEYS]:
-        yield Verdict(
-            "problem",
-            f"unrecognized key {key.key}: {key.reason}",
-            f"etcdctl del {key.key!r}",
-        )
+        what = f"unrecognized key {key.key}: {key.reason}"
+        yield Verdict("problem", what, f"etcdctl del {key.key!r}")
     if len(one.junk) > _MANY_KEYS:
-        yield Verdict(
-            "problem",
-            f"{one.name}: {len(one.junk)} unrecognized keys in total",
-            f"etcdsem status {one.name}",
-        )
+        what = f"{one.name}: {len(one.junk)} unrecognized keys in total"
+        yield Verdict("problem", what, f"etcdsem status {one.name}")
 
 
-def _owner(seen: _Seen) -> Iterator[Verdict]:
-    one = seen.status
+def _owner(one: Status) -> Iterator[Verdict]:
     for holder in one.holders:
         if not holder.owner:
             yield Verdict(
@@ -88,21 +90,9 @@ def _owner(seen: _Seen) -> Iterator[Verdict]:
             )
 
 
-def _stuck(seen: _Seen) -> Iterator[Verdict]:
-    one = seen.status
-    if seen.stuck:
-        yield Verdict(
-            "problem",
-            f"{one.name}: {one.held} of {one.max_leases} held, yet {len(one.waiters)} waiting",
-            f"check whether the first waiter is alive: etcdsem status {one.name}; if not, "
-            f"etcdsem evict {one.name} --lease {one.waiters[0].lease_id}",
-        )
-
-
-_CHECKS: Final = (
+CHECKS: Final = (
     Check("limit", _limit),
     Check("overbooked", _overbooked),
     Check("junk", _unrecognized_keys),
     Check("owner", _owner),
-    Check("stuck", _stuck),
 )

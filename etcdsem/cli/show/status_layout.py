@@ -140,7 +140,7 @@ def _headline_parts(seen: Status) -> list[str]:
 
 
 def _holder_rows(seen: Status) -> list[tuple[str, ...]]:
-    """Return the titles and the rows; without ENDS or WEIGHT if no holder has a value there."""
+    """Return the titles and the rows; omit ENDS without a max_hold, WEIGHT if all are 1."""
     rows: list[tuple[str, ...]] = [
         tuple(_OF_RATES.get(title, title) for title in _HOLDERS) if seen.rate else _HOLDERS,
         *(
