@@ -1,24 +1,24 @@
 """The exceptions that etcdsem raises.
 
     EtcdSemError
-    ├── SemaphoreClosed     (RuntimeError)     the semaphore is not known to etcd, or was closed
-    ├── ReleasedTooOften    (RuntimeError, ValueError)  release() with no lease to give back
-    ├── InconsistentLimit   (ValueError)       another limit is registered
-    ├── WrongKind           (ValueError)       a rate limit has that name, or a semaphore
-    ├── InvalidName         (ValueError)       not a name for a semaphore
-    ├── InvalidSetting      (ValueError)       a limit, duration, endpoint or label that cannot be
-    ├── WeightExceedsLimit  (ValueError)       more slots are wanted than the limit has
-    ├── NobodyThere         (LookupError)      evict() of a slot or lease that nobody has
-    ├── AcquireTimeout      (TimeoutError)     hold(timeout) found no room in time
-    ├── Evicted                                an operator ended this acquire while it waited
+    ├── SemaphoreClosed     (RuntimeError)     the semaphore is not registered, or was closed
+    ├── ReleasedTooOften    (RuntimeError, ValueError)  release() without a held lease
+    ├── InconsistentLimit   (ValueError)       a different limit is already registered
+    ├── WrongKind           (ValueError)       the name belongs to a rate limit, or to a semaphore
+    ├── InvalidName         (ValueError)       not a valid semaphore name
+    ├── InvalidSetting      (ValueError)       an invalid limit, duration, endpoint or label
+    ├── WeightExceedsLimit  (ValueError)       the weight exceeds the limit
+    ├── NobodyThere         (LookupError)      evict() found no such holder or waiter
+    ├── AcquireTimeout      (TimeoutError)     hold(timeout) was not granted a lease in time
+    ├── Evicted                                an operator evicted this waiter from the queue
     ├── LeaseLost                              a lease ended before its holder released it
-    ├── EtcdUnavailable     (ConnectionError)  etcd can't be reached, or doesn't answer in time
-    ├── EtcdRefused                            etcd answered, and refuses (out of space, ...)
-    ├── WrongEventLoop      (RuntimeError)     an asyncio client is used from another event loop
-    └── PermissionDenied    (PermissionError)  etcd refuses the credentials, or the key
+    ├── EtcdUnavailable     (ConnectionError)  etcd is unreachable or did not answer in time
+    ├── EtcdRefused                            etcd answered with a refusal (out of space, ...)
+    ├── WrongEventLoop      (RuntimeError)     an asyncio client was used from another event loop
+    └── PermissionDenied    (PermissionError)  etcd rejected the credentials or access to a key
 
 Each is also the built-in exception that a caller would expect, so that code written for
-`threading.Semaphore` or for Dask's semaphore needs no change to catch it.
+`threading.Semaphore` or for Dask's semaphore catches it unchanged.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ __all__ = [
 
 
 class EtcdSemError(Exception):
-    """The base of all errors of this library."""
+    """Base class of all errors raised by this library."""
 
 
 class SemaphoreClosed(EtcdSemError, RuntimeError):
-    """The semaphore is not known: it was closed, or never registered."""
+    """The semaphore was closed, or was never registered."""
 
 
 class ReleasedTooOften(EtcdSemError, RuntimeError, ValueError):
-    """There is no lease to give back; nothing was changed in etcd.
+    """There is no held lease to release; nothing was changed in etcd.
 
-    RuntimeError is what Dask raises, ValueError what `threading.BoundedSemaphore` raises.
+    It is a RuntimeError as in Dask, and a ValueError as in `threading.BoundedSemaphore`.
     """
 
 
 class InconsistentLimit(EtcdSemError, ValueError):
-    """Another limit is registered for this semaphore. The message names both."""
+    """A different limit is registered for this semaphore. The message names both."""
 
     def __init__(self, message: str, *, given: int, registered: int) -> None:
         super().__init__(message)
@@ -75,48 +75,48 @@ def _rebuild_limit(message: str, given: int, registered: int) -> InconsistentLim
 
 
 class WrongKind(EtcdSemError, ValueError):
-    """A semaphore is wanted where there is a rate limit of that name, or the other way round."""
+    """The name belongs to a rate limit and a semaphore was requested, or the other way round."""
 
 
 class InvalidName(EtcdSemError, ValueError):
-    """Not a name for a semaphore: 1 to 128 of the characters ``A-Z a-z 0-9 . _ -``."""
+    """Not a valid semaphore name: 1 to 128 of the characters ``A-Z a-z 0-9 . _ -``."""
 
 
 class InvalidSetting(EtcdSemError, ValueError):
-    """A setting (limit, duration, endpoint, label, file, ...) that cannot be used."""
+    """A setting (limit, duration, endpoint, label, file, ...) is invalid."""
 
 
 class WeightExceedsLimit(EtcdSemError, ValueError):
-    """A lease of more slots is wanted than the limit in force has, so it would never come."""
+    """The weight exceeds the limit in force, so the lease could never be granted."""
 
 
 class NobodyThere(EtcdSemError, LookupError):
-    """Nobody holds that slot, or holds or waits with that lease; nobody was evicted."""
+    """No holder has that slot or lease, and no waiter has that lease; nobody was evicted."""
 
 
 class AcquireTimeout(EtcdSemError, TimeoutError):
-    """No lease was free in time."""
+    """No lease was granted in time."""
 
 
 class Evicted(EtcdSemError):
-    """An operator ended this acquire while it waited (`evict`). The message says who, and when."""
+    """An operator evicted this waiter from the queue. The message says who did it, and when."""
 
 
 class LeaseLost(EtcdSemError):
-    """A lease expired, was revoked, evicted, or its semaphore was closed, while it was held."""
+    """A held lease expired, was revoked or evicted, or its semaphore was closed."""
 
 
 class EtcdUnavailable(EtcdSemError, ConnectionError):
-    """etcd cannot be reached, or did not answer in time."""
+    """etcd is unreachable, or did not answer in time."""
 
 
 class EtcdRefused(EtcdSemError):
-    """etcd answered, and refuses to do it: no space left, corrupt, overloaded for too long."""
+    """etcd answered with a refusal: out of space, corrupt, or overloaded for too long."""
 
 
 class PermissionDenied(EtcdSemError, PermissionError):
-    """etcd refuses the user, the password, or the access to a key."""
+    """etcd rejected the user, the password, or the access to a key."""
 
 
 class WrongEventLoop(EtcdSemError, RuntimeError):
-    """An asyncio client or lease is used from another event loop than its own, or from none."""
+    """An asyncio client or lease was used outside the event loop that it belongs to."""

@@ -1,7 +1,7 @@
-"""Public data: who holds, who waits, what a semaphore looks like, and how settings are read.
+"""Public data types (holders, waiters, the state of a semaphore) and validation of settings.
 
-Nothing here talks to etcd. Durations are seconds as a float inside the library; whatever a user
-may write for one (`1.5`, ``"250ms"``, ``"1m30s"``, `timedelta`) goes through `seconds()`.
+Nothing here talks to etcd. Inside the library, durations are floats in seconds; every form that a
+user may write (`1.5`, ``"250ms"``, ``"1m30s"``, `timedelta`) is converted by `seconds()`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from etcdsem.errors import InvalidName, InvalidSetting
 
 Duration: TypeAlias = float | int | str | timedelta
-"""What a user may write for a duration: seconds, ``"250ms"``, ``"1m30s"`` or a timedelta."""
+"""A duration as a user may write it: seconds, ``"250ms"``, ``"1m30s"`` or a timedelta."""
 
 MAX_LIMIT = 99_999  # slots are written with five digits, and one number must stay above them
-MIN_LEASE_TIMEOUT = 2  # etcd's own: ceil(1.5 x election timeout), 2 s by default
-MAX_LEASE_TIMEOUT = 9_000_000_000  # etcd refuses more ("too large lease TTL")
+MIN_LEASE_TIMEOUT = 2  # etcd's minimum: ceil(1.5 x election timeout), 2 s by default
+MAX_LEASE_TIMEOUT = 9_000_000_000  # etcd's maximum ("too large lease TTL")
 DEFAULT_LEASE_TIMEOUT = 30.0
 MAX_PRIORITY = 100
 MAX_WEIGHT = 32
-"""Slots that one lease may hold. They are taken, or given back, in one transaction, and etcd takes
-128 operations in one: a condition and a write for each slot, and others' grants beside it."""
+"""Maximum number of slots that one lease may hold. They are taken or given back in one transaction,
+and etcd allows 128 operations in one: a compare and a write for each slot, plus the grants to other
+waiters."""
 
 DEFAULT_PREFIX = "/etcdsem"
 
@@ -49,7 +50,7 @@ _IN_WORDS = re.compile(rf"(\d+(?:\.\d*)?|\.\d+)({'|'.join(_UNITS)})s?", re.ASCII
 
 @dataclass(frozen=True)
 class Holder:
-    """A lease that is held now."""
+    """A currently held lease, or one of its slots."""
 
     slot: int
     owner: str
@@ -57,22 +58,22 @@ class Holder:
     pid: int | None
     client: str
     lease_id: str
-    """The etcd lease, in hex as ``etcdctl lease list`` prints it."""
+    """The etcd lease ID, in hex as printed by ``etcdctl lease list``."""
     fencing_token: int
     acquired_at: datetime | None
     ttl: float | None = None
-    """Seconds until etcd gives the slot away if nobody refreshes the lease; None if not asked."""
+    """Seconds until etcd frees the slot unless the lease is refreshed; None if not queried."""
     labels: Mapping[str, str] = field(default_factory=dict)
     over_limit: bool = False
-    """True for a slot above the limit: the limit was lowered while it was held."""
+    """True for a slot above the limit: the limit was lowered while the slot was held."""
     weight: int = 1
-    """How many slots its lease holds; there is one `Holder` for each of them."""
+    """Number of slots that the lease holds; there is one `Holder` for each of them."""
     max_hold: float | None = None
-    """Seconds after which its holder ends it, counted from the grant; None: without a bound."""
+    """Seconds after the grant at which the holder ends the lease; None means no bound."""
 
     @property
     def ends_at(self) -> datetime | None:
-        """When its holder ends it at the latest; None: without a bound, or not known."""
+        """When the holder ends the lease at the latest; None if it is unbounded or unknown."""
         if self.max_hold is None or self.acquired_at is None:
             return None
         try:
@@ -83,7 +84,7 @@ class Holder:
 
 @dataclass(frozen=True)
 class Waiter:
-    """Somebody in line; the first has position 1."""
+    """A waiter in the queue; the first has position 1."""
 
     position: int
     owner: str
@@ -95,19 +96,19 @@ class Waiter:
     ttl: float | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     weight: int = 1
-    """How many slots it waits for; it gets all of them at once."""
+    """Number of slots it waits for; all of them are granted at once."""
     priority: int = 0
-    """Higher ones are served first; those of the same in the order in which they came."""
+    """Higher priorities are served first; equal priorities in order of arrival."""
     eager: bool = False
-    """True for one who passes those that wait for more slots than are free."""
+    """True for a waiter that may pass heavier ones that need more slots than are free."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """A start that a rate limit granted: now is the time. Always true."""
+    """A start granted by a rate limit: go ahead now. Always true."""
 
     waited: float
-    """Seconds from the call to the grant."""
+    """Seconds between the call and the grant."""
 
     def __bool__(self) -> Literal[True]:
         return True
@@ -115,10 +116,10 @@ class Start:
 
 @dataclass(frozen=True)
 class Later:
-    """A rate limit has no start now. Always false."""
+    """The rate limit has no start available now. Always false."""
 
     retry_after: float
-    """Seconds until one may be had: an estimate, by the times that are noted in etcd."""
+    """Estimated seconds until a start becomes available, from the times recorded in etcd."""
 
     def __bool__(self) -> Literal[False]:
         return False
@@ -126,7 +127,7 @@ class Later:
 
 @dataclass(frozen=True)
 class Junk:
-    """A key below a semaphore's prefix that etcdsem did not write, and why it is left out."""
+    """A key under a semaphore's prefix that etcdsem did not write, and why it is ignored."""
 
     key: str
     reason: str
@@ -134,35 +135,35 @@ class Junk:
 
 @dataclass(frozen=True)
 class Pause:
-    """Nothing is granted until somebody resumes it."""
+    """A paused semaphore: no lease is granted until it is resumed."""
 
     by: str
-    """Who paused it; empty if that was done by hand, with no more than the word."""
+    """Who paused it; empty if only the word was written to etcd by hand."""
     since: datetime | None
-    """Since when, by the clock of who paused it."""
+    """When it was paused, by the clock of the machine that paused it."""
     reason: str = ""
 
 
 MAX_SEMAPHORES = 8
-"""Semaphores that can be acquired at once. etcd takes 128 operations in a transaction, and each of
-them needs four to look at it; what else is known of them travels with the answer."""
+"""Maximum number of semaphores that can be acquired at once. etcd allows 128 operations in a
+transaction, and reading each semaphore takes four of them."""
 
 
 class CloseResult(NamedTuple):
-    """What `Client.close_semaphore` did, and who used the semaphore then."""
+    """What `Client.close_semaphore` did, and who was using the semaphore."""
 
     done: bool
-    """True when the semaphore was removed. False when it was in use and `force` was not given."""
+    """True if the semaphore was removed; False if it was in use and `force` was not given."""
     known: bool
-    """False when there was no such semaphore."""
+    """False if there was no such semaphore."""
     holders: tuple[str, ...]
-    """The owners of the leases that were held, in the order of their slots."""
+    """The owners of the held leases, in slot order."""
     waiters: tuple[str, ...]
-    """The owners of those that waited, in the order in which they would have been served."""
+    """The owners of the waiters, in the order in which they would have been served."""
 
 
 class Rate(NamedTuple):
-    """What makes a rate limit of a semaphore: at most `starts` in any window of `period` seconds.
+    """What turns a semaphore into a rate limit: at most `starts` in any window of `period` seconds.
 
     Each slot stands for a block of `block` starts, so there are ``starts // block`` slots.
     """
@@ -177,44 +178,44 @@ class Rate(NamedTuple):
 
 
 class LimitInfo(NamedTuple):
-    """The limit of a semaphore, or the rate of a rate limit, as it is stored."""
+    """The stored limit of a semaphore, or the stored rate of a rate limit."""
 
     max_leases: int | None
-    """The limit; of a rate limit how many blocks of starts it has. None if it cannot be read."""
+    """The limit; for a rate limit the number of blocks. None if it cannot be read."""
     rate: Rate | None
     """Not None for a rate limit."""
     pause: Pause | None
     """Not None while it is paused."""
     text: str
-    """The first 60 bytes of what is stored."""
+    """The first 60 bytes of the stored value."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """One semaphore at one revision of etcd."""
+    """One semaphore at one etcd revision."""
 
     name: str
     max_leases: int | None
-    """The limit in force; None if the stored one cannot be read (then nothing is granted)."""
+    """The limit in force; None if the stored value cannot be read (then nothing is granted)."""
     holders: tuple[Holder, ...]
     waiters: tuple[Waiter, ...]
     junk: tuple[Junk, ...] = ()
     revision: int = 0
     pause: Pause | None = None
-    """Not None while it is paused: then nothing is granted."""
+    """Not None while it is paused; no lease is granted then."""
     rate: Rate | None = None
-    """Not None for a rate limit: then `max_leases` is its blocks of starts, and a holder is one
+    """Not None for a rate limit. `max_leases` is then the number of blocks, and a holder is a block
     that is in use."""
 
     @property
     def held(self) -> int:
-        """How many slots are held now, by anyone."""
+        """Number of slots that are currently held, by anyone."""
         return len(self.holders)
 
 
 @dataclass(frozen=True)
 class Overview:
-    """One line of ``etcdsem ls``."""
+    """One row of ``etcdsem ls``."""
 
     name: str
     max_leases: int | None
@@ -222,37 +223,38 @@ class Overview:
     waiting: int
     junk: int = 0
     waiting_since: datetime | None = None
-    """Since when the first in line waits, by the clock of its machine; None if nobody does."""
+    """When the first waiter began to wait, by its machine's clock; None if the queue is
+    empty."""
     pause: Pause | None = None
-    """Not None while it is paused: then nothing is granted."""
+    """Not None while it is paused; no lease is granted then."""
     rate: Rate | None = None
     """Not None for a rate limit."""
 
     @property
     def overbooked(self) -> int:
-        """How many more are held than the limit allows, since it was lowered; 0 is usual."""
+        """How many more slots are held than the limit allows after it was lowered; usually 0."""
         return 0 if self.max_leases is None else max(0, self.held - self.max_leases)
 
 
 def check_name(name: object) -> str:
-    """Return `name` if it can name a semaphore, else raise InvalidName.
+    """Return `name` if it is a valid semaphore name, else raise InvalidName.
 
-    The characters are few so that no name can reach into the keys of another.
+    The character set is restricted so that no name can reach into another semaphore's keys.
     """
     if not isinstance(name, str):
-        raise InvalidName(f"A semaphore's name must be a string, not {type(name).__name__}.")
+        raise InvalidName(f"a semaphore name must be a string, not {type(name).__name__}")
     if _NAME.fullmatch(name) is None:
         shown = name if len(name) <= 60 else name[:57] + "..."
         raise InvalidName(
-            f"{shown!r} cannot name a semaphore: use 1 to 128 of the characters A-Z a-z 0-9 . _ -"
+            f"invalid semaphore name {shown!r}: use 1 to 128 of the characters A-Z a-z 0-9 . _ -"
         )
     return name
 
 
 def check_limit(limit: Any, *, least: int = 1) -> int:
-    """Return `limit` as an int if it can be a limit, else raise InvalidSetting.
+    """Return `limit` as an int if it is a valid limit from `least`, else raise InvalidSetting.
 
-    Whole numbers of any integer type (NumPy's too) are taken; True, 2.0 and "2" are not.
+    Any integer type is accepted, NumPy's included; True, 2.0 and "2" are not.
     """
     if isinstance(limit, bool) or not hasattr(limit, "__index__"):
         raise InvalidSetting(
@@ -267,7 +269,7 @@ def check_limit(limit: Any, *, least: int = 1) -> int:
 
 
 def check_weight(weight: Any) -> int:
-    """Return `weight` as an int if a lease may have it, else raise InvalidSetting."""
+    """Return `weight` as an int if it is a valid weight, else raise InvalidSetting."""
     if isinstance(weight, bool) or not hasattr(weight, "__index__"):
         raise InvalidSetting(
             f"weight must be a whole number from 1 to {MAX_WEIGHT}, not {weight!r}"
@@ -282,7 +284,7 @@ def check_weight(weight: Any) -> int:
 
 
 def check_priority(priority: Any) -> int:
-    """Return `priority` as an int if a waiter may have it, else raise InvalidSetting."""
+    """Return `priority` as an int if it is a valid priority, else raise InvalidSetting."""
     if isinstance(priority, bool) or not hasattr(priority, "__index__"):
         raise InvalidSetting(
             f"priority must be a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}, "
@@ -297,11 +299,11 @@ def check_priority(priority: Any) -> int:
 
 
 def seconds(value: Duration, *, what: str = "duration") -> float:
-    """Read a duration: a number of seconds, ``"250ms"``, ``"1m30s"``, ``"5 minutes"`` (as Dask
-    has it) or a `timedelta`.
+    """Convert a duration to seconds: a number of seconds, ``"250ms"``, ``"1m30s"``, ``"5 minutes"``
+    (as in Dask) or a `timedelta`. `what` names the setting in the error message.
 
-    Raises InvalidSetting for what cannot be read and for NaN. Signs and infinity pass: what they
-    mean depends on where the duration is used.
+    Raises InvalidSetting if it cannot be read or is NaN. Negative and infinite values pass; their
+    meaning depends on where the duration is used.
     """
     if isinstance(value, timedelta):
         return value.total_seconds()
@@ -311,7 +313,7 @@ def seconds(value: Duration, *, what: str = "duration") -> float:
             return float(text)
         if (words := _IN_WORDS.fullmatch(text.lower())) is not None:
             return float(words[1]) * _UNITS[words[2]]
-        import durationpy  # here, since most programs give numbers
+        import durationpy  # imported on demand: most programs pass numbers
 
         try:
             return float(durationpy.from_str(text).total_seconds())
@@ -327,12 +329,14 @@ def seconds(value: Duration, *, what: str = "duration") -> float:
         if not math.isnan(number):
             return number
     raise InvalidSetting(
-        f"{what}: cannot read {value!r} as a duration; give seconds (1.5), or 250ms, 30s, 1m30s, 2h"
+        f"{what}: invalid duration {value!r}: give seconds (1.5), or 250ms, 30s, 1m30s, 2h"
     )
 
 
 def timeout_seconds(value: Duration | None, *, what: str = "timeout") -> float | None:
-    """Read a timeout: None waits for ever, 0 tries once, less than 0 is an error."""
+    """Convert a timeout to seconds: None waits forever, 0 tries once, a negative value raises
+    InvalidSetting.
+    """
     if value is None:
         return None
     number = seconds(value, what=what)
@@ -342,24 +346,26 @@ def timeout_seconds(value: Duration | None, *, what: str = "timeout") -> float |
 
 
 def max_hold_seconds(value: Duration | None, *, what: str = "max_hold") -> float | None:
-    """Read for how long a lease may be held: None (or infinity) as long as its holder likes."""
+    """Convert max_hold, the longest time a lease may be held, to seconds. None (or infinity) means
+    no bound. Raises InvalidSetting if it is not positive.
+    """
     if value is None:
         return None
     number = seconds(value, what=what)
     if number <= 0:
-        raise InvalidSetting(f"{what} must be longer than 0: {value!r}; None sets no bound")
+        raise InvalidSetting(f"{what} must be greater than 0: {value!r}; None sets no bound")
     return None if math.isinf(number) else number
 
 
 def warning_ahead(max_hold: float) -> float:
-    """Seconds before the end of a max_hold at which a warning is due: a tenth of it, but at least
-    1 s and at most 60 s, and never more than half of it.
+    """Seconds before the end of max_hold at which a warning is due: a tenth of max_hold, between
+    1 s and 60 s, and never more than half of it.
     """
     return min(max(1.0, min(60.0, max_hold / 10)), max_hold / 2)
 
 
 def duration_text(seconds: float) -> str:
-    """A duration as a user may write it: 0.5s, 90s as 1m30s, 2h."""
+    """Format seconds as a user would write them: 0.5s, 1m30s (for 90), 2h."""
     if seconds < 60 or seconds != int(seconds):
         return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
     parts = ((int(seconds) // 3600, "h"), (int(seconds) // 60 % 60, "m"), (int(seconds) % 60, "s"))
@@ -367,18 +373,19 @@ def duration_text(seconds: float) -> str:
 
 
 MOST_BLOCKS = 256
-"""Above so many starts in a period they come in blocks, so that a look at all stays small."""
+"""Maximum number of blocks by default. Rates with more starts per period are divided into blocks so
+that reading all of them stays cheap."""
 
 MIN_PERIOD = 0.1
 
 
 def default_block(starts: int) -> int:
-    """Starts in a block, if nobody says otherwise."""
+    """The default number of starts per block."""
     return max(1, math.ceil(starts / MOST_BLOCKS))
 
 
 def make_rate(limit: Any, period: Duration, block: Any = None) -> Rate:
-    """A rate of these numbers if it can be one, else raise InvalidSetting."""
+    """Return the rate of `limit` starts per `period`, else raise InvalidSetting."""
     for what, number in (("limit", limit), ("block", 1 if block is None else block)):
         if isinstance(number, bool) or not hasattr(number, "__index__") or number.__index__() < 1:
             raise InvalidSetting(f"a rate's {what} must be a whole number from 1, not {number!r}")
@@ -388,41 +395,43 @@ def make_rate(limit: Any, period: Duration, block: Any = None) -> Rate:
     size = default_block(starts) if block is None else int(block.__index__())
     if not 1 <= starts // size <= MAX_LIMIT:
         raise InvalidSetting(
-            f"a rate of {starts} in blocks of {size} has {starts // size} blocks; it must be 1 to "
-            f"{MAX_LIMIT}"
+            f"a rate of {starts} in blocks of {size} has {starts // size} blocks; the number of "
+            f"blocks must be from 1 to {MAX_LIMIT}"
         )
     return Rate(starts, round(long, 3), size)
 
 
 def read_rate(text: str) -> Rate:
-    """Read ``100/1m``, or ``10000/1m/50`` (in blocks of 50). Raises InvalidSetting."""
+    """Parse ``100/1m``, or ``10000/1m/50`` (in blocks of 50). Raises InvalidSetting."""
     parts = text.strip().split("/")
     if len(parts) not in (2, 3) or not all(
         part.isascii() and part.strip().isdigit() for part in (parts[0], *parts[2:])
     ):
         raise InvalidSetting(
-            f"cannot read {text!r} as a rate; give 100/1m (100 starts in any minute), or "
+            f"invalid rate {text!r}: give 100/1m (100 starts in any minute), or "
             "10000/1m/50 (in blocks of 50)"
         )
     return make_rate(int(parts[0]), parts[1], *map(int, parts[2:]))
 
 
 def lease_timeout_seconds(value: Duration, *, what: str = "lease_timeout") -> int:
-    """Read a lease timeout: whole seconds from 2 (etcd's smallest) to 9 000 000 000, rounded up."""
+    """Convert a lease timeout to whole seconds, rounded up: from 2 (etcd's minimum) to
+    9 000 000 000. Raises InvalidSetting.
+    """
     number = seconds(value, what=what)
     if not MIN_LEASE_TIMEOUT <= number <= MAX_LEASE_TIMEOUT:
         raise InvalidSetting(
-            f"{what} must be from {MIN_LEASE_TIMEOUT}s (etcd's smallest; 15s or more is "
+            f"{what} must be from {MIN_LEASE_TIMEOUT}s (etcd's minimum; 15s or more is "
             f"recommended) to {MAX_LEASE_TIMEOUT}s, not {value!r}"
         )
     return math.ceil(number)
 
 
 def check_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the labels if they can be stored, else raise InvalidSetting.
+    """Return the labels as a dict if they are valid, else raise InvalidSetting.
 
-    Keys are 1 to 63 of ``A-Z a-z 0-9 . _ / -``; values at most 253 printable characters, as
-    in Kubernetes' metadata; 16 labels at most, since each hand-over carries them.
+    Keys are 1 to 63 of ``A-Z a-z 0-9 . _ / -``; values have at most 253 printable characters, as in
+    Kubernetes metadata. At most 16 labels are allowed because each hand-over carries them.
     """
     result: dict[str, str] = {}
     for key, value in (labels or {}).items():
@@ -437,8 +446,8 @@ def check_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def read_labels(given: Mapping[str, str] | None) -> dict[str, str]:
-    """The labels of a holder: those of ``ETCDSEM_LABELS`` (``pod=a,node=b``: where it runs, told by
-    whoever started it), and the ones `given`, which win. Raises InvalidSetting.
+    """Return a holder's labels: those of ``ETCDSEM_LABELS`` (``pod=a,node=b``, set by whoever
+    started the process) merged with `given`, which take precedence. Raises InvalidSetting.
     """
     labels: dict[str, str] = {}
     for part in (environment("ETCDSEM_LABELS") or "").split(","):
@@ -452,7 +461,7 @@ def read_labels(given: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def check_text(value: object, *, what: str) -> str:
-    """Return a value that people will read if it is at most 253 printable characters."""
+    """Return `value` if it is at most 253 printable characters, else raise InvalidSetting."""
     if not isinstance(value, str) or len(value) > 253 or not value.isprintable():
         shown = repr(value)
         raise InvalidSetting(
@@ -467,27 +476,29 @@ def check_text(value: object, *, what: str) -> str:
 
 
 def check_prefix(prefix: object) -> str:
-    """Return the key prefix without a slash at its end; it must start with one."""
+    """Return the key prefix without a trailing slash; it must start with a slash. Raises
+    InvalidSetting.
+    """
     if (
         not isinstance(prefix, str)
         or re.fullmatch(r"(/[A-Za-z0-9._-]{1,128})+/?", prefix, re.ASCII) is None
     ):
         raise InvalidSetting(
-            f"prefix {prefix!r}: give a path such as /etcdsem or /team/etcdsem "
+            f"invalid prefix {prefix!r}: give a path such as /etcdsem or /team/etcdsem "
             "(characters A-Z a-z 0-9 . _ - between single slashes)"
         )
     return prefix.rstrip("/")
 
 
 def environment(name: str) -> str | None:
-    """A variable of the environment without spaces around it; None if unset or empty."""
+    """The value of an environment variable, stripped of whitespace; None if unset or empty."""
     value = os.environ.get(name, "").strip()
     return value or None
 
 
 def dask_setting(name: str) -> Any:
-    """What Dask's configuration says in ``distributed.scheduler.locks``; None where it says
-    nothing, or where Dask is not loaded. It is never loaded for that.
+    """Dask's ``distributed.scheduler.locks`` setting; None if it is not set or Dask is not loaded.
+    Dask is never imported for this.
     """
     get = getattr(sys.modules.get("dask.config"), "get", None)
     return None if get is None else get(f"distributed.scheduler.locks.{name}", None)

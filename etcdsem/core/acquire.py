@@ -1,11 +1,11 @@
 """Acquire a slot, or several with one lease: TRY, or JOIN and wait.
 
-1. One lease for each attempt. When the outcome of a write that carries it is unknown, the attempt
-   is over and its lease is revoked until etcd says that it is gone; the next attempt has another.
-2. A grant is given to the caller only while its lease is valid by the local clock.
-3. Whatever interrupts an acquire (an exception thrown in at any yield) leaves the queue and gives
-   back what may have been granted: revoking the attempt's lease does both.
-4. `None` only ever means "full": if etcd was away all the time, that is an error.
+1. Each attempt uses one lease. If the outcome of a write that carries it is unknown, the attempt is
+   over and the lease is revoked until etcd confirms that it is gone; the next attempt uses another.
+2. A grant is returned to the caller only while its lease is valid by the local clock.
+3. An interrupted acquire (an exception thrown in at any yield) leaves the queue and gives back
+   whatever may have been granted: revoking the attempt's lease does both.
+4. `None` always means "full". If etcd was unavailable all the time, an error is raised instead.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ from etcdsem.core.waiters import LocalWaiter
 from etcdsem.errors import EtcdSemError
 
 STARVED = 0.8
-"""Seconds for which an acquire waits for threads that could not be started."""
+"""Seconds for which an acquire retries when threads cannot be started."""
 
 
 def acquire(
     semaphore: SemaphoreState, request: AcquireRequest, until: float, *, once: bool
 ) -> Procedure[Grant | None]:
-    """A grant, or None if there was no room until `until` (`once`: right now).
+    """Acquire a grant; None if there was no room until `until` (`once`: right now).
 
-    Raises SemaphoreClosed, WeightExceedsLimit, Evicted, EtcdUnavailable, or a Failure that is not
-    worth another try.
+    Raises SemaphoreClosed, WeightExceedsLimit, Evicted, EtcdUnavailable, or a Failure that must not
+    be retried.
     """
     stats, env = semaphore.stats, semaphore.session.env
     began = env.now()
-    counted = not request.rate  # of a rate limit starts are counted, see `rates`
+    counted = not request.rate  # a rate limit counts starts instead; see `rates`
     stats.pending += counted
     stats.carried = request.carried
     try:
@@ -76,9 +76,9 @@ def acquire(
     if grant is None:
         stats.timeouts += counted
         return None
-    try:  # whatever interrupts
+    try:  # give the grant back on any interruption
         yield from refuse_starved(semaphore.session)
-        check_kind(semaphore, rate=request.rate)  # it may have been closed and registered anew
+        check_kind(semaphore, rate=request.rate)  # it may have been closed and registered again
         if counted:
             grant.count(env.now() - began)
         if request.max_hold is not None:
@@ -90,16 +90,16 @@ def acquire(
 
 
 def refuse_starved(session: Session) -> Procedure[None]:
-    """Raise if a lease that is handed out now would not be refreshed: threads cannot be started,
-    after another try or two.
+    """Raise EtcdSemError if a new lease would not be refreshed because threads cannot be started,
+    after a few retries.
     """
     until = session.env.now() + STARVED
     while session.env.starved():
         if session.env.now() >= until:
             raise EtcdSemError(
                 f"no lease was taken: etcdsem cannot start a thread ({session.env.starved()}), so "
-                "nothing would refresh it. Raise this process's limit on threads (ulimit -u, the "
-                "pod's pids limit) or on memory"
+                "the lease would not be refreshed. Raise this process's limit on threads (ulimit "
+                "-u, the pod's pids limit) or on memory"
             )
         yield from sleep(session, STARVED / 8)
 
@@ -111,7 +111,7 @@ def attempt(
     session = semaphore.session
     yield from known_limit(semaphore)
     yield from refuse_wrong_kind(semaphore, rate=request.rate, until=until)
-    if too_heavy(semaphore, request.wants.weight):  # is that still so?
+    if too_heavy(semaphore, request.wants.weight):  # the known limit may be outdated
         learned(semaphore, (yield from transact(session, limit_read(semaphore), until)))
         refuse_too_heavy(semaphore, request.wants.weight)
     join = semaphore.watches.ready and not once
@@ -129,13 +129,13 @@ def attempt(
             session.leases.give_back(lease)
         return grant
     except (NotApplied, AccessDenied):
-        session.leases.give_back(lease)  # refused before anything was written
+        session.leases.give_back(lease)  # nothing was written
         raise
     except Exception:
         session.leases.revoke_later(lease)
         raise
     except BaseException:
-        # Interrupted. Out of the line now, while the caller still waits for us.
+        # Interrupted: leave the queue now, while the caller still waits for this procedure.
         yield from withdraw(session, lease)
         raise
 
@@ -143,20 +143,20 @@ def attempt(
 def _try_first(
     semaphore: SemaphoreState, request: AcquireRequest, lease: TtlLease, until: float, *, once: bool
 ) -> Procedure[Grant | None]:
-    """TRY, and then JOIN unless `once`: setting the watches up takes time."""
+    """TRY first, since setting up watches takes time; then JOIN unless `once`."""
     grant = yield from try_now(semaphore, request, lease, until, thorough=once)
     if grant is not None or once:
         return grant
     if (yield from open_watches(semaphore, until)):
         return (yield from _join(semaphore, request, lease, until, look=True))
-    # There is no time for the queue; is it really full?
+    # There is no time for the queue; check whether it is really full.
     return (yield from try_now(semaphore, request, lease, until, thorough=True))
 
 
 def _take_together(
     semaphore: SemaphoreState, request: AcquireRequest, lease: TtlLease, until: float
 ) -> Procedure[Grant | NotBatched]:
-    """A slot by a batch, if others of this client are at it too."""
+    """Take a slot in a shared batch if other callers of this client are active too."""
     limit = semaphore.limit
     if limit is None or not semaphore.slots.may_share or request.wants.weight > 1:
         return NOT_BATCHED
@@ -169,9 +169,9 @@ def _take_together(
 
 
 def withdraw(session: Session, lease: TtlLease) -> Procedure[None]:
-    """End an attempt that was interrupted: out of the line, and back with what was granted."""
+    """End an interrupted attempt: leave the queue and give back anything that was granted."""
     for semaphore in list(session.semaphores.values()):
-        if (grant := semaphore.grants.get(lease.id)) is not None:  # that nobody has got
+        if (grant := semaphore.grants.get(lease.id)) is not None:  # never delivered to the caller
             grant.detach()
     session.leases.retire(lease)
     try:
@@ -185,7 +185,9 @@ def withdraw(session: Session, lease: TtlLease) -> Procedure[None]:
 def _join(
     semaphore: SemaphoreState, request: AcquireRequest, lease: TtlLease, until: float, *, look: bool
 ) -> Procedure[Grant | None]:
-    """JOIN, and wait if that put us in the queue. `look`: for room that a count would not show."""
+    """JOIN, and wait if that put us in the queue. `look`: there may be room that JOIN's count does
+    not show.
+    """
     env, who = semaphore.session.env, semaphore.session.who(lease)
     weight = request.wants.weight
     limit, slots = yield from _slots_to_try(semaphore, weight, until, look=look)
@@ -201,11 +203,11 @@ def _join(
         wants=request.wants,
     )
     waiter = LocalWaiter(lease, who, env.mailbox(), env.now(), request.wants)
-    semaphore.waiters.enter(waiter)  # before JOIN: the letter may be faster than JOIN's answer
+    semaphore.waiters.enter(waiter)  # before JOIN: the grant message may overtake JOIN's answer
     lease.on_lost = waiter.lost
     try:
         reply = yield from alone_in_group(semaphore.session, semaphore.slots.group, txn, until)
-        del txn  # thousands may wait, and for long: nothing is kept that is not needed then
+        del txn  # thousands may wait for long, so free everything that is no longer needed
         keys = semaphore.keys
         result = transactions.read_join(keys, reply, slots, stand_in_line=True, weight=weight)
         if isinstance(result, Held):
@@ -227,7 +229,7 @@ def _join(
 def _queued(
     semaphore: SemaphoreState, waiter: LocalWaiter, result: transactions.Waiting, revision: int
 ) -> bool:
-    """JOIN has put us in the queue. True: though there was room."""
+    """Record that JOIN has put us in the queue. True if there was room nevertheless."""
     semaphore.queue.set_contended(True)
     waiter.joined(result.created)
     semaphore.learn(result.limit, revision)
@@ -237,20 +239,20 @@ def _queued(
 def _slots_to_try(
     semaphore: SemaphoreState, weight: int, until: float, *, look: bool
 ) -> Procedure[tuple[Limit, list[int]]]:
-    """Slots for JOIN, and the limit that they were chosen by."""
+    """Slots for JOIN to try, and the limit that was used to choose them."""
     limit = yield from known_limit(semaphore)
     if weight == 1:
         return limit, semaphore.slots.candidates(limit)
     if look:
-        return limit, []  # just tried, and looked for in a moment
+        return limit, []  # TRY has just failed, and a look follows soon
     return (yield from _choose_together(semaphore, weight, until))
 
 
 def _choose_together(
     semaphore: SemaphoreState, weight: int, until: float
 ) -> Procedure[tuple[Limit, list[int]]]:
-    """Free slots for a JOIN that wants several, and the limit they were chosen by; none if it will
-    have to wait in the queue.
+    """Free slots for a JOIN that needs several, and the limit that was used to choose them. The
+    list is empty if the caller will have to wait in the queue.
     """
     seen, limit = yield from look_with_limit(semaphore, until)
     refuse_too_heavy(semaphore, weight)

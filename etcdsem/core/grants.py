@@ -1,6 +1,6 @@
-"""What this client holds of one semaphore.
+"""The grants of one semaphore that this client holds.
 
-A grant is held, releasing, released or lost; lost is final and told once.
+A grant is held, releasing, released or lost. Lost is final and reported once.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from etcdsem.core.semaphore import SemaphoreState
 
 WATCH_HELD_AFTER = 0.3
-"""Seconds for which a slot must be held before its key is watched for eviction. Shorter ones
-would cost a watch each, and are over before anybody could evict them."""
+"""Seconds for which a slot must be held before its key is watched for eviction. A watch for each
+shorter hold would be costly, and it would be over before anybody could evict it."""
 
 GrantState: TypeAlias = Literal["held", "releasing", "released", "lost"]
 
 
 class Grant:
-    """A slot that was granted to this client, or several with one lease.
+    """A slot that was granted to this client, or several slots with one lease.
 
-    Those with one lease come and go together: if one of them is taken, all are lost.
+    Slots of one lease are granted and released together; if one is taken away, all are lost.
     """
 
     __slots__ = (
@@ -77,46 +77,46 @@ class Grant:
         self.acquired_wall = semaphore.session.env.wall()
         self.state: GrantState = "held"
         self.lost_reason = ""
-        self.counted = False  # the program has got it, so what becomes of it is counted
-        self.overbooked = False  # lost, and the program has not let go of it
+        self.counted = False  # delivered to the program, so its end is counted in the statistics
+        self.overbooked = False  # lost, but the program has not let go of it yet
         self.on_lost: Callable[[Grant], None] | None = None
         self.watch: Watch | None = None
-        self.warn_at = math.inf  # when its end by max_hold is near
-        self.spent = False  # a start of a rate limit, handed out: not to be given back yet
+        self.warn_at = math.inf  # when to warn that max_hold ends soon
+        self.spent = False  # a rate limit's start that was handed out: must not be given back yet
         lease.on_lost = self.lost
         semaphore.grants.add(self)
 
     @property
     def mine(self) -> Mine:
-        """What a transaction needs to give it back."""
+        """What a transaction needs to give this grant back."""
         return Mine(self.slot, self.token, self.who, self.letter, self.slots[1:])
 
     def valid(self, now: float) -> bool:
-        """Is it held, and its lease not past its deadline?"""
+        """Is it held, and is its lease before its deadline?"""
         return self.state == "held" and self.lease.valid(now)
 
     def count(self, waited: float) -> None:
-        """The program gets it, after `waited` seconds."""
+        """Count it as delivered to the program, after `waited` seconds."""
         self.counted = True
         stats = self.semaphore.stats
         stats.granted(waited)
-        if self.state == "lost":  # on the way
+        if self.state == "lost":  # lost before it was delivered
             stats.losses += 1
             stats.held.observe(self.semaphore.session.env.now() - self.since)
 
     def bind(self, max_hold: float) -> None:
-        """Hold it no longer than that, counted from the grant."""
+        """Limit the hold to `max_hold` seconds from the grant."""
         self.lease.bind(self.since, max_hold)
         self.warn_at = self.lease.bound - warning_ahead(max_hold)
         if max_hold <= 2 * TICK:
             self.semaphore.session.wake_heartbeat()
 
     def warn(self, now: float) -> None:
-        """Its end by max_hold is near."""
+        """Log a warning that max_hold ends soon."""
         self.warn_at = math.inf
         self.semaphore.session.env.log(
             logging.WARNING,
-            "semaphore %s: the lease of slot %d (fencing token %d) has been held for %s, and ends "
+            "semaphore %s: the lease of slot %d (fencing token %d) has been held for %s and ends "
             "in %s: its max_hold is %s",
             self.semaphore.name,
             self.slot,
@@ -127,7 +127,7 @@ class Grant:
         )
 
     def watch_keys(self) -> None:
-        """From now on its eviction is noticed at once."""
+        """Watch its keys, so that an eviction is noticed at once."""
         semaphore = self.semaphore
         listener = CallbackListener(self._judge, gap=semaphore.grants.verify)
         watches = [
@@ -144,7 +144,7 @@ class Grant:
     # -- its end
 
     def lost(self, reason: str) -> None:
-        """The lease is over before it was released."""
+        """The lease ended before it was released."""
         if self.state != "held":
             return
         self.detach()
@@ -156,42 +156,42 @@ class Grant:
             tell(self)
 
     def taken(self, how: str) -> None:
-        """Its key in etcd was seen deleted or overwritten."""
+        """Its key in etcd was deleted or overwritten."""
         if self.state == "held":
             reason = f"its key in etcd was {how} (evicted by hand, or closed)"
             self.semaphore.session.leases.lose(self.lease, reason)
 
     def count_lost(self, reason: str) -> None:
-        """From now on it is lost, and has always been told so."""
+        """Mark it as lost, and count the loss."""
         self.state = "lost"
         self.lost_reason = reason
         self.semaphore.session.losses += 1
         self.semaphore.stats.losses += self.counted
 
     def release_begins(self) -> None:
-        """From now on nobody may rely on it."""
+        """Mark it as being released: nobody may rely on it any more."""
         self.state = "releasing"
         self.detach()
 
     def given_back(self) -> None:
-        """From now on it is free, or somebody else's."""
+        """Mark it as released."""
         self.state = "released"
         self.semaphore.stats.released += self.counted
 
     def leave(self) -> None:
-        """Rely on it no more, and leave it in etcd until its TTL is over."""
+        """Stop relying on it, and leave it in etcd until its TTL expires."""
         self.state = "released"
         self.detach()
         self.semaphore.session.leases.leave(self.lease)
 
     def let_go(self) -> None:
-        """The program knows that it is lost, and acts upon it no more."""
+        """The program has noticed the loss and no longer relies on the grant."""
         if self.overbooked:
             self.overbooked = False
             self.semaphore.stats.overbooked -= 1
 
     def detach(self) -> None:
-        """Watched and listed no more."""
+        """Stop watching and listing it."""
         self.semaphore.grants.remove(self)
         self.lease.on_lost = None
         if self.watch is not None:
@@ -205,8 +205,8 @@ class Grants:
     def __init__(self, semaphore: SemaphoreState) -> None:
         self._semaphore = semaphore
         self._by_lease: dict[int, Grant] = {}
-        self.by_slot: dict[int, Grant] = {}  # nobody here need try those
-        self._verify_at = math.inf  # when the slots that are held are read again
+        self.by_slot: dict[int, Grant] = {}  # slots that this client need not try
+        self._verify_at = math.inf  # when the held slots are read again
 
     def __iter__(self) -> Iterator[Grant]:
         return iter(self._by_lease.values())
@@ -222,7 +222,7 @@ class Grants:
         return self._by_lease.get(lease_id)
 
     def add(self, grant: Grant) -> None:
-        """It is held. First it is listed: `remove` then undoes the rest, whatever interrupts."""
+        """List a grant. It is listed first, so that `remove` undoes the rest on interruption."""
         stats, weight = self._semaphore.stats, len(grant.slots)
         self._by_lease[grant.lease.id] = grant
         stats.active += 1
@@ -232,7 +232,7 @@ class Grants:
             self.by_slot[slot] = grant
 
     def remove(self, grant: Grant) -> None:
-        """It is held no more."""
+        """Unlist a grant."""
         stats = self._semaphore.stats
         if self._by_lease.pop(grant.lease.id, None) is None:
             return
@@ -241,13 +241,15 @@ class Grants:
         if grant.counted:
             stats.held.observe(self._semaphore.session.env.now() - grant.since)
         for slot in grant.slots:
-            if self.by_slot.get(slot) is grant:  # else it was taken by hand, and granted again
+            if self.by_slot.get(slot) is grant:  # else it was evicted, and granted again
                 del self.by_slot[slot]
 
     # -- chores of the heartbeat
 
     def tidy(self, now: float) -> float:
-        """Warn of a max_hold that is near, and watch what has been held for long."""
+        """Warn of a max_hold that ends soon, and watch what has been held for long. Returns the
+        time of the next chore.
+        """
         due = math.inf
         for grant in list(self):
             if grant.warn_at < math.inf:
@@ -263,7 +265,7 @@ class Grants:
         return due
 
     def verify_in_time(self, now: float) -> float:
-        """Read from time to time what is held for long; gives the next time."""
+        """Reread long-held slots from time to time. Returns the next time."""
         if not any(grant.watch is not None for grant in self):
             self._verify_at = math.inf
         elif now >= self._verify_at:
@@ -273,7 +275,7 @@ class Grants:
         return self._verify_at
 
     def verify(self) -> None:
-        """Read now what is held."""
+        """Reread the held slots now."""
         session = self._semaphore.session
         self._verify_at = session.next_reread()
         session.env.spawn(verify(self._semaphore), "verify")

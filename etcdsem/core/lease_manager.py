@@ -1,9 +1,10 @@
 """The etcd leases of one client: a pool, the heartbeat that renews them, and how they end.
 
-1. A lease is never renewed after its deadline: etcd answers such a renewal only when the lease
-   is gone, and holds up all others on the stream until then.
-2. A lease whose part in a write is uncertain is never used again: it is revoked until etcd says
-   that it is gone (`revoke_until_gone`), so that a late write finds no lease and fails.
+1. A lease is never renewed after its deadline: etcd answers such a renewal only when the lease is
+   gone, and until then holds up all other renewals on the stream.
+2. A lease that was part of a write with an unknown outcome is never used again. It is revoked until
+   etcd confirms that it is gone (`revoke_until_gone`), so that a late write finds no lease and
+   fails.
 """
 
 from __future__ import annotations
@@ -34,33 +35,33 @@ from etcdsem.core.stats import ClientStats
 class LeaseManager:
     """All etcd leases of a client, and the pool of spare ones.
 
-    The pool holds what was given back, so it grows to the concurrency that was seen. Spares are
-    kept alive for a while and then left to expire.
+    The pool holds returned leases, so it grows to the highest concurrency so far. Spares are kept
+    alive for a while and then left to expire.
     """
 
     def __init__(self, env: Env) -> None:
         self.env = env
         self.stats = ClientStats()
-        self.live: dict[int, TtlLease] = {}  # those that must be kept alive: busy and spare
+        self.live: dict[int, TtlLease] = {}  # leases that must be kept alive: busy and spare
         self.spares: dict[int, list[TtlLease]] = {}
         self.box = env.mailbox()  # wakes the heartbeat
-        self.beating = False  # a heartbeat runs, or was spawned
-        self._complained = -math.inf  # when an error of the heartbeat was logged
-        self.revoking: dict[int, int] = {}  # lease id: how many revocations of it are under way
+        self.beating = False  # a heartbeat is running, or was spawned
+        self._complained = -math.inf  # when an error of the heartbeat was last logged
+        self.revoking: dict[int, int] = {}  # lease id: number of its revocations in progress
         self.closed = False
-        self.until = math.inf  # when all must have ended, once it is closed
-        self.ended: set[int] = set()  # the leases that the end of the client has revoked
-        self.last_contact = -math.inf  # when etcd answered last
+        self.until = math.inf  # once the client is closed: when everything must have ended
+        self.ended: set[int] = set()  # the leases that were revoked when the client was closed
+        self.last_contact = -math.inf  # when etcd last answered
         self.chores: list[Callable[[float], float]] = []
-        """Called by the heartbeat with the time; each gives the time it wants to be called next."""
+        """Called by the heartbeat with the time; each returns the time of its next call."""
 
-    # -- from and to the pool
+    # -- the pool
 
     def take_spare(self, wanted: int) -> TtlLease | None:
-        """A spare lease with most of its time left, if there is one."""
+        """A spare lease with most of its time left, or None."""
         now = self.env.now()
         spares = self.spares.get(wanted, [])
-        for place in range(len(spares) - 1, -1, -1):  # the one used last was renewed last
+        for place in range(len(spares) - 1, -1, -1):  # the most recently used was renewed last
             lease = spares[place]
             if now < lease.deadline - lease.ttl / 3:
                 del spares[place]
@@ -78,7 +79,7 @@ class LeaseManager:
             self.box.put(None)
 
     def give_back(self, lease: TtlLease) -> None:
-        """Back to the pool; only after a definite outcome."""
+        """Return a lease to the pool, only after a definite outcome."""
         lease.on_lost = None
         lease.paused = False
         if lease.bound < math.inf:
@@ -93,13 +94,13 @@ class LeaseManager:
         self.spares.setdefault(lease.wanted, []).append(lease)
 
     def _unspare(self, lease: TtlLease) -> None:
-        # Not by its state: an interruption may strike between the two.
+        # Do not rely on its state: an interruption may come between the two changes.
         spares = self.spares.get(lease.wanted, [])
         if lease in spares:
             spares.remove(lease)
 
     def retire(self, lease: TtlLease) -> None:
-        """Keep it alive no longer; the caller revokes it, or has."""
+        """Stop keeping it alive; the caller revokes it, or has done so."""
         lease.on_lost = None
         self._unspare(lease)
         if lease.state in ("busy", "spare"):
@@ -107,20 +108,20 @@ class LeaseManager:
         self.live.pop(lease.id, None)
 
     def leave(self, lease: TtlLease) -> None:
-        """Renew it no more, and do not end it: that is left to its TTL."""
+        """Stop renewing it without ending it: its TTL does that."""
         if lease.state == "busy":
             lease.on_lost = None
             lease.state = "retired"
             self.live.pop(lease.id, None)
 
     def revoke_later(self, lease: TtlLease) -> None:
-        """End a lease whose part in a write is uncertain, beside what the caller does."""
+        """Revoke a lease that was part of a write with an unknown outcome, in the background."""
         if lease.state == "busy":
             self.retire(lease)
             self.revoke_id_later(lease.id, lease.ttl)
 
     def revoke_id_later(self, lease_id: int, ttl: float) -> None:
-        """The same for a lease that we may not even have got."""
+        """The same for a lease whose grant may not even have been applied."""
         self.revoking[lease_id] = self.revoking.get(lease_id, 0) + 1
         self.env.spawn(self._revoke_in_background(lease_id, ttl), "settle")
 
@@ -134,13 +135,13 @@ class LeaseManager:
 
     @property
     def revocations(self) -> int:
-        """How many revocations are under way."""
+        """Number of revocations in progress."""
         return sum(self.revoking.values())
 
-    # -- what the heartbeat hears
+    # -- renewals
 
     def renewed(self, lease_id: int, ttl: float) -> None:
-        """Etcd has answered a renewal; `ttl` 0 or less: there is no such lease any more."""
+        """Record etcd's answer to a renewal; a `ttl` of 0 or less means that the lease is gone."""
         lease = self.live.get(lease_id)
         if lease is None or lease.asked is None:
             return
@@ -157,13 +158,13 @@ class LeaseManager:
 
     @staticmethod
     def _late(lease: TtlLease, now: float) -> bool:
-        """Is it past its deadline, as far as anybody knows?"""
+        """Is it past its deadline, as far as this process and its keeper know?"""
         if lease.elsewhere is not None:
             lease.catch_up()
         return lease.overdue or now >= lease.deadline
 
     def lose(self, lease: TtlLease, reason: str) -> None:
-        """A lease is over. Its user is told once."""
+        """Mark a lease as lost. Its user is told once."""
         self.live.pop(lease.id, None)
         if lease.state == "spare":
             lease.state = "gone"
@@ -177,13 +178,13 @@ class LeaseManager:
             tell(reason)
 
     def beat(self, now: float) -> float:
-        """Renew what is due, mark what is lost. Gives the time of the next beat."""
+        """Renew the leases that are due, and mark lost ones. Returns the time of the next beat."""
         late = False
         next_beat = math.inf
         for lease in list(self.live.values()):
             try:
                 due = self._look_after(lease, now)
-            except Exception as error:  # the others need their renewal all the same
+            except Exception as error:  # the others still need their renewal
                 self.complain(error)
                 due = now + TICK
             late = late or (lease.asked is not None and now >= due)
@@ -197,7 +198,7 @@ class LeaseManager:
         return next_beat
 
     def _look_after(self, lease: TtlLease, now: float) -> float:
-        """Renew a lease if it is due, or mark it as lost. Gives the next time to look."""
+        """Renew a lease if it is due, or mark it as lost. Returns the next time to check."""
         if self._late(lease, now):
             self.lose(lease, lease.overrun(now) or _LATE)
             return math.inf
@@ -212,14 +213,14 @@ class LeaseManager:
         return min(due, lease.deadline)
 
     def complain(self, error: Exception) -> None:
-        """Something went wrong in the heartbeat, which goes on; tell it now and then."""
+        """Log an error of the heartbeat, which continues; at most once in `COMPLAIN_EVERY`."""
         now = self.env.now()
         if now >= self._complained + COMPLAIN_EVERY:
             self._complained = now
             self.env.log(logging.ERROR, "etcdsem: error in the heartbeat", error=error)
 
     def pulse(self, now: float) -> float:
-        """A beat, and the chores. Gives the time of the next one."""
+        """A beat, and the chores. Returns the time of the next one."""
         until = self.beat(now)
         for chore in self.chores:
             try:
@@ -231,16 +232,16 @@ class LeaseManager:
 
     @staticmethod
     def _unrefreshed(lease: TtlLease, now: float) -> bool:
-        """Is it left to its end: paused by the user, or a spare that was idle for long?"""
+        """Is it left to expire: paused by the user, or a spare that was idle for long?"""
         return lease.paused or (lease.state == "spare" and now - lease.idle_since > 2 * lease.ttl)
 
 
-_LATE = "no renewal was answered in time (etcd away, or this program stood still)"
+_LATE = "no renewal was answered in time (etcd was unavailable, or this program was suspended)"
 
 
 def heartbeat(manager: LeaseManager) -> Procedure[None]:
-    """Keep the leases alive until there is none left. One runs for each client; whatever goes
-    wrong, it goes on, for nobody else would tell that a lease is lost.
+    """Keep the leases alive until none is left. Each client runs one. It survives any error, since
+    nothing else would report a lost lease.
     """
     try:
         while not manager.closed:
@@ -248,7 +249,7 @@ def heartbeat(manager: LeaseManager) -> Procedure[None]:
                 now = manager.env.now()
                 until = manager.pulse(now)
                 if not manager.live and until == math.inf:
-                    return  # nothing to keep; the next lease starts it again
+                    return  # nothing to keep alive; the next lease starts it again
                 if until > now:
                     yield from perform(Wait(manager.box, min(until, now + TICK)))
             except Exception as error:
@@ -258,7 +259,7 @@ def heartbeat(manager: LeaseManager) -> Procedure[None]:
 
 
 def take_lease(manager: LeaseManager, wanted: int) -> Procedure[TtlLease]:
-    """A lease, from the pool or from etcd."""
+    """A lease, from the pool or newly granted by etcd. `wanted`: its TTL in seconds."""
     spare = manager.take_spare(wanted)
     if spare is not None:
         return spare
@@ -271,10 +272,10 @@ def take_lease(manager: LeaseManager, wanted: int) -> Procedure[TtlLease]:
             manager.adopt(lease)
             return lease
         except LeaseExists:
-            continue  # somebody else's: ids are random, so this is once in a lifetime
+            continue  # another client's lease: ids are random, so this hardly ever happens
         except (NotApplied, Refused):
             raise
-        except BaseException:  # also an interruption after it was granted
+        except BaseException:  # includes an interruption after the grant
             adopted = manager.live.get(lease_id)
             if adopted is not None:
                 manager.retire(adopted)
@@ -283,7 +284,9 @@ def take_lease(manager: LeaseManager, wanted: int) -> Procedure[TtlLease]:
 
 
 def freshen(manager: LeaseManager, lease: TtlLease, need: float, until: float) -> Procedure[bool]:
-    """Have `need` seconds left before the lease's deadline; False if that cannot be had in time."""
+    """Make sure that `need` seconds are left before the lease's deadline; False if that is not
+    possible until `until`.
+    """
     env = manager.env
     while lease.valid(env.now()):
         now = env.now()
@@ -305,9 +308,9 @@ def freshen(manager: LeaseManager, lease: TtlLease, need: float, until: float) -
 def revoke_until_gone(
     env: Env, lease_id: int, ttl: float, end: Callable[[], float] = lambda: math.inf
 ) -> Procedure[None]:
-    """Revoke a lease until etcd says that it is gone, or its TTL has passed, or `end`.
+    """Revoke a lease until etcd confirms that it is gone, or its TTL has passed, or `end`.
 
-    After that no write that carries the lease can take effect, however late it lands.
+    After that no write that carries the lease can take effect, however late it arrives.
     """
     until = env.now() + ttl + 2.0
     backoff = Backoff(0.05, 2.0)
@@ -317,7 +320,7 @@ def revoke_until_gone(
             yield from perform(RevokeLease(lease_id, RPC_TIMEOUT))
             return
         except (LeaseNotFound, AccessDenied):
-            return  # gone; or not ours to end: it expires, since nobody renews it
+            return  # gone; or we may not end it, and it expires since nobody renews it
         except Failure:
             pass
         now = env.now()

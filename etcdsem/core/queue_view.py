@@ -1,4 +1,4 @@
-"""What this client knows of a semaphore's queue. Hints only: transactions check them."""
+"""What this client knows of a semaphore's queue. These are hints; transactions check them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from etcdsem.core.transactions import MAX_LISTED, Look
 
 
 class QueueView:
-    """The queue, as far as it is known."""
+    """The known part of the queue."""
 
     def __init__(self) -> None:
         self.contended = False  # is anybody in the queue?
-        self.waiters: tuple[Queued, ...] = ()  # all who came up to `until`, in order
+        self.waiters: tuple[Queued, ...] = ()  # all that joined up to `until`, in order
         self.until = 0  # a revision; 0: nothing is known
-        self._served_until = 0  # who came up to this revision has left the queue
+        self._served_until = 0  # waiters that joined up to this revision have left the queue
 
     def set_contended(self, contended: bool) -> None:
-        """A transaction has told whether anybody is in the queue."""
+        """Record whether anybody is in the queue, as a transaction has shown."""
         self.contended = contended
 
     def learn(self, waiters: tuple[Queued, ...], until: int) -> None:
-        """Who waits, of all who came up to a revision. A later revision is more recent news, since
-        everybody joins at the end. The list may name some who were served meanwhile: threads read
-        their messages and replies in any order.
+        """Record all waiters that joined up to a revision. A later revision is more recent news,
+        since everybody joins at the end. The list may name waiters that were served in the
+        meantime: threads read their messages and replies in any order.
         """
         if until < self.until:
             return
@@ -33,8 +33,8 @@ class QueueView:
         self.served(self._served_until)
 
     def saw(self, seen: Look) -> None:
-        """The same from a look. With priorities in use nothing is remembered, since a newcomer may
-        take any place.
+        """Learn from a look. While priorities are in use nothing is remembered, since a newcomer
+        may take any place.
         """
         if seen.priorities:
             self.forget()
@@ -42,11 +42,11 @@ class QueueView:
             self.learn(seen.queue, seen.until)
 
     def forget(self) -> None:
-        """What is known is of no use any more."""
+        """Forget what is known."""
         self.waiters, self.until = (), 0
 
     def served(self, created: int) -> None:
-        """The waiter that joined at this revision was served, and so were all before it."""
+        """Record that the waiter that joined at this revision and all before it were served."""
         self._served_until = max(self._served_until, created)
         gone = 0
         for queued in self.waiters:

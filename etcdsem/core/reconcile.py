@@ -1,6 +1,6 @@
-"""FILL: free slots are given to waiters, whoever should have done so.
+"""FILL: grant free slots to waiters, no matter which client should have done so.
 
-Waiters read again what their watches may have missed, and repair what other clients left undone.
+Waiters also reread what their watches may have missed, and repair what other clients left undone.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from etcdsem.core.waiters import PlaceLost
 
 
 def reconcile_or_recheck(semaphore: SemaphoreState, until: float) -> Procedure[None]:
-    """Heal. A waiter of ours for whom there is room, and who is out of line, must be told to join
-    again: a watch of its own tells it only later, and a slot would be idle until then.
+    """Reconcile. If there is room but a waiter of ours is no longer in the queue, recheck instead,
+    which tells it to join again. Its own watch would tell it only later, and a slot would stay idle
+    until then.
     """
     seen = yield from look(semaphore)
     if decisions.room_for_more(semaphore.keys, seen) and semaphore.waiters.misses(seen):
@@ -31,9 +32,9 @@ def reconcile_or_recheck(semaphore: SemaphoreState, until: float) -> Procedure[N
 def reconcile(
     semaphore: SemaphoreState, seen: Look | None = None, *, until: float = math.inf
 ) -> Procedure[None]:
-    """FILL free slots with those in the queue, whoever should have done it.
+    """FILL free slots from the queue, no matter which client should have done it.
 
-    A waiter that does it for all has a deadline: after `until` it is left to the next one.
+    A waiter that reconciles for all has a deadline: after `until` the next one takes over.
     """
     session, keys, env = semaphore.session, semaphore.keys, semaphore.session.env
     if seen is None:
@@ -58,7 +59,7 @@ def reconcile(
                 return
             continue
         reply = yield from transact(session, _fill(keys, seen, step, env.wall()))
-        most = MAX_DEPTH if reply.succeeded else 1  # else one who leaves could spoil it for ever
+        most = MAX_DEPTH if reply.succeeded else 1  # else one leaving waiter could fail each FILL
         if not reply.succeeded:
             seen = transactions.read_look(keys, reply, reply.revision)
         elif step.last:
@@ -83,7 +84,7 @@ def _fill(keys: Keys, seen: Look, step: decisions.Fill, wall: float) -> Txn:
 
 
 def _filled(keys: Keys, seen: Look, step: decisions.Fill, revision: int) -> Look:
-    """What a look would show after a FILL that was done."""
+    """What a look would show after this FILL."""
     slots = (slot for slots, _ in step.pairs for slot in slots)
     filled = tuple(KeyValue(keys.slot(slot), b"", revision, revision) for slot in slots)
     seen = seen._replace(slots=(*seen.slots, *filled), queue=step.behind)
@@ -95,7 +96,7 @@ def _filled(keys: Keys, seen: Look, step: decisions.Fill, revision: int) -> Look
 def look(
     semaphore: SemaphoreState, queue: int = transactions.QUEUE_READ, *, until: float = math.inf
 ) -> Procedure[Look]:
-    """The slots, the limit and the front of the queue at one revision (`queue` 0: all of it)."""
+    """Read the slots, the limit and the front of the queue at one revision (`queue` 0: all)."""
     txn = Txn((), transactions.look(semaphore.keys, queue))
     reply = yield from transact(semaphore.session, txn, until)
     seen = transactions.read_look(semaphore.keys, reply, reply.revision)
@@ -104,13 +105,13 @@ def look(
 
 
 def look_with_limit(semaphore: SemaphoreState, until: float) -> Procedure[tuple[Look, Limit]]:
-    """A look, and the limit that it saw; raises SemaphoreClosed if there is none."""
+    """A look, and the limit that it saw; raises SemaphoreClosed if there is no limit."""
     seen = yield from look(semaphore, until=until)
     return seen, learn_known(semaphore, seen.limit, seen.revision)
 
 
 def recheck(semaphore: SemaphoreState, until: float) -> Procedure[None]:
-    """Read what the watches should have told to all local waiters, and heal."""
+    """Read what the watches should have told the local waiters, tell them, and reconcile."""
     reply = yield from transact(semaphore.session, transactions.recheck(semaphore.keys))
     seen = transactions.read_recheck(semaphore.keys, reply)
     semaphore.learn(seen.limit, seen.revision)

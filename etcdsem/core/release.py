@@ -1,7 +1,6 @@
-"""Give a slot back: DROP, PASS, CLEAR, RETIRE or VACATE, whichever it takes.
+"""Give a slot back with DROP, PASS, CLEAR, RETIRE or VACATE, as the state of the queue requires.
 
-A release never raises because of etcd: what etcd cannot be told now is settled by revoking the
-lease.
+A release never raises because of etcd. If the write fails, the slot is freed by revoking the lease.
 """
 
 from __future__ import annotations
@@ -37,31 +36,32 @@ from etcdsem.core.transactions import Look, Mine
 from etcdsem.model import duration_text
 
 RELEASE_PATIENCE = 5.0
-"""Seconds that etcd may be away before a release leaves the slot to the TTL."""
+"""Seconds for which a release retries when etcd is unavailable, before it leaves the slot to the
+TTL."""
 
 
 class ReleaseResult(Enum):
-    """How a release has ended."""
+    """The outcome of a release."""
 
     RELEASED = "released"
     NOT_OURS = "not ours"
-    """The lease was over, or the slot had been taken away before."""
+    """The lease had ended, or the slot had been taken away before."""
     UNCONFIRMED = "unconfirmed"
-    """etcd cannot be told now: the slot is free when the lease's TTL is over, at the latest."""
+    """etcd did not confirm it; the slot becomes free when the lease's TTL expires, at the latest."""
 
 
 def release(grant: Grant) -> Procedure[ReleaseResult]:
-    """Give a slot back. Never raises because of etcd."""
+    """Give back the slots of a grant. Never raises because of etcd."""
     if grant.state != "held":
         grant.let_go()
         return ReleaseResult.NOT_OURS
     semaphore = grant.semaphore
     manager = semaphore.session.leases
-    try:  # from here on, whatever interrupts: Ctrl-C may strike at any byte code
+    try:  # handle any interruption from here on: Ctrl-C may arrive at any byte code
         grant.release_begins()
         now = semaphore.session.env.now()
         if not grant.lease.valid(now):
-            grant.count_lost(grant.lease.overrun(now) or "its lease ran out before it was released")
+            grant.count_lost(grant.lease.overrun(now) or "its lease expired before it was released")
             manager.revoke_later(grant.lease)
             return ReleaseResult.NOT_OURS
         outcome = yield from _give_back(grant)
@@ -83,7 +83,7 @@ def release(grant: Grant) -> Procedure[ReleaseResult]:
             semaphore.slots.freed(slot)
         manager.give_back(grant.lease)
         return outcome
-    if semaphore.session.closed:  # shutdown has revoked its lease meanwhile
+    if semaphore.session.closed:  # shutdown has revoked the lease in the meantime
         grant.given_back()
         outcome = ReleaseResult.RELEASED
     else:
@@ -93,7 +93,7 @@ def release(grant: Grant) -> Procedure[ReleaseResult]:
 
 
 def _release_by_revoking(grant: Grant) -> Procedure[ReleaseResult]:
-    """Give it back by ending its lease. What cannot be done in time goes on beside the caller."""
+    """Give the slots back by ending the lease; if that fails, continue in the background."""
     session, lease = grant.semaphore.session, grant.lease
     session.leases.retire(lease)
     try:
@@ -104,8 +104,8 @@ def _release_by_revoking(grant: Grant) -> Procedure[ReleaseResult]:
             raise
         session.env.log(
             logging.WARNING,
-            "semaphore %s: slot %d could not be released: %s. Its lease is not refreshed any more, "
-            "so etcd frees the slot when the TTL of %s is over",
+            "semaphore %s: slot %d could not be released: %s. Its lease is no longer refreshed, "
+            "so etcd will free the slot when the TTL of %s expires",
             grant.semaphore.name,
             grant.slot,
             error or type(error).__name__,
@@ -116,7 +116,7 @@ def _release_by_revoking(grant: Grant) -> Procedure[ReleaseResult]:
 
 
 def _revoke(session: Session, lease: TtlLease) -> Procedure[None]:
-    """End a lease, tried again for `RELEASE_PATIENCE`, and not after it has ended by itself."""
+    """Revoke a lease, retrying for `RELEASE_PATIENCE` or until the lease expires by itself."""
     env = session.env
     now = env.now()
     until = min(now + min(RELEASE_PATIENCE, session.grace(now)), lease.sent + lease.ttl)
@@ -138,26 +138,26 @@ def _revoke(session: Session, lease: TtlLease) -> Procedure[None]:
         now = env.now()
 
 
-# ---------------------------------------------------------------- one step after the other
+# ---------------------------------------------------------------- the steps
 
 
 class Vacated(NamedTuple):
-    """Released; and this is what others can be served from."""
+    """The slots were given back; others can be served from this look."""
 
     seen: Look
 
 
 class Step(NamedTuple):
-    """How one of the steps of `decisions` is taken."""
+    """How one of the steps of `decisions` is carried out."""
 
     build: Callable[[SemaphoreState, Mine, Any], Txn]
     read: Callable[[SemaphoreState, Any, TxnReply], ReleaseResult | Vacated | Look]
-    """A Look: nothing was given back, and this is why."""
+    """A Look means that nothing was given back, and shows why."""
     group: Callable[[SemaphoreState], Group[Any, Any]] | None = None
-    """Others of this client may gather there meanwhile."""
+    """The group in which other callers of this client may gather in the meantime."""
 
 
-# Each builder gets the semaphore's state, what is given back, and the step.
+# Each builder gets the semaphore's state, what to give back, and the step.
 
 
 def _drop(semaphore: SemaphoreState, held: Mine, _step: Drop) -> Txn:
@@ -212,7 +212,7 @@ def _looked_at_all(semaphore: SemaphoreState, step: ReadAll, reply: TxnReply) ->
 def _empty_queue(
     semaphore: SemaphoreState, step: Drop | Clear, reply: TxnReply
 ) -> ReleaseResult | Look:
-    """DROP and CLEAR hold only while nobody waits."""
+    """DROP and CLEAR succeed only while nobody waits."""
     semaphore.queue.set_contended(not reply.succeeded)
     return ReleaseResult.RELEASED if reply.succeeded else _look(semaphore, step, reply)
 
@@ -230,7 +230,7 @@ def _passed(semaphore: SemaphoreState, step: Pass, reply: TxnReply) -> ReleaseRe
     tried = step.queue[: pass_depth(step.limit, step.queue)]
     after = transactions.read_pass(semaphore.keys, reply, tried)
     if isinstance(after, Look):
-        semaphore.queue.forget()  # those who were known have left
+        semaphore.queue.forget()  # the waiters that we knew have left
         return after
     if not step.priorities:
         semaphore.queue.served(after.created)
@@ -254,14 +254,15 @@ STEPS: dict[type, Step] = {
     Vacate: Step(_vacate, _vacated),
     ReadAll: Step(_ask_all, _looked_at_all),
 }
-"""How each step is taken, but `Gone`, which needs none."""
+"""How each step is carried out. `Gone` is missing because it needs no transaction."""
 
 MOST_STEPS = 100
-"""A queue that changes faster than that is given up."""
+"""Maximum number of steps; if the queue changes faster than that, the release falls back to
+revoking the lease."""
 
 
 def _give_back(grant: Grant) -> Procedure[ReleaseResult]:
-    """Take step after step, each decided by what the one before has seen."""
+    """Take step after step; each is decided from what the one before has seen."""
     semaphore, held = grant.semaphore, grant.mine
     step: decisions.GiveBack = Drop()
     if grant.letter or semaphore.waiters:
@@ -288,9 +289,9 @@ def _give_back(grant: Grant) -> Procedure[ReleaseResult]:
 def _take_step(
     semaphore: SemaphoreState, held: Mine, step: decisions.GiveBack
 ) -> Procedure[ReleaseResult | Vacated | Look | NotBatched]:
-    """Take it in a batch with others of this client if there are any, else alone.
+    """Take a step in a batch with other callers of this client if there are any, else alone.
 
-    NOT_BATCHED: the batch did nothing for us, and what is known of the queue has changed.
+    NOT_BATCHED: the batch did nothing for us, and the known state of the queue has changed.
     """
     slots = semaphore.slots
     if slots.passing.busy and _may_gather(step) and not held.more:
@@ -312,14 +313,14 @@ def _take_step(
 
 
 def _may_gather(step: decisions.GiveBack) -> bool:
-    """Do those who are to take this step at the same time share a transaction?"""
+    """Can callers that take this step at the same time share a transaction?"""
     if isinstance(step, Pass):
         return not step.priorities
     return isinstance(step, Ask | Clear)
 
 
 def _next_step(semaphore: SemaphoreState, held: Mine) -> Ask | Pass | Vacate | Clear:
-    """How to give back a slot by what is known of the queue."""
+    """How to give back a slot, given what is known of the queue."""
     queue = semaphore.queue
     if semaphore.limit is None or queue.until == 0:
         return Ask()
@@ -329,7 +330,7 @@ def _next_step(semaphore: SemaphoreState, held: Mine) -> Ask | Pass | Vacate | C
 
 
 def _serve_queue(semaphore: SemaphoreState, seen: Look) -> Procedure[None]:
-    """The slots are given back; now see to those in line. If it fails, watches have told others."""
+    """Serve the queue after the slots were given back. If it fails, watches have told others."""
     try:
         if not seen.queue and seen.complete:
             yield from transact(

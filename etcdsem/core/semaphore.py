@@ -1,7 +1,7 @@
-"""One semaphore, as one client sees it.
+"""The state of one semaphore as seen by one client.
 
-Nothing here suspends or talks to etcd; procedures and watches change this state step by step, under
-the client's lock.
+Nothing here suspends or talks to etcd. Procedures and watches change this state step by step while
+they hold the client's lock.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 
 
 class Permits(Protocol):
-    """The starts of a rate limit that this client has, see `rates`."""
+    """The starts of a rate limit that this client has; see `rates`."""
 
     def wake_releaser(self) -> None:
-        """The client is being closed: nothing is given back any more."""
+        """Called when the client is being closed: nothing is given back any more."""
 
 
 class SemaphoreState:
-    """The limit of one semaphore, and what this client knows, holds and waits for."""
+    """The limit of one semaphore, and this client's knowledge, grants and waiters."""
 
     def __init__(self, session: Session, prefix: str, name: str) -> None:
         self.session = session
         self.keys = Keys(prefix, name, session.client)
         self.stats = session.stats.of((prefix, name))
         self.limit: Limit | None = None
-        self.asked_at = 0.0  # when somebody asked for this state, who may be about to use it
+        self.asked_at = 0.0  # when this state was last requested; the caller may be about to use it
         self.queue = QueueView()
         self.grants = Grants(self)
         self.slots = Slots(self)
         self.waiters = Waiters(self)
         self.watches = Watches(self)
-        self.permits: Permits | None = None  # of a rate limit: the starts that are in use here
+        self.permits: Permits | None = None  # rate limits only: the starts that are in use here
 
     @property
     def name(self) -> str:
@@ -49,11 +49,11 @@ class SemaphoreState:
         return self.keys.name
 
     def asked(self) -> None:
-        """Somebody is about to use it."""
+        """Record that a caller is about to use this semaphore."""
         self.asked_at = self.session.env.now()
 
     def learn(self, limit: Limit | None, at: int) -> None:
-        """The limit as it was read at revision `at`; old news is left aside."""
+        """Record the limit as read at revision `at`; outdated news is ignored."""
         if limit is None:
             if self.limit is None or self.limit.revision <= at:
                 self.limit = self.stats.max_leases = None
@@ -81,19 +81,21 @@ class SemaphoreState:
                 waiter.box.put(TooHeavy())
 
     def closed(self, revision: int) -> None:
-        """It was not known any more at this revision: all who wait are told."""
+        """Record that the semaphore was gone at this revision, and notify all waiters."""
         self.learn(None, revision)
         self.waiters.tell(Closed(revision))
 
     # -- chores of the heartbeat
 
     def tidy(self, now: float) -> float:
-        """Watch what has been held or waited for long; drop watches nobody needs."""
+        """Watch what has been held or waited for long, and drop unneeded watches. Returns the time
+        of the next chore.
+        """
         due = min(self.grants.tidy(now), self.waiters.tidy(now), self.grants.verify_in_time(now))
         return min(due, self.watches.tidy(now))
 
     def idle(self, now: float, after: float) -> bool:
-        """Has nobody used it for so many seconds, and does nobody hold or wait?"""
+        """Has it been unused for `after` seconds, with no holder or waiter in this client?"""
         stats = self.stats
         busy = self.grants or self.waiters or stats.pending or stats.overbooked
         return not busy and now > self.asked_at + after

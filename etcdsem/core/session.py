@@ -12,26 +12,26 @@ from etcdsem.core.leases import TtlLease
 from etcdsem.core.semaphore import SemaphoreState
 
 FIRST_CONTACT = 10.0
-"""Seconds to try to reach etcd when this client has never reached it."""
+"""Seconds for which a client that has never reached etcd tries to reach it."""
 
 REREAD = (5.0, 15.0)
-"""Seconds between two reads of what watches should have told: several etcd releases lose delete
-events. Drawn anew each time, so that clients don't read in step."""
+"""Seconds between two rereads of what watches should have reported: several etcd releases lose
+delete events. Drawn at random each time, so that clients do not reread in step."""
 
 FORGET_AFTER = 60.0
-"""Seconds after which a semaphore that nobody uses may be forgotten, where there are many."""
+"""Seconds after which an unused semaphore may be forgotten if there are many."""
 
 MOST_REMEMBERED = 1000
-"""How many semaphores are remembered in any case."""
+"""How many semaphores are always remembered."""
 
 
 class Session:
-    """The core's state of one client."""
+    """The core's state for one client."""
 
     def __init__(self, env: Env, client: str) -> None:
         self.env = env
         self.client = client
-        self._plain = Identity.of(client, None, {})  # of most who ask
+        self._plain = Identity.of(client, None, {})  # the identity of most callers
         self.leases = LeaseManager(env)
         self.stats = self.leases.stats
         self.semaphores: dict[tuple[str, str], SemaphoreState] = {}
@@ -42,10 +42,10 @@ class Session:
         self.leases.chores.append(self._tidy)
 
     def semaphore(self, prefix: str, name: str) -> SemaphoreState:
-        """The state of a semaphore."""
+        """The state of a semaphore, created on first use."""
         key = (prefix, name)
         state = self.semaphores.get(key)
-        if state is None:  # without the lock: of several threads, all get the first one's
+        if state is None:  # no lock: if several threads create it, all get the same one
             state = self.semaphores.setdefault(key, SemaphoreState(self, prefix, name))
         state.asked()
         return state
@@ -56,32 +56,32 @@ class Session:
         return self.leases.last_contact > -math.inf
 
     def next_reread(self) -> float:
-        """When to read again what watches may have missed."""
+        """When to reread what watches may have missed."""
         low, high = self.reread
         return self.env.now() + low + (high - low) * self.env.random()
 
     def grace(self, now: float) -> float:
-        """Seconds that a request may last: without bound, until the client is closed."""
+        """Seconds that a request may last: unbounded until the client is closed."""
         return max(0.1, self.leases.until - now)
 
     def who(self, lease: TtlLease) -> bytes:
-        """How a waiter or holder with this lease is named in keys."""
+        """The part of a key that names a waiter or holder with this lease."""
         return f"{self.client}/{lease_hex(lease.id)}".encode()
 
     def identity(
         self, owner: str | None, labels: dict[str, str], max_hold: float | None = None
     ) -> Identity:
-        """Who asks."""
+        """The identity that is stored for a caller."""
         if not owner and not labels and max_hold is None:
             return self._plain
         return Identity.of(self.client, owner, labels, max_hold=max_hold)
 
     def wake_heartbeat(self) -> None:
-        """There is something that it will have to do, perhaps before it wakes by itself."""
+        """Wake the heartbeat, which may have something to do before it would wake by itself."""
         self.leases.box.put(None)
 
     def grants(self) -> list[Grant]:
-        """All that is held."""
+        """All grants that are held."""
         return [grant for semaphore in self.semaphores.values() for grant in semaphore.grants]
 
     def _tidy(self, now: float) -> float:
@@ -91,6 +91,6 @@ class Session:
             due = min(due, next_due)
             idle = next_due == math.inf and semaphore.idle(now, FORGET_AFTER)
             if idle and len(self.semaphores) > MOST_REMEMBERED:
-                del self.semaphores[key]  # a program that makes up names as it goes
+                del self.semaphores[key]  # for programs that generate names as they run
                 self.stats.forget(key)
         return due

@@ -1,4 +1,4 @@
-"""Which slots to try, and transactions that several callers of this client share."""
+"""Which slots to try, and the transactions that several callers of this client share."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from etcdsem.core.semaphore import SemaphoreState
 
 RECENT = 256
-"""Slots that were given back lately, and are remembered."""
+"""How many recently given back slots are remembered."""
 
 _NO_LIMIT = Limit(0, 0, registered=False, text="")
-"""Closed meanwhile: nobody takes anything, and nothing is handed over."""
+"""Used if the semaphore was closed in the meantime: nothing is taken or handed over."""
 
 
 class Slots:
@@ -37,23 +37,25 @@ class Slots:
     def __init__(self, semaphore: SemaphoreState) -> None:
         self._semaphore = semaphore
         self._recent: dict[int, None] = {}  # given back lately and likely free, oldest first
-        self.group = Group(self._batch)  # those who take or give back while the queue is empty
-        # Those who hand over: one after the other, else they would try the same waiters.
+        self.group = Group(self._batch)  # callers that take or give back while the queue is empty
+        # Hand-overs run one after the other, else they would try the same waiters.
         self.passing: Group[Mine, bool | Look] = Group(self._pass_all, lanes=1, most=PASSED_AT_MOST)
 
     def freed(self, slot: int) -> None:
-        """This client has given the slot back: it is the first to be tried again."""
+        """Record that this client has given the slot back; it is tried first next time."""
         self._recent.pop(slot, None)
         self._recent[slot] = None
         if len(self._recent) > RECENT:
             del self._recent[next(iter(self._recent))]
 
     def taken(self, slot: int) -> None:
-        """It is held now."""
+        """Record that the slot is held."""
         self._recent.pop(slot, None)
 
     def candidates(self, limit: Limit) -> list[int]:
-        """The slots to try now. The one given back last goes to one who asks, not to the next."""
+        """The slots to try now. A caller consumes the slot given back last; the next caller does
+        not get it.
+        """
         held = self._semaphore.grants.by_slot
         favourite = self._recent.popitem()[0] if self._recent else None
         alone = favourite is not None and not self.group.busy and 4 * len(held) <= limit.room
@@ -62,11 +64,11 @@ class Slots:
 
     @property
     def may_share(self) -> bool:
-        """Is it worth while to share a transaction with others of this client?"""
+        """Is it worthwhile to share a transaction with other callers of this client?"""
         return self.group.busy and not self._semaphore.queue.contended
 
     def _batch(self, parts: Sequence[Take | Mine]) -> Batch[Held | Gave]:
-        """For several who take or give back."""
+        """One transaction for several callers that take or give back."""
         semaphore = self._semaphore
         env, limit = semaphore.session.env, semaphore.limit or _NO_LIMIT
         hands = deal(parts, limit, reversed(self._recent), semaphore.grants.by_slot, env.random())
@@ -81,7 +83,7 @@ class Slots:
         return batch(semaphore.keys, limit, parts, hands, env.wall()), read
 
     def _pass_all(self, mines: Sequence[Mine]) -> Batch[bool | Look]:
-        """For several who hand over to waiters."""
+        """One transaction for several callers that hand over to waiters."""
         semaphore, queue = self._semaphore, self._semaphore.queue
         waiters, until = light(without_holders(queue.waiters, mines), queue.until)
         limit = semaphore.limit or _NO_LIMIT

@@ -1,6 +1,6 @@
 """A waiter in the queue, until it is granted a slot or leaves (LEAVE).
 
-The first local waiter reads and reconciles for all waiters of its client (`semaphore`, 3).
+The first local waiter reads and reconciles for all waiters of its client (see `waiters`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from etcdsem.errors import Evicted
 
 
 def open_watches(semaphore: SemaphoreState, until: float) -> Procedure[bool]:
-    """Set up the semaphore's watches; False if `until` comes first."""
+    """Set up the semaphore's watches; False if `until` passes first."""
     if semaphore.watches.ready:
         return True
     env = semaphore.session.env
@@ -50,7 +50,7 @@ def open_watches(semaphore: SemaphoreState, until: float) -> Procedure[bool]:
 def wait_in_line(
     semaphore: SemaphoreState, waiter: LocalWaiter, until: float, *, room: bool
 ) -> Procedure[Grant | None]:
-    """In the queue, until granted or until it is time to leave."""
+    """Wait in the queue until granted, or until it is time to leave."""
     session, env, waiters = semaphore.session, semaphore.session.env, semaphore.waiters
     reconcile_at = env.now() if room else math.inf
     reread_at = session.next_reread()
@@ -77,7 +77,7 @@ def wait_in_line(
         elif now >= reconcile_at:
             reconcile_at = math.inf
             if waiters.reconciling:
-                waiters.request_reconcile()  # once more after the one that is under way
+                waiters.request_reconcile()  # once more after the one in progress
             elif not (yield from _reconcile_for_client(semaphore, until)):
                 reconcile_at = env.now() + 0.3 + env.random()
         elif now >= reread_at:
@@ -87,14 +87,14 @@ def wait_in_line(
 
 
 def _read_note(semaphore: SemaphoreState, waiter: LocalWaiter, note: object) -> Grant | None:
-    """The grant that a note brings; None: the wait goes on. Raises what ends it."""
+    """The grant that a note brings; None if the wait continues. Raises if the wait has failed."""
     match note:
         case GrantMessage():
             return _open(semaphore, waiter, note)
         case Closed(revision=revision) if waiter.created <= revision:
             raise semaphore_closed(semaphore)
         case AccessLost():
-            # Our key may be there still: the lease is ended, not given back.
+            # Our key may still exist, so the lease is revoked rather than returned to the pool.
             semaphore.session.leases.revoke_later(waiter.lease)
             raise note.error
         case PlaceLost():
@@ -103,20 +103,22 @@ def _read_note(semaphore: SemaphoreState, waiter: LocalWaiter, note: object) -> 
 
 
 def _leave_too_heavy(semaphore: SemaphoreState, waiter: LocalWaiter) -> Procedure[Grant]:
-    """The limit is below what is waited for: raises, unless a grant came before it was lowered."""
+    """Leave because the limit is below our weight. Raises unless a grant came before it was
+    lowered.
+    """
     grant = yield from _leave(semaphore, waiter)
     if grant is not None:
         return grant
     refuse_too_heavy(semaphore, waiter.wants.weight)
-    raise TryAgain("the limit was too low for it, and was raised again", full=True)
+    raise TryAgain("the limit was too low for this weight, and was raised again", full=True)
 
 
 def _tolerantly(work: Procedure[None], semaphore: SemaphoreState) -> Procedure[bool]:
-    """Do something for everybody that may fail without harm to this waiter."""
+    """Do work for all waiters whose failure does not harm this one. False if it failed."""
     try:
         yield from work
     except AccessDenied as failure:
-        semaphore.waiters.tell(AccessLost(failure))  # none of ours need wait
+        semaphore.waiters.tell(AccessLost(failure))  # waiting is pointless for all of ours
         return False
     except Failure as failure:
         semaphore.session.env.log(
@@ -146,7 +148,9 @@ def _reconcile_for_client(semaphore: SemaphoreState, until: float) -> Procedure[
 
 
 def _open(semaphore: SemaphoreState, waiter: LocalWaiter, letter: GrantMessage) -> Grant | None:
-    """The grant in a letter; None if it is an old one, or not from us. Raises Evicted."""
+    """The grant in a grant message; None if it is outdated or does not carry our lease. Raises
+    Evicted.
+    """
     kv = letter.kv
     if kv.mod_revision <= waiter.created:
         return None
@@ -167,12 +171,12 @@ def _open(semaphore: SemaphoreState, waiter: LocalWaiter, letter: GrantMessage) 
     slots, queue = content
     if queue:
         semaphore.queue.learn(queue, queue[-1].created)
-    if not waiter.wants.priority and not waiter.wants.eager:  # they pass others
+    if not waiter.wants.priority and not waiter.wants.eager:  # those may pass others
         semaphore.queue.served(waiter.created)
-    if len(slots) != waiter.wants.weight:  # who sent it does not know weights
+    if len(slots) != waiter.wants.weight:  # the sender does not support weights
         raise TryAgain(f"{len(slots)} slots were granted instead of {waiter.wants.weight}")
     if not waiter.lease.valid(semaphore.session.env.now()):
-        raise TryAgain("a slot was granted, but its lease had run out meanwhile")
+        raise TryAgain("a slot was granted, but the lease had expired in the meantime")
     semaphore.waiters.exit(waiter)
     slot, *more = slots
     return Grant(
@@ -187,7 +191,7 @@ def _open(semaphore: SemaphoreState, waiter: LocalWaiter, letter: GrantMessage) 
 
 
 def _leave(semaphore: SemaphoreState, waiter: LocalWaiter) -> Procedure[Grant | None]:
-    """LEAVE. A slot that was granted meanwhile is taken. Raises Evicted."""
+    """LEAVE the queue. If a slot was granted in the meantime, it is taken. Raises Evicted."""
     session, keys = semaphore.session, semaphore.keys
     txn = transactions.leave(keys, waiter.who, waiter.created)
     try:
@@ -212,6 +216,9 @@ def _leave(semaphore: SemaphoreState, waiter: LocalWaiter) -> Procedure[Grant | 
             yield from transact(session, transactions.uncontend(keys, reply.revision))
         except Failure as failure:
             session.env.log(
-                logging.DEBUG, "semaphore %s: the mark stays: %s", semaphore.name, failure
+                logging.DEBUG,
+                "semaphore %s: could not clear the contended mark: %s",
+                semaphore.name,
+                failure,
             )
     return None

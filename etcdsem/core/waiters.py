@@ -1,6 +1,6 @@
 """The waiters of this client in one semaphore's queue, and which of them reconciles.
 
-The first one is the leader. It alone reconciles and reads again, for all of them, in its own time.
+The first one is the leader. It alone reconciles and rereads for all of them, on its own schedule.
 When it leaves, the next one takes over.
 """
 
@@ -20,36 +20,36 @@ if TYPE_CHECKING:
     from etcdsem.core.semaphore import SemaphoreState
 
 WATCH_WAITER_AFTER = 3.0
-"""Seconds that a waiter must have waited before its key is watched."""
+"""Seconds for which a waiter must have waited before its key is watched."""
 
 # ---------------------------------------------------------------- notes to waiters
 
 
 class GrantMessage(NamedTuple):
-    """A slot was granted; or the waiter was evicted from the queue."""
+    """A slot was granted, or the waiter was evicted from the queue."""
 
     kv: KeyValue
 
 
 class ReconcileNote(NamedTuple):
-    """To the leader: a slot was freed, or the limit has changed."""
+    """For the leader: a slot was freed, or the limit has changed."""
 
     reread: bool
-    """True: events may have been missed, so read everything again."""
+    """True if events may have been missed, so everything must be reread."""
 
 
 class TooHeavy(NamedTuple):
-    """The limit is lower than what is waited for."""
+    """The limit is lower than the waiter's weight."""
 
 
 class Closed(NamedTuple):
-    """The semaphore was closed at a revision; this concerns those who had joined before it."""
+    """The semaphore was closed at a revision; this concerns waiters that had joined before it."""
 
     revision: int
 
 
 class AccessLost(NamedTuple):
-    """etcd refuses our user what waiting needs."""
+    """etcd refuses the access that waiting needs."""
 
     error: Failure
 
@@ -80,17 +80,17 @@ class LocalWaiter:
         self.watch: Watch | None = None
 
     def joined(self, created: int) -> None:
-        """It is in the queue since that revision."""
+        """Record that it has been in the queue since that revision."""
         self.created = created
 
     def lost(self, reason: str) -> None:
-        """Its lease is over, and the place in the queue with it."""
+        """Its lease has ended, and its place in the queue is lost with it."""
         self.box.put(PlaceLost(reason))
 
 
 Reconciling: TypeAlias = Literal["idle", "due", "running", "again"]
-"""Is the semaphore to be reconciled for this client? `again`: a waiter is at it, and it will be due
-once more after that."""
+"""Whether this client must reconcile the semaphore. `again`: a waiter is reconciling now, and it
+will be due once more after that."""
 
 _DUE: dict[Reconciling, Reconciling] = {
     "idle": "due",
@@ -113,13 +113,13 @@ _ENDED: dict[Reconciling, Reconciling] = {
 
 
 class Waiters:
-    """The local waiters, in the order in which they came."""
+    """The local waiters, in order of arrival."""
 
     def __init__(self, semaphore: SemaphoreState) -> None:
         self._semaphore = semaphore
         self._by_lease: dict[int, LocalWaiter] = {}
         self.quiet_since = -math.inf  # when the last one left
-        self.clients = 0  # how many clients waited when this one looked last
+        self.clients = 0  # how many clients were waiting at this client's last look
         self._reconciling: Reconciling = "idle"
 
     def __iter__(self) -> Iterator[LocalWaiter]:
@@ -137,15 +137,15 @@ class Waiters:
 
     @property
     def backfilling(self) -> bool:
-        """Is one of them eager? The whole queue must be searched for those who pass others."""
+        """Is one of them eager? Then the whole queue must be searched for waiters to backfill."""
         return any(waiter.wants.eager for waiter in self._by_lease.values())
 
     def enter(self, waiter: LocalWaiter) -> None:
-        """It is about to join the queue."""
+        """Add a waiter that is about to join the queue."""
         self._by_lease[waiter.lease.id] = waiter
 
     def exit(self, waiter: LocalWaiter) -> None:
-        """It has left the queue, granted or not; another may be the leader now."""
+        """Remove a waiter that has left the queue, granted or not. Another may become leader."""
         first = self.leads(waiter)
         if self._by_lease.pop(waiter.lease.id, None) is None:
             return
@@ -159,12 +159,12 @@ class Waiters:
             self.wake_leader(reread=False, due=self.reconcile_due)
 
     def mark_quiet(self) -> None:
-        """Nobody waits from now on."""
+        """Record that nobody waits from now on."""
         self.quiet_since = self._semaphore.session.env.now()
 
     def misses(self, seen: Look) -> bool:
-        """Was one of them in the queue before this look, and is not any more? Then it was granted
-        a slot, or somebody has deleted its key.
+        """Was one of them in the queue before this look, and is no longer? Then it was granted a
+        slot, or its key was deleted.
         """
         queue = {queued.who for queued in seen.queue}
         return any(
@@ -173,18 +173,18 @@ class Waiters:
         )
 
     def tell(self, note: TooHeavy | Closed | AccessLost | PlaceLost) -> None:
-        """Put a note into every mailbox."""
+        """Put a note into every waiter's mailbox."""
         for waiter in self._by_lease.values():
             waiter.box.put(note)
 
     # -- reconciling
 
     def leads(self, waiter: LocalWaiter) -> bool:
-        """Does this one reconcile for all waiters of this client?"""
+        """Is this the one that reconciles for all waiters of this client?"""
         return next(iter(self._by_lease.values()), None) is waiter
 
     def wake_leader(self, *, reread: bool, due: bool = True) -> None:
-        """Something may have to be reconciled."""
+        """Wake the leader because something may have to be reconciled."""
         leader = next(iter(self._by_lease.values()), None)
         if leader is not None:
             if due:
@@ -193,36 +193,36 @@ class Waiters:
 
     @property
     def reconcile_due(self) -> bool:
-        """Has nobody of this client begun it yet?"""
+        """Is it due, and not yet begun by any waiter of this client?"""
         return self._reconciling in ("due", "again")
 
     @property
     def reconciling(self) -> bool:
-        """Is one of them at it?"""
+        """Is a waiter of this client reconciling now?"""
         return self._reconciling in ("running", "again")
 
     def request_reconcile(self) -> None:
-        """It is due (once more)."""
+        """Mark it as due (once more)."""
         self._reconciling = _DUE[self._reconciling]
 
     def begin_reconcile(self) -> None:
-        """One of them does it now."""
+        """Mark it as running."""
         self._reconciling = "running"
 
     def end_reconcile(self) -> None:
-        """It has ended, however."""
+        """Mark it as ended, successfully or not."""
         self._reconciling = _ENDED[self._reconciling]
         if self.reconcile_due:
             self.wake_leader(reread=False)
 
     def saw_clients(self, clients: int) -> None:
-        """So many clients wait."""
+        """Record how many clients wait."""
         self.clients = clients
 
     # -- chores of the heartbeat
 
     def tidy(self, now: float) -> float:
-        """Watch the keys of those who have waited for long; gives the time of the next chore."""
+        """Watch the keys of long waiters. Returns the time of the next chore."""
         due = math.inf
         for waiter in self:
             if waiter.watch is None and waiter.created:
@@ -243,10 +243,10 @@ class Waiters:
 
 
 class _WaiterListener:
-    """Listens for the end of a waiter's key; small, since there may be thousands.
+    """Listens for the deletion of a waiter's key. Kept small, since there may be thousands.
 
-    The key is deleted when a slot is granted, too; the message then has the same revision, and may
-    arrive on another watch. So this is a reason to look, not a verdict.
+    The key is deleted when a slot is granted, too; the grant message then has the same revision,
+    and may arrive on another watch. So the deletion is a reason to reread, not a verdict.
     """
 
     __slots__ = ("_waiter", "_waiters")

@@ -1,8 +1,8 @@
 """The watches of one semaphore.
 
-They are up before anybody joins the queue, and stay for a while after the last local waiter has
-left. They are hints: transactions check what they say, and the leading waiter reads from time to
-time what they may have missed.
+They are set up before anybody joins the queue, and stay for a while after the last local waiter has
+left. Their events are hints: transactions check them, and the leader rereads from time to time what
+they may have missed.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from etcdsem.core.semaphore import SemaphoreState
 
 WATCH_AFTER_LAST_WAITER = 30.0
-"""Seconds that a semaphore's watches outlive its last local waiter."""
+"""Seconds for which a semaphore's watches outlive its last local waiter."""
 
 
 class WatchesReady(NamedTuple):
-    """The watches are up; or `error` says why they can't be."""
+    """The watches are up, or `error` says why they cannot be."""
 
     error: Failure | None
 
 
 class Watches:
-    """Of grant messages, freed slots, and the limit."""
+    """The watches on grant messages, freed slots, and the limit."""
 
     def __init__(self, semaphore: SemaphoreState) -> None:
         self._semaphore = semaphore
@@ -38,15 +38,15 @@ class Watches:
         self._pending = 0  # watches not yet created
         self._expecting: list[Mailbox] = []
         self._blocker: tuple[Queued, Watch] | None = None  # see watch_blocker()
-        self._blocker_at = 0  # the revision at which that was seen
+        self._blocker_at = 0  # the revision at which the blocker was seen
 
     @property
     def ready(self) -> bool:
-        """Are all of them up?"""
+        """Are all watches up?"""
         return bool(self._watches) and self._pending == 0
 
     def expect(self, box: Mailbox) -> None:
-        """Set them up if they are not; `box` gets a `WatchesReady` when they are up."""
+        """Set the watches up if necessary; `box` gets a `WatchesReady` when they are up."""
         self._expecting.append(box)
         if self._watches:
             return
@@ -65,7 +65,7 @@ class Watches:
         ]
 
     def drop(self) -> None:
-        """Nobody has waited for a while."""
+        """Cancel all watches."""
         watches, self._watches = self._watches, []
         self._pending = 0
         if self._blocker is not None:
@@ -75,9 +75,9 @@ class Watches:
             watch.cancel()
 
     def watch_blocker(self, head: Queued | None, at: int) -> None:
-        """At a revision there was room, but not enough for the first in the queue. If it leaves,
-        those behind it may have room; no slot is freed then, so its key is watched. None: nobody is
-        in the way.
+        """Watch the first waiter's key because at revision `at` there was room, but not enough for
+        it. If it leaves, the waiters behind it may have room, but no slot is freed then. None:
+        nobody is blocking.
         """
         if at < self._blocker_at:
             return
@@ -95,14 +95,14 @@ class Watches:
             self._blocker = head, watch
 
     def deliver(self, kv: KeyValue) -> None:
-        """A grant message has come; its waiter decides whether it is for this stay in the queue."""
+        """Pass a grant message to its waiter, which decides whether it is outdated."""
         waiters = self._semaphore.waiters
         waiter = waiters.get(kv.lease) or waiters.get(addressee(self._semaphore.keys, kv.key))
         if waiter is not None:
             waiter.box.put(GrantMessage(kv))
 
     def tidy(self, now: float) -> float:
-        """Drop them in time; gives when that will be."""
+        """Drop the watches if they are no longer needed. Returns when that will be due."""
         waiters = self._semaphore.waiters
         if not self._watches or waiters or self._expecting:
             return math.inf
@@ -124,7 +124,7 @@ class Watches:
         self._semaphore.waiters.tell(AccessLost(error))
 
     def _tell_ready(self, error: Failure | None) -> None:
-        self._semaphore.waiters.mark_quiet()  # who expects them is not in the queue yet
+        self._semaphore.waiters.mark_quiet()  # those that expect the watches are not queued yet
         self._semaphore.session.wake_heartbeat()
         expecting, self._expecting = self._expecting, []
         for box in expecting:
@@ -146,4 +146,4 @@ class Watches:
         if events[-1].kind == "put":
             semaphore.learn(read_limit(kv), kv.mod_revision)
         elif semaphore.limit is None or kv.mod_revision >= semaphore.limit.revision:
-            semaphore.closed(kv.mod_revision)  # else it is old news: it was registered again
+            semaphore.closed(kv.mod_revision)  # else outdated: it was registered again

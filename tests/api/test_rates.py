@@ -419,7 +419,7 @@ def test_a_rate_is_no_part_of_several_at_once(client: Client, name: str) -> None
     paced = Semaphore(2, name, rate="1/1h", client=client)
     with pytest.raises(InvalidSetting, match="has a rate"):
         etcdsem.acquire_all(paced, Semaphore(1, f"{name}-b", client=client))
-    with pytest.raises(InvalidSetting, match="as a rate"):
+    with pytest.raises(InvalidSetting, match="invalid rate"):
         Semaphore(2, name, rate="often", client=client)
 
 
