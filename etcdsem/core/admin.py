@@ -1,9 +1,10 @@
-"""What an operator changes in a semaphore that is in use: its limit, and whether it grants at all.
+"""What an operator changes in a semaphore that is in use: its limit, and whether it grants leases.
 
-1. All of it is one key, ``max_leases``, and every grant compares its mod revision. So a pause
-   stops what is under way too, and nothing more needs to guard it.
-2. It is written only as it was read: who resizes keeps a pause, who resumes keeps a resize.
-3. A write that was applied, and whose answer was lost, is known by its text when it is read again.
+1. Both are stored in one key, ``max_leases``, and every grant compares its mod revision. So a pause
+   also stops grants that are in progress, and needs no other guard.
+2. The key is written only if it is unchanged since it was read: a resize keeps a pause, and a
+   resume keeps a resize.
+3. If a write was applied but its answer was lost, it is recognized by its text when it is reread.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from etcdsem.model import MAX_LIMIT, Rate
 
 
 class Change(NamedTuple):
-    """The limit before and after. `changed` False: nothing was written."""
+    """The limit before and after. `changed` False means that nothing was written."""
 
     before: Limit
     after: Limit
@@ -53,8 +54,8 @@ class Change(NamedTuple):
 
 
 def resize(semaphore: SemaphoreState, wanted: int | Rate) -> Procedure[Change]:
-    """RESIZE: another number or rate, and a pause stays. A semaphore does not become a rate limit,
-    nor the other way round.
+    """RESIZE: set another number or rate; a pause stays. A semaphore cannot become a rate limit, or
+    the other way round.
     """
 
     def resized(kv: KeyValue) -> bytes:
@@ -65,12 +66,12 @@ def resize(semaphore: SemaphoreState, wanted: int | Rate) -> Procedure[Change]:
 
 
 def change_by(semaphore: SemaphoreState, difference: int) -> Procedure[Change]:
-    """RESIZE, counted from the number that is there when it is written. A pause stays.
+    """RESIZE by a difference from the number that is stored when it is written. A pause stays.
 
     Raises:
-        InvalidSetting: the sum cannot be a limit; nothing was changed.
-        EtcdUnavailable: etcd's answer was lost, and the limit was changed: whether by this call or
-            by somebody else cannot be told.
+        InvalidSetting: the sum is not a valid limit; nothing was changed.
+        EtcdUnavailable: etcd's answer was lost and the limit has changed; it is unknown whether
+            this call changed it or somebody else did.
     """
 
     def changed(kv: KeyValue) -> bytes:
@@ -80,7 +81,8 @@ def change_by(semaphore: SemaphoreState, difference: int) -> Procedure[Change]:
         if not 0 <= number + difference <= MAX_LIMIT:
             raise InvalidSetting(
                 f"semaphore {semaphore.name!r}: the limit is {number}; {difference:+} would make "
-                f"it {number + difference}, and it must be 0 to {MAX_LIMIT}. Nothing was changed"
+                f"it {number + difference}, but it must be from 0 to {MAX_LIMIT}. Nothing was "
+                "changed"
             )
         return write_resized(kv, number + difference)
 
@@ -97,9 +99,9 @@ def _unreadable(semaphore: SemaphoreState, kv: KeyValue, so: str) -> EtcdSemErro
 def pause(
     semaphore: SemaphoreState, by: str, reason: str | None, *, rate: bool | None = None
 ) -> Procedure[Change]:
-    """PAUSE: nothing is granted until it is resumed. One that is paused is left as it is.
+    """PAUSE: grant no lease until the semaphore is resumed. A paused one is left unchanged.
 
-    `rate`: which kind it must be, else WrongKind; None: either.
+    `rate`: whether it must be a rate limit, else WrongKind is raised; None accepts both kinds.
     """
     since = semaphore.session.env.wall()
 
@@ -113,7 +115,7 @@ def pause(
 
 
 def resume(semaphore: SemaphoreState, *, rate: bool | None = None) -> Procedure[Change]:
-    """RESUME: whoever waits is served, as far as there is room. `rate` as for `pause`."""
+    """RESUME: serve waiters again as far as there is room. `rate` as for `pause`."""
 
     def resumed(kv: KeyValue) -> bytes | None:
         return write_resumed(kv) if _of_kind(semaphore, kv, rate).paused else None
@@ -132,8 +134,8 @@ def _of_kind(semaphore: SemaphoreState, kv: KeyValue, rate: bool | None) -> Limi
 def _rewrite(
     semaphore: SemaphoreState, text: Callable[[KeyValue], bytes | None], *, once: bool = False
 ) -> Procedure[Change]:
-    """Write the limit as `text` makes it of what is there; None: leave it. `once`: written
-    twice, it would be wrong.
+    """Replace the limit with what `text` returns for the stored key (None: leave it unchanged).
+    `once`: applying the write twice would be wrong.
     """
     keys, session = semaphore.keys, semaphore.session
     reply = yield from read(session, Txn((), (Range(keys.max_leases),)))
@@ -154,7 +156,7 @@ def _rewrite(
         except OutcomeUnknown as unknown:
             if not once:
                 raise
-            reply = yield from read(session, txn)  # of the two at most one is applied
+            reply = yield from read(session, txn)  # at most one of the two writes is applied
             if not reply.succeeded:
                 raise _untold(semaphore, kv, reply) from unknown
         if reply.succeeded:
@@ -164,7 +166,7 @@ def _rewrite(
 
 
 def _untold(semaphore: SemaphoreState, before: KeyValue, reply: TxnReply) -> EtcdSemError:
-    """For a write whose answer was lost, after which the limit had changed."""
+    """The error for a write whose answer was lost, after which the limit had changed."""
     found = transactions.as_range(reply.replies[0]).kvs
     semaphore.learn(read_limit(found[0]) if found else None, reply.revision)
     if not found:
@@ -172,7 +174,7 @@ def _untold(semaphore: SemaphoreState, before: KeyValue, reply: TxnReply) -> Etc
     return EtcdUnavailable(
         f"semaphore {semaphore.name!r}: etcd's answer was lost. The limit was "
         f"{read_limit(before).number} and is now {read_limit(found[0]).number}; it is not known "
-        "whether this change is part of that. Look at it before you try again"
+        "whether this change is part of that. Check the limit before you try again"
     )
 
 
@@ -188,11 +190,11 @@ def drain(
     *,
     rate: bool | None = None,
 ) -> Procedure[bool]:
-    """PAUSE, and wait until nobody holds. False: somebody still does at `until`; it stays paused.
+    """PAUSE, and wait until no lease is held. False if some still are at `until`; it stays paused.
     `rate` as for `pause`.
 
-    `on_wait` is called once it is paused and has holders. Watches tell of slots that were given
-    back; what they may miss is read again from time to time.
+    `on_wait` is called if there are holders after the pause. Watches report the released slots;
+    what they may miss is reread from time to time.
     """
     yield from pause(semaphore, by, reason, rate=rate)
     env = semaphore.session.env
@@ -228,7 +230,7 @@ def drain(
 
 
 def _holding(semaphore: SemaphoreState, until: float) -> Procedure[tuple[int, set[bytes]]]:
-    """The slots that are held, at a revision at which it is paused."""
+    """The held slots, at a revision at which the semaphore is paused."""
     keys = semaphore.keys
     slots = Range(keys.leases, keys.leases_end, keys_only=True)
     txn = Txn((), (Range(keys.max_leases), slots))
@@ -238,7 +240,7 @@ def _holding(semaphore: SemaphoreState, until: float) -> Procedure[tuple[int, se
     limit = learn_known(semaphore, stored, reply.revision)
     held = {
         kv.key for kv in found.kvs if kv.lease and slot_number(keys, kv.key) is not None
-    }  # what somebody has put there by hand is nobody's lease
+    }  # a key that was put there by hand is nobody's lease
     if not limit.paused:
         raise EtcdSemError(
             f"semaphore {semaphore.name!r} was resumed while it was being drained; "
@@ -248,7 +250,7 @@ def _holding(semaphore: SemaphoreState, until: float) -> Procedure[tuple[int, se
 
 
 def _freed(box: Mailbox, held: set[bytes], until: float) -> Procedure[None]:
-    """Until, as far as is told, nobody holds any more, or something else is worth a look."""
+    """Wait until nobody holds as far as the watches tell, or until a reread is due."""
     while held:
         note = yield from perform(Wait(box, until))
         match note:
@@ -261,7 +263,7 @@ def _freed(box: Mailbox, held: set[bytes], until: float) -> Procedure[None]:
 
 
 def _watch(semaphore: SemaphoreState, box: Mailbox, start: int) -> list[Watch]:
-    """Slots that are given back from a revision on, and the limit: put into a box."""
+    """Watch for released slots and changes of the limit from a revision on; notes go to `box`."""
     keys, env = semaphore.keys, semaphore.session.env
 
     def freed(events: Sequence[Event]) -> None:

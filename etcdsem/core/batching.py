@@ -1,16 +1,16 @@
 """Group commit: threads or tasks of one client that take or give back together share transactions.
 
-1. Who finds fewer than `LANES` requests under way sends its own as ever, so whoever is alone pays
-   nothing. Who finds more joins those who wait, and nobody waits on a timer: when a request has
-   come back, the first of those who wait sends for all of them.
-2. While nobody stands in line, those who take and those who give back are joined. The slots of
-   such a batch are all different, so each part holds or fails by itself, and a batch is right
-   whenever it lands, as each of its parts is. It does nothing at all while anybody stands in line.
-   While somebody does, those who hand over are joined (`transactions.pass_all`).
-3. Who got nothing goes on as if there had been no batch. So a batch decides nothing about being
-   full, closed, or in line.
-4. One lease for each attempt, as everywhere: if a batch's outcome is unknown, it is unknown for
-   each part. A dead lease fails the whole batch, definitely: then all go on alone.
+1. A caller that finds fewer than `LANES` requests in progress sends its own as usual, so a single
+   caller pays nothing. Otherwise it joins the callers that wait. Nobody waits for a timer: when a
+   request has returned, the first waiting caller sends for all of them.
+2. While the queue is empty, callers that take and callers that give back are joined. The slots of
+   such a batch are all different, so each part succeeds or fails by itself, and a batch, like each
+   of its parts, is right whenever it lands. It does nothing while anybody is in the queue; then
+   callers that hand over are joined instead (`transactions.pass_all`).
+3. A caller that got nothing continues as if there had been no batch. So a batch decides nothing
+   about being full, closed, or queued.
+4. Each attempt has its own lease, as everywhere: if a batch's outcome is unknown, it is unknown for
+   each part. A dead lease fails the whole batch definitely; then each caller continues alone.
 5. Grants of one batch have the same token, and different slots.
 """
 
@@ -39,25 +39,26 @@ from etcdsem.core.keys import Limit
 from etcdsem.core.transactions import Mine, Take
 
 LANES = 2
-"""Requests of a client to one semaphore that may be under way before others are gathered."""
+"""Requests of a client to one semaphore that may be in progress before others are gathered."""
 
 AT_MOST = 64
-"""Parts of a batch: etcd takes 128 operations in a transaction, a nested one with those around it.
+"""Maximum number of parts in a batch: etcd allows 128 operations in a transaction, and counts a
+nested one together with those around it.
 """
 
 PASSED_AT_MOST = 32
-"""The same where several hand over: each may have two keys to delete, one level down."""
+"""The same for hand-overs: each may delete two keys, one level down."""
 
 W = TypeVar("W")
 R = TypeVar("R")
 
 Send = Callable[[Txn], Procedure[TxnReply]]
 Batch = tuple[Txn, Callable[[TxnReply], "Sequence[R | None]"]]
-"""A transaction for several, and what its answer means for each of them; None: nothing."""
+"""A transaction for several callers, and what its answer means for each; None: nothing."""
 
 
 class NotBatched(Enum):
-    """A batch did nothing for this caller, who goes on alone. This says nothing else."""
+    """A batch did nothing for this caller, which continues alone. It says nothing else."""
 
     NOT_BATCHED = "not batched"
 
@@ -66,17 +67,17 @@ NOT_BATCHED = NotBatched.NOT_BATCHED
 
 
 class _Lead(NamedTuple):
-    """It is your turn to send for all who wait."""
+    """Tells a caller that it is its turn to send for all that wait."""
 
 
 class _Done(NamedTuple):
-    """What the batch came to for you; None: go on alone."""
+    """Tells a caller its result of the batch; None: continue alone."""
 
     result: object
 
 
 class Part(Generic[W]):
-    """What one caller wants of a batch: a slot, or to give one back."""
+    """What one caller wants from a batch: to take a slot, or to give one back."""
 
     __slots__ = ("box", "sent", "what")
 
@@ -87,8 +88,8 @@ class Part(Generic[W]):
 
 
 class Group(Generic[W, R]):
-    """Those of one client who want something of one semaphore now: `W` is what, `R` what it comes
-    to.
+    """Callers of one client that want something from one semaphore now: `W` is what they want, `R`
+    the result.
     """
 
     def __init__(
@@ -99,22 +100,22 @@ class Group(Generic[W, R]):
         self.most = most
         self.under_way = 0
         self.waiting: list[Part[W]] = []
-        self.called: Part[W] | None = None  # who was told to send
-        self.sent = 0  # batches, for whoever counts
+        self.called: Part[W] | None = None  # the caller that was told to send
+        self.sent = 0  # number of batches, for tests and statistics
 
     @property
     def busy(self) -> bool:
-        """Must one who comes now wait for others?"""
+        """Must a new caller wait for others?"""
         return self.under_way >= self.lanes
 
     def next(self) -> None:
-        """A request has come back: somebody else may send."""
+        """A request has returned: let another caller send."""
         if self.waiting and self.called is None and not self.busy:
             self.called = self.waiting[0]
             self.called.box.put(_Lead())
 
     def gather(self, part: Part[W]) -> list[Part[W]]:
-        """Those for whom `part` sends: itself, and who waits."""
+        """The callers for which `part` sends: itself, and those that wait."""
         self.waiting.remove(part)
         parts = [part, *self.waiting[: self.most - 1]]
         del self.waiting[: self.most - 1]
@@ -124,7 +125,7 @@ class Group(Generic[W, R]):
 
 
 def alone(group: Group[Any, Any], request: Procedure[TxnReply]) -> Procedure[TxnReply]:
-    """Send a request of one's own, as one of those under way."""
+    """Send a caller's own request, counted as one in progress."""
     group.under_way += 1
     try:
         return (yield from request)
@@ -136,7 +137,7 @@ def alone(group: Group[Any, Any], request: Procedure[TxnReply]) -> Procedure[Txn
 def together(
     group: Group[W, R], part: Part[W], until: float, send: Send
 ) -> Procedure[R | NotBatched]:
-    """Have it done in a batch. Raises what the batch's request came to."""
+    """Take part in a batch. Raises the failure of the batch's request."""
     group.waiting.append(part)
     try:
         while True:
@@ -151,7 +152,7 @@ def together(
                     first = yield from _lead(group, part, send)
                     return NOT_BATCHED if first is None else first
                 case None if part.sent:
-                    continue  # it was sent for us just now
+                    continue  # another caller has just sent for this one
                 case _:
                     return NOT_BATCHED
     finally:
@@ -165,20 +166,20 @@ def together(
 def _lead(group: Group[W, R], part: Part[W], send: Send) -> Procedure[R | None]:
     parts = group.gather(part)
     if len(parts) == 1:
-        return None  # nobody else is there any more
+        return None  # nobody else is waiting any more
     others = parts[1:]
     try:
         txn, read = group.build([one.what for one in parts])
         group.sent += 1
         first, *results = read((yield from alone(group, send(txn))))
     except (LeaseNotFound, Refused):
-        _tell(others, partial(_Done, None))  # one has a dead lease, or etcd takes no such batch
+        _tell(others, partial(_Done, None))  # one has a dead lease, or etcd rejects such a batch
         return None
     except Failure as failure:
         _tell(others, partial(type(failure), failure.detail, failure.endpoint))
         raise
     except BaseException:
-        _tell(others, partial(OutcomeUnknown, "the caller who sent it for all was interrupted"))
+        _tell(others, partial(OutcomeUnknown, "the caller that sent the batch was interrupted"))
         raise
     for one, result in zip(others, results, strict=True):
         one.box.put(_Done(result))
@@ -197,7 +198,7 @@ def deal(
     held: Container[int],
     draw: float,
 ) -> list[list[int]]:
-    """Slots to try for each part that takes one, all different: first those given back lately.
+    """Slots to try for each part that takes one, all different; slots given back lately come first.
 
     Slots that this client holds, or gives back in the same batch, are left out.
     """

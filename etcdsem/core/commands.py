@@ -1,17 +1,17 @@
 """The contract between the core and its drivers (threads, asyncio, simulator).
 
-1. A procedure is a generator. It yields a *command*, the driver performs it and sends the result
-   in, or throws the failure in. Only `perform()` below holds a bare ``yield``.
+1. A procedure is a generator. It yields a *command*; the driver performs it and sends the result
+   in, or throws the failure in. Only `perform()` below contains a bare ``yield``.
 2. Between two yields a procedure is atomic: a driver runs every step of every procedure, and
-   every callback of a listener, under one lock for each client. I/O happens outside of it, and so
-   does whatever is foreign: callbacks, log handlers, the start of threads.
-3. What takes no time is no command but a method of `Env`: clocks, randomness, identity, opening a
-   watch, asking for a renewal, starting another procedure, logging.
-4. A failure that comes from etcd or the network is a `Failure`; the driver's transport sorts it
-   (`etcd/outcomes.py`). The core alone decides whether to try again.
+   every callback of a listener, under one lock per client. I/O happens outside of the lock, and so
+   does all foreign code: callbacks, log handlers, the start of threads.
+3. An operation that takes no time is not a command but a method of `Env`: clocks, randomness,
+   identity, opening a watch, requesting a renewal, starting another procedure, logging.
+4. A failure that comes from etcd or the network is a `Failure`; the driver's transport classifies
+   it (`etcd/outcomes.py`). The core alone decides whether to try again.
 5. An interruption (KeyboardInterrupt, asyncio's CancelledError, a thread's exception) is thrown
-   into the procedure like a failure; the driver then goes on performing what the procedure
-   yields (its clean-up) until it ends, and the interruption comes out at its end.
+   into the procedure like a failure. The driver continues to perform what the procedure yields (its
+   clean-up) until it ends, and then raises the interruption.
 6. Times are seconds on `Env.now()`, a clock that counts suspension and never goes back.
    Deadlines are absolute.
 """
@@ -24,7 +24,7 @@ from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeV
 
 log = logging.getLogger("etcdsem")
 
-# ---------------------------------------------------------------- what etcd is asked
+# ---------------------------------------------------------------- requests to etcd
 
 
 class Compare(NamedTuple):
@@ -56,9 +56,9 @@ class Delete(NamedTuple):
 
 
 class Range(NamedTuple):
-    """Read a key, or with `end` all keys in [key, end); linearizable. `limit` 0: no limit.
+    """Read a key, or with `end` all keys in [key, end); linearizable. `limit` 0 means no limit.
 
-    `oldest_first` sorts by create revision, else keys come in their own order.
+    `oldest_first` sorts by create revision; otherwise keys come in key order.
     """
 
     key: bytes
@@ -70,10 +70,10 @@ class Range(NamedTuple):
 
 
 class Txn(NamedTuple):
-    """If all of `compare` hold, `success`, else `failure`. May be nested as an operation.
+    """If all of `compare` hold, do `success`, else `failure`. It may be nested as an operation.
 
-    All comparisons, also the nested ones, see the state before the transaction; a Range sees
-    what the operations before it wrote.
+    All comparisons, nested ones included, see the state before the transaction; a Range sees what
+    the operations before it wrote.
     """
 
     compare: tuple[Compare, ...]
@@ -85,7 +85,7 @@ Operation: TypeAlias = Put | Delete | Range | Txn
 
 
 class KeyValue(NamedTuple):
-    """A key as it stands in etcd."""
+    """A key and its stored value."""
 
     key: bytes
     value: bytes
@@ -95,27 +95,27 @@ class KeyValue(NamedTuple):
 
 
 class PutReply(NamedTuple):
-    """The answer to a Put."""
+    """The answer to a Put; it contains nothing."""
 
 
 class DeleteReply(NamedTuple):
-    """The answer to a Delete: how many keys there were."""
+    """The answer to a Delete: the number of deleted keys."""
 
     deleted: int
 
 
 class RangeReply(NamedTuple):
-    """The answer to a Range. `count` is the number of keys in the range, whatever the limit."""
+    """The answer to a Range. `count` is the number of keys in the range, regardless of `limit`."""
 
     kvs: tuple[KeyValue, ...]
-    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+    count: int  # type: ignore[assignment]  # hides tuple.count, which is not needed here
 
 
 class TxnReply(NamedTuple):
     """The answer to a Txn: which branch ran, at which revision, and the answers to its operations.
 
     `revision` is the store's revision after the transaction: that of its writes if it wrote.
-    It is 0 in the reply to a nested transaction: look at the outermost.
+    In the reply to a nested transaction it is 0; use the outermost one.
     """
 
     succeeded: bool
@@ -127,7 +127,7 @@ Reply: TypeAlias = PutReply | DeleteReply | RangeReply | TxnReply
 
 
 class Event(NamedTuple):
-    """What a watch reports: a key was put, or deleted (then only key and mod_revision count)."""
+    """A watch event: a key was put, or deleted (then only key and mod_revision are meaningful)."""
 
     kind: Literal["put", "delete"]
     kv: KeyValue
@@ -140,13 +140,13 @@ T = TypeVar("T")
 
 
 class Command(Generic[T_co]):
-    """What a procedure yields; T_co is the type of the result that is sent in."""
+    """What a procedure yields. T_co is the type of the result that is sent in."""
 
     __slots__ = ()
 
 
 class Transact(Command[TxnReply]):
-    """Perform a transaction, with a deadline of `timeout` seconds from now."""
+    """Perform a transaction, with a timeout in seconds."""
 
     __slots__ = ("timeout", "txn")
 
@@ -156,7 +156,9 @@ class Transact(Command[TxnReply]):
 
 
 class GrantLease(Command[float]):
-    """Create the etcd lease `lease_id` with a TTL in whole seconds; gives the TTL etcd granted."""
+    """Create the etcd lease `lease_id` with a TTL in whole seconds. Returns the TTL that etcd
+    granted.
+    """
 
     __slots__ = ("lease_id", "timeout", "ttl")
 
@@ -167,7 +169,7 @@ class GrantLease(Command[float]):
 
 
 class RevokeLease(Command[None]):
-    """End an etcd lease, and with it all its keys."""
+    """Revoke an etcd lease, and delete all its keys with it."""
 
     __slots__ = ("lease_id", "timeout")
 
@@ -177,11 +179,11 @@ class RevokeLease(Command[None]):
 
 
 class LeasesTimeToLive(Command[tuple[float | None, ...]]):
-    """The seconds that each of some etcd leases has left by etcd's clock: -1 where there is no
-    such lease, None where etcd did not tell within `timeout` seconds for all of them together.
+    """The seconds that each of the leases has left by etcd's clock: -1 if the lease does not exist,
+    None if etcd did not answer within `timeout` seconds for all of them together.
 
-    There may be thousands: a driver has many requests under way at once. It raises the failure
-    of the first request, and gives None for those that fail later.
+    There may be thousands, so a driver has many requests in progress at once. It raises the failure
+    of the first request, and returns None for those that fail later.
     """
 
     __slots__ = ("lease_ids", "timeout")
@@ -192,15 +194,15 @@ class LeasesTimeToLive(Command[tuple[float | None, ...]]):
 
 
 class Mailbox(Protocol):
-    """Where notes for one procedure arrive. `put` never blocks and may be called from anywhere."""
+    """Where a procedure receives notes. `put` never blocks and may be called from anywhere."""
 
     def put(self, note: Any, /) -> None: ...
 
 
 class Wait(Command[Any]):
-    """Wait for the next note in `box`; None when the time `until` comes first.
+    """Wait for the next note in `box`; None if the time `until` comes first.
 
-    `until` may be ``math.inf``, or in the past: then only a note that is already there is given.
+    `until` may be ``math.inf``, or in the past: then only a note that is already there is returned.
     """
 
     __slots__ = ("box", "until")
@@ -214,37 +216,37 @@ Procedure: TypeAlias = Generator[Command[Any], Any, T]
 
 
 def perform(command: Command[T]) -> Generator[Command[T], T, T]:
-    """Yield one command and give its result, typed. The only bare yield of the core."""
+    """Yield one command and return its typed result. The only bare yield of the core."""
     return (yield command)
 
 
-# ---------------------------------------------------------------- what takes no time
+# ---------------------------------------------------------------- the environment
 
 
 class Watch(Protocol):
-    """A watch that was asked for. After `cancel` its listener hears nothing more."""
+    """A requested watch. After `cancel` its listener is not called any more."""
 
     def cancel(self) -> None: ...
 
 
 class Listener(Protocol):
-    """Whom a watch tells. Called under the client's lock; must neither block nor raise."""
+    """Receives a watch's events. Called under the client's lock; must not block or raise."""
 
     def created(self, revision: int) -> None:
-        """The watch is set up: every event after `revision` will be told. Called once."""
+        """The watch is set up: every event after `revision` will be reported. Called once."""
 
     def events(self, events: Sequence[Event]) -> None:
-        """Events in the order of their revisions; none twice, none out of order."""
+        """Events in revision order, without duplicates."""
 
     def gap(self, reason: str) -> None:
-        """Events may have been missed (compaction). The watch goes on at the present revision."""
+        """Events may have been missed (compaction). The watch continues at the present revision."""
 
     def refused(self, error: Failure) -> None:
-        """The watch cannot be had (permission); it is over."""
+        """The watch was refused (permission) and has ended."""
 
 
 class Env(Protocol):
-    """What a driver lends to the core. No method suspends."""
+    """The services that a driver provides to the core. No method suspends."""
 
     def now(self) -> float:
         """Seconds on a clock that counts suspension and never goes back."""
@@ -256,22 +258,22 @@ class Env(Protocol):
         """A random number in [0, 1)."""
 
     def random_id(self) -> int:
-        """A random number of 63 bits, never 0: an id for an etcd lease."""
+        """A random number of 63 bits, never 0: an ID for an etcd lease."""
 
     def mailbox(self) -> Mailbox:
         """A new mailbox."""
 
     def spawn(self, procedure: Procedure[Any], name: str) -> None:
-        """Run a procedure beside this one. What it raises is logged."""
+        """Run a procedure concurrently. Exceptions are logged."""
 
     def starved(self) -> str:
-        """Why a procedure that was spawned cannot run (no thread can be started); empty if none
-        waits.
+        """Why a spawned procedure cannot run (no thread can be started); empty if none is waiting
+        to run.
         """
         return ""
 
     def call(self, function: Callable[[], object], name: str) -> None:
-        """Call a user's function where it may block. What it raises is logged."""
+        """Call a user's function where it may block. Exceptions are logged."""
 
     def log(
         self, level: int, message: str, *args: object, error: BaseException | None = None
@@ -288,23 +290,23 @@ class Env(Protocol):
         start: int = 0,
         only: Literal["put", "delete"] | None = None,
     ) -> Watch:
-        """Watch a key or a range. `start` 0: from now on. `only` tells one kind of event.
+        """Watch a key or a range. `start` 0 means from now on. `only` reports one kind of event.
 
-        After a broken connection the watch is resumed where it was, by the driver.
+        After a broken connection the driver resumes the watch where it was.
         """
 
     def renew(self, lease_id: int) -> None:
-        """Send a keepalive. The answer comes to the heartbeat's `renewed(lease_id, ttl)`."""
+        """Send a keepalive. The answer arrives at the heartbeat's `renewed(lease_id, ttl)`."""
 
     def restart_renewals(self) -> None:
-        """Renewals go unanswered: take another connection. Answers still under way are dropped."""
+        """Renewals go unanswered: switch to another connection. Late answers are dropped."""
 
 
 # ---------------------------------------------------------------- failures
 
 
 class Failure(Exception):
-    """etcd, or the way to it, failed. `detail` says what was seen, `endpoint` where."""
+    """etcd, or the connection to it, failed. `detail` says what was observed, `endpoint` where."""
 
     def __init__(self, detail: str = "", endpoint: str = "") -> None:
         super().__init__(detail)
@@ -313,23 +315,23 @@ class Failure(Exception):
 
 
 class OutcomeUnknown(Failure):
-    """The request may have been applied, or may yet be. Only a revoked lease settles it."""
+    """The request may have been applied, or may still be. Only revoking the lease settles it."""
 
 
 class NoSpace(OutcomeUnknown):
-    """etcd is out of space. It may have applied the request all the same."""
+    """etcd is out of space. The request may have been applied nevertheless."""
 
 
 class NotApplied(Failure):
-    """The request was definitely not applied; the same request may work in a moment."""
+    """The request was definitely not applied; the same request may succeed soon."""
 
 
 class NotConnected(NotApplied):
-    """No connection existed, so nothing was sent."""
+    """There was no connection, so nothing was sent."""
 
 
 class Misconfigured(NotConnected):
-    """No connection can come about with these settings (TLS, a port that is not etcd's)."""
+    """These settings cannot lead to a connection (TLS, a port that is not etcd's)."""
 
 
 class Refused(Failure):
@@ -337,16 +339,16 @@ class Refused(Failure):
 
 
 class LeaseNotFound(Refused):
-    """There is no such etcd lease (any more)."""
+    """The etcd lease does not exist (any more)."""
 
 
 class LeaseExists(Refused):
-    """There is an etcd lease of that id already: perhaps from our own earlier attempt."""
+    """An etcd lease with that ID exists already, perhaps from our own earlier attempt."""
 
 
 class AccessDenied(Refused):
-    """etcd refuses the user, the password, or the key."""
+    """etcd rejects the user, the password, or the access to the key."""
 
 
 class Corrupt(Refused):
-    """etcd has raised its CORRUPT alarm and takes no writes."""
+    """etcd has raised its CORRUPT alarm and rejects writes."""

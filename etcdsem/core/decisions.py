@@ -1,7 +1,7 @@
-"""Decisions over what was seen: plain functions, no etcd, no waiting.
+"""Decisions from what was seen, as plain functions without etcd and without waiting.
 
-Each takes a `Look` (one revision's slots, limit and queue) and says what to do. Whether it is
-still right when the transaction lands is the transaction's business.
+Each takes a `Look` (slots, limit and queue at one revision) and says what to do. The transaction
+checks whether that is still right when it is applied.
 """
 
 from __future__ import annotations
@@ -16,45 +16,45 @@ from etcdsem.core.transactions import MAX_DEPTH, Look, Mine
 from etcdsem.model import MAX_WEIGHT
 
 HEAL_DELAY = 0.02
-"""Before healing what all clients see at once, each waits for a random part of this; of more, where
-many wait."""
+"""Seconds. Before healing what all clients see at once, each client waits for a random part of
+this; longer if many clients wait."""
 
 LOOKS_AT_ONCE = 4
-"""So many clients may look within one such delay: one is enough, the others are for its death."""
+"""How many clients may look within one such delay: one is enough, the others cover its death."""
 
 LONGEST_HEAL_DELAY = 2.0
-"""Seconds to which the delay grows with the crowd."""
+"""Seconds to which the delay grows with the number of clients."""
 
 MAX_FILL = MAX_DEPTH + MAX_WEIGHT
-"""Slots that a FILL gives at most: with the waiters' own keys well below etcd's 128 operations, and
-never less than one waiter may want."""
+"""Maximum number of slots that a FILL grants: together with the waiters' own keys well below etcd's
+128 operations, and never less than one waiter may need."""
 
 FEW = 2
-"""Slots that JOIN tries when the first of them is likely free, or likely none: each costs bytes and
+"""How many slots JOIN tries if the first is likely free, or likely none: each costs bytes and
 time."""
 
 
 class Drop(NamedTuple):
-    """Nobody waits, as far as is known: just give it back."""
+    """Nobody waits as far as is known: just give it back."""
 
 
 class Gone(NamedTuple):
-    """The slot is not ours any more."""
+    """The slot is no longer ours."""
 
 
 class Retire(NamedTuple):
-    """Give it back to nobody: it, or somebody, is above the limit."""
+    """Give it back without a hand-over: this slot, or another held one, is above the limit."""
 
 
 class Vacate(NamedTuple):
-    """Give it back, and look who can be served then: the first in line wants another number of
-    slots than this lease has.
+    """Give it back, and then look who can be served: the first waiter needs another number of slots
+    than this lease has.
     """
 
 
 class Pass(NamedTuple):
-    """Hand it to the first of these who still waits. With `priorities` (see Look) they are all of
-    the line, as it was at the revision `seen`.
+    """Hand it to the first of these that still waits. With `priorities` (see Look) they are the
+    whole queue as it was at the revision `seen`.
     """
 
     limit: Limit
@@ -64,11 +64,11 @@ class Pass(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """Somebody may wait, but nothing is known of the line."""
+    """Somebody may wait, but nothing is known of the queue."""
 
 
 class Clear(NamedTuple):
-    """Nobody waited at this revision: give it back, and the mark with it."""
+    """Nobody waited at this revision: give it back, and delete the contended mark."""
 
     revision: int
 
@@ -82,31 +82,31 @@ GiveBack: TypeAlias = Drop | Gone | Retire | Vacate | Pass | Ask | Clear | ReadA
 
 
 class Blocked(NamedTuple):
-    """There is room, but the first in line wants more, and nobody may pass."""
+    """There is room, but not enough for the first waiter, and nobody may pass it."""
 
     head: Queued
 
 
 class Fill(NamedTuple):
-    """Give these free slots to these waiters. `surplus`: slots above the limit are held."""
+    """Grant these free slots to these waiters. `surplus`: slots above the limit are held."""
 
     pairs: tuple[tuple[tuple[int, ...], Queued], ...]
     behind: tuple[Queued, ...]
     surplus: bool
     last: bool
-    """Nobody stood behind them."""
+    """Nobody was behind them."""
     passed: Queued | None = None
-    """Who wants more than there is, and is passed by some of these."""
+    """The waiter that needs more than is free, and is passed by some of these."""
 
 
 def candidates(
     limit: Limit, favourite: int | None, draw: float, held: Container[int], *, few: bool
 ) -> list[int]:
     """Some slots to try, in order: the one this client released last, then from a random one on
-    (`draw` in [0, 1)), so that clients don't collide; none that it holds.
+    (`draw` in [0, 1)), so that clients do not collide; none that it holds.
 
-    16, or `few`: if the first is likely free, or likely none, since somebody stands in line. Who
-    tries too few where most are taken stands in line in spite of room.
+    16, or only `few` if the first is likely free, or likely none because somebody waits. A client
+    that tries too few when most are taken would join the queue although there is room.
     """
     room = limit.room
     if room == 0:
@@ -122,10 +122,10 @@ def candidates(
 
 
 def spread(room: int, draw: float) -> Iterator[int]:
-    """All slots below `room`, from a random one on and in random strides (`draw` in [0, 1)).
+    """All slots below `room`, from a random one on and with a random stride (`draw` in [0, 1)).
 
-    Always in the same strides they would be taken in runs, and who begins within a run would find
-    none free, with room enough elsewhere.
+    With a constant stride they would be taken in runs, and a client that starts within a run would
+    find none free although there is room elsewhere.
     """
     if room == 0:
         return
@@ -139,15 +139,15 @@ def spread(room: int, draw: float) -> Iterator[int]:
 
 
 def free_slots(keys: Keys, seen: Look, most: int = MAX_DEPTH) -> list[int]:
-    """The first slots below the limit that nobody holds. A strange holder's is not free."""
+    """The first slots below the limit that nobody holds. A foreign key also occupies its slot."""
     taken = {slot_number(keys, kv.key) for kv in seen.slots}
     room = seen.limit.room if seen.limit else 0
     return list(islice((slot for slot in range(room) if slot not in taken), most))
 
 
 def room_seen(keys: Keys, seen: Look, most: int = MAX_DEPTH) -> tuple[list[int], int]:
-    """The first free slots, as far as there is room, and the revision at which the held ones were
-    counted for that if there is surplus; 0: there is none.
+    """The first free slots, as far as there is room; and, if there is surplus, the revision at
+    which the held slots were counted, else 0.
     """
     free = free_slots(keys, seen, most)
     if seen.limit is None or not has_surplus(keys, seen):
@@ -156,18 +156,18 @@ def room_seen(keys: Keys, seen: Look, most: int = MAX_DEPTH) -> tuple[list[int],
 
 
 def free_together(keys: Keys, seen: Look, weight: int) -> tuple[list[int], int] | None:
-    """So many free slots for one who asks now, as by `room_seen`; None if there are not enough."""
+    """`weight` free slots for a new caller, as by `room_seen`; None if there are not enough."""
     slots, counted_at = room_seen(keys, seen, weight)
     return (slots, counted_at) if len(slots) == weight else None
 
 
 def held_count(keys: Keys, seen: Look) -> int:
-    """How many slots are taken. Keys of strange names count for nothing."""
+    """Number of held slots. Keys that do not name a slot are not counted."""
     return sum(slot_number(keys, kv.key) is not None for kv in seen.slots)
 
 
 def clients_in_line(seen: Look) -> int:
-    """How many clients wait, as far as the part of the line that was read tells."""
+    """How many clients wait, estimated from the part of the queue that was read."""
     if not seen.queue:
         return 0
     known = len({queued.client for queued in seen.queue})
@@ -175,22 +175,22 @@ def clients_in_line(seen: Look) -> int:
 
 
 def healing_window(clients: int) -> float:
-    """Seconds over which so many clients spread, when all of them see that a slot was freed.
+    """Seconds over which `clients` spread when all of them see that a slot was freed.
 
-    One look suffices, and the earliest of many random delays comes early: of 1,000 clients over
-    2 s, after 2 ms or so. The bound keeps it short where most of those counted have gone.
+    One look suffices, and the earliest of many random delays is short: about 2 ms for 1,000 clients
+    over 2 s. The upper bound keeps it short if most of the counted clients have left.
     """
     return min(HEAL_DELAY * max(1.0, clients / LOOKS_AT_ONCE), LONGEST_HEAL_DELAY)
 
 
 def room_for_more(keys: Keys, seen: Look) -> bool:
-    """Are there more slots free than all who stand in line want?"""
+    """Are more slots free than all waiters together need?"""
     free, _ = room_seen(keys, seen, MAX_FILL)
     return seen.complete and len(free) > sum(queued.weight for queued in seen.queue)
 
 
 def has_surplus(keys: Keys, seen: Look) -> bool:
-    """Does anything stand at or above the limit, as the transactions' condition sees it?
+    """Is there any key at or above the limit, as the transactions' condition sees it?
 
     That is a holder above a lowered limit, or junk whose name sorts there.
     """
@@ -217,7 +217,7 @@ def give_back(
 def hand_over(
     mine: Mine, limit: Limit, queue: tuple[Queued, ...], priorities: int = 0, seen: int = 0
 ) -> Pass | Vacate | Ask:
-    """How to give back to a line that is known: one slot goes to a first one who wants one."""
+    """How to give back to a known queue: a single slot goes to a first waiter that needs one."""
     queue = without_holders(queue, (mine,))
     if not queue:
         return Ask()
@@ -227,16 +227,16 @@ def hand_over(
 
 
 def without_holders(line: tuple[Queued, ...], mines: Sequence[Mine]) -> tuple[Queued, ...]:
-    """The line without those who give back now. Who holds does not wait: such an entry is older
-    than the grant. etcd refuses a transaction that puts a letter and deletes it.
+    """The queue without those that give back now. A holder does not wait, so such an entry is older
+    than the grant; and etcd rejects a transaction that both puts and deletes its grant message.
     """
     holders = {mine.who for mine in mines}
     return tuple(waiter for waiter in line if waiter.who not in holders)
 
 
 def light(line: tuple[Queued, ...], until: int) -> tuple[tuple[Queued, ...], int]:
-    """The part of a line in front of the first who wants several slots, and the revision up to
-    which it has all who came.
+    """The part of the queue before the first waiter that needs several slots, and the revision up
+    to which this part is complete.
     """
     for place, waiter in enumerate(line):
         if waiter.weight > 1:
@@ -247,12 +247,13 @@ def light(line: tuple[Queued, ...], until: int) -> tuple[tuple[Queued, ...], int
 def next_fill(
     keys: Keys, seen: Look, most: int = MAX_DEPTH, *, eager: bool = False
 ) -> Fill | Blocked | ReadAll | None:
-    """Which free slots must go to whom, `most` at a time, or None if nothing needs healing.
+    """Which free slots to grant to which waiters, `most` at a time; None if nothing needs healing.
 
-    In order, as far as the slots suffice: only who is eager passes one who wants more than there
-    are. `eager`: there are such in line, so all of it is read before nobody is served.
-    With surplus, the count decides: as many slots are free as the limit exceeds the held ones.
-    Then they are filled one by one, since the count is only known as it was.
+    Waiters are served in order as far as the slots suffice; only an eager one passes a waiter that
+    needs more than is free. `eager`: there are eager waiters, so the whole queue is read before
+    concluding that nobody can be served. With surplus the count decides: the limit minus the number
+    of held slots are free. Then they are filled one by one, since the count is only known for that
+    revision.
     """
     if seen.limit is None or seen.limit.room == 0:
         return None
@@ -291,9 +292,9 @@ def next_fill(
 def pass_depth(limit: Limit, queue: Sequence[Queued]) -> int:
     """How many of the known waiters a PASS tries.
 
-    With limit 1 the list is nearly always right; with more, others have served from the same
-    list since it was read. Each level carries its own letter, so depth costs bytes. It ends in
-    front of one who wants several slots: who stands behind must not pass.
+    With limit 1 the list is nearly always right; with more, others have served from the same list
+    since it was read. Each level carries its own grant message, so depth costs bytes. It ends
+    before a waiter that needs several slots, because those behind it must not pass.
     """
     wanted = min(MAX_DEPTH, 2 if limit.room == 1 else limit.room + 2)
     depth = 0

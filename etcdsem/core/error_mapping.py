@@ -1,4 +1,4 @@
-"""Failures as users meet them: which exception, and what to do about it."""
+"""Converts failures into the exceptions that users see, with advice on what to do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from etcdsem.errors import EtcdRefused, EtcdSemError, EtcdUnavailable, Permissio
 
 
 def public_error(failure: Failure, what: str) -> EtcdSemError:
-    """The exception for a caller; `what` says what was tried, on which semaphore."""
+    """The exception for a caller; `what` says what was attempted, and on which semaphore."""
     at = f" at {failure.endpoint}" if failure.endpoint else ""
     match failure:
         case AccessDenied():
@@ -24,12 +24,12 @@ def public_error(failure: Failure, what: str) -> EtcdSemError:
             )
         case NoSpace():
             return EtcdRefused(
-                f"{what}: etcd{at} is out of space. Leases that are held stay refreshed and can be "
-                "released. To mend it: etcdctl compact, etcdctl defrag, etcdctl alarm disarm."
+                f"{what}: etcd{at} is out of space. Held leases stay refreshed and can be "
+                "released. To fix it: etcdctl compact, etcdctl defrag, etcdctl alarm disarm."
             )
         case Corrupt():
             return EtcdRefused(
-                f"{what}: etcd{at} reports corrupt data and takes no writes; see etcdctl alarm list"
+                f"{what}: etcd{at} reports corrupt data and rejects writes; see etcdctl alarm list"
             )
         case Misconfigured():
             return EtcdUnavailable(f"{what}: no connection to etcd{at}: {failure.detail}")
@@ -43,11 +43,11 @@ def public_error(failure: Failure, what: str) -> EtcdSemError:
 
 
 def _access(failure: AccessDenied) -> str:
-    """What to do about a refusal."""
+    """Advice on how to fix a refused access."""
     detail = failure.detail
     if "user name is empty" in detail:
         return (
-            "This etcd wants a login: give a user and a password (ETCDSEM_USER and "
+            "This etcd requires a login: give a user and a password (ETCDSEM_USER and "
             "ETCDSEM_PASSWORD or ETCDSEM_PASSWORD_FILE)."
         )
     if "login failed" in detail:
@@ -59,6 +59,6 @@ def _access(failure: AccessDenied) -> str:
 
 
 def first_line(text: str) -> str:
-    """A text's first line, at most 200 characters of it: details may quote whole pages."""
+    """The first line of a text, at most 200 characters: details may quote whole pages."""
     line = text.strip().split("\n")[0]
     return line if len(line) <= 200 else line[:197] + "..."

@@ -1,4 +1,4 @@
-"""What people ask: who holds, who waits, which semaphores there are; and eviction by hand."""
+"""Queries (holders, waiters, the list of semaphores), and eviction by an operator."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ from etcdsem.errors import EtcdSemError, InvalidSetting, NobodyThere, SemaphoreC
 from etcdsem.model import MAX_WEIGHT, Holder, Junk, Overview, Status, Waiter, check_name
 
 WAITERS_ASKED = 256
-"""For how many waiters etcd is asked how long their lease has left. etcd takes one lease for each
-request, and 5,000 of them last 2 s even with many under way at once; nobody reads so many."""
+"""For how many waiters etcd is asked how long their lease has left. etcd answers for one lease per
+request, and 5,000 of them take 2 s even with many in progress at once; nobody reads so many."""
 
 LETTER_TTL = 60
-"""Seconds for which a waiter can read that it was evicted: some times as long as a watch may be
-silent before it reads again."""
+"""Seconds for which a waiter can read that it was evicted: several times as long as a watch may be
+silent before it rereads."""
 
 
 class _Kvs(tuple[tuple[KeyValue, ...], tuple[KeyValue, ...]]):
-    """The keys of the slots and of the waiters."""
+    """The keys of the slots, and those of the waiters."""
 
     __slots__ = ()
 
@@ -66,7 +66,7 @@ def _snapshot(semaphore: SemaphoreState) -> Procedure[tuple[Status, _Kvs]]:
     waiters, stranger = read_waiters(keys, waiting.kvs)
     junk = strange + stranger
     if limit.number is None:
-        reason = f"reads {limit.text!r}, which is no number from 0 to 99999; nothing is granted"
+        reason = f"reads {limit.text!r}, which is not a number from 0 to 99999; nothing is granted"
         junk.insert(0, Junk(keys.max_leases.decode(), reason))
     status = Status(
         name=semaphore.name,
@@ -82,8 +82,8 @@ def _snapshot(semaphore: SemaphoreState) -> Procedure[tuple[Status, _Kvs]]:
 
 
 def status(semaphore: SemaphoreState, *, ttl: bool) -> Procedure[Status]:
-    """One semaphore at one revision. `ttl`: also ask how long each lease has left, of all holders
-    and of the first `WAITERS_ASKED` waiters.
+    """One semaphore at one revision. `ttl`: also query the remaining time of all holders' leases
+    and of the first `WAITERS_ASKED` waiters'.
     """
     seen, _ = yield from _snapshot(semaphore)
     if not ttl:
@@ -99,7 +99,7 @@ def status(semaphore: SemaphoreState, *, ttl: bool) -> Procedure[Status]:
 
 
 def held(semaphore: SemaphoreState) -> Procedure[int]:
-    """How many slots are held now, by anyone."""
+    """Number of slots that are currently held, by anyone."""
     keys = semaphore.keys
     scan = (Range(keys.leases, keys.leases_end, keys_only=True), Range(keys.max_leases))
     reply = yield from read(semaphore.session, Txn((), scan))
@@ -112,21 +112,25 @@ def held(semaphore: SemaphoreState) -> Procedure[int]:
 
 
 def _time_left(ids: Sequence[str]) -> Procedure[list[float | None]]:
-    """What etcd says within RPC_TIMEOUT for all of them together; None where it doesn't."""
+    """The seconds left, as answered within RPC_TIMEOUT for all together; None if unknown."""
     if not ids:
         return []
     try:
         left = yield from perform(LeasesTimeToLive(tuple(int(one, 16) for one in ids), RPC_TIMEOUT))
     except Failure:
-        return [None] * len(ids)  # a role that may only read the keys, for one
+        return [None] * len(ids)  # for example a role that may only read the keys
     return [None if one is None else max(0.0, one) for one in left]
 
 
 def evict(
     semaphore: SemaphoreState, by: str, *, slot: int | None = None, lease: str | None = None
 ) -> Procedure[Holder | Waiter | Junk]:
-    """End exactly one holder's or waiter's lease, by slot or by lease id (hex). A waiter is told
+    """Evict exactly one holder or waiter, selected by slot or by lease ID (hex). A waiter is told
     `by` whom.
+
+    Raises:
+        NobodyThere: no holder or waiter has that slot or lease.
+        EtcdSemError: it changed hands in the meantime; nobody was evicted.
     """
     seen, (slots, waiting) = yield from _snapshot(semaphore)
     keys = semaphore.keys
@@ -137,7 +141,7 @@ def evict(
             continue
         who = _letter_of(seen.holders, number)
         mine = [number]
-        if kv.lease:  # with one lease, all its slots end
+        if kv.lease:  # all slots of one lease end together
             together = (one for one in slots if one.lease == kv.lease)
             mine = [
                 slot
@@ -166,7 +170,7 @@ def evict(
 def _evict_waiter(semaphore: SemaphoreState, kv: KeyValue, by: str) -> Procedure[None]:
     session, keys = semaphore.session, semaphore.keys
     lease = yield from take_lease(session.leases, LETTER_TTL)
-    session.leases.leave(lease)  # the letter ends with it
+    session.leases.leave(lease)  # the message disappears with it
     letter = write_eviction(by, session.env.wall())
     path = kv.key[len(keys.waiters) :]
     txn = transactions.evict_waiter(keys, path, kv.create_revision, letter, lease.id)
@@ -194,10 +198,10 @@ def _lease_number(lease: str) -> int:
 
 
 def overview(session: Session, prefix: str) -> Procedure[list[Overview]]:
-    """All semaphores below a prefix, in the order of their names.
+    """All semaphores under a prefix, sorted by name.
 
-    One scan of the keys alone, and then, many semaphores together, the limits and the records of
-    those who are first in line.
+    It scans the keys alone, and then reads, for many semaphores at a time, the limits and the
+    records of the first waiters.
     """
     start = f"{prefix}/".encode()
     scan = Range(start, start[:-1] + b"0", keys_only=True)
@@ -219,17 +223,17 @@ def overview(session: Session, prefix: str) -> Procedure[list[Overview]]:
 
 
 _READ_TOGETHER = 60
-"""Semaphores for each transaction: etcd takes 128 operations, if nobody has set another limit."""
+"""Semaphores per transaction: etcd allows 128 operations by default."""
 
 
 class _Sketch(NamedTuple):
-    """What the keys alone tell of a semaphore."""
+    """What the keys alone show of a semaphore."""
 
     keys: Keys
     held: int
     waiting: int
     first: bytes
-    """The key of the first in line; the one for the limit if nobody waits."""
+    """The key of the first waiter, or the limit's key if nobody waits."""
     junk: int
 
 
@@ -237,7 +241,7 @@ def _sketch(prefix: str, name: str, client: str, kvs: list[KeyValue]) -> _Sketch
     try:
         keys = Keys(prefix, check_name(name), client)
     except ValueError:
-        return None  # no semaphore could have that name
+        return None  # not a valid semaphore name
     holders, bad = read_holders(keys, (kv for kv in kvs if kv.key.startswith(keys.leases)), None)
     line = [kv for kv in kvs if kv.key.startswith(keys.waiters)]
     line.sort(key=lambda kv: kv.create_revision)

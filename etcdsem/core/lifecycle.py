@@ -1,4 +1,4 @@
-"""A semaphore as a whole: REGISTER, CLOSE. And the end of a client."""
+"""Registering and closing a semaphore (REGISTER, CLOSE), and closing a client."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from etcdsem.model import CloseResult, Rate
 
 
 def register(semaphore: SemaphoreState, wanted: int | Rate) -> Procedure[Limit]:
-    """REGISTER: the limit that is in force afterwards."""
+    """REGISTER. Returns the limit that is in force afterwards."""
     keys, text = semaphore.keys, str(wanted).encode()
     reply = yield from read(semaphore.session, transactions.register(keys, text))
     if reply.succeeded:
@@ -31,9 +31,9 @@ def register(semaphore: SemaphoreState, wanted: int | Rate) -> Procedure[Limit]:
 def close(
     semaphore: SemaphoreState, *, force: bool, rate: bool | None = None
 ) -> Procedure[CloseResult]:
-    """CLOSE. Without `force` a semaphore that is in use is left alone.
+    """CLOSE. Without `force`, a semaphore that is in use is left alone.
 
-    `rate`: which kind it must be, else WrongKind; None: either.
+    `rate`: whether it must be a rate limit, else WrongKind is raised; None accepts both kinds.
     """
     if rate is not None:
         reply = yield from read(semaphore.session, limit_read(semaphore))
@@ -58,9 +58,9 @@ def close(
 
 
 def shutdown(session: Session, until: float) -> Procedure[None]:
-    """Give everything back, as far as time allows; what is left ends by its TTL.
+    """Give everything back, as far as time allows until `until`; the rest ends by its TTL.
 
-    So do the starts of a rate limit that were handed out, and must not be given back yet.
+    Starts of a rate limit that were handed out must not be given back yet; they end by their TTL.
     """
     session.closed = True
     session.leases.until = until
@@ -80,8 +80,8 @@ def shutdown(session: Session, until: float) -> Procedure[None]:
             grant.leave()
         else:
             yield from release(grant)
-    # First those whose revocation is under way beside us: the process may end before it is done,
-    # and such a lease may be that of a slot.
+    # First the revocations that are in progress in the background: the process may end before they
+    # are done, and such a lease may hold a slot.
     manager = session.leases
     for lease_id in (*manager.revoking, *manager.live):
         left = until - session.env.now()

@@ -1,7 +1,7 @@
-"""The limit of a semaphore: read, and checked against what is asked for.
+"""Reads the limit of a semaphore, and checks requests against it.
 
-A weight above the limit and a limit of the other kind are errors only after a read: what is known
-may be old.
+A weight above the limit and a limit of the other kind become errors only after a read, since the
+known limit may be outdated.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from etcdsem.errors import SemaphoreClosed, WeightExceedsLimit, WrongKind
 
 
 def semaphore_closed(semaphore: SemaphoreState) -> SemaphoreClosed:
-    """The error for a semaphore that etcd does not know."""
+    """The error for a semaphore that is not registered in etcd."""
     return SemaphoreClosed(
         f"semaphore {semaphore.name!r} is not known: it was closed, or never registered "
         f"(there is no key {semaphore.keys.max_leases.decode()})"
@@ -23,7 +23,7 @@ def semaphore_closed(semaphore: SemaphoreState) -> SemaphoreClosed:
 
 
 def learn_known(semaphore: SemaphoreState, limit: Limit | None, revision: int) -> Limit:
-    """The limit that was read at a revision; raises SemaphoreClosed if there was none."""
+    """Learn the limit that was read at a revision; raises SemaphoreClosed if there was none."""
     semaphore.learn(limit, revision)
     if limit is None:
         raise semaphore_closed(semaphore)
@@ -31,14 +31,12 @@ def learn_known(semaphore: SemaphoreState, limit: Limit | None, revision: int) -
 
 
 def too_heavy(semaphore: SemaphoreState, weight: int) -> bool:
-    """Is more wanted than the limit has, as far as is known? 0, or paused, is no limit to wait for
-    less.
-    """
+    """Does `weight` exceed the known limit? A limit of 0, or a pause, is worth waiting for."""
     return semaphore.limit is not None and weight > semaphore.limit.room > 0
 
 
 def refuse_too_heavy(semaphore: SemaphoreState, weight: int) -> None:
-    """Raise WeightExceedsLimit if it is."""
+    """Raise WeightExceedsLimit if `weight` exceeds the known limit."""
     if too_heavy(semaphore, weight):
         room = semaphore.limit.room if semaphore.limit else 0
         raise WeightExceedsLimit(
@@ -49,7 +47,7 @@ def refuse_too_heavy(semaphore: SemaphoreState, weight: int) -> None:
 
 
 def wrong_kind(semaphore: SemaphoreState, limit: Limit, *, rate: bool) -> WrongKind | None:
-    """The error, if this is no limit of the wanted kind."""
+    """The error if the limit is of the other kind, else None."""
     if limit.number is None or (limit.rate is not None) == rate:
         return None
     if rate:
@@ -66,34 +64,34 @@ def wrong_kind(semaphore: SemaphoreState, limit: Limit, *, rate: bool) -> WrongK
 
 
 def check_kind(semaphore: SemaphoreState, *, rate: bool) -> None:
-    """Raise WrongKind if what was just read is of the other kind."""
+    """Raise WrongKind if the limit that was just read is of the other kind."""
     wrong = None if semaphore.limit is None else wrong_kind(semaphore, semaphore.limit, rate=rate)
     if wrong is not None:
         raise wrong
 
 
 def refuse_wrong_kind(semaphore: SemaphoreState, *, rate: bool, until: float) -> Procedure[None]:
-    """Raise WrongKind if it is a semaphore where a rate limit is wanted, or the other way round."""
+    """Raise WrongKind if this is a semaphore and a rate limit is wanted, or the other way round."""
     if semaphore.limit is None or wrong_kind(semaphore, semaphore.limit, rate=rate) is None:
         return
-    reply = yield from transact(semaphore.session, limit_read(semaphore), until)  # is it still?
+    reply = yield from transact(semaphore.session, limit_read(semaphore), until)  # read it again
     wrong = wrong_kind(semaphore, learned(semaphore, reply), rate=rate)
     if wrong is not None:
         raise wrong
 
 
 def learn_limit(semaphore: SemaphoreState) -> Procedure[Limit]:
-    """Read the limit, tried again for a while; raises SemaphoreClosed if there is none."""
+    """Read the limit, retrying for a while; raises SemaphoreClosed if there is none."""
     return learned(semaphore, (yield from read(semaphore.session, limit_read(semaphore))))
 
 
 def limit_read(semaphore: SemaphoreState) -> Txn:
-    """What reads the limit alone."""
+    """A transaction that reads only the limit."""
     return Txn((), transactions.look(semaphore.keys, queue=1)[:1])
 
 
 def learned(semaphore: SemaphoreState, reply: TxnReply) -> Limit:
-    """The limit in the answer to `limit_read`; raises SemaphoreClosed if there is none."""
+    """Learn the limit in the answer to `limit_read`; raises SemaphoreClosed if there is none."""
     kvs = transactions.as_range(reply.replies[0]).kvs
     semaphore.learn(read_limit(kvs[0]) if kvs else None, reply.revision)
     if semaphore.limit is None:
@@ -102,8 +100,8 @@ def learned(semaphore: SemaphoreState, reply: TxnReply) -> Limit:
 
 
 def known_limit(semaphore: SemaphoreState) -> Procedure[Limit]:
-    """The limit as far as is known. Only a read says that there is none: what a watch told of a
-    closing may be old, and the semaphore registered again since. Read once: its callers try again.
+    """The known limit, read once if unknown (callers try again). Only a read shows that there is no
+    limit: what a watch reported of a closing may be outdated, and the semaphore registered again.
     """
     return semaphore.limit or learned(
         semaphore, (yield from transact(semaphore.session, limit_read(semaphore)))

@@ -8,7 +8,7 @@ from etcdsem.core.commands import Event, Failure, Watch
 
 
 class CallbackListener:
-    """A listener made of functions."""
+    """A listener that calls functions."""
 
     __slots__ = ("_created", "_events", "_gap", "_refused")
 

@@ -1,25 +1,25 @@
-"""All semaphores below a prefix, as one who watches the keys sees them: a snapshot, then events.
+"""All semaphores under a prefix, as seen by watching the keys: a snapshot, then events.
 
     stale ──begin()──> loading ──load()──> live ──lost()──> stale
                           └──abandon()──> stale
 
-1. Events that come while a snapshot is read wait for it; those it contains already are left aside.
-   While stale they are dropped: a snapshot will tell.
+1. Events that arrive while a snapshot is read wait for it; those that it contains already are
+   ignored. While stale, events are dropped because the next snapshot will contain them.
 2. Watches are hints: `expect()` compares the number of keys with what etcd counted at a revision,
-   once all events up to it must have come: a later one has, or `LATE` seconds have passed. If they
-   differ, this is stale.
-3. What the keys tell of a lease's end:
-   - its slot's key is overwritten: handed over, so given back;
-   - deleted while nobody waits: given back, *or* lost (expired, revoked, evicted). It looks alike,
-     and is counted as given back;
-   - deleted while somebody waits, and the mark `contended` stays as it was: no program of ours
-     gives a slot back so (it hands over, or takes the mark away, or puts it again, or there is
+   once all events up to it must have arrived (a later one has, or `LATE` seconds have passed). If
+   they differ, the view becomes stale.
+3. What the keys show of the end of a lease:
+   - its slot's key is overwritten: it was handed over, so it was given back;
+   - deleted while nobody waits: given back, *or* lost (expired, revoked, evicted). The two look
+     alike, and are counted as given back;
+   - deleted while somebody waits, and the mark `contended` unchanged: none of our programs gives a
+     slot back like that (it hands over, or deletes the mark, or puts it again, or there is
      surplus). So it was lost.
-4. Leases are counted, and slots: a lease of weight 3 is one lease in three slots. It has ended when
-   the first of its slots has, and however many follow.
+4. Both leases and slots are counted: a lease of weight 3 is one lease in three slots. It has ended
+   when the first of its slots has, regardless of how many follow.
 5. The slots of a rate limit stand for starts, or blocks of them. They are counted as starts; how a
-   slot ended says nothing of interest.
-6. After a gap the counts are least numbers: of what happened in it, only the difference is seen.
+   slot ended is of no interest.
+6. After a gap the counts are lower bounds: only the difference across the gap is seen.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from etcdsem.core.keys import (
 from etcdsem.model import Rate, check_name
 
 LATE = 5.0
-"""Seconds after which an event that has not come is taken for lost. A busy etcd, or a busy reader,
-is late by more than the time between two scrapes."""
+"""Seconds after which a missing event is considered lost. With a busy etcd or a busy reader, events
+are late by more than the time between two scrapes."""
 
 
 Grant: TypeAlias = tuple[int, int]
-"""An etcd lease, and the revision of the grant: leases are used again."""
+"""An etcd lease and the revision of the grant, since leases are reused."""
 
 
 class Present(NamedTuple):
@@ -59,14 +59,14 @@ class Present(NamedTuple):
     since: float
     """On the view's clock."""
     carried: int | None
-    """The limit that the program was told, where it is not the one in force."""
+    """The limit that the program carries if it is not the one in force."""
     lease: int
     wants: Wants = ORDINARY
-    """What a waiter waits for."""
+    """What a waiter requests."""
 
     @property
     def grant(self) -> Grant:
-        """Which grant a holder's slot belongs to."""
+        """The grant that a holder's slot belongs to."""
         return self.lease, self.token
 
 
@@ -92,17 +92,17 @@ class SemaphoreView:
     def __init__(self, keys: Keys) -> None:
         self.keys = keys
         self.limit: Limit | None = None
-        self.rate: Rate | None = None  # of a rate limit, as it was when it could be read last
+        self.rate: Rate | None = None  # rate limits only: the rate that was last readable
         self.contended = False
         self.held: dict[int, Present] = {}
-        self.grants: dict[Grant, int] = {}  # those that hold, and in how many slots
-        self.ended: set[Grant] = set()  # those of them that have lost a slot: counted already
+        self.grants: dict[Grant, int] = {}  # current grants, and the number of their slots
+        self.ended: set[Grant] = set()  # those that have lost a slot, and are counted as ended
         self.waiting: dict[bytes, Present] = {}
         self.junk: set[bytes] = set()
-        self.acquired = 0  # leases; of a rate limit starts
+        self.acquired = 0  # leases; for a rate limit starts
         self.released = 0
         self.lost = 0
-        self.overbooked = 0  # slots granted beyond the limit: there must be none, ever
+        self.overbooked = 0  # slots granted beyond the limit; must always stay 0
 
     @property
     def name(self) -> str:
@@ -111,7 +111,7 @@ class SemaphoreView:
 
     @property
     def room(self) -> int:
-        """How many slots may be granted."""
+        """Number of slots that may be granted."""
         return self.limit.room if self.limit else 0
 
     @property
@@ -121,14 +121,14 @@ class SemaphoreView:
 
     @property
     def next_wants(self) -> int:
-        """How many slots the first in line wants; 0 if nobody waits."""
+        """Number of slots that the first waiter needs; 0 if nobody waits."""
         waiting = list(self.waiting.values())
         if not waiting:
             return 0
         return min(waiting, key=lambda one: (-one.wants.priority, one.token)).wants.weight
 
     def drifting(self) -> int:
-        """How many hold or wait whose program was told another limit than is in force."""
+        """How many holders and waiters carry a limit that is not the one in force."""
         number = self.limit.number if self.limit else None
         if number is None:
             return 0
@@ -136,7 +136,7 @@ class SemaphoreView:
         return sum(one.carried not in (None, number) for one in present)
 
     def step(self, events: Sequence[Event], now: float) -> None:
-        """What happened to it at one revision."""
+        """Apply the events of one revision."""
         held, granted = len(self.held), self.acquired
         gone = [event.kv.key for event in events if event.kind == "delete"]
         freed = any(key.startswith(self.keys.leases) for key in gone)
@@ -148,7 +148,7 @@ class SemaphoreView:
             self.overbooked += max(0, len(self.held) - max(self.room, held))
 
     def _surplus(self) -> bool:
-        """Does anything sort above the limit? Then slots are given back to nobody."""
+        """Does any key sort above the limit? Then slots are given back without a hand-over."""
         above = self.keys.slot(self.room)
         return any(slot >= self.room for slot in self.held) or any(
             key >= above for key in self.junk if key.startswith(self.keys.leases)
@@ -197,7 +197,7 @@ class SemaphoreView:
             self.junk.add(kv.key)
 
     def _end(self, grant: Grant, *, lost: bool) -> None:
-        """A slot of a grant is another's, or free."""
+        """A slot of a grant was freed or went to another grant."""
         if grant not in self.ended:
             self.lost += lost
             self.released += not lost
@@ -236,7 +236,7 @@ State = Literal["stale", "loading", "live"]
 
 
 class PrefixView:
-    """All semaphores below a prefix."""
+    """All semaphores under a prefix."""
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
@@ -244,10 +244,10 @@ class PrefixView:
         self.end = self.start[:-1] + b"0"  # "0" follows "/"
         self.state: State = "stale"
         self.lines: dict[bytes, SemaphoreView] = {}
-        self._known: set[bytes] = set()  # every key, also those of no semaphore
-        self._revision = 0  # up to here everything was seen
+        self._known: set[bytes] = set()  # every key, also those that belong to no semaphore
+        self._revision = 0  # everything up to this revision was seen
         self._waiting: list[tuple[Sequence[Event], float]] = []
-        self._expected: tuple[int, int, float] | None = None  # at a revision, so many keys; since
+        self._expected: tuple[int, int, float] | None = None  # revision, number of keys, since
 
     # -- the snapshot
 
@@ -257,7 +257,7 @@ class PrefixView:
         self._waiting.clear()
 
     def abandon(self) -> None:
-        """It could not be read."""
+        """The snapshot could not be read."""
         self.state = "stale"
         self._waiting.clear()
 
@@ -265,9 +265,10 @@ class PrefixView:
     """Events were missed."""
 
     def load(self, kvs: Iterable[KeyValue], revision: int, now: float, wall: float) -> None:
-        """All keys at a revision, and the clocks now: the view's, and that of records.
+        """Load all keys at a revision. `now` is the view's clock, `wall` the clock of records.
 
-        Events that were missed while they were read may be later than them: then this stays stale.
+        If events that were missed during the read may be later than the snapshot, the view stays
+        stale.
         """
         if self.state != "loading":
             return
@@ -292,7 +293,7 @@ class PrefixView:
     # -- events
 
     def apply(self, events: Sequence[Event], now: float) -> None:
-        """What a watch told, in the order of revisions."""
+        """Apply events of a watch, in revision order."""
         if self.state == "loading":
             self._waiting.append((events, now))
             return
@@ -322,8 +323,8 @@ class PrefixView:
     # -- is it complete?
 
     def expect(self, revision: int, keys: int, now: float) -> None:
-        """Etcd counted so many keys at a revision. Compared at the first event after it, or when
-        this is called `LATE` seconds later; until then further counts are left aside.
+        """Record that etcd counted `keys` keys at a revision. They are compared at the first event
+        after it, or by a call `LATE` seconds later; until then further counts are ignored.
         """
         if self._expected is not None and self._revision <= self._expected[0]:
             if now < self._expected[2] + LATE:
@@ -332,7 +333,7 @@ class PrefixView:
         self._expected = (revision, keys, now) if self._revision <= revision else None
 
     def _check(self, revision: int) -> None:
-        """All events before `revision` have come."""
+        """All events before `revision` have arrived: compare the counts if that is due."""
         if self._expected is None or revision <= self._expected[0]:
             return
         (_, keys, _), self._expected = self._expected, None
@@ -345,7 +346,7 @@ class PrefixView:
         return key[len(self.start) :].partition(b"/")[0]
 
     def _line(self, key: bytes) -> SemaphoreView | None:
-        """The semaphore that a key belongs to; None if no semaphore could have that name."""
+        """The semaphore that a key belongs to; None if its name is not valid."""
         name = self._name(key)
         line = self.lines.get(name)
         if line is None:
@@ -369,6 +370,6 @@ def _present(kv: KeyValue, now: float) -> Present:
 
 
 def _age(said: Stated, wall: float) -> float:
-    """Seconds since the moment in a record, by a clock that may differ from its writer's."""
+    """Seconds since the time in a record, by a clock that may differ from its writer's."""
     moment: datetime | None = said.when
     return 0.0 if moment is None else max(0.0, wall - moment.timestamp())

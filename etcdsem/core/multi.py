@@ -1,19 +1,19 @@
 """Several semaphores at once: a slot of each, or none. The rules:
 
-1. Where all are free and nobody stands in any line, it is one transaction.
-2. Who has to wait stands in line at one semaphore that is full, and holds nothing meanwhile.
-   Granted there, it tries all others in one transaction; if one of them is full, it gives the
-   slot in hand to the next in line, and goes on at the one that was full.
-3. After `ROUNDS` of that, so that nobody starves: one semaphore after the other in the order of
-   their keys, standing in each line while it holds those before. There is no deadlock, since all
-   who wait while they hold do so in that one request.
-4. Each slot has an etcd lease of its own, so each is released, evicted or lost by itself, and
-   nobody who looks at one semaphore sees a difference.
-5. A set is complete when all its leases are valid at one moment. What is lost before that is no
-   part of it: the rest is given back, and it begins again.
-6. Whatever interrupts gives back what is held: `hand` lists it from the moment of its grant.
-7. It is counted once at each semaphore: one wait, and one grant of each, or one that gave up. What
-   was in hand on the way is not counted.
+1. If all are free and no queue has a waiter, one transaction takes them all.
+2. Otherwise the caller waits in the queue of one full semaphore, and holds nothing meanwhile.
+   When granted there, it tries all others in one transaction. If one of those is full, it gives its
+   slot to the next waiter, and continues at the full one.
+3. After `ROUNDS` of that, to prevent starvation: it acquires one semaphore after the other in key
+   order, and waits in each queue while it holds those before. This cannot deadlock, since only
+   this request ever waits while holding, and always in that order.
+4. Each slot has its own etcd lease, so each is released, evicted or lost by itself. An observer of
+   one semaphore sees no difference.
+5. A set is complete when all its leases are valid at one moment. If one is lost before that, the
+   rest is given back, and the procedure starts over.
+6. Any interruption gives back what is held: `hand` lists each slot from the moment of its grant.
+7. Each semaphore counts it once: one wait, and one grant, or one timeout. Slots that were held only
+   on the way are not counted.
 """
 
 from __future__ import annotations
@@ -40,27 +40,28 @@ from etcdsem.core.try_now import publish
 from etcdsem.model import MAX_SEMAPHORES
 
 ROUNDS = 3
-"""Turns in line after which one waits in one line while holding others."""
+"""Turns in queues after which the caller waits in one queue while holding others."""
 
 TRIES = 8
-"""Transactions in a row that fail though there is room: others were quicker, each time."""
+"""Maximum number of consecutive transactions that fail although there is room, because others were
+faster."""
 
 
 class Want(NamedTuple):
-    """A slot of one semaphore, and how its lease shall be."""
+    """A slot of one semaphore, and the parameters of its lease."""
 
     semaphore: SemaphoreState
     request: AcquireRequest
 
 
 class Full(NamedTuple):
-    """There was no room, or there was a line: in this one."""
+    """There was no room in this one, or others were waiting for it."""
 
     want: Want
 
 
 class Taken(NamedTuple):
-    """A grant of each of them; or `full` says which one had none."""
+    """A grant of each; or `full` says which one had none."""
 
     grants: list[Grant]
     full: Full | None = None
@@ -69,12 +70,12 @@ class Taken(NamedTuple):
 def acquire_all(wants: Sequence[Want], until: float, *, once: bool) -> Procedure[Taken]:
     """A grant of each, in the order given; or which one was full at `until` (`once`: right now).
 
-    All are of one session, and different. Raises what `acquire` does.
+    All semaphores must be different, and of one session. Raises what `acquire` raises.
     """
     if not 1 <= len(wants) <= MAX_SEMAPHORES or len({want.semaphore for want in wants}) < len(
         wants
     ):
-        raise AssertionError(f"not several semaphores: {wants}")
+        raise AssertionError(f"not several different semaphores: {wants}")
     env = wants[0].semaphore.session.env
     began = env.now()
     hand: list[Grant] = []
@@ -105,7 +106,7 @@ def acquire_all(wants: Sequence[Want], until: float, *, once: bool) -> Procedure
 def _take_all(
     wants: Sequence[Want], until: float, hand: list[Grant], *, once: bool
 ) -> Procedure[Full | None]:
-    """All of them into `hand`; else which one was full, and `hand` is empty."""
+    """Put all of them into `hand`; else return which one was full, with `hand` empty."""
     full = yield from _free_ones(wants, until, hand, once=once)
     if full is None or once:
         return full
@@ -139,7 +140,7 @@ def _all_valid(hand: list[Grant]) -> bool:
 
 
 def _put_back(hand: list[Grant]) -> Procedure[None]:
-    """Give back what is held, to the next in each line. An interruption comes out at the end."""
+    """Give everything in `hand` back, to the next waiters. Interruptions are raised at the end."""
     interruption: BaseException | None = None
     while hand:
         try:
@@ -153,7 +154,7 @@ def _put_back(hand: list[Grant]) -> Procedure[None]:
 
 
 def _stand(want: Want, until: float, hand: list[Grant]) -> Procedure[bool]:
-    """Wait in one line, as anybody does; False: it was full until then."""
+    """Wait in one queue like any other waiter; False if it was full until then."""
     semaphore, request = want
 
     what = f"acquire {semaphore.name!r}"
@@ -170,7 +171,7 @@ def _stand(want: Want, until: float, hand: list[Grant]) -> Procedure[bool]:
     hand.append(grant)
     if request.max_hold is not None:
         grant.bind(request.max_hold)
-    # It may have been closed, and registered as a rate limit, meanwhile.
+    # In the meantime it may have been closed, and registered as a rate limit.
     yield from refuse_wrong_kind(semaphore, rate=request.rate, until=until)
     return True
 
@@ -183,9 +184,9 @@ def _free_ones(
     once: bool,
     seen: Full | None = None,
 ) -> Procedure[Full | None]:
-    """All of these into `hand` without waiting, or which one stands in the way.
+    """Put all of these into `hand` without waiting, or return the one that prevents it.
 
-    `seen`: which one stood in the way before.
+    `seen`: the one that prevented it before.
     """
     session = wants[0].semaphore.session
 
@@ -199,7 +200,7 @@ def _free_ones(
         seen_full=seen is not None,
     )
     if taken is None:
-        return seen  # etcd was away at the end, and it was full before
+        return seen  # etcd was unavailable at the end, and it was full before
     if taken.full is not None:
         return taken.full
     hand += taken.grants
@@ -212,7 +213,7 @@ def _free_ones(
 def _attempt(
     session: Session, wants: Sequence[Want], until: float, *, once: bool
 ) -> Procedure[Taken | None]:
-    """One attempt with one lease for each."""
+    """One attempt, with one lease for each."""
     for want in wants:
         yield from known_limit(want.semaphore)
         yield from refuse_wrong_kind(want.semaphore, rate=want.request.rate, until=until)
@@ -225,7 +226,7 @@ def _attempt(
         taken = yield from _take_at_once(session, wants, leases, until, once=once)
     except (NotApplied, AccessDenied):
         for lease in leases:
-            session.leases.give_back(lease)  # refused before anything was written
+            session.leases.give_back(lease)  # nothing was written
         raise
     except Exception:
         for lease in leases:
@@ -249,7 +250,7 @@ def _take_at_once(
     *,
     once: bool,
 ) -> Procedure[Taken]:
-    """ALL, until it is done or something stands in the way of one of them."""
+    """ALL, until it succeeds or one of them prevents it."""
     several = [want.semaphore.keys for want in wants]
     choices = yield from _first_choices(wants)
     for _ in range(TRIES):
@@ -265,7 +266,7 @@ def _take_at_once(
             choice = _choice(want, seen)
             if choice is None:
                 if once and seen.contended and seen.limit is not None and seen.limit.room:
-                    # As for one alone: not full, perhaps, but somebody's heal is due.
+                    # As for a single one: perhaps it is not full, but a heal is due.
                     yield from reconcile(want.semaphore, until=session.env.now() + RPC_TIMEOUT)
                 return Taken([], Full(want))
             choices.append(choice)
@@ -276,7 +277,7 @@ def _take_at_once(
 
 
 class _Choice(NamedTuple):
-    """The slot to take by this limit; see `Wish`."""
+    """The slot to take, and the limit used to choose it; see `Wish`."""
 
     limit: Limit
     slot: int
@@ -296,7 +297,7 @@ def _first_choices(wants: Sequence[Want]) -> Procedure[list[_Choice] | None]:
 
 
 def _choice(want: Want, seen: Look) -> _Choice | None:
-    """A free slot after a look; None: there is none, or somebody stands in line."""
+    """A free slot after a look; None if there is none, or somebody waits."""
     semaphore = want.semaphore
     semaphore.queue.set_contended(seen.contended)
     limit = learn_known(semaphore, seen.limit, seen.revision)
@@ -335,10 +336,10 @@ def _granted(
     choices: Sequence[_Choice],
     revision: int,
 ) -> list[Grant]:
-    """Publish the grants, if all leases are still good at this moment: all of them or none."""
+    """Publish the grants if all leases are still valid at this moment: all of them or none."""
     now = session.env.now()
     if not all(lease.valid(now) for lease in leases):
-        raise TryAgain("slots were granted, but a lease had run out meanwhile")
+        raise TryAgain("slots were granted, but a lease had expired in the meantime")
     return [
         publish(want.semaphore, lease, session.who(lease), Held(choice.slot, revision))
         for want, lease, choice in zip(wants, leases, choices, strict=True)

@@ -1,6 +1,6 @@
 """The permits of a rate limit that one client has, and when their slots are given back.
 
-The rules are those of `rates`.
+`rates` lists the rules.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.model import Rate
 
 DRIFT = 0.001
-"""How much of a period is added to it, for clocks that run at different rates..."""
+"""The fraction of a period that is added to it, for clocks that run at different rates..."""
 
 GRAIN = 0.01
-"""... and how many seconds, for what happens between a reading of the clock and the start."""
+"""... and the seconds that are added, for what happens between a clock reading and the start."""
 
 SPENDING = 0.05
-"""The part of a period within which a block of starts must be used up."""
+"""The fraction of a period within which a block of starts must be used up."""
 
 LISTEN_AFTER = 0.3
-"""Seconds for which a block must be open before its limit and its slot are watched. With demand it
-is used up sooner, and would cost two watches."""
+"""Seconds for which a block must be open before its limit and its slot are watched. Under load it
+is used up sooner, and the two watches would be wasted."""
 
 MAX_RELEASERS = 8
-"""How many slots a client gives back at a time."""
+"""How many slots a client gives back concurrently."""
 
 
 def need(period: float) -> float:
@@ -48,16 +48,16 @@ def spending(rate: Rate) -> float:
 
 
 class Started(NamedTuple):
-    """A start was handed out at a moment (of `Env.now`), and had been waited for."""
+    """A start that was handed out at a time on `Env.now`, after `waited` seconds."""
 
     at: float
     waited: float
     left: int
-    """How many starts of its block are left here."""
+    """How many starts of its block this client has left."""
 
 
 class Block:
-    """A slot that was granted, and the starts that it stands for."""
+    """A granted slot, and the starts that it stands for."""
 
     __slots__ = ("closes", "grant", "last", "left", "listens_at", "need", "revision")
 
@@ -71,7 +71,7 @@ class Block:
         self.last = -math.inf
 
     def usable(self, semaphore: SemaphoreState, now: float) -> bool:
-        """May a start of it be handed out now?"""
+        """May one of its starts be handed out now?"""
         return (
             self.left > 0
             and not semaphore.session.closed
@@ -84,13 +84,13 @@ class Block:
 
     @property
     def due(self) -> float:
-        """When the slot is to be given back: no start of it comes after that."""
+        """When the slot must be given back: none of its starts is later than `last`."""
         return self.last + self.need
 
     # -- while starts are left
 
     def listen(self, now: float) -> float:
-        """Watch what may end it, if it has been open for long; gives when to ask again."""
+        """Watch what may end it, if it has been open for long. Returns when to call again."""
         if self.grant.watch is not None or not self.left or self.closes < now:
             return math.inf
         if now < self.listens_at:
@@ -108,7 +108,7 @@ class Block:
         return math.inf
 
     def hush(self) -> None:
-        """It is used up: nobody need tell us anything."""
+        """Stop watching: it is used up."""
         if self.grant.watch is not None:
             self.grant.watch.cancel()
             self.grant.watch = None
@@ -124,7 +124,7 @@ class Block:
         self.grant.taken("deleted" if kind == "delete" else "overwritten")
 
     def _shut(self) -> None:
-        """What is left is forfeited: another limit holds, or news may have been missed."""
+        """Forfeit what is left: the limit has changed, or news may have been missed."""
         self.left = 0
 
     def _refused(self, _error: Failure) -> None:
@@ -137,15 +137,15 @@ class PermitPool:
     def __init__(self, semaphore: SemaphoreState) -> None:
         self.semaphore = semaphore
         self.open: Block | None = None  # with starts left
-        self.line: deque[Mailbox] = deque()  # who waits for a start of a block, in order
-        self.used: list[tuple[float, int, Block]] = []  # a heap: what is to be given back, when
+        self.line: deque[Mailbox] = deque()  # callers that wait for a start of a block, in order
+        self.used: list[tuple[float, int, Block]] = []  # a heap of what to give back, and when
         self.releasers = 0
         self.wakeup = semaphore.session.env.mailbox()  # wakes the releaser
         self._count = 0
 
     def take_from(self, block: Block, began: float) -> Started | None:
-        """A start of a block; None if it cannot be used (any more)."""
-        now = self.semaphore.session.env.now()  # read once: who stands still here is judged by it
+        """Take a start of a block; None if it cannot be used (any more)."""
+        now = self.semaphore.session.env.now()  # read once: a suspension here is judged by it
         if not block.usable(self.semaphore, now):
             return None
         first = block.last == -math.inf
@@ -169,7 +169,7 @@ class PermitPool:
         return Started(now, now - began, block.left)
 
     def take(self, began: float) -> Started | None:
-        """A start of the block that is open here, if there is one."""
+        """Take a start of the block that is open here, if there is one."""
         block = self.open
         if block is None:
             return None
@@ -189,16 +189,16 @@ class PermitPool:
         return lost
 
     def add_releaser(self) -> None:
-        """Have slots given back when they are due."""
+        """Start a procedure that gives slots back when they are due."""
         self.releasers += 1
         self.semaphore.session.env.spawn(_give_back_in_time(self), "giver")
 
     def wake_releaser(self) -> None:
-        """The client is being closed."""
+        """Called when the client is being closed."""
         self.wakeup.put(None)
 
     def wake_first(self) -> None:
-        """It is the turn of the first in the local line."""
+        """Wake the first in the local queue: it is its turn."""
         if self.line:
             self.line[0].put(None)
 
@@ -206,8 +206,8 @@ class PermitPool:
 def _warn(grant: Grant) -> None:
     grant.semaphore.session.env.log(
         logging.WARNING,
-        "rate limit %s: slot %d ended in etcd before its time (%s); for one period there may be "
-        "more starts than the limit",
+        "rate limit %s: slot %d ended in etcd too early (%s); for one period there may be more "
+        "starts than the limit",
         grant.semaphore.name,
         grant.slot,
         grant.lost_reason,
@@ -215,14 +215,14 @@ def _warn(grant: Grant) -> None:
 
 
 def _give_back_in_time(permits: PermitPool) -> Procedure[None]:
-    """Give back what is due, until there is nothing more. A few may be at it."""
+    """Give back what is due, until nothing is left. Several of these may run concurrently."""
     session = permits.semaphore.session
     env = session.env
     try:
         while permits.used and not session.closed:
             now = env.now()
             due, count, block = permits.used[0]
-            if block.due > due:  # a start was handed out since
+            if block.due > due:  # another start was handed out since
                 heapq.heapreplace(permits.used, (block.due, count, block))
                 continue
             if now < due:
@@ -250,7 +250,7 @@ def _give_back_in_time(permits: PermitPool) -> Procedure[None]:
 
 
 def pool_of(semaphore: SemaphoreState) -> PermitPool:
-    """The permits of a rate limit."""
+    """The permits of a rate limit, created on first use."""
     if not isinstance(semaphore.permits, PermitPool):
         semaphore.permits = PermitPool(semaphore)
     return semaphore.permits

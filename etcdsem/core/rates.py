@@ -1,18 +1,20 @@
 """Rate limits: at most so many starts in any window of a period.
 
 1. A rate limit is a semaphore whose slots stand for starts (or blocks of starts). A slot is given
-   back one period after its last start, and not earlier, whatever happens to whoever started.
-2. If its owner lives, it gives the slot back, by its own clock: the period, and `DRIFT` of it for
-   clocks that run at different rates. That goes to the next in line, so no time is lost.
-3. If its owner has died, or has ended, etcd ends its lease by the TTL. So a start is handed out
-   only while its lease has a period left, reckoned as for any lease (`leases`, 1); the lease is
-   renewed before that if need be, and never after.
-4. Nobody revokes a lease with a start that was handed out: a client that closes lets go of it.
+   back one period after its last start, and not earlier, whatever happens to the program that
+   started.
+2. While its owner is alive, it gives the slot back by its own clock: after the period, plus `DRIFT`
+   of it for clocks that run at different rates. The slot goes to the next waiter, so no time is
+   lost.
+3. If its owner has died or ended, etcd ends the lease by the TTL. So a start is handed out only
+   while its lease has a period left, computed as for any lease (`leases`, 1). The lease is renewed
+   before that if necessary, and never after.
+4. Nobody revokes a lease whose start was handed out: a client that closes leaves it in etcd.
 5. What was granted and not handed out (interrupted, the limit changed, no renewal in time) is given
-   back at once, as any slot.
+   back at once, like any slot.
 6. Starts of a block are used here without asking etcd, for a small part of the period (`spending`);
    what is left then is forfeited. While a block is open for longer than an instant, the limit and
-   its slot are watched, so that a pause, another limit or an eviction is heard of.
+   its slot are watched, so that the client learns of a pause, another limit or an eviction.
 """
 
 from __future__ import annotations
@@ -41,18 +43,20 @@ SLACK = 1.0
 """Seconds that a fresh lease has beyond what a start needs."""
 
 MIN_TTL = 3
-"""Seconds of TTL at least, so that a lease in line survives a short stall."""
+"""Minimum TTL in seconds, so that a waiter's lease survives a short stall."""
 
 ANSWERED_IN = 1.0
-"""Seconds that a request gets at least. Whose time is up before waits for the answer to the one
-before it in the local line: is there no start, or no etcd?"""
+"""Minimum seconds that a request gets. A caller whose time ends earlier waits for the answer to the
+request before it in the local queue: is there no start, or is etcd unavailable?"""
 
 RENEWAL = 2.0
 """Seconds that a renewal may take before a slot is given back unused."""
 
 
 def lease_ttl(rate: Rate) -> int:
-    """The TTL for a start: what it needs, and not much more, for it is lost when its owner dies."""
+    """The TTL in seconds for a start: what it needs, and little more, since it is wasted when its
+    owner dies.
+    """
     wanted = need(rate.period) + spending(rate) + SLACK
     ttl = math.ceil(wanted)
     while ttl - margin(ttl) < wanted:
@@ -63,13 +67,13 @@ def lease_ttl(rate: Rate) -> int:
 def permit_request(
     identity: Identity, on_wait: Callable[[], object] | None = None
 ) -> AcquireRequest:
-    """Who wants a start. The TTL depends on the rate, which is read later."""
+    """The request for a start. Its TTL depends on the rate, which is read later."""
     return AcquireRequest(MIN_TTL, MIN_TTL / 3, identity, on_wait, rate=True)
 
 
 def next_free(seen: Status, wall: float) -> float:
-    """Seconds until there may be a start for who comes now: an estimate, by the times that were
-    noted in etcd and this machine's wall clock.
+    """Estimated seconds until a start is available to a new caller, from the times recorded in etcd
+    and this machine's wall clock.
     """
     rate = seen.rate
     if rate is None or not seen.max_leases:
@@ -91,7 +95,7 @@ def next_free(seen: Status, wall: float) -> float:
 
 
 def rate_of(semaphore: SemaphoreState, limit: Limit) -> Rate:
-    """The rate of a limit; raises if it has none."""
+    """The rate of a limit; raises WrongKind or EtcdSemError if it has none."""
     wrong = wrong_kind(semaphore, limit, rate=True)
     if wrong is not None:
         raise wrong
@@ -108,7 +112,7 @@ def start(
 ) -> Procedure[Started | None]:
     """A start, or None if there was none until `until` (`once`: right now).
 
-    Raises what `acquire` does, and WrongKind.
+    Raises what `acquire` raises, and WrongKind.
     """
     stats = semaphore.stats
     stats.pending += 1
@@ -129,7 +133,7 @@ def _start(
     session, permits = semaphore.session, pool_of(semaphore)
     began = session.env.now()
     limit = semaphore.limit
-    if limit is None or limit.rate is None:  # unknown; or is it still another kind?
+    if limit is None or limit.rate is None:  # unknown, or known as the other kind: read it again
         limit = yield from learn_limit(semaphore)
     if rate_of(semaphore, limit).block > 1:
         return (yield from _start_of_block(permits, request, until, began, once=once))
@@ -139,7 +143,7 @@ def _start(
 def _start_of_block(
     permits: PermitPool, request: AcquireRequest, until: float, began: float, *, once: bool
 ) -> Procedure[Started | None]:
-    """A start of a block: who is first in the local line uses what is open, or fetches another."""
+    """A start of a block: the first in the local queue uses the open block, or fetches another."""
     semaphore = permits.semaphore
     env = semaphore.session.env
     if once and permits.line:
@@ -177,7 +181,7 @@ def _away(semaphore: SemaphoreState, why: str) -> BaseException:
 def _fetch(
     permits: PermitPool, request: AcquireRequest, until: float, began: float, *, once: bool
 ) -> Procedure[Started | None]:
-    """A start of a slot that is asked for in etcd, or None if there was none."""
+    """A start of a slot that is acquired in etcd, or None if there was none."""
     semaphore = permits.semaphore
     env = semaphore.session.env
     limit = semaphore.limit
@@ -198,7 +202,7 @@ def _fetch(
             started = permits.take_from(block, began)
             if started is not None:
                 return started
-            block = "stale"  # this process stood still since it was found usable
+            block = "stale"  # this process was suspended after the block was found usable
         yield from release(grant)
         limit = semaphore.limit
         if block == "stale" and (once or env.now() >= until):
@@ -209,11 +213,11 @@ def _fetch(
 def _usable(
     semaphore: SemaphoreState, grant: Grant
 ) -> Procedure[Block | Literal["changed", "stale"]]:
-    """The block of a grant, if it can be used: else the limit has changed since, or its lease could
-    not be renewed.
+    """The block of a grant if it can be used; "changed" if the limit has changed since, "stale" if
+    its lease could not be renewed.
     """
     session = semaphore.session
-    # Who was granted from the line does not know by which limit: it may have changed meanwhile.
+    # A caller granted from the queue does not know by which limit; it may have changed meanwhile.
     if grant.letter or semaphore.limit is None:
         limit = yield from learn_limit(semaphore)
     else:
@@ -223,7 +227,7 @@ def _usable(
     rate = limit.rate
     wanted = need(rate.period) + spending(rate)
     if wanted > grant.lease.ttl - margin(grant.lease.ttl):
-        return "changed"  # it was made for another period
+        return "changed"  # the lease was made for another period
     within = session.env.now() + RENEWAL
     if not (yield from freshen(session.leases, grant.lease, wanted, within)):
         return "stale"

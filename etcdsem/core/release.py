@@ -47,7 +47,7 @@ class ReleaseResult(Enum):
     NOT_OURS = "not ours"
     """The lease had ended, or the slot had been taken away before."""
     UNCONFIRMED = "unconfirmed"
-    """etcd did not confirm it; the slot becomes free when the lease's TTL expires, at the latest."""
+    """etcd did not confirm it; the slot becomes free at the latest when the lease's TTL expires."""
 
 
 def release(grant: Grant) -> Procedure[ReleaseResult]:

@@ -1,4 +1,4 @@
-"""What an acquire asks for."""
+"""The parameters of an acquire."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from etcdsem.core.keys import ORDINARY, Identity, Limit, Wants
 
 
 class AcquireRequest(NamedTuple):
-    """What an acquire asks for: a lease of `ttl` seconds, refreshed every `refresh` seconds."""
+    """The parameters of an acquire: a lease of `ttl` seconds, refreshed every `refresh` seconds."""
 
     ttl: int
     refresh: float
     identity: Identity
     on_wait: Callable[[], object] | None = None
-    """Called once it is known that we are in the queue."""
+    """Called once the caller is in the queue."""
     carried: int | None = None
-    """The limit that the program was told; shown in etcd if it is not the one in force."""
+    """The limit that the program carries; stored in its record if it is not the one in force."""
     wants: Wants = ORDINARY
-    """How many slots the lease shall hold, and who is passed meanwhile."""
+    """How many slots the lease must hold, and its place in the queue."""
     max_hold: float | None = None
-    """Seconds after which the lease ends, counted from the grant."""
+    """Seconds after the grant at which the lease ends."""
     rate: bool = False
-    """It is for a start of a rate limit, see `rates`."""
+    """True for a start of a rate limit; see `rates`."""
 
     def asking(self, limit: Limit) -> Identity:
-        """Who asks, and for what, as it is written into etcd."""
+        """The identity and requirements as they are written to etcd."""
         return self.identity.carrying(self.carried, limit).wanting(self.wants)

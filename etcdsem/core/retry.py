@@ -1,9 +1,9 @@
-"""One request to etcd, and when it is sent again.
+"""One request to etcd, and when it is repeated.
 
-1. A read is sent again for a while; a write only where it is certain that it was not applied.
+1. A read is repeated for a while; a write only if it was certainly not applied.
 2. An attempt to acquire is repeated with another lease (`acquire`, 1) until there is an outcome.
 3. What may last until somebody intervenes (wrong settings at first contact, etcd out of space) is
-   raised at once: waiting would hide it.
+   raised at once, since waiting would hide it.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from etcdsem.errors import EtcdSemError
 T = TypeVar("T")
 
 PATIENCE = 60.0
-"""Seconds that etcd may be away before an acquire without a timeout gives up. When this client
-has never reached it, `Session.first_contact` holds."""
+"""Seconds for which an acquire without a timeout retries while etcd is unavailable. Until this
+client has reached etcd, `Session.first_contact` applies instead."""
 
 READ_PATIENCE = 10.0
-"""Seconds that etcd may be away before a question gives up. At first contact as above."""
+"""Seconds for which a read retries while etcd is unavailable. At first contact as above."""
 
 
 class TryAgain(Exception):
-    """This attempt is over without an outcome. `full`: it was in line, so there was no room."""
+    """This attempt is over without an outcome. `full`: it was queued, so there was no room."""
 
     def __init__(self, why: str, *, full: bool = False) -> None:
         super().__init__(why)
@@ -55,8 +55,8 @@ class TryAgain(Exception):
 
 
 def transact(session: Session, txn: Txn, until: float = math.inf) -> Procedure[TxnReply]:
-    """One transaction. Towards the caller's deadline it gets at least a second (at first contact
-    no more than that allows).
+    """Perform one transaction. Near the caller's deadline it still gets at least a second (at first
+    contact no more than `Session.first_contact`).
     """
     now = session.env.now()
     timeout = max(1.0, min(RPC_TIMEOUT, until - now))
@@ -75,19 +75,19 @@ def transact(session: Session, txn: Txn, until: float = math.inf) -> Procedure[T
 
 
 def _outcome(error: BaseException) -> str:
-    """How the stats name what came of a transaction that failed."""
+    """The name of a failed transaction's outcome in the statistics."""
     match error:
         case NotApplied():
             return "not applied"
         case Refused():
             return "refused"
-    return "unknown"  # an interruption, too
+    return "unknown"  # includes interruptions
 
 
 def read(session: Session, txn: Txn, *, once: bool = False) -> Procedure[TxnReply]:
-    """A transaction that only reads (or is right when applied twice): tried again for a while.
+    """Perform a transaction that only reads (or may be applied twice), retrying for a while.
 
-    `once`: not if it may have been applied.
+    `once`: do not retry if it may have been applied.
     """
     first = not session.reached
     until = session.env.now() + (session.first_contact if first else READ_PATIENCE)
@@ -96,7 +96,7 @@ def read(session: Session, txn: Txn, *, once: bool = False) -> Procedure[TxnRepl
         try:
             return (yield from transact(session, txn, until))
         except (NotApplied, OutcomeUnknown) as failure:
-            last = min(until, session.leases.until)  # the client may have been closed meanwhile
+            last = min(until, session.leases.until)  # the client may be closed in the meantime
             if _hopeless(session, failure) or session.env.now() + backoff.pause >= last:
                 raise
             if once and isinstance(failure, OutcomeUnknown):
@@ -105,14 +105,14 @@ def read(session: Session, txn: Txn, *, once: bool = False) -> Procedure[TxnRepl
 
 
 def _hopeless(session: Session, failure: Failure) -> bool:
-    """Not worth another try: it may last until somebody mends it, and waiting would hide it."""
+    """Is a retry pointless? The failure may last until somebody fixes it; waiting would hide it."""
     if isinstance(failure, Misconfigured):
         return not session.reached  # else the settings were right before
     return isinstance(failure, NoSpace)
 
 
 def sleep(session: Session, seconds: float) -> Procedure[None]:
-    """Nothing for a while."""
+    """Suspend the procedure for some seconds."""
     yield from perform(Wait(session.env.mailbox(), session.env.now() + seconds))
 
 
@@ -125,9 +125,9 @@ def retry_attempts(
     once: bool,
     seen_full: bool = False,
 ) -> Procedure[T | None]:
-    """One attempt after the other, until there is an outcome; None: there was no room.
+    """Repeat attempts until there is an outcome; None if there was no room.
 
-    `what` says in an error what was tried; `seen_full`: it was full before.
+    `what` names the operation in errors; `seen_full`: it was full before.
     """
     env = session.env
     began = env.now()
@@ -143,7 +143,7 @@ def retry_attempts(
             seen_full = True
             continue
         except (TryAgain, LeaseNotFound) as again:
-            # LeaseNotFound: etcd has ended a lease of the pool. Definite; another will do.
+            # LeaseNotFound: etcd has ended a lease of the pool. Definite; another one will do.
             if session.closed:
                 continue
             env.log(logging.WARNING, "%s: %s; trying again", what, again)
@@ -153,7 +153,7 @@ def retry_attempts(
                     return None
                 if late:
                     raise public_error(NotApplied(str(again)), what) from again
-                late = True  # one more, since this says nothing about being full
+                late = True  # one more attempt, since this says nothing about being full
             wait = 0.01 * env.random()
         except (NoSpace, NotApplied, OutcomeUnknown) as failure:
             now = env.now()
@@ -172,12 +172,12 @@ def retry_attempts(
 
 
 def sender(session: Session) -> Callable[[Txn], Procedure[TxnReply]]:
-    """How a batch sends its transaction."""
+    """The function with which a batch sends its transaction."""
     return partial(transact, session)
 
 
 def alone_in_group(
     session: Session, group: Group[Any, Any], txn: Txn, until: float = math.inf
 ) -> Procedure[TxnReply]:
-    """A transaction of one's own, during which others may gather in the group."""
+    """Perform a caller's own transaction; others may gather in the group meanwhile."""
     return alone(group, transact(session, txn, until))

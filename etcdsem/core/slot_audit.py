@@ -1,10 +1,10 @@
-"""Are the slots that we hold still ours? Read again what a watch may not have told.
+"""Rereads held slots, to notice losses that a watch did not report.
 
-1. Several etcd releases lose delete events, and a compaction may fall into a watch's pause. So
-   slots that are held for long are read from time to time, and whenever their watch has a gap.
-2. Only a read at the grant's revision or later is a verdict: etcd before 3.4.42 and 3.5.28 can
+1. Several etcd releases lose delete events, and a compaction may happen while a watch is
+   interrupted. So long-held slots are reread from time to time, and whenever their watch has a gap.
+2. Only a read at the grant's revision or later counts: etcd before 3.4.42 and 3.5.28 can
    answer with an older state after a pause (#20418), in which the slot was not granted yet.
-3. A read that fails says nothing: the lease's own deadline still stands.
+3. A failed read says nothing: the lease's own deadline still applies.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from etcdsem.core.semaphore import SemaphoreState
 
 AT_A_TIME = 64
-"""Slots in one read; etcd takes 128 operations in a transaction."""
+"""Slots per read; etcd allows 128 operations in a transaction."""
 
 
 def verify(semaphore: SemaphoreState) -> Procedure[None]:
-    """Read the slots that have been held for long; who has lost one is told."""
+    """Reread the slots that have been held for long, and report those that were lost."""
     held = [
         (grant, slot)
         for grant in semaphore.grants
@@ -50,7 +50,7 @@ def _verify(semaphore: SemaphoreState, held: list[tuple[Grant, int]]) -> Procedu
     reply = yield from perform(Transact(Txn((), slots), RPC_TIMEOUT))
     for (grant, _), found in zip(held, reply.replies, strict=True):
         if not isinstance(found, RangeReply):
-            raise AssertionError(f"a range was asked for, and etcd's answer is {found!r}")
+            raise AssertionError(f"expected etcd's answer to a range, not {found!r}")
         if reply.revision < grant.token:
             continue
         if not any(kv.mod_revision == grant.token for kv in found.kvs):

@@ -1,4 +1,4 @@
-"""TRY: take free slots now, or none; and how a grant is made of what a transaction has taken."""
+"""TRY: take free slots now, or none; and how a grant is made from what a transaction took."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from etcdsem.core.transactions import Held, Look
 
 
 def granted(semaphore: SemaphoreState, lease: TtlLease, who: bytes, held: Held) -> Grant:
-    """Publish a grant, if its lease is still good at this moment."""
+    """Publish a grant if its lease is still valid at this moment, else raise TryAgain."""
     if not lease.valid(semaphore.session.env.now()):
-        raise TryAgain("a slot was granted, but its lease had run out meanwhile")
+        raise TryAgain("a slot was granted, but the lease had expired in the meantime")
     return publish(semaphore, lease, who, held)
 
 
@@ -43,7 +43,7 @@ def try_now(
     if request.wants.weight > 1:
         return (yield from _try_heavy(semaphore, request, lease, until, thorough=thorough))
     session, keys = semaphore.session, semaphore.keys
-    # The slots are chosen by one limit, and the transaction holds only while that one stands.
+    # The slots are chosen by one limit, and the transaction succeeds only while it is unchanged.
     limit = yield from known_limit(semaphore)
     slots = semaphore.slots.candidates(limit)
     counted_at = 0
@@ -56,7 +56,7 @@ def try_now(
             raise semaphore_closed(semaphore)
         if not thorough or (result.held >= result.limit.room and not result.contended):
             return None
-        # Not evidently full: a mark that nobody took away, a heal that is due, other slots.
+        # Not evidently full: perhaps a leftover mark, a heal that is due, or other free slots.
         reply = yield from transact(session, Txn((), transactions.look(keys)), until)
         seen = transactions.read_look(keys, reply, reply.revision)
         limit = learn_known(semaphore, seen.limit, seen.revision)
@@ -74,7 +74,7 @@ def try_now(
 
 
 def _serve_waiters(semaphore: SemaphoreState, seen: Look) -> Procedure[None]:
-    """They come first; raises SemaphoreClosed if it was closed meanwhile."""
+    """Serve the waiters, who come first; raises SemaphoreClosed if it was closed meanwhile."""
     yield from reconcile(semaphore, seen, until=semaphore.session.env.now() + RPC_TIMEOUT)
     yield from known_limit(semaphore)
 
@@ -87,7 +87,7 @@ def _try_heavy(
     *,
     thorough: bool,
 ) -> Procedure[Grant | None]:
-    """TRY for several slots: first a look which are free, then all of them or none."""
+    """TRY for several slots: first look which are free, then take all of them or none."""
     session, keys = semaphore.session, semaphore.keys
     weight = request.wants.weight
     for _ in range(8):
@@ -119,7 +119,7 @@ def _take_now(
     counted_at: int,
     until: float,
 ) -> Procedure[Grant | transactions.Full]:
-    """TRY's transaction: the grant, or what stands in its way."""
+    """TRY's transaction: the grant, or why there was none."""
     session, keys, wants = semaphore.session, semaphore.keys, request.wants
     who = session.who(lease)
     txn = transactions.join(
@@ -139,6 +139,6 @@ def _take_now(
     if isinstance(result, Held):
         return granted(semaphore, lease, who, result)
     if not isinstance(result, transactions.Full):
-        raise AssertionError(f"TRY stood in line: {result}")
+        raise AssertionError(f"TRY joined the queue: {result}")
     semaphore.learn(result.limit, reply.revision)
     return result

@@ -1,15 +1,15 @@
-"""What a watch stream does, decided without a stream. Every driver uses it.
+"""The state of the watches on a watch stream, without the stream itself. Every driver uses it.
 
-1. Each watch remembers the next revision it has to tell (`next`). A watch that was created
-   without one is pinned to the revision at which it was created.
-2. A new stream gets every watch again, from its next revision, under a new id; answers to ids of
-   former streams are unknown and left aside. Nothing is told twice, nothing is left out.
-3. If that revision was compacted away, the watch starts again at the present, and its listener
-   is told of the gap *after* the new watch is up: what is read then misses nothing.
-4. A watch that is refused gets one more try after a new login, before its listener is told: etcd
-   before 3.5.8 or so calls a token that has run out, too, "permission denied".
-5. Nothing is told of a cancelled watch, not even what had arrived before.
-6. `created` comes with `canceled` when a watch is refused; older releases then give the id -1.
+1. Each watch remembers the next revision to report (`next`). A watch that was created without one
+   is pinned to the revision at which it was created.
+2. On a new stream every watch is created again, from its next revision, under a new ID. Responses
+   with IDs of former streams are unknown and ignored. No event is reported twice or skipped.
+3. If that revision was compacted away, the watch starts again at the present, and its listener is
+   told of the gap *after* the new watch is up, so a read at that time misses nothing.
+4. A watch that is refused gets one retry after a new login before its listener is told: etcd before
+   3.5.8 or so also reports "permission denied" for an expired token.
+5. Nothing is reported to a cancelled watch, not even what had arrived before.
+6. `created` comes with `canceled` when a watch is refused; older releases then send the ID -1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Telling = Callable[[], None]
 
 
 class CreateWatch(NamedTuple):
-    """A request: watch a key or a range from revision `start` on; 0: from its creation on."""
+    """A request to watch a key or a range from revision `start` on; 0: from its creation on."""
 
     id: int
     key: bytes
@@ -36,7 +36,7 @@ class CreateWatch(NamedTuple):
 
 
 class CancelWatch(NamedTuple):
-    """A request: end a watch."""
+    """A request to end a watch."""
 
     id: int
 
@@ -45,14 +45,14 @@ WatchRequest = CreateWatch | CancelWatch
 
 
 class WatchResponse(NamedTuple):
-    """What etcd answers on a watch stream."""
+    """A response of etcd on a watch stream."""
 
     id: int
     revision: int = 0
     created: bool = False
     canceled: bool = False
     compacted: int = 0
-    """The revision up to which the history is gone, if that is why it was canceled."""
+    """The revision up to which the history was compacted, if that is why it was canceled."""
     reason: str = ""
     events: Sequence[Event] = ()
 
@@ -79,24 +79,24 @@ class WatchEntry:
         self.listener = listener
         self.key = key
         self.end = end
-        self.next = start  # the first revision not yet told; 0: from whenever it is created
+        self.next = start  # the first revision not yet reported; 0: from whenever it is created
         self.only = only
         self.id = 0  # on the present stream
-        self.told = False  # has `created` been told?
-        self.gap = ""  # why a gap must be told once it is created again
+        self.told = False  # has `created` been reported?
+        self.gap = ""  # the reason of a gap to report once it is created again
         self.cancelled = False
-        self.denied = False  # was it refused with the login before this one?
+        self.denied = False  # was it refused with the previous login?
 
     def telling(self, tell: Callable[[T], None], what: T) -> Telling:
-        """Tell the listener, unless the watch has been cancelled by then."""
+        """A call that tells the listener, unless the watch has been cancelled by then."""
         return lambda: None if self.cancelled else tell(what)
 
 
 class _Remover(Protocol):
-    """The watches of a client, on whichever stream."""
+    """The watches of a client, on any stream."""
 
     def remove(self, entry: WatchEntry) -> None:
-        """Cancel a watch: its listener hears nothing more."""
+        """Cancel a watch: its listener is not called any more."""
 
 
 class WatchHandle:
@@ -109,15 +109,15 @@ class WatchHandle:
         self._entry = entry
 
     def cancel(self) -> None:
-        """The listener hears nothing more."""
+        """Cancel the watch: its listener is not called any more."""
         self._watches.remove(self._entry)
 
 
 class WatchBook:
-    """All watches of a client, and what a response means for them."""
+    """All watches of a client, and what each response means for them."""
 
     def __init__(self, whoami: str = "") -> None:
-        self.whoami = whoami  # as which user we ask, for messages
+        self.whoami = whoami  # the user name, for messages
         self.entries: dict[WatchEntry, None] = {}
         self.needs_login = False
         self._ids: dict[int, WatchEntry] = {}
@@ -130,18 +130,18 @@ class WatchBook:
         return self._create(entry)
 
     def remove(self, entry: WatchEntry) -> WatchRequest | None:
-        """Cancel a watch; returns the request to send, if there is one."""
+        """Cancel a watch; returns the request to send, or None."""
         entry.cancelled = True
         if entry not in self.entries:
             return None
         del self.entries[entry]
         if entry in self._pending:
-            return None  # cancelled when it is created
+            return None  # it will be cancelled when it is created
         self._ids.pop(entry.id, None)
         return CancelWatch(entry.id)
 
     def reopened(self) -> list[WatchRequest]:
-        """Start on a new stream; returns the requests that set all watches up again."""
+        """Start on a new stream; returns the requests that create all watches again."""
         self._ids.clear()
         self._pending.clear()
         self.needs_login = False
@@ -155,7 +155,7 @@ class WatchBook:
         return CreateWatch(entry.id, entry.key, entry.end, entry.next, entry.only)
 
     def heard(self, response: WatchResponse) -> tuple[list[Telling], list[WatchRequest]]:
-        """Take in a response; returns what to tell the listeners, and what to send."""
+        """Process a response; returns what to tell the listeners, and what to send."""
         if response.canceled:
             return self._refused(response)
         entry = self._ids.get(response.id)
@@ -194,7 +194,7 @@ class WatchBook:
         return [entry.telling(entry.listener.events, events)]
 
     def refuse_all(self, failure: Failure) -> list[Telling]:
-        """There is no login, and so no stream: what to tell the listeners."""
+        """The login failed, so there is no stream; returns what to tell the listeners."""
         return [self._drop(entry, failure) for entry in list(self.entries)]
 
     def _drop(self, entry: WatchEntry, failure: Failure) -> Telling:
@@ -205,9 +205,9 @@ class WatchBook:
     def _refused(self, response: WatchResponse) -> tuple[list[Telling], list[WatchRequest]]:
         entry = self._ids.pop(response.id, None)
         if entry is None and response.created and self._pending:
-            entry = self._pending[0]  # an older etcd says -1; it answers in order
+            entry = self._pending[0]  # an older etcd sends -1, and answers in order
         if entry is None:
-            return [], []  # the answer to a cancel of ours
+            return [], []  # the answer to our own cancel
         if entry in self._pending:
             self._pending.remove(entry)
         if entry.cancelled:
@@ -225,6 +225,6 @@ class WatchBook:
             self.needs_login = True
             return [], []
         if "auth" in reason or "token" in reason or "user name" in reason:
-            self.needs_login = True  # the whole stream has the old token: it is opened again
+            self.needs_login = True  # the whole stream has the old token, so it is reopened
             return [], []
         return [], [self._create(entry)]

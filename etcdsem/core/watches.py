@@ -124,7 +124,7 @@ class Watches:
         self._semaphore.waiters.tell(AccessLost(error))
 
     def _tell_ready(self, error: Failure | None) -> None:
-        self._semaphore.waiters.mark_quiet()  # those that expect the watches are not queued yet
+        self._semaphore.waiters.mark_quiet()  # whoever expects them is not queued yet
         self._semaphore.session.wake_heartbeat()
         expecting, self._expecting = self._expecting, []
         for box in expecting:

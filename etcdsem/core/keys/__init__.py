@@ -1,19 +1,20 @@
-"""What lies in etcd under ``<prefix>/<name>/``, and how it is written and read.
+"""The keys under ``<prefix>/<name>/`` in etcd, and how their values are written and read.
 
     max_leases               the limit, plain text: 5, 5 paused by ..., 100/1m (a rate limit)
     leases/<slot>            a holder's record; attached to the holder's etcd lease
     waiters/<client>/<lease> a waiter's record; attached to the waiter's etcd lease
     contended                "1" while somebody waits, or waited since the last clear
     priorities               "1" while somebody with a priority waits, or waited since the last look
-    grants/<client>/<lease>  the letter that tells a waiter its slot, attached to its etcd lease; or
-                             that it was evicted, attached to a lease that nobody refreshes
+    grants/<client>/<lease>  the grant message ("letter") that tells a waiter its slot, attached to
+                             its etcd lease; or that it was evicted, attached to a lease that nobody
+                             refreshes
 
-1. Key names come from a small set that is used again and again: a dead name costs every later
-   read of its prefix until etcd is compacted.
-2. A client's id is ``<host>.<pid>.<random>``. It says who without a record, so the list of
-   waiters that travels from holder to holder needs no records for most of them.
-3. Whatever anybody may have put here by hand is read without raising: what cannot be right is
-   left out, and named (`Junk`).
+1. Key names come from a small set that is reused: a dead name slows down every later read of its
+   prefix until etcd is compacted.
+2. A client's ID is ``<host>.<pid>.<random>``. It identifies the owner without a record, so the list
+   of waiters that travels from holder to holder needs no records for most of them.
+3. Anything that was put here by hand is read without raising: invalid keys are ignored and reported
+   (`Junk`).
 """
 
 from __future__ import annotations

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 
 MAX_LETTER = 4096
-"""Bytes after which the list of waiters in a letter is cut; etcd takes 1.5 MiB in a request."""
+"""Bytes after which the list of waiters in a letter is cut; etcd allows 1.5 MiB per request."""
 
 CARRIED = "carries_limit"
-"""The field of a record that tells which limit its program was told, where that is not the one in
-force: after a resize, programs go on with the number that they carry."""
+"""The record field with the limit that the program carries, if that is not the one in force: after
+a resize, programs continue with the number that they carry."""
 
 MAX_HOLD = "max_hold"
-"""The field of a record with the seconds after which its holder ends the lease."""
+"""The record field with the seconds after which the holder ends the lease."""
 
 SPECIAL = re.compile(rb'"(weight|priority|eager)"')
 DIGITS = re.compile(rb"[0-9]{1,9}")
@@ -21,7 +21,7 @@ WHO = re.compile(rb"([A-Za-z0-9_-]{1,63}\.[0-9]{1,10}\.[A-Za-z0-9]{1,16})/([0-9a
 
 
 class Keys:
-    """The key names of one semaphore, as one client uses them."""
+    """The key names of one semaphore, as used by one client."""
 
     __slots__ = (
         "base",
@@ -49,9 +49,9 @@ class Keys:
         self.max_leases = self.base + b"max_leases"
         self.contended = self.base + b"contended"
         self.priorities = self.base + b"priorities"
-        self.rights = self.base + b"leases/rights"  # never there, see transactions.join
+        self.rights = self.base + b"leases/rights"  # never exists, see transactions.join
         self.leases = self.base + b"leases/"
-        self.leases_end = self.base + b"leases/:"  # ":" follows "9": slots only
+        self.leases_end = self.base + b"leases/:"  # ":" follows "9", so this covers slots only
         self.waiters = self.base + b"waiters/"
         self.waiters_end = self.base + b"waiters0"
         self.grants = self.base + b"grants/"
@@ -74,10 +74,10 @@ class Keys:
 
 
 def lease_hex(lease_id: int) -> str:
-    """An etcd lease's id as etcdctl prints it."""
+    """An etcd lease ID as etcdctl prints it."""
     return f"{lease_id:016x}"
 
 
 def client_id(host: str, pid: int, unique: str) -> str:
-    """The id of a client, from which its host and process can be read."""
+    """The ID of a client, from which its host and process can be read."""
     return f"{re.sub('[^A-Za-z0-9_-]', '-', host)[:63] or 'unknown'}.{pid}.{unique}"

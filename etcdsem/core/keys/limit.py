@@ -1,4 +1,4 @@
-"""The limit, as it is written."""
+"""The stored form of the limit."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ class Limit(NamedTuple):
     number: int | None
     revision: int
     registered: bool
-    """True while the limit is the one with which the semaphore was first registered."""
+    """True while it is still the limit with which the semaphore was registered."""
     text: str
     paused: bool = False
     """True while an operator has paused it: nothing is granted, and the number is kept."""
     rate: Rate | None = None
-    """Not None for a rate limit; `number` is then how many blocks of starts it has."""
+    """Not None for a rate limit; `number` is then its number of blocks."""
     note: str = ""
-    """What stands after `` paused``."""
+    """What follows `` paused``."""
 
     @property
     def room(self) -> int:
-        """How many slots may be granted."""
+        """Number of slots that may be granted."""
         return 0 if self.paused else self.number or 0
 
     @property
     def pause(self) -> Pause | None:
-        """Who paused it, since when, and why, as far as that was written down."""
+        """Who paused it, when and why, as far as that is recorded."""
         return _read_pause(self.note) if self.paused else None
 
 
 def read_limit(kv: KeyValue) -> Limit:
-    """Read ``max_leases``. Spaces around are forgiven, and nothing else that is not one of:
+    """Parse ``max_leases``. Surrounding whitespace is allowed; otherwise it must be one of:
 
-    ``5``, ``5 paused``, ``100/1m`` (a rate), ``10000/1m/50`` (a rate, in blocks of 50), either
-    with `` paused``, after which anything may stand: who paused it, since when, why. A space at
-    its end says that it is the registered limit still, though a pause has been written to it.
+    ``5``, ``5 paused``, ``100/1m`` (a rate), ``10000/1m/50`` (a rate, in blocks of 50), each
+    optionally followed by `` paused`` and any text: who paused it, since when, why. A trailing
+    space marks a limit that is still the registered one although a pause was written to it.
     """
     head, _, rest = kv.value.strip(_AROUND).partition(b" ")
     words = rest.split(None, 1)
@@ -69,18 +69,18 @@ _PAUSED = re.compile(
 
 
 def write_paused(kv: KeyValue, by: str, wall: float, reason: str | None) -> bytes:
-    """``max_leases`` as it is, but paused: by whom, when (`wall`), why."""
+    """The value of ``max_leases`` with a pause added: by whom, when (`wall`), why."""
     note = f"paused by {by} since {timestamp(wall)}" + (f", {reason}" if reason else "")
     return b"%s %s%s" % (_head(kv), note.encode(), _still(kv))
 
 
 def write_resumed(kv: KeyValue) -> bytes:
-    """``max_leases`` as it is, but not paused."""
+    """The value of ``max_leases`` without the pause."""
     return _head(kv) + _still(kv)
 
 
 def write_resized(kv: KeyValue, limit: int | Rate) -> bytes:
-    """``max_leases`` with another number or rate; a pause stays."""
+    """The value of ``max_leases`` with another number or rate; a pause stays."""
     rest = kv.value.strip(_AROUND)[len(_head(kv)) :]
     return str(limit).encode() + (rest if read_limit(kv).paused else b"")
 
@@ -96,7 +96,7 @@ def _still(kv: KeyValue) -> bytes:
 def _read_pause(note: str) -> Pause:
     match = _PAUSED.fullmatch(note)
     if match is None:
-        return Pause("", None, note)  # somebody paused it by hand
+        return Pause("", None, note)  # paused by hand
     return Pause(match["by"], moment_of(match.groupdict(), "since"), match["reason"] or "")
 
 

@@ -1,4 +1,4 @@
-"""Holders and waiters, for decisions and for people."""
+"""Holders and waiters, for decisions and for display."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from etcdsem.model import Holder, Junk, Waiter
 
 
 def slot_number(keys: Keys, key: bytes) -> int | None:
-    """Which slot a key below ``leases/`` stands for; None if it is no slot's name."""
+    """The slot number of a key under ``leases/``; None if it does not name a slot."""
     text = key[len(keys.leases) :]
     return int(text) if SLOT.fullmatch(text) else None
 
@@ -23,7 +23,7 @@ def slot_number(keys: Keys, key: bytes) -> int | None:
 def read_holders(
     keys: Keys, kvs: Iterable[KeyValue], limit: Limit | None
 ) -> tuple[list[Holder], list[Junk]]:
-    """Who holds, in the order of their slots, and what cannot be right."""
+    """The holders in slot order, and the invalid keys."""
     holders: list[Holder] = []
     junk: list[Junk] = []
     for kv in kvs:
@@ -62,7 +62,7 @@ def read_holders(
 
 
 def read_waiters(keys: Keys, kvs: Iterable[KeyValue]) -> tuple[list[Waiter], list[Junk]]:
-    """Who waits, in the order in which they will be served, and what cannot be right."""
+    """The waiters in the order in which they will be served, and the invalid keys."""
     waiters: list[tuple[tuple[int, int], Waiter]] = []
     junk: list[Junk] = []
     for kv in kvs:

@@ -13,7 +13,7 @@ from etcdsem.core.keys.values import timestamp
 
 
 class Queued(NamedTuple):
-    """A waiter as those who hand over know it. `created` tells this stay in line from others."""
+    """A waiter as known to those that hand over. `created` identifies this stay in the queue."""
 
     who: bytes
     lease: int
@@ -22,27 +22,27 @@ class Queued(NamedTuple):
 
     @property
     def client(self) -> str:
-        """The waiter's client id."""
+        """The waiter's client ID."""
         return self.who.split(b"/")[0].decode()
 
     @property
     def wants(self) -> Wants:
-        """What it waits for."""
+        """What it requests."""
         return wants_of(load_record(self.extras)) if SPECIAL.search(self.extras) else ORDINARY
 
     @property
     def weight(self) -> int:
-        """How many slots it waits for."""
+        """Number of slots that it waits for."""
         return self.wants.weight
 
     @property
     def place(self) -> tuple[int, int]:
-        """Who is served before others: by priority, then in the order in which they came."""
+        """The sort key for serving: by priority, then in order of arrival."""
         return -self.wants.priority, self.created
 
 
 def fault_of_waiter(keys: Keys, kv: KeyValue) -> str | None:
-    """Why a key is no waiter; None if it is one."""
+    """Why a key is not a waiter's; None if it is valid."""
     match = WHO.fullmatch(kv.key[len(keys.waiters) :])
     if match is None:
         return "not a waiter's key: expected waiters/<client>/<lease>"
@@ -54,12 +54,12 @@ def fault_of_waiter(keys: Keys, kv: KeyValue) -> str | None:
 
 
 def waits(keys: Keys, kv: KeyValue) -> bool:
-    """Is this the key of somebody who can be granted a slot?"""
+    """Is this the key of a waiter that can be granted a slot?"""
     return fault_of_waiter(keys, kv) is None
 
 
 def read_queue(keys: Keys, kvs: Iterable[KeyValue]) -> tuple[Queued, ...]:
-    """The waiters in the order given, without those that cannot be right."""
+    """The waiters in the order given, without invalid keys."""
     return tuple(
         Queued(kv.key[len(keys.waiters) :], kv.lease, kv.create_revision, extras_of(kv.value))
         for kv in kvs
@@ -73,7 +73,7 @@ def write_list(queue: Iterable[Queued]) -> list[bytes]:
 
 
 def write_letter(slots: Sequence[int], lines: Iterable[bytes]) -> bytes:
-    """A letter: the slot or slots, and the waiters who are next as far as the sender knows.
+    """A letter: the slot or slots, and the next waiters as far as the sender knows.
 
     A long list is cut: it is only a hint, and each level of a PASS carries a letter.
     """
@@ -83,9 +83,9 @@ def write_letter(slots: Sequence[int], lines: Iterable[bytes]) -> bytes:
 
 
 def read_letter(value: bytes, known: int = 0) -> tuple[tuple[int, ...], tuple[Queued, ...]] | None:
-    """The slots and the queue in a letter, or None if nobody of ours wrote it.
+    """The slots and the queue in a letter, or None if it is not one that etcdsem wrote.
 
-    The queue is left unread if it has nobody who came after revision `known`.
+    The queue is not parsed if nobody in it joined after revision `known`.
     """
     head, *lines = value.split(b"\n")
     slots = head[5:].split(b",")
@@ -109,17 +109,17 @@ _EVICTED = re.compile(rb"evicted (by .{1,300})", re.DOTALL)
 
 
 def write_eviction(by: str, wall: float) -> bytes:
-    """The letter that tells a waiter that it was evicted: by whom, when (`wall`)."""
+    """The letter that tells a waiter that it was evicted: by whom, and when (`wall`)."""
     return f"evicted by {by} at {timestamp(wall)}".encode()
 
 
 def read_eviction(value: bytes) -> str | None:
-    """By whom and when, if a letter says that; else None."""
+    """By whom and when, if the letter reports an eviction; else None."""
     match = _EVICTED.fullmatch(value)
     return match[1].decode("utf-8", "replace") if match else None
 
 
 def addressee(keys: Keys, letter: bytes) -> int:
-    """The lease of the waiter that a letter's key names; 0 if it is no letter's name."""
+    """The lease of the waiter that a letter's key names; 0 if it is not a letter's key."""
     match = WHO.fullmatch(letter[len(keys.grants) :])
     return int(match[2], 16) if match else 0

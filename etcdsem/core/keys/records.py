@@ -1,4 +1,4 @@
-"""What a holder or a waiter says of itself."""
+"""The records that holders and waiters store about themselves."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from etcdsem.model import MAX_PRIORITY, MAX_WEIGHT
 
 
 class Wants(NamedTuple):
-    """What is wanted beyond one slot in its turn."""
+    """A request that differs from one slot in FIFO order."""
 
     weight: int = 1
-    """How many slots."""
+    """Number of slots."""
     priority: int = 0
-    """Higher ones are served first."""
+    """Higher priorities are served first."""
     eager: bool = False
-    """To pass those who want more slots than are free."""
+    """May pass waiters that need more slots than are free."""
 
 
 ORDINARY = Wants()
 
 
 class Identity(NamedTuple):
-    """Who asks: what people will read in etcd. `extras` is what the client's id does not say."""
+    """Who acquires, for people to read in etcd. `extras` is what the client ID does not contain."""
 
     client: str
     extras: bytes
@@ -54,14 +54,16 @@ class Identity(NamedTuple):
         return cls(client, _dump(extras) if extras else b"")
 
     def wanting(self, wants: Wants) -> Identity:
-        """The same, who wants something special."""
+        """A copy that requests something special."""
         if wants == ORDINARY:
             return self
         extras = json.loads(self.extras) if self.extras else {}
         return Identity(self.client, _dump({**extras, **_special(wants)}))
 
     def carrying(self, told: int | None, limit: Limit) -> Identity:
-        """The same, of a program that was told another limit than is in force; None: told none."""
+        """A copy for a program that carries another limit than the one in force; None: carries
+        none.
+        """
         if told is None or told == limit.number:
             return self
         extras = json.loads(self.extras) if self.extras else {}
@@ -73,7 +75,7 @@ def _dump(value: object) -> bytes:
 
 
 def record(client: str, extras: bytes, lease_id: int, moment: str, wall: float) -> bytes:
-    """One line of JSON that tells people who holds or waits; `moment` names the time."""
+    """One line of JSON that shows people who holds or waits; `moment` names the time field."""
     host, pid, _ = client.rsplit(".", 2)
     head = (
         f'{{"owner":"{host}:{pid}","host":"{host}","pid":{pid},"client":"{client}",'
@@ -87,7 +89,7 @@ def record(client: str, extras: bytes, lease_id: int, moment: str, wall: float) 
 
 
 def load_record(value: bytes) -> dict[str, Any]:
-    """A record's fields; empty if somebody wrote something else there."""
+    """The fields of a record; empty if it is not one."""
     try:
         fields = json.loads(value)
     except (ValueError, RecursionError):
@@ -96,7 +98,7 @@ def load_record(value: bytes) -> dict[str, Any]:
 
 
 def extras_of(value: bytes) -> bytes:
-    """What must travel with a waiter: its owner if it chose one, its labels, what it wants."""
+    """What must travel with a waiter: an owner if it has chosen one, its labels, its requests."""
     fields = load_record(value)
     extras: dict[str, object] = {}
     owner = text_of(fields.get("owner"))
@@ -116,7 +118,7 @@ def extras_of(value: bytes) -> bytes:
 
 
 def labels_of(fields: Mapping[str, Any]) -> dict[str, str]:
-    """The labels that a record says."""
+    """The labels in a record."""
     labels = fields.get("labels")
     if not isinstance(labels, dict):
         return {}
@@ -129,7 +131,7 @@ def _carried(fields: Mapping[str, Any]) -> int | None:
 
 
 def wants_of(fields: Mapping[str, Any]) -> Wants:
-    """How many slots, and who is passed, as a record says."""
+    """Number of slots, priority and eagerness in a record."""
     return Wants(
         _number(fields.get("weight"), 1, MAX_WEIGHT, ORDINARY.weight),
         _number(fields.get("priority"), -MAX_PRIORITY, MAX_PRIORITY, ORDINARY.priority),
@@ -144,29 +146,29 @@ def _number(value: object, least: int, most: int, default: int) -> int:
 
 
 def _special(wants: Wants) -> dict[str, object]:
-    """What is not as ordinary, as it is written into records."""
+    """The fields that differ from the default, as they are written into records."""
     named = zip(Wants._fields, wants, ORDINARY, strict=True)
     return {name: value for name, value, ordinary in named if value != ordinary}
 
 
 def max_hold_of(fields: Mapping[str, Any]) -> float | None:
-    """Seconds after which the lease ends, as a record says."""
+    """The max_hold in a record, in seconds; None if it is missing or invalid."""
     max_hold = fields.get(MAX_HOLD)
     if isinstance(max_hold, bool) or not isinstance(max_hold, int | float):
         return None
     return max_hold if 0 < max_hold <= _LONGEST else None
 
 
-_LONGEST = 1e12  # seconds: nobody means more, and datetime cannot say it
+_LONGEST = 1e12  # seconds: nobody needs more, and datetime cannot represent it
 
 
 class Stated(NamedTuple):
-    """What a record says that is of use beside its key."""
+    """The fields of a record that are useful beside its key."""
 
     when: datetime | None
-    """Since when, by the clock of whoever wrote it."""
+    """The start of the hold or wait, by its writer's clock."""
     carried: int | None
-    """The limit that its program was told, if that is not the one in force."""
+    """The limit that its program carries, if that is not the one in force."""
     wants: Wants
     """What its lease holds, or waits for."""
     max_hold: float | None
@@ -174,7 +176,7 @@ class Stated(NamedTuple):
 
 
 def stated(kv: KeyValue) -> Stated:
-    """Read a holder's or a waiter's record; what cannot be read is None."""
+    """Parse a holder's or a waiter's record; unreadable fields are None."""
     fields = load_record(kv.value)
     return Stated(
         moment_of(fields, "acquired") or moment_of(fields, "since"),

@@ -1,4 +1,4 @@
-"""Values in records: texts and moments."""
+"""Values in records: texts and times."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 
 def timestamp(wall: float) -> str:
-    """A moment of the wall clock, as records show it."""
+    """A wall-clock time in the format of records."""
     return datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def text_of(value: object) -> str:
-    """A text of somebody else, cut to what is shown."""
+    """A foreign text, cut to the length that is shown; empty if it is not a string."""
     return value[:253] if isinstance(value, str) else ""
 
 
 def moment_of(fields: Mapping[str, Any], moment: str) -> datetime | None:
-    """The moment of that name, if a record says a possible one."""
+    """The time in the field `moment`; None if it is missing or invalid."""
     try:
         when = datetime.fromisoformat(text_of(fields.get(moment)))
     except ValueError:

@@ -1,34 +1,34 @@
 """The protocol's transactions, and how their answers are read.
 
-    JOIN / TRY  take a free slot, or stand in line (TRY: or not at all)
+    JOIN / TRY  take a free slot, or join the queue (TRY: do not join)
     DROP        give a slot back; nobody waits
-    PASS        give it to the first of the known waiters who still waits; or several to several
+    PASS        hand it to the first of the known waiters that still waits; or several to several
     CLEAR       give it back; somebody waited, but the queue is empty
     RETIRE      give back a slot above the limit; nobody gets it
-    VACATE      give back what does not fit the first in line; a FILL follows
+    VACATE      give back what does not fit the first waiter; a FILL follows
     ALL         take a slot of each of several semaphores, or none
-    FILL        give free slots to the first in line, for whoever should have done it
-    LEAVE       leave the line; UNCONTEND when that emptied it
-    EVICT       end one lease, by hand
+    FILL        grant free slots to the first waiters, no matter who should have done it
+    LEAVE       leave the queue; UNCONTEND if that emptied it
+    EVICT       end one lease, by an operator
     REGISTER, RESIZE, PAUSE, RESUME, CLOSE
 
 1. Each is right whenever it lands, however late: its conditions are checked then.
-2. Never more than the limit: a slot changes from free to held only where the limit's revision is
-   the one known, the slot is free and below the limit, and no slot above the limit is held; or
-   (FILL with surplus) where the slots counted at a revision are fewer than the limit, and none
-   has been created since.
-3. Exact FIFO: a slot goes to a waiter only if the waiter's *create revision* is the one known.
-   Mere presence would serve one who left and came back in the place of its former stay.
-   With priorities in use, the order is by them first: then a grant holds only while nobody with a
-   priority has come since the line was read (the mark `priorities` is put by each), and one to a
-   priority below 0 only while nobody at all has.
+2. Never more than the limit: a slot changes from free to held only if the limit's revision is the
+   known one, the slot is free and below the limit, and no slot above the limit is held; or (FILL
+   with surplus) if the slots counted at a revision are fewer than the limit, and none has been
+   created since.
+3. Exact FIFO: a slot goes to a waiter only if the waiter's *create revision* is the known one.
+   Checking mere presence would serve a waiter that left and came back at its former place.
+   With priorities in use, the order is by priority first: then a grant succeeds only while nobody
+   with a priority has joined since the queue was read (each of them puts the mark `priorities`),
+   and a grant to a priority below 0 only while nobody has joined since.
    A lease of weight k is k slots that are taken, granted and given back together, in one
    transaction: they have the same token, and belong to the same etcd lease.
-4. A held slot's key is never rewritten: its mod revision is the fencing token. A letter is put in
-   the same transaction, so its mod revision is the same number.
+4. A held slot's key is never rewritten: its mod revision is the fencing token. A grant message (a
+   "letter") is put in the same transaction, so its mod revision is the same number.
 5. Comparisons over a range that may be empty: etcd compares one absent key, all numbers 0.
 6. Every operation that decides is a write, or a linearizable read: etcd answers a transaction
-   without operations from local, perhaps stale, state.
+   without operations from local, possibly stale, state.
 """
 
 from __future__ import annotations

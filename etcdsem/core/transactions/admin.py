@@ -10,7 +10,7 @@ from etcdsem.core.transactions.conditions import as_range, is_known, slot_is_min
 
 
 def register(keys: Keys, text: bytes) -> Txn:
-    """REGISTER: success means that it is new; else the registered limit."""
+    """REGISTER. Success means that it is new; failure returns the registered limit."""
     return Txn(
         (Compare(keys.max_leases, "create", "=", 0),),
         (Put(keys.max_leases, text),),
@@ -19,9 +19,10 @@ def register(keys: Keys, text: bytes) -> Txn:
 
 
 def change_limit(keys: Keys, revision: int, value: bytes) -> Txn:
-    """RESIZE, PAUSE, RESUME: write ``max_leases`` anew if it is what it was at this mod revision.
+    """RESIZE, PAUSE, RESUME: rewrite ``max_leases`` if it still has this mod revision.
 
-    Failure brings it as it is. So one that lands late changes nothing that came after it was sent.
+    Failure returns the current value. So a late arrival overwrites nothing that came after it was
+    sent.
     """
     return Txn(
         (Compare(keys.max_leases, "mod", "=", revision),),
@@ -31,7 +32,7 @@ def change_limit(keys: Keys, revision: int, value: bytes) -> Txn:
 
 
 def snapshot(keys: Keys) -> Txn:
-    """Everything people may want to see, at one revision."""
+    """Everything that people may want to see, at one revision."""
     return Txn(
         (),
         (
@@ -45,7 +46,7 @@ def snapshot(keys: Keys) -> Txn:
 def close(keys: Keys, *, force: bool) -> Txn:
     """CLOSE: delete all keys; without `force` only if nobody holds or waits.
 
-    Both branches bring the holders' and the waiters' keys.
+    Both branches return the holders' and the waiters' keys.
     """
     reads = (
         Range(keys.leases, keys.leases_end),
@@ -63,18 +64,18 @@ def close(keys: Keys, *, force: bool) -> Txn:
 
 
 def evict_slot(keys: Keys, slots: Sequence[int], token: int, who: bytes | None) -> Txn:
-    """EVICT exactly this holder: its keys go, so nobody else can lose a slot by it."""
+    """EVICT exactly this holder: delete its keys, so nobody else can lose a slot by it."""
     letter = (Delete(keys.letter(who)),) if who else ()
     mine = tuple(slot_is_mine(keys, slot, token) for slot in slots)
     return Txn(mine, (*(Delete(keys.slot(slot)) for slot in slots), *letter))
 
 
 def evict_waiter(keys: Keys, who: bytes, created: int, letter: bytes, lease: int) -> Txn:
-    """EVICT exactly this waiter. A letter tells it why, and so that it must not join again.
+    """EVICT exactly this waiter. A letter tells it why, so that it does not join again.
 
-    Not attached to the waiter's own lease: clients that know no such letter would take it for a
-    slot's, and wait for ever. They ignore what has another lease, and join again. Failure brings
-    the letter that is there: this one, if it was sent twice.
+    The letter is not attached to the waiter's own lease: clients that do not know such letters
+    would take it for a slot's, and wait forever. They ignore a letter with another lease, and join
+    again. Failure returns the letter that is there: this one, if it was sent twice.
     """
     key = keys.waiter(who)
     return Txn(
@@ -85,5 +86,5 @@ def evict_waiter(keys: Keys, who: bytes, created: int, letter: bytes, lease: int
 
 
 def evicted(reply: TxnReply, lease: int) -> bool:
-    """Was the waiter evicted, by this transaction or its first arrival?"""
+    """Was the waiter evicted, by this transaction or by its first arrival?"""
     return reply.succeeded or any(kv.lease == lease for kv in as_range(reply.replies[0]).kvs)

@@ -1,4 +1,4 @@
-"""BATCH and PASS of several: what callers of one client do together."""
+"""BATCH and PASS of several: transactions shared by callers of one client."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from etcdsem.core.transactions.give import delete_mine, give_to
 
 
 class Take(NamedTuple):
-    """One of a batch wants a slot, for a lease."""
+    """A part of a batch that takes a slot for a lease."""
 
     lease: int
     identity: Identity
@@ -43,11 +43,11 @@ def batch(
     slots: Sequence[Sequence[int]],
     wall: float,
 ) -> Txn:
-    """BATCH: several TRY and DROP in one transaction, each holding or failing by itself.
+    """BATCH: several TRY and DROP in one transaction, each succeeding or failing by itself.
 
-    `slots` says which slots each part tries, all of them different: etcd refuses a transaction
-    that could write a key twice, and all comparisons see the state before it. Nothing is done
-    while anybody stands in line.
+    `slots` lists the slots that each part tries, all of them different: etcd rejects a transaction
+    that could write a key twice, and all comparisons see the state before it. Nothing is done while
+    anybody is in the queue.
     """
     takes: list[Operation] = []
     gives: list[Operation] = []
@@ -69,13 +69,13 @@ def batch(
 
 
 class Gave(NamedTuple):
-    """One of a batch has given its slot back."""
+    """A part of a batch that has given its slot back."""
 
 
 def read_batch(
     reply: TxnReply, parts: Sequence[Take | Mine], slots: Sequence[Sequence[int]]
 ) -> list[Held | Gave | None]:
-    """What came of each part; None if nothing was done for it."""
+    """The result of each part; None if nothing was done for it."""
     if not reply.succeeded:
         return [None] * len(parts)
     taking, *gives = map(as_txn, reply.replies)
@@ -106,16 +106,16 @@ def pass_all(
 ) -> Txn:
     """PASS of several slots at once, to as many of the first in `line`.
 
-    `line` has all who wait of those who came up to revision `until`. A waiter who has gone leaves
-    its slot where it is; everybody else of the first so many gets one, so nobody is passed over.
-    Hence all of `mines` must be ours. If they are more than the line, the rest is given back, and
-    the mark with it, unless somebody has come since `until`. Nothing is done while priorities are
-    in use.
+    `line` has all current waiters that joined up to revision `until`. If a waiter has left, its
+    slot stays where it is; each of the other first waiters gets one, so nobody is passed over.
+    Hence all of `mines` must be ours. If there are more slots than waiters, the rest is given back
+    and the contended mark deleted, unless somebody has joined since `until`. Nothing is done while
+    priorities are in use.
 
-    Success brings who waits then, if the line is used up; failure brings a Look.
+    Success returns the waiters at that time if the line is used up; failure returns a Look.
     """
     if any(mine.more for mine in mines) or any(waiter.weight > 1 for waiter in line[: len(mines)]):
-        raise AssertionError("PASS hands one slot to one who wants one")
+        raise AssertionError("PASS hands one slot to a waiter that needs one")
     mine_still = [slot_is_mine(keys, mine.slot, mine.token) for mine in mines]
     lines = write_list(line[len(mines) : len(mines) + MAX_LISTED])
     done: list[Operation] = []
@@ -130,7 +130,7 @@ def pass_all(
     if not lines:
         done.append(next_in_line(keys))
     if len({mine.slot for mine in mines}) < len(mines):
-        done = []  # one of them was taken by hand, so nothing holds; etcd would refuse the rest
+        done = []  # a slot is listed twice, so one was taken by hand; etcd would reject the rest
     return Txn(
         (*mine_still, limit_is(keys, limit), no_surplus(keys, limit), priorities_are(keys, 0)),
         tuple(done),
@@ -139,13 +139,13 @@ def pass_all(
 
 
 class Passed(NamedTuple):
-    """What PASS of several came to: for each slot whether it is done with, in order."""
+    """The result of a PASS of several: for each slot, in order, whether it is settled."""
 
     done: tuple[bool, ...]
     cleared: bool
     """The rest was given back, and nobody waited any more."""
     line: tuple[tuple[Queued, ...], int] | None
-    """Who waits now, if it was read, of those who came up to a revision."""
+    """If it was read: the current waiters that joined up to a revision, and that revision."""
 
 
 def read_pass_all(

@@ -1,4 +1,4 @@
-"""What a transaction may depend on, and a look at it all."""
+"""The conditions of transactions, and a look at the whole state."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from etcdsem.core.commands import Compare, KeyValue, Range, RangeReply, TxnReply
 from etcdsem.core.keys import Keys, Limit, Queued, read_limit, read_queue
 
 MAX_DEPTH = 16
-"""Nested transactions at most: protobuf's Python messages stop at 100 levels, a nested
+"""Maximum nesting of transactions: protobuf's Python messages stop at 100 levels, a nested
 transaction takes two, and etcd subtracts each level's operations from its 128."""
 
 QUEUE_READ = 32
 """Waiters read at a time. Their list travels with the slot from holder to holder."""
 
 MAX_LISTED = 64
-"""Waiters whom a client remembers, and lists in a letter."""
+"""Waiters that a client remembers, and lists in a letter."""
 
 COUNT_BY_NAME = 64
-"""Limits up to this are counted by the slots' names in JOIN; above it junk is counted too, and
-what it hides is found by the next look."""
+"""Up to this limit JOIN counts held slots by name; above it junk is counted too, and free slots
+that this hides are found by the next look."""
 
 HERE = b"1"
 
 
 class Held(NamedTuple):
-    """JOIN or FILL gave a slot; to one who wanted several, `more` too."""
+    """JOIN or FILL granted a slot; with a weight above 1 also `more`."""
 
     slot: int
     token: int
@@ -34,7 +34,7 @@ class Held(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """JOIN put us in line. `held` slots were taken; `limit` is the one in force then."""
+    """JOIN put us in the queue. `held` slots were taken; `limit` is the one in force then."""
 
     created: int
     held: int
@@ -42,7 +42,7 @@ class Waiting(NamedTuple):
 
 
 class Full(NamedTuple):
-    """TRY gave nothing. `limit` None: the semaphore is not known."""
+    """TRY took nothing. `limit` None: the semaphore is not registered."""
 
     held: int
     contended: bool
@@ -60,42 +60,42 @@ class Look(NamedTuple):
     """False if there may be waiters behind the ones in `queue`."""
     contended: bool
     waiting: int = 0
-    """How many keys the line has, those behind the ones in `queue` too."""
+    """Number of keys in the queue, including those behind the ones in `queue`."""
     priorities: int = 0
-    """The mod revision of the mark that says that priorities are in use; 0: they are not. Else the
-    queue is in the order of priorities, which says nothing if it is not complete."""
+    """The mod revision of the mark that priorities are in use; 0 if they are not. With priorities
+    the queue is sorted by them, which is meaningless if it is not complete."""
 
     @property
     def until(self) -> int:
-        """All who came up to this revision, and wait, are in `queue`."""
+        """All waiters that joined up to this revision are in `queue`."""
         if self.complete:
             return self.revision
         return self.queue[-1].created if self.queue else 0
 
     @property
     def has_waiters(self) -> bool:
-        """Does anybody stand in the queue? The mark alone may be left over."""
+        """Is anybody in the queue? The mark alone may be left over."""
         return self.contended and (bool(self.queue) or not self.complete)
 
 
 class Mine(NamedTuple):
-    """The slot that is given back. `letter`: it came with one, which goes too."""
+    """The slot to give back. `letter`: it came with a letter, which must be deleted too."""
 
     slot: int
     token: int
     who: bytes
     letter: bool
     more: tuple[int, ...] = ()
-    """The others of a lease that holds several."""
+    """The other slots of a lease that holds several."""
 
     @property
     def slots(self) -> tuple[int, ...]:
-        """All of them."""
+        """All slots of the lease."""
         return (self.slot, *self.more)
 
 
 def limit_is(keys: Keys, limit: Limit) -> Compare:
-    """The limit is still the one that the slots were chosen by."""
+    """The limit is still the one that was used to choose the slots."""
     return Compare(keys.max_leases, "mod", "=", limit.revision)
 
 
@@ -105,17 +105,17 @@ def no_surplus(keys: Keys, limit: Limit) -> Compare:
 
 
 def slot_is_free(keys: Keys, slot: int) -> Compare:
-    """Nobody holds it."""
+    """Nobody holds the slot."""
     return Compare(keys.slot(slot), "create", "=", 0)
 
 
 def slot_is_mine(keys: Keys, slot: int, token: int) -> Compare:
-    """It is held by the grant with this token."""
+    """The slot is held by the grant with this token."""
     return Compare(keys.slot(slot), "mod", "=", token)
 
 
 def all_are_mine(keys: Keys, mine: Mine) -> tuple[Compare, ...]:
-    """The same for all slots of a lease."""
+    """All slots of the lease are held by it."""
     return tuple(slot_is_mine(keys, slot, mine.token) for slot in mine.slots)
 
 
@@ -125,22 +125,22 @@ def is_known(keys: Keys) -> Compare:
 
 
 def uncontended(keys: Keys) -> Compare:
-    """Nobody is in the queue, as the mark says."""
+    """Nobody is in the queue, according to the mark."""
     return Compare(keys.contended, "create", "=", 0)
 
 
 def still_waits(keys: Keys, waiter: Queued) -> Compare:
-    """It waits since that very revision."""
+    """It has been waiting since that very revision."""
     return Compare(keys.waiter(waiter.who), "create", "=", waiter.created)
 
 
 def priorities_are(keys: Keys, revision: int) -> Compare:
-    """The mark of priorities is as it was seen."""
+    """The priorities mark is unchanged."""
     return Compare(keys.priorities, "mod", "=", revision)
 
 
 def may_be_next(keys: Keys, waiter: Queued, seen: int) -> tuple[Compare, ...]:
-    """Nobody can have come before it since the line was read at a revision."""
+    """Nobody can have joined ahead of it since the queue was read at revision `seen`."""
     return (none_waits_since(keys, seen),) if waiter.wants.priority < 0 else ()
 
 
@@ -154,11 +154,11 @@ def none_waits_since(keys: Keys, revision: int) -> Compare:
     return Compare(keys.waiters, "create", "<", revision + 1, end=keys.waiters_end)
 
 
-# ---------------------------------------------------------------- looking
+# ---------------------------------------------------------------- looks
 
 
 def next_in_line(keys: Keys, queue: int = QUEUE_READ) -> Range:
-    """The first of the queue."""
+    """The first waiters in the queue."""
     return Range(keys.waiters, keys.waiters_end, limit=queue, oldest_first=True)
 
 
@@ -196,12 +196,12 @@ def read_look(keys: Keys, reply: TxnReply, revision: int) -> Look:
 def as_range(reply: object) -> RangeReply:
     """The answer to a Range, as its type."""
     if not isinstance(reply, RangeReply):
-        raise AssertionError(f"a range was asked for, and etcd's answer is {reply!r}")
+        raise AssertionError(f"expected etcd's answer to a range, not {reply!r}")
     return reply
 
 
 def as_txn(reply: object) -> TxnReply:
     """The reply of a nested transaction."""
     if not isinstance(reply, TxnReply):
-        raise AssertionError(f"a transaction was nested, and etcd's answer is {reply!r}")
+        raise AssertionError(f"expected etcd's answer to a nested transaction, not {reply!r}")
     return reply

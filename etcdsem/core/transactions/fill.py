@@ -1,4 +1,4 @@
-"""FILL and UNCONTEND: what reconciling does."""
+"""FILL and UNCONTEND: the transactions of reconciling."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def fill(
     last: bool,
     passed: Queued | None = None,
 ) -> Txn:
-    """FILL free slots for the first in line: all of `pairs`, or nothing. Failure brings a Look.
+    """FILL free slots for the first waiters: all of `pairs`, or nothing. Failure returns a Look.
 
-    `passed`: who wants more than there is, and is passed by those of `pairs` who are eager.
+    `passed`: the waiter that needs more than is free, and is passed by the eager ones of `pairs`.
 
-    `last`: nobody stood behind them, so the mark goes too, unless somebody has come since.
+    `last`: nobody was behind them, so the mark is deleted too, unless somebody has joined since.
     """
     if seen.limit is None:
-        raise AssertionError("there is nothing to fill in a semaphore without a limit")
+        raise AssertionError("a semaphore without a limit cannot be filled")
     if surplus and len(pairs) > 1:
-        raise AssertionError("the count says that there is room for one; it is not known for more")
+        raise AssertionError("with surplus, the count is only known to allow one grant")
     guard = none_held_since(keys, seen.revision) if surplus else no_surplus(keys, seen.limit)
     conditions = [limit_is(keys, seen.limit), guard, priorities_are(keys, seen.priorities)]
     if passed is not None:
@@ -61,7 +61,7 @@ def fill(
 
 
 def uncontend(keys: Keys, revision: int) -> Txn:
-    """Take the mark away: nobody waited at `revision`, nor came since."""
+    """Delete the mark: nobody waited at `revision` or has joined since."""
     marks = (Delete(keys.contended), Delete(keys.priorities))
     return Txn((none_waits_since(keys, revision),), marks)
 

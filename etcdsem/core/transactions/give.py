@@ -27,13 +27,13 @@ from etcdsem.core.transactions.conditions import (
 
 
 def delete_mine(keys: Keys, mine: Mine) -> tuple[Operation, ...]:
-    """Give back all slots of a lease, and the message that came with it."""
+    """Delete all slots of a lease, and the letter that came with it."""
     slots = tuple(Delete(keys.slot(slot)) for slot in mine.slots)
     return (*slots, Delete(keys.letter(mine.who))) if mine.letter else slots
 
 
 def drop(keys: Keys, mine: Mine) -> Txn:
-    """DROP: success means given back; else a Look."""
+    """DROP. Success means given back; failure returns a Look."""
     return Txn(
         (*all_are_mine(keys, mine), uncontended(keys)),
         delete_mine(keys, mine),
@@ -54,13 +54,13 @@ def pass_on(
 ) -> Txn:
     """PASS to the first of `queue` that still waits, trying `depth` of them.
 
-    With `priorities`, the mark's revision, `queue` is all of the line as it was `seen` at a
-    revision. Who comes next is told to nobody then: it may be another by that time.
+    With `priorities`, the mark's revision, `queue` is the whole queue as it was at revision `seen`.
+    Then the letter does not list the next waiters: they may be others by that time.
 
-    Success with the innermost else, and failure, bring a Look: see `read_pass`.
+    Success with the innermost else, and failure, return a Look: see `read_pass`.
     """
     if mine.more or any(waiter.weight > 1 for waiter in queue[:depth]):
-        raise AssertionError("PASS hands one slot to one who wants one")
+        raise AssertionError("PASS hands one slot to a waiter that needs one")
     branch: tuple[Operation, ...] = look(keys)
     forget = (Delete(keys.letter(mine.who)),) if mine.letter else ()
     lines = write_list(queue[:MAX_LISTED])
@@ -86,19 +86,19 @@ def pass_on(
 
 
 def unmark(keys: Keys, priorities: int, behind: Sequence[Queued]) -> tuple[Operation, ...]:
-    """The end of the mark of priorities, if nobody with one is left."""
+    """Delete the priorities mark if no waiter with a priority is left."""
     return (Delete(keys.priorities),) if end_priorities(priorities, behind) else ()
 
 
 def end_priorities(priorities: int, behind: Sequence[Queued]) -> bool:
-    """Is nobody with a priority left in line behind those who are served now?"""
+    """Is no waiter with a priority left behind those that are served now?"""
     return priorities > 0 and not any(queued.wants.priority for queued in behind)
 
 
 def give_to(
     keys: Keys, slots: Sequence[int], waiter: Queued, behind: Sequence[bytes], wall: float
 ) -> tuple[Operation, ...]:
-    """Slots and a message for a waiter, who leaves the queue."""
+    """Grant slots to a waiter with a letter, and remove it from the queue."""
     holding = record(waiter.client, waiter.extras, waiter.lease, "acquired", wall)
     return (
         *(Put(keys.slot(slot), holding, waiter.lease) for slot in slots),
@@ -108,7 +108,7 @@ def give_to(
 
 
 def read_pass(keys: Keys, reply: TxnReply, tried: Sequence[Queued]) -> Queued | Look:
-    """Who got it, of those who were tried; else what the releaser must look at."""
+    """The waiter that got it, of those tried; else a Look for the releaser."""
     inner = reply
     if reply.succeeded:
         for waiter in tried:
@@ -119,7 +119,7 @@ def read_pass(keys: Keys, reply: TxnReply, tried: Sequence[Queued]) -> Queued | 
 
 
 def clear(keys: Keys, mine: Mine, revision: int) -> Txn:
-    """CLEAR: nobody waited at `revision`, nor came since. Failure brings a Look."""
+    """CLEAR: nobody waited at `revision` or has joined since. Failure returns a Look."""
     return Txn(
         (*all_are_mine(keys, mine), none_waits_since(keys, revision)),
         (*delete_mine(keys, mine), Delete(keys.contended), Delete(keys.priorities)),
@@ -128,15 +128,15 @@ def clear(keys: Keys, mine: Mine, revision: int) -> Txn:
 
 
 def retire(keys: Keys, mine: Mine) -> Txn:
-    """RETIRE: give the slot to nobody."""
+    """RETIRE: give the slot back without a hand-over."""
     return Txn(all_are_mine(keys, mine), delete_mine(keys, mine))
 
 
 def vacate(keys: Keys, mine: Mine) -> Txn:
-    """VACATE: what is given back is not what the first in line wants. Success brings a Look, after
-    which the releaser does a FILL; the watches on deletes see to it if it dies before.
+    """VACATE: give back slots that do not fit what the first waiter needs. Success returns a Look,
+    and the releaser follows with a FILL; if it dies before, the watches on deletes trigger it.
 
-    The mark is put again: that tells observers that the slot was given back, and not lost.
+    The mark is put again, which shows observers that the slot was given back, and not lost.
     """
     return Txn(
         all_are_mine(keys, mine),
@@ -145,7 +145,7 @@ def vacate(keys: Keys, mine: Mine) -> Txn:
 
 
 def read_vacate(keys: Keys, reply: TxnReply) -> Look | None:
-    """What there is to FILL; None if the slots were not ours any more."""
+    """What there is to FILL; None if the slots were no longer ours."""
     if not reply.succeeded:
         return None
     reads = tuple(one for one in reply.replies if isinstance(one, RangeReply))

@@ -1,4 +1,4 @@
-"""JOIN, TRY and LEAVE, and what waiters read again."""
+"""JOIN, TRY and LEAVE, and what waiters reread."""
 
 from __future__ import annotations
 
@@ -57,11 +57,12 @@ def join(
     counted_at: int = 0,
     wants: Wants = ORDINARY,
 ) -> Txn:
-    """JOIN, or without `stand_in_line` TRY. It takes the first of `slots` that is free; with a
-    weight above 1 all of them, which are so many, or none.
+    """JOIN, or without `stand_in_line` TRY. It takes the first free slot of `slots`; with a weight
+    above 1 it takes all of them (exactly that many), or none.
 
     `counted_at`: the held slots were counted at this revision and are fewer than the limit. Then
-    that none was created since stands in for "nobody above the limit" (junk may sort there).
+    the condition that none was created since replaces "nobody above the limit" (junk may sort
+    there).
     """
     if any(slot >= limit.room for slot in slots):
         raise AssertionError(f"slots {slots} were not chosen by the limit {limit}")
@@ -93,8 +94,8 @@ def join(
             put = (Put(keys.slot(slot), holding, lease),)
             branch = (Txn((slot_is_free(keys, slot),), put, branch),)
     guard = none_held_since(keys, counted_at) if counted_at else no_surplus(keys, limit)
-    # Deletes a key that nobody has. Before 3.4.42 and 3.5.28 etcd does not check a role's rights
-    # within nested transactions (CVE-2026-33343): who may only read is refused by this one.
+    # Deletes a key that never exists. etcd before 3.4.42 and 3.5.28 does not check a role's rights
+    # within nested transactions (CVE-2026-33343), so this rejects a role that may only read.
     rights = Delete(keys.rights)
     return Txn(
         compare=(limit_is(keys, limit), guard, uncontended(keys)),
@@ -105,7 +106,7 @@ def join(
 
 @lru_cache(1024)
 def _count(keys: Keys, few: bool) -> Range:
-    """How many are held. Few are read by name, so that junk is not counted."""
+    """Count the held slots. Few are read by name, so that junk is not counted."""
     return Range(
         keys.leases,
         keys.leases_end,
@@ -117,14 +118,14 @@ def _count(keys: Keys, few: bool) -> Range:
 
 def _counted(keys: Keys, found: RangeReply) -> int:
     if len(found.kvs) < found.count:
-        return found.count  # not read by name, or too many to be
+        return found.count  # not read by name, or too many of them
     return sum(slot_number(keys, kv.key) is not None for kv in found.kvs)
 
 
 def read_join(
     keys: Keys, reply: TxnReply, slots: Sequence[int], *, stand_in_line: bool, weight: int = 1
 ) -> Held | Waiting | Full:
-    """Which of the three it was."""
+    """The result of a JOIN or TRY."""
     inner = reply
     if reply.succeeded and weight > 1 and slots:
         inner = as_txn(inner.replies[0])
@@ -147,7 +148,7 @@ def read_join(
 
 
 def leave(keys: Keys, who: bytes, created: int) -> Txn:
-    """LEAVE: success means gone from the line, else the letter, if there is one."""
+    """LEAVE. Success means that it has left the queue; failure returns the letter, if any."""
     return Txn(
         (Compare(keys.waiter(who), "create", "=", created),),
         (
@@ -159,7 +160,7 @@ def leave(keys: Keys, who: bytes, created: int) -> Txn:
 
 
 def read_leave(reply: TxnReply) -> tuple[bool, KeyValue | None, bool]:
-    """(left, letter, the line is empty now)."""
+    """(has left, the letter, whether the queue is empty now)."""
     found = as_range(reply.replies[-1])
     if reply.succeeded:
         return True, None, found.count == 0
@@ -167,7 +168,7 @@ def read_leave(reply: TxnReply) -> tuple[bool, KeyValue | None, bool]:
 
 
 def recheck(keys: Keys) -> Txn:
-    """What all local waiters of a client need to know, if no watch told them."""
+    """What all local waiters of a client must know in case no watch told them."""
     return Txn(
         (),
         (

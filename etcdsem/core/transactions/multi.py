@@ -20,7 +20,7 @@ from etcdsem.core.transactions.conditions import (
 
 
 class Wish(NamedTuple):
-    """One of several semaphores of which a slot is wanted. `counted_at` as in `join`."""
+    """A slot to take of one of several semaphores. `counted_at` as in `join`."""
 
     keys: Keys
     limit: Limit
@@ -31,9 +31,9 @@ class Wish(NamedTuple):
 
 
 def take_all(wishes: Sequence[Wish], wall: float) -> Txn:
-    """ALL: each slot, if all are free and nobody stands in any line, else nothing.
+    """ALL: take each slot if all are free and no queue has a waiter, else nothing.
 
-    Failure brings a Look of each.
+    Failure returns a Look of each.
     """
     conditions: list[Compare] = []
     puts: list[Operation] = []
@@ -48,7 +48,7 @@ def take_all(wishes: Sequence[Wish], wall: float) -> Txn:
 
 
 def look_at_all(several: Sequence[Keys]) -> tuple[Range, ...]:
-    """The reads behind `read_all_looks`; of each line only the first."""
+    """The reads behind `read_all_looks`; of each queue only the first waiter."""
     return tuple(one for keys in several for one in look(keys, queue=1))
 
 
