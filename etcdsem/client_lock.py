@@ -1,17 +1,18 @@
-"""A client's lock, and what is noted under it to be done once it is free.
+"""A client's lock, and work that is deferred until the lock is free.
 
 1. Nothing foreign is called under the lock: no thread is started, no callback called, no record
-   logged. Each of them may block, or take a lock of its own, or come back to us. So they are noted,
-   and done by the next thread that leaves the lock.
-2. A thread that was asked for stays noted until it has really begun. Whoever leaves the lock starts
-   it again where that failed (the process is at its limit of threads or memory).
-3. A thread that serves all of a client (the heartbeat, a stream) must not wait for a log handler.
-   It hands its records to a thread of their own; only where none can be had it logs by itself.
-   Any other thread logs its own when its call is over: in the midst of it, others may wait for what
-   it does next, and one of them may have the handler's lock. Before it waits, it hands them over.
-4. A finalizer or a signal handler may strike in a thread that is inside the client. `inside` tells;
-   what it wants is noted too, and done elsewhere, or refused: it would wait for what its own thread
-   is to do next. To note something takes no lock.
+   logged. Each of them may block, take a lock of its own, or call this client again. So they are
+   noted, and done by the next thread that releases the lock.
+2. A requested thread stays noted until it has really begun. If it could not be started (the process
+   is at its limit of threads or memory), the next thread that releases the lock tries again.
+3. A thread that serves the whole client (the heartbeat, a stream) must not wait for a log handler.
+   It passes its records to a separate thread; only if that cannot be started it logs by itself. Any
+   other thread logs its own records at the end of its call: during the call, others may wait for
+   what it does next, and one of them may hold the handler's lock. Before it waits, it passes its
+   records on.
+4. A finalizer or a signal handler may run in a thread that is inside the client. `inside` detects
+   that. What it requests is noted and done elsewhere, or refused, since it would wait for what its
+   own thread must do next. Noting takes no lock.
 """
 
 from __future__ import annotations
@@ -31,29 +32,29 @@ from etcdsem.clock import boot_time
 log = logging.getLogger("etcdsem")
 
 AGAIN_AFTER = 0.2
-"""Seconds after which a thread that has not begun is started again."""
+"""Seconds after which the start of a thread that has not begun is retried."""
 
 MOST_RECORDS = 1000
-"""Log records that may wait for a slow handler; the oldest go first."""
+"""Maximum number of log records that wait for a slow handler; the oldest are dropped first."""
 
 
 class _Thread(threading.local):
-    """What is known of the present thread."""
+    """The state of the present thread."""
 
     inside: tuple[ClientLock, ...] = ()
-    """Of the clients that it is in, the innermost last. Never changed in place: a finalizer may
-    strike anywhere, and leaves it as it was."""
+    """The clients whose code it runs, the innermost last. Never changed in place: a finalizer may
+    run anywhere, and leaves it unchanged."""
     serves = False
-    """It serves all of a client, so it must not wait for foreign code."""
-    records: deque[Callable[[], object]] = deque()  # noqa: RUF012 - if a finalizer strikes below
-    """What this thread is to log."""
+    """True for a thread that serves the whole client and must not wait for foreign code."""
+    records: deque[Callable[[], object]] = deque()  # noqa: RUF012 - if a finalizer runs below
+    """Records that this thread must log."""
 
     def __init__(self) -> None:
         self.records = deque()
 
 
 class Job:
-    """A function that shall run once, in a thread of its own."""
+    """A function to run once, in its own thread."""
 
     __slots__ = ("failed", "function", "name", "next_try", "serves")
 
@@ -66,20 +67,20 @@ class Job:
 
 
 class ClientLock:
-    """Use it as a context manager: at its end, what was noted is done.
+    """A context manager; when it exits, noted work is done.
 
-    `start` starts a daemon thread; it raises RuntimeError or MemoryError where it cannot.
+    `start` starts a daemon thread; it raises RuntimeError or MemoryError if it cannot.
     """
 
     def __init__(self, start: Callable[[Callable[[], None], str], None] | None = None) -> None:
         self.lock = threading.RLock()
         self._start_thread = start or _start_thread
         self._jobs: dict[Job, None] = {}  # until they have begun
-        self._actions: deque[Callable[[], object]] = deque()  # ours: quick, harmless when repeated
+        self._actions: deque[Callable[[], object]] = deque()  # our own: quick and idempotent
         self._records: deque[Callable[[], object]] = deque(maxlen=MOST_RECORDS)
-        """Of the threads that serve all; the reporter logs them."""
+        """Of the threads that serve the client; logged by the reporter."""
         self._reporter: Job | None = None
-        self.closed = False  # threads that cannot be started are waited for no more
+        self.closed = False  # stop waiting for threads that cannot be started
 
     def __enter__(self) -> None:
         self.lock.acquire()
@@ -95,14 +96,14 @@ class ClientLock:
 
     @property
     def held(self) -> bool:
-        """Does this thread hold it?"""
+        """Does this thread hold the lock?"""
         owned: bool = self.lock._is_owned()  # type: ignore[attr-defined]  # as Condition asks
         return owned
 
-    # -- what is noted; all of it takes no lock
+    # -- noting work; none of this takes a lock
 
     def start(self, function: Callable[[], object], name: str, *, serves: bool = True) -> Job:
-        """Run a function in a daemon thread. `serves`: it serves all of the client, and calls
+        """Run a function in a daemon thread. `serves`: it serves the whole client, and calls
         nothing foreign.
         """
         job = self.note(function, name, serves=serves)
@@ -111,32 +112,32 @@ class ClientLock:
         return job
 
     def note(self, function: Callable[[], object], name: str, *, serves: bool = True) -> Job:
-        """The same, but leave it to the next thread that leaves the lock."""
+        """The same, but leave the start to the next thread that releases the lock."""
         job = Job(function, name, serves=serves)
         self._jobs[job] = None
         return job
 
     def waits(self, job: Job | None) -> bool:
-        """Was it noted, and has not begun yet?"""
+        """Was the job noted, and has it not begun yet?"""
         return job in self._jobs
 
     def after(self, action: Callable[[], object]) -> None:
-        """Do something of ours that is quick, and harmless when it is done twice."""
+        """Defer a quick action of our own, which must be harmless when it is done twice."""
         self._actions.append(action)
 
     def log(self, record: Callable[[], object]) -> None:
-        """Log something. A thread that does not serve all logs its own, before its call returns."""
+        """Defer a log record. A thread that serves no client logs it when its call ends."""
         (self._records if _thread.serves else _thread.records).append(record)
 
     @property
     def starved(self) -> str:
-        """Why a thread that serves all could not be started; empty if there is none."""
+        """Why a serving thread could not be started; empty if all were."""
         return next((job.failed for job in list(self._jobs) if job.failed and job.serves), "")
 
-    # -- and done
+    # -- doing it
 
     def settle(self) -> None:
-        """Do what was noted, unless this thread holds the lock."""
+        """Do the noted work, unless this thread holds the lock."""
         mine = _thread.records
         if (mine or self._jobs or self._actions or self._records) and not self.held:
             self._act()
@@ -149,7 +150,7 @@ class ClientLock:
                 self._report_elsewhere()
 
     def hand_over_records(self) -> None:
-        """This thread will wait: what it has noted so far is logged elsewhere."""
+        """Have the records of this thread logged elsewhere, since it is about to wait."""
         mine = _thread.records
         if mine:
             self._records.extend(mine)
@@ -161,7 +162,7 @@ class ClientLock:
             try:
                 action = self._actions[0]
                 action()
-                self._actions.remove(action)  # only now: an interruption may strike anywhere
+                self._actions.remove(action)  # only now: an interruption may come anywhere
             except (IndexError, ValueError):
                 pass  # another thread was faster
 
@@ -176,7 +177,7 @@ class ClientLock:
                 job.failed = ""
             except (RuntimeError, MemoryError) as error:
                 why = str(error) or type(error).__name__
-                if not job.failed and not exit_hooks.over():  # Python 3.12 starts none then
+                if not job.failed and not exit_hooks.over():  # Python 3.12 starts none at exit
                     message = "etcdsem: the thread %s cannot be started: %s; trying again"
                     self.log(partial(log.warning, message, job.name, why))
                 job.failed = why
@@ -192,7 +193,7 @@ class ClientLock:
         try:
             job.function()
         finally:
-            self.settle()  # what it has logged
+            self.settle()  # log its records
 
     def _serve(self, job: Job) -> None:
         try:
@@ -200,13 +201,13 @@ class ClientLock:
         finally:
             self.settle()
             while not self.closed and any(job.failed for job in list(self._jobs)):
-                # Nobody else may come by.
+                # Perhaps no other thread will release the lock.
                 time.sleep(AGAIN_AFTER)
                 self.settle()
 
     @staticmethod
     def _report(records: deque[Callable[[], object]]) -> None:
-        """Log, outside of everything: a handler may well use this client."""
+        """Log outside of everything: a handler may well use this client."""
         outer, _thread.inside = _thread.inside, ()
         try:
             while records:
@@ -216,7 +217,7 @@ class ClientLock:
                     return  # another thread was faster
                 try:
                     record()
-                except Exception:  # a filter's; handlers' are logging's business
+                except Exception:  # from a filter; logging deals with those of handlers
                     sys.excepthook(*sys.exc_info())
         finally:
             _thread.inside = outer
@@ -242,32 +243,32 @@ def _start_thread(function: Callable[[], None], name: str) -> None:
     threading.Thread(target=function, name=name, daemon=True).start()
 
 
-# ---------------------------------------------------------------- who is inside
+# ---------------------------------------------------------------- threads inside a client
 
 
 def enter(lock: ClientLock) -> None:
-    """This thread begins to work for a client."""
+    """Mark that this thread begins to work for a client."""
     _thread.inside += (lock,)
 
 
 def leave() -> None:
-    """It is done with that."""
+    """Mark that this thread has finished working for the client."""
     _thread.inside = _thread.inside[:-1]
 
 
 def inside() -> ClientLock | None:
-    """The lock of the client that this thread is working in: then whoever asks is a finalizer or a
-    signal handler, and must neither wait nor start a thread.
+    """The lock of the client whose code this thread is running, or None. If there is one, the
+    caller is a finalizer or a signal handler, and must not wait or start a thread.
     """
     if _thread.inside and not _on_the_stack():
-        _thread.inside = ()  # an interruption has struck between `enter` and `leave`
+        _thread.inside = ()  # an interruption came between `enter` and `leave`
     within = _thread.inside
     return within[-1] if within else None
 
 
 def elsewhere(own: ClientLock, function: Callable[[], object], name: str) -> None:
-    """Run a function in a thread of its own, started by whoever may start one: this thread once it
-    leaves the client that it is in, else now.
+    """Run a function in its own thread. The thread is started now, or, if this thread is inside a
+    client, when it leaves that client.
     """
     within = inside()
     if within is None:
@@ -277,7 +278,7 @@ def elsewhere(own: ClientLock, function: Callable[[], object], name: str) -> Non
 
 
 MARKED: set[object] = {ClientLock._serve.__code__}
-"""The code of functions that work for a client."""
+"""The code objects of functions that work for a client."""
 
 _OUTSIDE = ClientLock._report.__code__
 

@@ -1,4 +1,4 @@
-"""The clock by which leases are judged."""
+"""The clock that determines whether a lease is valid."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ _CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def boot_time() -> float:
-    """Seconds on a clock that also counts suspension, where the system has one."""
+    """Seconds on a clock that also counts suspension, if the system has one."""
     return time.clock_gettime(_CLOCK)

@@ -1,12 +1,13 @@
-"""What is still to be done when a process ends, in whichever way it ends.
+"""Work to do when a process ends, however it ends.
 
-1. The interpreter's end runs it (`atexit`), after all threads that are no daemons have ended.
-2. A child that `multiprocessing` forks ends by ``os._exit``, which `atexit` does not see. There
-   it runs after the child's own work. `multiprocessing` does not wait for threads before that,
-   and a thread may still work under a lease: so here they are waited for.
-3. Threads of ours, which end once their client is closed, are waited for: a sub-interpreter that
-   ends before a daemon thread of it aborts the whole process (Python before 3.13).
-4. Whatever calls ``os._exit`` by itself, or is killed, runs nothing: leases end by their TTL.
+1. `atexit` runs it when the interpreter ends, after all non-daemon threads have ended.
+2. A child that `multiprocessing` forks ends with ``os._exit``, which bypasses `atexit`. There it
+   runs after the child's own work. `multiprocessing` does not wait for threads before that, and a
+   thread may still work under a lease, so this module waits for them.
+3. It waits for our own threads, which end once their client is closed: a sub-interpreter that ends
+   before one of its daemon threads aborts the whole process (Python before 3.13).
+4. A process that calls ``os._exit`` itself, or is killed, runs nothing: its leases end by their
+   TTL.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ from collections.abc import Callable
 from etcdsem.clock import boot_time
 
 JOIN_TIME = 1.0
-"""Seconds to wait for threads of ours. They end by themselves."""
+"""Seconds to wait for our own threads. They end by themselves."""
 
 _functions: list[Callable[[], object]] = []
-_seen_to = 0  # the process that `see_to_child` has seen to
-_over = 0  # the process that has begun to end
+_seen_to = 0  # the PID for which `see_to_child` has been called
+_over = 0  # the PID of the process that has begun to end
 
 
 def at_end(function: Callable[[], object]) -> None:
-    """Run a function when the process ends. It may run twice."""
+    """Run a function when the process ends. It may be called twice."""
     if not _functions:
         atexit.register(_run)
     _functions.append(function)
 
 
 def over() -> bool:
-    """Has it run? Then nothing new should be begun: nobody would end it."""
+    """Have the functions run? Then start nothing new: nothing would end it."""
     return _over == os.getpid()
 
 
@@ -43,7 +44,7 @@ def _run() -> None:
     global _over
     _over = os.getpid()
     if sys.is_finalizing():
-        return  # a sub-interpreter that nobody has ended: no thread runs any more
+        return  # a sub-interpreter that was not ended explicitly: no thread runs any more
     for function in reversed(_functions):
         function()
     _join_ours()
@@ -57,7 +58,7 @@ def _join_ours() -> None:
 
 
 def see_to_child() -> None:
-    """To be called when there begins to be something to do at the end of this process."""
+    """Arrange the end of a forked child. Call it when this process first gets work for its end."""
     global _seen_to
     process = sys.modules.get("multiprocessing.process")
     if process is None or process.parent_process() is None or _seen_to == os.getpid():
@@ -70,18 +71,18 @@ def see_to_child() -> None:
 
 
 def _begin() -> None:
-    """The child's work is done; its threads, if it has any, are joined after this."""
+    """Called when the child's own work is done; its threads, if any, are waited for."""
     if not _threads():
         _run()
         return
     try:
         threading.Thread(target=_when_alone, name="etcdsem-end", daemon=False).start()
     except RuntimeError:
-        pass  # no child of a fork: its interpreter is ending, and atexit's turn comes
+        pass  # not a forked child: its interpreter is ending, and atexit will run it
 
 
 def _threads() -> list[threading.Thread]:
-    """The other threads that the end waits for."""
+    """The other threads that must end first."""
     ours = {threading.current_thread(), threading.main_thread()}
     return [one for one in threading.enumerate() if not (one.daemon or one in ours)]
 

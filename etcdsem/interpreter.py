@@ -1,4 +1,4 @@
-"""Whether this program's Python can be started once more, for a helper process, and how."""
+"""Whether and how another Python interpreter can be started, for a helper process."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _NAMES = ("python", "pypy", "graalpy")
 
 
 def why_not() -> str:
-    """Why ``sys.executable`` is no Python that could be started; empty if it is one.
+    """Why ``sys.executable`` is not a Python that can be started; empty if it is one.
 
-    Started with ``-c CODE``, a frozen program or an application server runs itself once more.
+    A frozen program or an application server would start another copy of itself with ``-c CODE``.
     """
     if getattr(sys, "frozen", False):
         return f"this program was frozen (sys.frozen), so {sys.executable} is not a Python"
@@ -24,6 +24,6 @@ def why_not() -> str:
 
 
 def python(code: str, *arguments: str) -> list[str]:
-    """The command that runs some code in a new Python, with the same modules within reach."""
+    """The command that runs `code` in a new Python that can import the same modules."""
     path = [os.path.abspath(one) for one in sys.path]
     return [sys.executable, "-c", _RUN.format(path=path, code=code), *arguments]

@@ -1,4 +1,4 @@
-"""How long leases last without a sign of life, and how often they are refreshed."""
+"""The lease timeout and the refresh interval."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from etcdsem.model import (
 
 
 class Intervals(NamedTuple):
-    """In seconds."""
+    """The lease timeout and the refresh interval, in seconds."""
 
     lease_timeout: int
     refresh: float
 
     @property
     def spare(self) -> float:
-        """What is left of a lease when a refresh has failed, until it counts as lost."""
+        """Seconds from a failed refresh until the lease counts as lost."""
         return self.lease_timeout - margin(self.lease_timeout) - self.refresh
 
 
 def read_intervals(lease_timeout: Duration | None, refresh_interval: Duration | None) -> Intervals:
-    """What was given, else what the environment says, else the defaults; raises InvalidSetting."""
+    """The given values, else those of the environment, else the defaults. Raises InvalidSetting."""
     timeout = _lease_timeout(lease_timeout)
     given = refresh_interval
     if given is None and lease_timeout is None:

@@ -1,4 +1,4 @@
-"""The helper's side: the core's own heartbeat, over leases that belong to somebody else."""
+"""The helper process: it runs the core's heartbeat for leases that belong to the parent."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from etcdsem.posix import die_with_parent, process_stat
 from etcdsem.sync import Client
 
 LOOK = 0.25
-"""Seconds between two looks at the parent."""
+"""Seconds between two checks of the parent."""
 
 
 class Borrowed(LeaseManager):
-    """Leases of the parent: renewed while they surely live, and otherwise left alone."""
+    """The parent's leases: renewed while they are certainly alive, and otherwise left alone."""
 
     table: Table
     places: dict[int, int]
@@ -38,7 +38,7 @@ class Borrowed(LeaseManager):
         self.drop(lease.id, given_up=True)
 
     def drop(self, lease_id: int, *, given_up: bool = False) -> None:
-        """Renew it no more."""
+        """Stop renewing a lease."""
         lease = self.live.pop(lease_id, None)
         place = self.places.pop(lease_id, None)
         if lease is not None:
@@ -48,7 +48,7 @@ class Borrowed(LeaseManager):
 
 
 class Helper:
-    """Renews for one parent until that ends."""
+    """Renews leases for one parent until the parent ends."""
 
     def __init__(self, memory: int, parent: int) -> None:
         self._parent = parent
@@ -63,7 +63,7 @@ class Helper:
         self._table = keeper.table
 
     def work(self) -> None:
-        """Until the parent ends, or is done."""
+        """Run until the parent ends, or closes the pipe."""
         heard = b""
         while os.getppid() == self._parent:
             if select.select([0], [], [], LOOK)[0]:
@@ -85,16 +85,16 @@ class Helper:
         if kind == b"K" and not self._table.forbidden(place):
             lease = TtlLease(lease_id, int(ttl), ttl, sent)
             lease.bind(0.0, bound)
-            lease.refresh = 0.7 * refresh  # sooner than the parent, who then need not
+            lease.refresh = 0.7 * refresh  # sooner than the parent, which then need not refresh
             self._keeper.places[lease_id] = place
             self._keeper.adopt(lease)
 
     def _is_stopped(self) -> bool:
-        """Was the parent stopped by a signal, or a debugger?"""
+        """Was the parent stopped by a signal or a debugger?"""
         try:
             return process_stat(self._parent).state in "TtZX"
         except FileNotFoundError:
-            # Without /proc it cannot be told; `limit` bounds that too.
+            # Unknown without /proc; `limit` covers that case too.
             return os.path.exists("/proc/self/stat")
         except OSError:
             return False
@@ -111,7 +111,9 @@ def _exactly(size: int) -> bytes:
 
 
 def main() -> NoReturn:
-    """What runs in the helper process: memory, parent and whether its thread lasts are told."""
+    """Entry point of the helper process. Its arguments are the memory, the parent's PID, and
+    whether the thread that started it lasts as long as the parent.
+    """
     memory, parent, lasting = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "thread"
     if lasting:
         die_with_parent()

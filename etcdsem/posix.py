@@ -1,6 +1,6 @@
-"""What the operating system tells of processes and of itself, and does for us; see also `clock.py`.
+"""Process information and services of the operating system; see also `clock.py`.
 
-Linux has all of it. Elsewhere a caller must do without.
+Linux has all of them. On other systems, callers must do without.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """Have this process killed when the thread that started it ends (Linux; else do nothing).
+    """Have this process killed when the thread that started it ends (Linux only).
 
-    The parent may have ended before the call: compare `os.getppid()` after it.
+    The parent may have ended before the call, so compare `os.getppid()` after it.
     """
     if sys.platform.startswith("linux"):
         import ctypes
@@ -24,7 +24,7 @@ def die_with_parent() -> None:
 
 
 class ProcessStat(NamedTuple):
-    """What ``/proc/PID/stat`` says of a process."""
+    """A process's fields in ``/proc/PID/stat``."""
 
     state: str
     """R, S, D, T (stopped), t (traced), Z (zombie), X (dead)."""
@@ -40,7 +40,7 @@ def process_stat(pid: int) -> ProcessStat:
 
 
 def boot_id() -> str | None:
-    """Which start of the machine this is, where the system tells."""
+    """The ID of this boot of the machine; None if the system has none."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()

@@ -1,9 +1,10 @@
-"""All semaphores below a prefix, as etcd has them: a copy that follows etcd.
+"""A copy of all semaphores under a prefix that follows etcd.
 
-1. One watch over the prefix keeps the copy; `refresh()` costs etcd one count of keys, which says
-   whether etcd answers, and whether the copy is complete. Only if it is not are all keys read.
+1. One watch on the prefix keeps the copy up to date. `refresh()` costs etcd one count of keys,
+   which shows whether etcd answers and whether the copy is complete. Only if it is not, all keys
+   are read.
 2. `refresh()` ends within seconds, whatever etcd does.
-3. Under the engine's lock nothing blocks; `_turn` lets one thread at a time ask etcd.
+3. Nothing blocks under the engine's lock; `_turn` lets one thread at a time query etcd.
 """
 
 from __future__ import annotations
@@ -30,30 +31,30 @@ if TYPE_CHECKING:
 log = logging.getLogger("etcdsem")
 
 PATIENCE = 3.0
-"""Seconds for a refresh; Prometheus waits for 10 by default."""
+"""Seconds for a refresh; Prometheus waits for 10 s by default."""
 
 
 class PrefixMirror:
-    """A copy of all that lies below a client's prefix."""
+    """A copy of everything under a client's prefix."""
 
     def __init__(self, client: Client) -> None:
         self._driver = client._driver
         self._census = PrefixView(client.prefix)
         self.prefix = self._census.prefix
         self.full_reads = 0
-        """Times that all keys were read."""
+        """How often all keys were read."""
         self._turn = threading.Lock()
         self._watch: Watch | None = None
         self._watching = threading.Event()
         self._refused: Failure | None = None
-        self._trouble = ""  # why etcd does not answer; guarded by the turn
+        self._trouble = ""  # why etcd does not answer; guarded by `_turn`
         self._asked_at = 0.0
 
     def refresh(self) -> bool:
-        """Bring it up to date. False if etcd does not answer in time."""
+        """Bring the copy up to date. False if etcd does not answer in time."""
         began = time.monotonic()
         with self._turn:
-            if self._asked_at > began:  # another thread asked while we waited for our turn
+            if self._asked_at > began:  # another thread asked while this one waited for its turn
                 return not self._trouble
             self._asked_at = time.monotonic()
             try:
@@ -70,7 +71,7 @@ class PrefixMirror:
 
     @contextmanager
     def semaphores(self) -> Iterator[tuple[float, Sequence[SemaphoreView]]]:
-        """The time, and all semaphores and rate limits by name. They change after the block."""
+        """The time, and all semaphores and rate limits by name. They may change after the block."""
         with self._driver.turn:
             now = self._driver.now()
             yield now, [line for _, line in sorted(self._census.lines.items())]
@@ -90,7 +91,7 @@ class PrefixMirror:
             self._read_all(until)
 
     def _listen(self, until: float) -> None:
-        """See to it that the watch is up; a Failure if it cannot be."""
+        """Make sure that the watch is up; raises a Failure if it cannot be."""
         driver, view = self._driver, self._census
         with driver.turn:
             if self._watch is None:
@@ -136,7 +137,7 @@ class PrefixMirror:
         view.load(kvs, reply.revision, session.env.now(), session.env.wall())
 
     def _read(self, keys: Range, until: float) -> Procedure[tuple[int, int]]:
-        """(revision, how many keys), tried once more if that may help."""
+        """(revision, number of keys); retried once if that may help."""
         session = self._driver.session
         for last in (False, True):
             try:
@@ -145,7 +146,7 @@ class PrefixMirror:
             except (NotApplied, OutcomeUnknown):
                 if last or session.env.now() >= until:
                     raise
-        raise AssertionError("two tries, and neither an answer nor a failure")
+        raise AssertionError("two attempts gave neither an answer nor a failure")
 
 
 __all__ = ["PrefixMirror", "SemaphoreView"]

@@ -1,6 +1,6 @@
-"""Who is counted: the stats of all clients of this process, also of those that are no more.
+"""The statistics of all clients of this process, including those that no longer exist.
 
-Apart from `metrics.py`, which shows them, so that a program that never looks need not load that.
+Separate from `metrics.py`, which shows them, so that a program that never looks need not load it.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from etcdsem.core.session import Session
 from etcdsem.core.stats import ClientStats
 
 MOST_SEMAPHORES = 1000
-"""Semaphores that are listed by name; the counts of further ones go to ``(others)``."""
+"""Number of semaphores that are listed by name; further ones are counted as ``(others)``."""
 
 
 class _Counted:
-    """The stats of this process's clients. A client that is no more leaves its counts."""
+    """The statistics of this process's clients. Those of former clients are kept."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a finalizer may come back
+        self._lock = threading.RLock()  # a finalizer may re-enter
         self._live: list[ClientStats] = []
-        self._ended: deque[ClientStats] = deque()  # still among the live ones
+        self._ended: deque[ClientStats] = deque()  # those still listed in `_live`
         self._past = ClientStats()
 
     def follow(self, session: Session) -> None:
@@ -31,7 +31,7 @@ class _Counted:
         with self._lock:
             self._settle()
             self._live.append(stats)
-        # Only noted there: the end of a session may come in the midst of anything, here too.
+        # Only noted there: a session may end at any moment, even during this code.
         weakref.finalize(session, self._ended.append, stats).atexit = False
 
     def all(self) -> ClientStats:
@@ -54,12 +54,12 @@ _counted = _Counted()
 
 
 def follow(session: Session) -> None:
-    """Count what a client does from now on (each engine calls this for its own)."""
+    """Count what a client does from now on (each engine calls this for its own session)."""
     _counted.follow(session)
 
 
 def all_stats() -> ClientStats:
-    """What all clients of this process have counted so far. May be called from any thread."""
+    """Everything that all clients of this process have counted. Safe in any thread."""
     return _counted.all()
 
 

@@ -1,8 +1,8 @@
-"""What `etcdsem.aio` says where no event loop runs.
+"""What `etcdsem.aio` does if no event loop is running.
 
 A coroutine function does nothing until its result is awaited. A plain function that calls
-``sem.acquire()`` without awaiting it would therefore run on without a lease, with no more than a
-"never awaited" warning. So these functions raise in the call itself.
+``sem.acquire()`` without awaiting it would therefore continue without a lease, with only a "never
+awaited" warning. So these functions raise an error in the call itself.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ C = TypeVar("C", bound=type)
 
 
 def running_loop(what: str) -> asyncio.AbstractEventLoop:
-    """The running event loop; raises WrongEventLoop, which says what was tried, without one."""
+    """The running event loop. Without one it raises WrongEventLoop; `what` names the operation."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
         raise WrongEventLoop(
             f"{what} of etcdsem.aio needs a running event loop, and no event loop is running here. "
-            "In plain functions, also in Dask tasks that are plain functions, use the blocking "
+            "In plain functions, including plain functions in Dask tasks, use the blocking "
             "library: from etcdsem import Semaphore. Otherwise await it in a coroutine: "
             "async def main(): ..., then asyncio.run(main())"
         ) from None
 
 
 def needs_loop(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a coroutine function raise WrongEventLoop when it is called without a running loop."""
+    """Make a coroutine function raise WrongEventLoop if it is called without a running loop."""
     what = f"{function.__name__}()"
 
     @functools.wraps(function)
@@ -55,7 +55,7 @@ def methods_need_loop(cls: C) -> C:
 
 
 def _marked(function: Callable[P, R]) -> Callable[P, R]:
-    """Frameworks ask whether a function is a coroutine function, to know how to call it."""
+    """Mark a coroutine function, since frameworks check for one to know how to call it."""
     marked: Any = function
     if sys.version_info >= (3, 12):
         return inspect.markcoroutinefunction(marked)

@@ -1,8 +1,8 @@
 """Semaphores and rate limits as decorators: the block lasts as long as the function's body runs.
 
 The body of a generator function, a coroutine function or a context manager runs after the call has
-returned. So each kind of function gets a wrapper of its own kind, which enters the block when the
-body begins and leaves it when the body ends. What cannot be held that long is a TypeError.
+returned. So each kind of function gets a wrapper of the same kind, which enters the block when the
+body begins and leaves it when the body ends. Anything that cannot be held that long is a TypeError.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Lazy = TypeVar("Lazy", bound="AsyncIterator[Any] | AbstractAsyncContextManager[A
 
 Function: TypeAlias = Callable[..., Any]
 Block: TypeAlias = Callable[[], "AbstractContextManager[Any, Any]"]
-"""Makes the context manager for one run of the body."""
+"""Creates the context manager for one run of the body."""
 AsyncBlock: TypeAlias = Callable[[], "AbstractAsyncContextManager[Any, Any]"]
 
 Kind: TypeAlias = Literal[
@@ -53,13 +53,13 @@ class Decorator:
         raise NotImplementedError
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """As a decorator: each call enters the block, and leaves it when the body has ended.
+        """Decorate a function: each call enters the block, and leaves it when the body has ended.
 
         The body of a generator function lasts from the first `next` to its end or its `close`, that
         of a ``@contextmanager`` function from enter to exit.
 
         Raises:
-            TypeError: the function is async (then use `etcdsem.aio`), or it is no function. A plain
+            TypeError: the function is async (use `etcdsem.aio`), or it is not a function. A plain
                 function that returns a coroutine, or another object whose body has not begun,
                 raises it when it is called.
         """
@@ -81,13 +81,13 @@ class AsyncDecorator:
     @overload
     def __call__(self, function: Callable[P, Lazy]) -> Callable[P, Lazy]: ...
     def __call__(self, function: Function) -> Function:
-        """As a decorator: each call enters the block, and leaves it when the body has ended.
+        """Decorate a function: each call enters the block, and leaves it when the body has ended.
 
         The body of an async generator function lasts from its first item to its end or its
         `aclose`, that of an ``@asynccontextmanager`` function from enter to exit.
 
         Raises:
-            TypeError: the function is not async (then use the blocking library), or it is no
+            TypeError: the function is not async (use the blocking library), or it is not a
                 function.
         """
         return decorate_async(function, self._block, self._class_name)
@@ -100,8 +100,8 @@ def decorate(
 
     Args:
         function: a plain function, a generator function or a ``@contextmanager`` function; also a
-            partial of one, a method, or an object that can be called.
-        block: makes the context manager for one run of the body.
+            partial of one, a method, or a callable object.
+        block: creates the context manager for one run of the body.
         class_name: "Semaphore" or "RateLimit", for messages.
 
     Raises:
@@ -160,7 +160,7 @@ def _function(call: Function, block: Block) -> Function:
 def _generator(call: Function, block: Block) -> Function:
     @functools.wraps(call)
     def held(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        body = call(*args, **kwargs)  # outside: wrong arguments need no lease
+        body = call(*args, **kwargs)  # outside the block: wrong arguments need no lease
         with block():
             return (yield from body)
 
@@ -197,7 +197,7 @@ def _async_generator(call: Function, block: AsyncBlock) -> Function:
                     try:
                         sent = yield item
                     except GeneratorExit:
-                        raise  # we are being closed, and aclosing closes the body
+                        raise  # this wrapper is being closed, and aclosing closes the body
                     except BaseException as error:
                         item = await body.athrow(error)
                     else:
@@ -234,10 +234,10 @@ _ADVICE = (
 
 
 def _begun(result: R, below: object) -> R:
-    """What a function returned. TypeError for an object whose body has not begun: it would run
-    after the block. It is closed, so that nobody runs it.
+    """Return what a function returned. Raises TypeError for an object whose body has not begun,
+    since it would run after the block; the object is closed, so that nobody runs it.
 
-    A plain function may return a generator, but for that of the function `below` its wrappers.
+    A plain function may return a generator unless it is that of the function `below` its wrappers.
     """
     lazy: Any = result
     if isinstance(lazy, Coroutine):
@@ -257,9 +257,9 @@ def _begun(result: R, below: object) -> R:
 
 
 def kind_of(function: object) -> Kind:
-    """Of which kind a function is, through partials, methods and objects that can be called.
+    """The kind of a function, determined through partials, methods and callable objects.
 
-    Raises TypeError for what is no function.
+    Raises TypeError if it is not a function.
     """
     if not callable(function):
         raise TypeError(
@@ -291,7 +291,7 @@ def _nothing() -> Any:
     return None
 
 
-# contextlib makes all its context managers by one function each.
+# contextlib creates all its context managers with one function each.
 _CONTEXT_MANAGER = contextlib.contextmanager(_nothing).__code__
 _ASYNC_CONTEXT_MANAGER = contextlib.asynccontextmanager(_nothing).__code__
 
@@ -304,7 +304,7 @@ def _is_coroutine_function(call: object) -> bool:
 
 
 def _called_by(call: Any) -> Any:
-    """What a partial, a method or an object with a `__call__` runs; None for all else."""
+    """What a partial, a method or a callable object runs; None for anything else."""
     if isinstance(call, functools.partial):
         return call.func
     if inspect.ismethod(call):

@@ -1,15 +1,16 @@
 """A helper process that refreshes leases for a program whose interpreter is busy.
 
-1. A lease is handed over when it is granted and taken back when it is released or lost, through a
-   pipe. The helper renews what it was handed, and nothing else; when in doubt it stops. It never
+1. A lease is handed over through a pipe when it is granted, and taken back when it is released or
+   lost. The helper renews what it was handed, and nothing else; when in doubt it stops. It never
    revokes anything.
-2. What it has renewed stands in shared memory: when the renewal was sent (on the clock that both
-   processes share), and the TTL that etcd answered. So the program knows it in the very moment in
-   which it asks whether a lease is valid, however long it was busy.
-3. It ends with its parent, also if that is killed: the pipe ends, the kernel says so, and it looks
-   who its parent is. What it kept ends by its TTL then.
-4. A parent that is stopped (SIGSTOP, Ctrl-Z, a debugger) is not kept alive, nor one whose heartbeat
-   has not been seen for `limit` seconds: a program that hangs must not keep its slots for ever.
+2. It records its renewals in shared memory: when the renewal was sent (on the clock that both
+   processes share), and the TTL that etcd answered. So the program sees them at the very moment at
+   which it checks whether a lease is valid, however long it was busy.
+3. The helper ends with its parent, even if the parent is killed: the pipe closes, the kernel sends
+   a signal, and the helper checks its parent's PID. The leases that it kept then end by their TTL.
+4. It does not keep leases for a parent that is stopped (SIGSTOP, Ctrl-Z, a debugger) or whose
+   heartbeat has not been seen for `limit` seconds: a program that hangs must not keep its slots
+   forever.
 """
 
 from __future__ import annotations
@@ -38,21 +39,21 @@ if TYPE_CHECKING:
 log = logging.getLogger("etcdsem")
 
 _LONGEST_PAUSE = 60.0
-"""Seconds between two starts of a helper that ends again and again; one that has run for so long
-counts as sound."""
+"""Maximum seconds between two starts of a helper that keeps ending; one that has run for so long
+counts as healthy."""
 
 _FAILURES = (OSError, MemoryError, RuntimeError, subprocess.SubprocessError)
-"""What a start may end with where processes, threads, files or memory have run out."""
+"""The errors of a start if processes, threads, files or memory have run out."""
 
 
 class _Helper:
     """One helper process and the pipe to it."""
 
     def __init__(self, settings: ConnectionSettings, limit: float, memory: int) -> None:
-        """Start it. Raises EtcdSemError. `memory`: the descriptor of the shared memory."""
+        """Start it. `memory` is the descriptor of the shared memory. Raises EtcdSemError."""
         if reason := interpreter.why_not():
             raise EtcdSemError(f"cannot be started: {reason}")
-        # The kernel's signal at the parent's death really comes at the death of its *thread*.
+        # The kernel's signal for the parent's death is really sent when the parent *thread* ends.
         main = threading.current_thread() is threading.main_thread()
         command = interpreter.python(
             "from etcdsem.keeper_process import main; main()",
@@ -70,7 +71,7 @@ class _Helper:
                 stdout=subprocess.DEVNULL,
                 stderr=None if os.environ.get("ETCDSEM_DEBUG") else subprocess.DEVNULL,
                 pass_fds=[memory],
-                start_new_session=True,  # Ctrl-C is not for it
+                start_new_session=True,  # Ctrl-C must not reach it
             )
         except _FAILURES as error:
             raise EtcdSemError(f"cannot be started: {_text(error)}") from error
@@ -99,27 +100,27 @@ class _Helper:
 
     @property
     def how(self) -> str:
-        """How it has ended."""
+        """How the process has ended."""
         code = self._process.returncode
         return f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
 
     def tell(self, order: bytes) -> bool:
-        """False: it did not hear. Then it must not go on, and is killed."""
+        """Send an order. False if that failed; then it must not continue, and is killed."""
         try:
             if os.write(self._pipe, order) == len(order):
                 return True
         except OSError:
-            pass  # it has ended, or stands still
+            pass  # it has ended or is stopped
         self.kill()
         return False
 
     def kill(self) -> None:
-        """End it at once, without waiting for that."""
+        """Kill it without waiting for its end."""
         with contextlib.suppress(OSError):
             self._process.kill()
 
     def end(self, grace: float) -> None:
-        """Close the pipe, which tells it to end, and see that it does."""
+        """Close the pipe, which tells it to end, and make sure that it does."""
         self.let_go()
         try:
             self._process.wait(grace)
@@ -135,7 +136,7 @@ class _Helper:
                 os.close(pipe)
 
     def is_not_ours(self) -> None:
-        """In a forked child: there is nothing to wait for."""
+        """Called in a forked child: there is nothing to wait for."""
         self.let_go()
         self._process.returncode = 0
 
@@ -148,7 +149,7 @@ F = TypeVar("F", bound=Callable[..., None])
 
 
 def _never_raises(method: F) -> F:
-    """For what the heartbeat or a release calls: an error ends the helper, and nothing else."""
+    """For methods that the heartbeat or a release calls: an error ends the helper, nothing else."""
 
     @functools.wraps(method)
     def call(self: KeeperProcess, *arguments: Any) -> None:
@@ -175,21 +176,21 @@ class KeeperProcess:
 
         Args:
             settings: of the connection to etcd.
-            limit: seconds for which the helper goes on without a sign of life.
-            start: starts a function, with that name, where it may block; None: in a thread.
-            write_log: logs, as `logging.Logger.log`, where it may block.
+            limit: seconds for which the helper continues without a sign of life.
+            start: runs a function under that name where it may block; None: in a thread.
+            write_log: logs, like `logging.Logger.log`, where it may block.
         """
         self._settings = settings
         self._limit = limit
         self._start = start or _start_thread
         self._log = write_log or log.log
         self._pid = os.getpid()
-        self._places: dict[int, int] = {}  # of the leases that are handed over
+        self._places: dict[int, int] = {}  # the records of the leases that are handed over
         self._free = list(range(RECORDS - 1, 0, -1))
-        self._made: deque[_Helper] = deque()  # by a thread, to be taken by the next beat
-        self._starting = False  # such a thread is on its way
-        self._failures = 0  # since a helper was sound
-        self._said = ""  # what was logged of them
+        self._made: deque[_Helper] = deque()  # started by a thread, for the next beat to take
+        self._starting = False  # such a thread is running
+        self._failures = 0  # since a helper was healthy
+        self._said = ""  # the last failure that was logged
         self._next_try = 0.0
         self._closed = False
         with contextlib.ExitStack() as stack:
@@ -211,12 +212,12 @@ class KeeperProcess:
 
     @property
     def pid(self) -> int:
-        """The helper's; 0 while there is none."""
+        """The PID of the helper; 0 while there is none."""
         return self._helper.pid if self._helper is not None else 0
 
     @_never_raises
     def hand_over(self, lease: TtlLease) -> None:
-        """From now on the helper renews it."""
+        """Have the helper renew a lease from now on."""
         if self._helper is None or self._pid != os.getpid() or not self._free:
             return
         place = self._places[lease.id] = self._free.pop()
@@ -226,7 +227,7 @@ class KeeperProcess:
 
     @_never_raises
     def take_back(self, lease: TtlLease) -> None:
-        """From now on it does not."""
+        """Have the helper stop renewing a lease."""
         place = self._places.pop(lease.id, None)
         if place is None or self._helper is None or self._pid != os.getpid():
             return
@@ -237,7 +238,7 @@ class KeeperProcess:
 
     @_never_raises
     def tend(self, lease: TtlLease) -> None:
-        """Now and then, for each lease that should be with the helper: is it?"""
+        """Called regularly for each lease that the helper should have: hand it over if needed."""
         place = self._places.get(lease.id)
         if lease.paused:
             if place is not None:
@@ -250,11 +251,11 @@ class KeeperProcess:
 
     @_never_raises
     def beat(self) -> None:
-        """A sign of life, at each heartbeat; starts another helper if this one has ended."""
+        """Give a sign of life at each heartbeat; start another helper if this one has ended."""
         if self._closed or self._pid != os.getpid():
             return
         self._table.beat()
-        starting = self._starting  # looked at first: what was made before it ended is there now
+        starting = self._starting  # read first: what was made before it was reset is there now
         if self._helper is None and self._made:
             self._helper = self._made.popleft()
             self._log(logging.INFO, "etcdsem: another keeper process has started")
@@ -264,7 +265,7 @@ class KeeperProcess:
             self._start_another()
 
     def _bury(self, helper: _Helper) -> None:
-        """It has ended: what it kept is handed to the next one."""
+        """The helper has ended; its leases will be handed to the next one."""
         self._helper = None
         helper.let_go()
         self._places.clear()
@@ -279,7 +280,7 @@ class KeeperProcess:
             self._failed(f"has ended ({helper.how})")
 
     def _start_another(self) -> None:
-        """In a thread, since that takes its time."""
+        """Start another helper in a thread, since that takes time."""
         self._starting = True
         memory = -1
         try:
@@ -303,7 +304,7 @@ class KeeperProcess:
             self._starting = False
 
     def _failed(self, what: str) -> None:
-        """Try again after a pause that grows. The log is told only what is new."""
+        """Schedule a retry after a growing pause. Only a new reason is logged as an error."""
         pause = min(_LONGEST_PAUSE, 0.5 * 2 ** min(self._failures, 10))
         self._failures += 1
         self._next_try = boot_time() + pause
@@ -318,7 +319,7 @@ class KeeperProcess:
         )
 
     def _distrust(self, error: Exception) -> None:
-        """Something went wrong here: a helper that may not have heard must not go on."""
+        """An error occurred here: a helper that may have missed an order must not continue."""
         helper = self._helper
         if helper is not None:
             helper.kill()
@@ -326,7 +327,7 @@ class KeeperProcess:
 
     @_never_raises
     def close(self) -> None:
-        """The helper ends."""
+        """End the helper."""
         if self._closed or self._pid != os.getpid():
             return
         self._closed = True
@@ -339,12 +340,12 @@ class KeeperProcess:
         os.close(self._memory)
 
     def _end_those_made(self) -> None:
-        with contextlib.suppress(IndexError):  # the thread that made them may do it, too
+        with contextlib.suppress(IndexError):  # the thread that made them may do the same
             while True:
                 self._made.popleft().end(1.0)
 
     def after_fork_in_child(self) -> None:
-        """The child has no part in it; its copy of the pipe must not keep the helper alive."""
+        """Detach a forked child: its copy of the pipe must not keep the helper alive."""
         helper, self._helper = self._helper, None
         for one in (helper, *self._made):
             if one is not None:

@@ -1,8 +1,8 @@
 """The memory that a program and its keeper process share.
 
-Record 0 holds the program's last sign of life. Each other record is for one lease: its id, when
-the last answered renewal was sent, and the TTL that was answered. A record carries a checksum, so
-that one that is being written is not taken for true, whatever the machine's memory order.
+Record 0 holds the program's last sign of life. Each other record belongs to one lease: its ID, when
+the last answered renewal was sent, and the TTL in the answer. A record carries a checksum, so that
+a half-written one is not accepted, whatever the machine's memory order.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import zlib
 from etcdsem.clock import boot_time
 
 RECORDS = 8192
-"""Leases of one client beyond that are refreshed by the program alone."""
+"""Number of records. Further leases of a client are refreshed by the program alone."""
 
 _SIZE = 32
 _BODY = struct.Struct("=Qdd")
 _CHECK = struct.Struct("=I")
 
 ORDER = struct.Struct("=cQIdddd")
-"""What the program tells: K(eep) or D(rop), lease, record, TTL, refresh interval, last sent, and
+"""An order of the program: K(eep) or D(rop), lease, record, TTL, refresh interval, last sent, and
 when its holder ends it (infinite: never)."""
 
 GIVEN_UP = -1.0
@@ -43,13 +43,13 @@ def open_memory() -> int:
 
 
 class Table:
-    """Both sides' view."""
+    """The table as used by both sides."""
 
     def __init__(self, memory: int) -> None:
         self._map = mmap.mmap(memory, RECORDS * _SIZE)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Unmap the memory."""
         self._map.close()
 
     def _write(self, place: int, lease: int, sent: float, ttl: float) -> None:
@@ -70,15 +70,15 @@ class Table:
     # -- the program
 
     def clear(self, place: int) -> None:
-        """A record for a lease that is handed over."""
+        """Reset the record of a lease that is being handed over."""
         self._write(place, 0, 0.0, 0.0)
 
     def forbid(self, place: int) -> None:
-        """The lease of this record is not to be renewed any more."""
+        """Forbid the renewal of this record's lease."""
         self._write(place, 0, 0.0, FORBIDDEN)
 
     def beat(self) -> None:
-        """The program gives a sign of life."""
+        """Record the program's sign of life."""
         self._write(0, 0, boot_time(), 0.0)
 
     def read(self, place: int, lease: int) -> tuple[float, float] | None:
@@ -89,18 +89,18 @@ class Table:
         return record[1], record[2]
 
     def given_up(self, place: int, lease: int) -> bool:
-        """Has the helper stopped to renew it?"""
+        """Has the helper stopped renewing it?"""
         record = self._read(place)
         return record is not None and record[0] == lease and record[2] == GIVEN_UP
 
     # -- the helper
 
     def renewed(self, place: int, lease: int, sent: float, ttl: float) -> None:
-        """A renewal that was sent then was answered."""
+        """Record that a renewal sent at `sent` was answered."""
         self._write(place, lease, sent, ttl)
 
     def give_up(self, place: int, lease: int) -> None:
-        """The helper renews it no more."""
+        """Record that the helper has stopped renewing it."""
         self._write(place, lease, 0.0, GIVEN_UP)
 
     def forbidden(self, place: int) -> bool:

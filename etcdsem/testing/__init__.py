@@ -1,6 +1,6 @@
-"""For the tests of programs that use etcdsem: an in-memory etcd with a controllable clock.
+"""Testing programs that use etcdsem: an in-memory etcd with a controllable clock.
 
-`pytest_plugin` has it as a fixture.
+`pytest_plugin` provides it as a fixture.
 """
 
 from etcdsem.testing.inmemory import Memory, MemoryClient, memory

@@ -1,9 +1,9 @@
-"""The etcd in memory for coroutines: `etcdsem.aio` itself, on the model of etcd.
+"""The in-memory etcd for coroutines: `etcdsem.aio` itself, on the model of etcd.
 
-1. It is to `etcdsem.testing.memory()` what `etcdsem.aio` is to the blocking library: the same
-   names, awaited where time may pass. It belongs to one event loop.
-2. Nothing sleeps. After each step of time the loop gets so many turns that every task which was
-   woken has come to rest again (`TURNS` turns in which no task has called etcd or begun to wait).
+1. It relates to `etcdsem.testing.memory()` as `etcdsem.aio` does to the blocking library: the same
+   names, awaited wherever time may pass. It belongs to one event loop.
+2. Nothing sleeps. After each step of time the loop runs until every woken task is at rest again
+   (`TURNS` iterations in which no task has called etcd or begun to wait).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class _Calls:
-    """Requests to the etcd in memory."""
+    """Requests to the in-memory etcd."""
 
     def __init__(self, wire: Wire, model: EtcdModel) -> None:
         self._wire = wire
@@ -56,7 +56,7 @@ class _Calls:
 
 
 class _Clock:
-    """A client's view of the time."""
+    """A client's view of time."""
 
     def __init__(self, wire: Wire, time: LoopTime) -> None:
         self.now = wire.now
@@ -69,12 +69,12 @@ class _Clock:
 
     async def wait(self, box: Mailbox, until: float) -> object:
         if not isinstance(box, Box):
-            raise AssertionError("a mailbox of another driver")
+            raise AssertionError("the mailbox belongs to another driver")
         return await self._time.wait(box, until)
 
 
 class MemoryClient(aio.Client):
-    """A client of an etcd in memory, for coroutines."""
+    """A client of an in-memory etcd, for coroutines."""
 
     def __init__(self, memory: Memory, *, prefix: str | None = None) -> None:
         super().__init__(SETTINGS, prefix=prefix)
@@ -97,14 +97,14 @@ class MemoryClient(aio.Client):
 
     @property
     def requests(self) -> Counter[str]:
-        """How often it has asked etcd for what: txn, read, grant, revoke, keepalives."""
+        """Number of requests to etcd by kind: txn, read, grant, revoke, keepalives."""
         return Counter(self._wire.counters) if self._wire is not None else Counter()
 
 
 class Memory(BaseMemory):
-    """An etcd in memory for one event loop; made by `etcdsem.testing.aio.memory()`.
+    """An in-memory etcd for one event loop; created by `etcdsem.testing.aio.memory()`.
 
-    ``async with`` closes its clients at the end. Times are seconds, or ``"1m30s"``, or a
+    ``async with`` closes its clients at the end. Durations are seconds, ``"1m30s"``, or a
     timedelta.
     """
 
@@ -129,10 +129,10 @@ class Memory(BaseMemory):
         await self.close()
 
     async def close(self) -> None:
-        """Close all clients; tasks that wait get an error. Closing twice is fine."""
+        """Close all clients; waiting tasks get an error. Closing twice is harmless."""
         for client in self._clients:
             closing = asyncio.ensure_future(client.close())
-            while not closing.done():  # who waits goes in its own time
+            while not closing.done():  # waiters leave at their own pace
                 await self._time.move(0.05)
             await closing
         await self._time.end()
@@ -140,14 +140,17 @@ class Memory(BaseMemory):
     # -- clients
 
     def client(self, *, prefix: str | None = None) -> MemoryClient:
-        """A new client: as if of another process."""
+        """Create a client that behaves as if it ran in another process."""
         client = MemoryClient(self, prefix=prefix)
         self._clients.append(client)
         return client
 
     @contextlib.contextmanager
     def default(self, client: aio.Client | None = None) -> Iterator[aio.Client]:
-        """Within the block, semaphores of this loop that were given no client use this etcd."""
+        """Within the block, semaphores of this loop without an explicit client use this etcd.
+
+        Yields the client that they use: `client`, or a new one.
+        """
         chosen = client if client is not None else self.client()
         former = aio.swap_default_client(chosen)
         try:
@@ -164,43 +167,43 @@ class Memory(BaseMemory):
     # -- time
 
     async def advance(self, duration: Duration) -> None:
-        """Let time pass, with everything that happens meanwhile: leases are refreshed, or end;
+        """Let time pass, including everything that happens in it: leases are refreshed, or end;
         tasks that wait until then are woken.
         """
         self._time.stir()
         await self._time.move(seconds(duration, what="advance"))
 
     async def suspend(self, duration: Duration) -> None:
-        """Let time pass for etcd while all clients stand still, as when the machine slept, or
-        the loop was blocked.
+        """Let time pass for etcd while all clients are suspended, as if the machine slept or the
+        loop was blocked.
         """
         self._time.stir()
         await self._time.jump(seconds(duration, what="suspend"))
 
     async def settle(self) -> None:
-        """Let the tasks do all that they can do now; time stands still."""
+        """Let the tasks do everything that they can do now; time stands still."""
         self._time.stir()
         await self._time.settle()
 
-    # -- troubles
+    # -- faults
 
     async def cut(self, *clients: aio.Client) -> None:
-        """Etcd is away: for these clients, or for all."""
+        """Make etcd unreachable for these clients, or for all."""
         self._cut_wires(self._of(clients), True)
         await self.settle()
 
     async def restore(self, *clients: aio.Client) -> None:
-        """Etcd is there again: for these clients, or for all."""
+        """Make etcd reachable again for these clients, or for all."""
         self._cut_wires(self._of(clients), False)
         await self.settle()
 
     async def pause(self, *clients: aio.Client) -> None:
-        """These clients (or all) stand still until `resume`."""
+        """Suspend these clients (or all) until `resume`."""
         self._pause_wires(self._of(clients), True)
         await self.settle()
 
     async def resume(self, *clients: aio.Client) -> None:
-        """They go on."""
+        """Resume these clients, or all."""
         self._pause_wires(self._of(clients), False)
         self._time.wake_due()
         await self.settle()
@@ -211,8 +214,8 @@ class Memory(BaseMemory):
         wires: list[Wire] = []
         for client in clients:
             if not isinstance(client, MemoryClient) or client._memory is not self:
-                raise InvalidSetting(f"{client!r} is no client of this etcd")
-            _ = client._driver  # its wire is made on first use
+                raise InvalidSetting(f"{client!r} is not a client of this etcd")
+            _ = client._driver  # its wire is created on first use
             if client._wire is not None:
                 wires.append(client._wire)
         return wires
@@ -220,21 +223,21 @@ class Memory(BaseMemory):
     # -- what an operator does with etcdctl
 
     async def put(self, key: str, value: str) -> None:
-        """Write a key, with no lease, as ``etcdctl put`` does."""
+        """Write a key without a lease, as ``etcdctl put`` does."""
         self._put(key, value)
         await self.settle()
 
     async def delete(self, key: str, *, prefix: bool = False) -> int:
-        """Delete a key, or all that begin so; gives how many there were."""
+        """Delete a key, or with `prefix` all keys that start with it. Returns their number."""
         deleted = self._delete(key, prefix=prefix)
         await self.settle()
         return deleted
 
     async def expire(self, lease: aio.Lease | str) -> None:
-        """End an etcd lease, with its keys: a `Lease`, or its id in hex.
+        """End an etcd lease and delete its keys. `lease` is a `Lease`, or its ID in hex.
 
-        Half a second passes before: by then a holder watches its key, and so is told at once.
-        Raises InvalidSetting if there is none.
+        Half a second passes first, so that a holder watches its key and is told at once. Raises
+        InvalidSetting if there is no such lease.
         """
         await self.advance(0.5)
         self._revoke(lease if isinstance(lease, str) else lease.id)
@@ -242,12 +245,12 @@ class Memory(BaseMemory):
 
 
 def memory(*, autojump: Duration = "1h") -> Memory:
-    """An etcd in memory for coroutines: no server, no network, and its time stands still.
+    """Create an in-memory etcd for coroutines: no server, no network, and its time stands still.
 
     Args:
-        autojump: when tasks wait and the loop has been still for 50 ms, time jumps from one event
-            to the next, for so long at most. ``0``: never, only `advance` moves time. Turn it off
-            where other tasks work in real time (sleep, talk to a server) meanwhile.
+        autojump: if tasks wait and the loop has been idle for 50 ms, time jumps from one event to
+            the next, by at most this duration. ``0`` disables that: only `advance` moves time.
+            Disable it if other tasks work in real time meanwhile (sleep, talk to a server).
 
     Returns:
         A `Memory`; best used in an ``async with`` block.

@@ -1,4 +1,4 @@
-"""Time that only moves when it is told to, for the tasks of one event loop that wait for it."""
+"""Time that moves only on request, for the tasks of one event loop that wait for it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from etcdsem.testing.virtual import STILLNESS, Place
 log = logging.getLogger("etcdsem")
 
 TURNS = 30
-"""Turns of the loop without anything of ours happening, after which all is at rest. A task that
-was woken goes on in the next turn; what it started or ended is some turns more."""
+"""Loop iterations without any activity of ours after which everything is at rest. A woken task
+continues in the next iteration; what it has started or ended takes some more."""
 
 
 class _Sleeper:
@@ -35,7 +35,7 @@ class _Sleeper:
 
 
 class Box:
-    """A mailbox; one task at a time waits at it."""
+    """A mailbox at which one task at a time waits."""
 
     __slots__ = ("notes", "place", "sleeper", "time")
 
@@ -52,29 +52,29 @@ class Box:
 
 
 class LoopTime:
-    """A clock that only moves when it is told to, and the tasks that wait for it."""
+    """A clock that moves only on request, and the tasks that wait for it."""
 
     def __init__(self, model: EtcdModel, *, by_itself: float) -> None:
         self.lock: AbstractContextManager[Any] = contextlib.nullcontext()
         self.now = 0.0
         self.ended = False
         self.deliver: Callable[[], bool] = lambda: False
-        self.doings = 0  # rises whenever something of ours happens
+        self.doings = 0  # incremented on any activity of ours
         self._model = model
         self._by_itself = by_itself
         self._sleepers: set[_Sleeper] = set()
         self._flier: asyncio.Task[None] | None = None
         self._moving = asyncio.Lock()
-        self._calls = 0  # of the user's, from outside
-        self._flown = 0.0  # what has passed by itself since the last of them
+        self._calls = 0  # the user's calls from outside
+        self._flown = 0.0  # seconds that have passed automatically since the last call
 
     def stir(self) -> None:
-        """The user does something."""
+        """Record that the user has done something."""
         self._calls += 1
         self._flown = 0.0
 
     async def wait(self, box: Box, until: float) -> object:
-        """The next note in a box; None when `until` comes first."""
+        """The next note in a box; None if the time `until` comes first."""
         self.deliver()
         self.doings += 1
         while True:
@@ -85,7 +85,7 @@ class LoopTime:
                     return None
             if self.ended:
                 if until == math.inf:
-                    raise NotApplied("the etcd in memory was closed")
+                    raise NotApplied("the in-memory etcd was closed")
                 self.now = until
                 return None
             task = asyncio.current_task()
@@ -102,14 +102,14 @@ class LoopTime:
                 self.doings += 1
 
     def wake(self, sleeper: _Sleeper) -> None:
-        """A task goes on."""
+        """Let a task continue."""
         self.doings += 1
         self._sleepers.discard(sleeper)
         if not sleeper.over.done():
             sleeper.over.set_result(None)
 
     def wake_due(self) -> None:
-        """Wake whose time has come, or who has a note."""
+        """Wake the tasks whose time has come or that have a note."""
         for sleeper in list(self._sleepers):
             if self.ended or (
                 not sleeper.box.place.paused and (sleeper.until <= self.now or sleeper.box.notes)
@@ -119,7 +119,7 @@ class LoopTime:
     # -- moving
 
     async def settle(self) -> None:
-        """Let everything that is to happen now happen."""
+        """Let everything happen that can happen now."""
         still = 0
         while still < TURNS:
             before = self.doings
@@ -128,7 +128,7 @@ class LoopTime:
             still = 0 if delivered or self.doings != before else still + 1
 
     async def step(self, limit: float) -> None:
-        """When all is at rest: move to the next event, not beyond `limit`, and let it happen."""
+        """At rest: move to the next event, but not beyond `limit`, and let it happen."""
         waits = [s.until for s in self._sleepers if not s.box.place.paused]
         moment = max(self.now, min([limit, self._model.next_time(), *waits]))
         self._model.advance(moment)
@@ -137,7 +137,7 @@ class LoopTime:
         await self.settle()
 
     async def move(self, seconds: float) -> None:
-        """Move by some seconds, event by event."""
+        """Move by `seconds`, event by event."""
         async with self._moving:
             await self.settle()
             target = self.now + seconds
@@ -145,7 +145,7 @@ class LoopTime:
                 await self.step(target)
 
     async def jump(self, seconds: float) -> None:
-        """Move by some seconds in which no task of a client gets to run."""
+        """Move by `seconds` during which no task of a client runs."""
         async with self._moving:
             await self.settle()
             target = self.now + seconds
@@ -155,7 +155,7 @@ class LoopTime:
             await self.settle()
 
     async def _fly(self) -> None:
-        """When all is still and a caller waits, let time pass until a caller is woken."""
+        """When everything is at rest and a caller waits, let time pass until a caller is woken."""
         try:
             while callers := {sleeper for sleeper in self._sleepers if sleeper.caller}:
                 calls = self._calls
@@ -170,7 +170,7 @@ class LoopTime:
                         self._flown += self.now - before
                 if self._flown >= self._by_itself:
                     log.warning(
-                        "etcdsem: %g s have passed by themselves and this wait goes on; another "
+                        "etcdsem: %g s have passed automatically and this wait continues; another "
                         "task must end it, or advance()",
                         self._flown,
                     )
@@ -180,7 +180,7 @@ class LoopTime:
             self._flier = None
 
     async def end(self) -> None:
-        """No more waiting."""
+        """End all waiting."""
         self.ended = True
         self.wake_due()
         await self.settle()

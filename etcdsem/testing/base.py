@@ -1,7 +1,7 @@
-"""What the in-memory etcd of threads and that of coroutines share: the keys, and the way to them.
+"""The parts that the in-memory etcds for threads and for coroutines share: keys and connections.
 
-A client hears of watches and renewals through the `inbox` of its wire. It is delivered under the
-guard of the client, by whichever thread comes by next without holding a lock.
+A client is told of watches and renewals through the `inbox` of its wire. The next thread that comes
+by without holding a lock delivers it under the client's guard.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ T = TypeVar("T")
 _ENDPOINT = "in-memory"
 
 SETTINGS = ConnectionSettings((Endpoint(_ENDPOINT, _ENDPOINT),))
-"""What stands for the settings of a client in memory."""
+"""Placeholder for the connection settings of an in-memory client."""
 
 
 class Time(Protocol):
-    """What a wire needs to know of time; `lock` guards the model too."""
+    """What a wire needs to know of time; `lock` also guards the model."""
 
     @property
     def lock(self) -> AbstractContextManager[Any]: ...
@@ -55,7 +55,7 @@ class Time(Protocol):
 
 
 class Wire:
-    """What lies between one client and the etcd in memory, for threads and for coroutines."""
+    """The connection between one client and the in-memory etcd, for threads and coroutines."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Wire:
         self._closed = False
 
     def deliver(self) -> bool:
-        """Tell what has come; without locks."""
+        """Deliver the inbox. Called without locks. True if there was anything."""
         told = False
         while self.inbox and not self.place.paused:
             with self._guard:
@@ -122,26 +122,26 @@ class Wire:
         return WatchHandle(self, entry)
 
     def remove(self, entry: WatchEntry) -> None:
-        """Cancel a watch: its listener hears nothing more."""
+        """Cancel a watch: its listener is not called any more."""
         with self._time.lock:
             request = self._book.remove(entry)
             if request is not None:
                 self._send([request])
 
     def _send(self, requests: Iterable[WatchRequest]) -> None:
-        """With the lock held: etcd gets them, if it can be reached."""
+        """Send requests to etcd if it is reachable. Called with the lock held."""
         if not self.cut and not self._closed:
             for request in requests:
                 self._server.serve(request)
 
     def _hear(self, response: WatchResponse) -> None:
-        """With the lock held: etcd answers. Listeners are told by `deliver`."""
+        """Process a response of etcd. Called with the lock held; `deliver` tells the listeners."""
         tell, send = self._book.heard(response)
         self.inbox.extend(tell)
         self._send(send)
 
     def set_cut(self, cut: bool) -> None:
-        """With the lock held: the way to etcd is gone, or there again."""
+        """Cut or restore the connection. Called with the lock held."""
         if cut == self.cut:
             return
         self.cut = cut
@@ -189,26 +189,26 @@ class Wire:
 
 
 class BaseMemory:
-    """The keys and leases of an etcd in memory, and the ways to it."""
+    """The keys and leases of an in-memory etcd, and the connections to it."""
 
     def __init__(self) -> None:
         self.id = uuid.uuid4().hex
         self._pid = os.getpid()
         self._model = EtcdModel()
         self._began = time.time()
-        self._cut = False  # also for clients that are still to come
+        self._cut = False  # also applies to future clients
         self._wires: list[Wire] = []
-        self._unpickled: dict[str, object] = {}  # clients that were pickled, by prefix
+        self._unpickled: dict[str, object] = {}  # unpickled clients by prefix
         _memories[self.id] = self
 
     _time: Time
 
     def client(self, *, prefix: str | None = None) -> object:
-        """A client of it."""
+        """Create a client."""
         raise NotImplementedError
 
     def reduced(self, prefix: str) -> tuple[object, ...]:
-        """How a client of it is pickled."""
+        """The pickled form of a client."""
         return _rebuild, (self.id, os.getpid(), prefix)
 
     def _deliver(self) -> bool:
@@ -217,13 +217,13 @@ class BaseMemory:
     def _own(self) -> None:
         if os.getpid() != self._pid:
             raise EtcdSemError(
-                f"an etcd in memory lives in one process: it was made in {self._pid}, and this "
-                f"is {os.getpid()}"
+                f"an in-memory etcd lives in one process: it was created in process {self._pid}, "
+                f"and this is process {os.getpid()}"
             )
 
     @property
     def now(self) -> float:
-        """Seconds since it was made, by its own clock."""
+        """Seconds since it was created, by its own clock."""
         return self._time.now
 
     def get(self, key: str) -> str | None:
@@ -233,7 +233,7 @@ class BaseMemory:
         return kv.value.decode() if kv is not None else None
 
     def keys(self, prefix: str = "") -> dict[str, str]:
-        """All keys that begin with a prefix, and their values."""
+        """All keys that start with `prefix`, and their values."""
         with self._time.lock:
             kvs = self._model.keys()
         return {
@@ -241,7 +241,7 @@ class BaseMemory:
         }
 
     def leases(self) -> list[str]:
-        """All etcd leases, in hex as ``etcdctl lease list`` prints them."""
+        """All etcd lease IDs, in hex as printed by ``etcdctl lease list``."""
         with self._time.lock:
             return sorted(map(lease_hex, self._model.leases))
 
@@ -279,8 +279,8 @@ def _rebuild(memory_id: str, pid: int, prefix: str) -> object:
     memory = _memories.get(memory_id)
     if memory is None or pid != os.getpid():
         raise EtcdSemError(
-            f"this was pickled with an etcd in memory, which was only in process {pid}, "
-            "and while it lasted"
+            f"this was pickled with an in-memory etcd of process {pid}, which can be used only in "
+            "that process and while it exists"
         )
     if prefix not in memory._unpickled:
         memory._unpickled[prefix] = memory.client(prefix=prefix)
@@ -291,6 +291,6 @@ _memories: weakref.WeakValueDictionary[str, BaseMemory] = weakref.WeakValueDicti
 
 
 def _after(prefix: bytes) -> bytes:
-    """The end of the range of all keys that begin with a prefix."""
+    """The end of the range of all keys that start with `prefix`."""
     stem = prefix.rstrip(b"\xff")
     return stem[:-1] + bytes([stem[-1] + 1]) if stem else b"\0"

@@ -1,4 +1,4 @@
-"""What the model of etcd remembers of its past, and the watches of it."""
+"""The history of the etcd model, and its watches."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ from typing import NamedTuple, Protocol
 from etcdsem.core.commands import Event, Refused
 
 WATCH_TICK = 0.1
-"""How often watchers that start in the past are served (watchable_store.go, `syncWatchersLoop`)."""
+"""Seconds between two rounds of serving watchers that start in the past (watchable_store.go,
+`syncWatchersLoop`)."""
 
 END_OF_KEYS = b"\0"
 """As the end of a range: all keys from its start on."""
 
 
 class Revision(NamedTuple):
-    """What one revision changed, in the order in which it was written."""
+    """The changes of one revision, in the order in which they were written."""
 
     number: int
     events: tuple[Event, ...]
 
 
 class Sink(Protocol):
-    """Whom a watch of the model tells."""
+    """Receives the events of a watch of the model."""
 
     def created(self, revision: int) -> None:
         """The watch exists; `revision` is the store's."""
 
     def events(self, events: list[Event]) -> None:
-        """Events, in the order of their revisions."""
+        """Events in revision order."""
 
     def compacted(self, revision: int) -> None:
-        """The watch is over: what it asked for is gone, up to `revision`."""
+        """The watch is over: the history that it asked for is compacted, up to `revision`."""
 
 
 class ModelWatch:
-    """A watch of the model. `next_revision`: the first that it has not been told."""
+    """A watch of the model. `next_revision` is the first that it has not reported."""
 
     __slots__ = ("end", "etcd", "key", "next_revision", "only", "open", "sink", "synced")
 
@@ -59,13 +60,13 @@ class ModelWatch:
         self.synced = False
 
     def cancel(self) -> None:
-        """The sink hears nothing more."""
+        """Stop reporting to the sink."""
         if self.open:
             self.open = False
             self.etcd._forget(self)
 
     def wants(self, event: Event) -> bool:
-        """Is the event in this watch's range, and of the kind asked for?"""
+        """Is the event in this watch's range, and of the requested kind?"""
         key = event.kv.key
         if not self.end:
             within = key == self.key
@@ -82,7 +83,7 @@ class WatchableHistory:
         self.revision = 1
         self.compacted = 0
         self.loses: Callable[[Event], bool] = lambda _event: False
-        """Which events a synced watch never hears of; several etcd releases lose deletes."""
+        """Which events a synced watch never reports; several etcd releases lose deletes."""
         self.observers: list[Callable[[Revision], None]] = []
         """Called after each revision, before any watch is told."""
         self._history: list[Revision] = []  # those after `compacted`
@@ -106,7 +107,7 @@ class WatchableHistory:
         return watch
 
     def compact(self, revision: int) -> None:
-        """Forget the history before `revision`."""
+        """Delete the history before `revision`."""
         if not self.compacted < revision <= self.revision:
             raise Refused("etcdserver: mvcc: required revision has been compacted, or is to come")
         self.compacted = revision
@@ -136,7 +137,7 @@ class WatchableHistory:
                 watch.sink.events(events)
 
     def _publish(self, revision: Revision) -> None:
-        """There is a new revision: tell observers and watches."""
+        """Add a new revision, and report it to observers and watches."""
         self._history.append(revision)
         for observer in self.observers:
             observer(revision)
@@ -151,5 +152,5 @@ class WatchableHistory:
 
 
 def _next_tick(after: float, period: float) -> float:
-    """The first tick strictly after a moment."""
+    """The first tick strictly after a time."""
     return (math.floor(after / period + 1e-9) + 1) * period

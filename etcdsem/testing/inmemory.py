@@ -1,13 +1,13 @@
-"""An etcd in memory for unit tests, and clients of it: the library itself, without a network.
+"""An in-memory etcd for unit tests, and its clients: the library itself, without a network.
 
-1. A client of it is an `etcdsem.Client` like any other. Only what lies below the engine is
-   another: requests go to `EtcdModel`, and time is `VirtualTime`. Nothing is implemented twice:
-   watches are resumed by the library's own `WatchBook`.
-2. Each client stands for a process of its own. Any number of threads may use them.
-3. What a call here brings about (a lease that ends, a hand-over, a callback) has happened when
-   the call returns. Nothing loads protobuf.
-4. What etcd tells a client goes through the line's `inbox` and is delivered under the engine's
-   lock, by whichever thread comes by next without holding one.
+1. Its clients are ordinary `etcdsem.Client` objects; only the layers below the engine differ:
+   requests go to `EtcdModel`, and time is `VirtualTime`. Nothing is implemented twice: watches are
+   resumed by the library's own `WatchBook`.
+2. Each client stands for a separate process. Any number of threads may use them.
+3. All effects of a call (a lease that ends, a hand-over, a callback) have happened when the call
+   returns. Nothing loads protobuf.
+4. What etcd tells a client goes through the line's `inbox`. The next thread that comes by without
+   holding a lock delivers it under the engine's lock.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from etcdsem.testing.virtual import PATIENCE, Box, VirtualTime
 
 
 class _Line(Wire):
-    """Calls, watches, renewals and the clock of a blocking client, in one."""
+    """The calls, watches, renewals and clock of a blocking client in one object."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class _Line(Wire):
 
     def wait(self, box: Mailbox, until: float) -> object:
         if not isinstance(box, Box):
-            raise AssertionError("a mailbox of another driver")
+            raise AssertionError("the mailbox belongs to another driver")
         return self._clock.wait(box, until)
 
     def start(self, function: Callable[[], None], name: str) -> None:
@@ -70,7 +70,7 @@ class _Line(Wire):
 
 
 class MemoryClient(sync.Client):
-    """A client of an etcd in memory."""
+    """A client of an in-memory etcd."""
 
     def __init__(self, memory: Memory, *, prefix: str | None = None) -> None:
         super().__init__(SETTINGS, prefix=prefix)
@@ -88,14 +88,14 @@ class MemoryClient(sync.Client):
 
     @property
     def requests(self) -> Counter[str]:
-        """How often it has asked etcd for what: txn, read, grant, revoke, keepalives."""
+        """Number of requests to etcd by kind: txn, read, grant, revoke, keepalives."""
         return Counter(self._line.counters) if self._line is not None else Counter()
 
 
 class Memory(BaseMemory):
-    """An etcd in memory; made by `etcdsem.testing.memory()`.
+    """An in-memory etcd; created by `etcdsem.testing.memory()`.
 
-    As a context manager it closes its clients at the end. Times are seconds, or ``"1m30s"``, or a
+    As a context manager it closes its clients at the end. Durations are seconds, ``"1m30s"``, or a
     timedelta.
     """
 
@@ -122,7 +122,7 @@ class Memory(BaseMemory):
         self.close()
 
     def close(self) -> None:
-        """Close all clients; threads that wait get an error. Closing twice is fine."""
+        """Close all clients; waiting threads get an error. Closing twice is harmless."""
         for client in self._clients:
             client.close()
         self._time.settle()
@@ -132,17 +132,17 @@ class Memory(BaseMemory):
     # -- clients
 
     def client(self, *, prefix: str | None = None) -> MemoryClient:
-        """A new client: as if of another process."""
+        """Create a client that behaves as if it ran in another process."""
         client = MemoryClient(self, prefix=prefix)
         self._clients.append(client)
         return client
 
     @contextlib.contextmanager
     def default(self, client: sync.Client | None = None) -> Iterator[sync.Client]:
-        """Within the block, semaphores that were given no client use this etcd.
+        """Within the block, semaphores without an explicit client use this etcd.
 
-        Gives the client that they use: `client`, or a new one. It does not reach code that calls
-        `etcdsem.connect()` itself, nor other processes.
+        Yields the client that they use: `client`, or a new one. Code that calls
+        `etcdsem.connect()` itself and other processes are unaffected.
         """
         chosen = client if client is not None else self.client()
         former = sync.swap_default_client(chosen)
@@ -163,48 +163,48 @@ class Memory(BaseMemory):
     # -- time
 
     def advance(self, duration: Duration) -> None:
-        """Let time pass, with everything that happens meanwhile: leases are refreshed, or end;
-        who waits in another thread until then is woken.
+        """Let time pass, including everything that happens in it: leases are refreshed, or end;
+        threads that wait until then are woken.
         """
         self._time.move(seconds(duration, what="advance"))
 
     def suspend(self, duration: Duration) -> None:
-        """Let time pass for etcd while all clients stand still, as when the machine slept."""
+        """Let time pass for etcd while all clients are suspended, as if the machine slept."""
         self._time.jump(seconds(duration, what="suspend"))
 
     def wait_until(self, condition: Callable[[], object]) -> None:
-        """Wait until other threads have done something (stand in line, say); time stands still.
+        """Wait until other threads have done something (joined a queue, say); time stands still.
 
-        Raises TimeoutError when the condition has not come about within 30 real seconds.
+        Raises TimeoutError if the condition is not met within 30 real seconds.
         """
         until = boot_time() + PATIENCE
         while not condition():
             if boot_time() > until:
-                raise TimeoutError(f"{condition!r} did not come about; time stands still: advance?")
+                raise TimeoutError(f"{condition!r} was not met; time stands still: call advance()?")
             time.sleep(0.001)
         self._time.settle()
 
-    # -- troubles
+    # -- faults
 
     def cut(self, *clients: sync.Client) -> None:
-        """Etcd is away: for these clients, or for all."""
+        """Make etcd unreachable for these clients, or for all."""
         self._cut_wires(self._of(clients), True)
         self._happen()
 
     def restore(self, *clients: sync.Client) -> None:
-        """Etcd is there again: for these clients, or for all."""
+        """Make etcd reachable again for these clients, or for all."""
         self._cut_wires(self._of(clients), False)
         self._happen()
 
     def pause(self, *clients: sync.Client) -> None:
-        """These clients (or all) stand still, like a process that was stopped: they refresh
-        nothing and hear nothing until `resume`. Threads that call them meanwhile may hang.
+        """Suspend these clients (or all) like a stopped process: they refresh nothing and receive
+        nothing until `resume`. Threads that call them meanwhile may hang.
         """
         self._pause_wires(self._of(clients), True)
         self._happen()
 
     def resume(self, *clients: sync.Client) -> None:
-        """They go on."""
+        """Resume these clients, or all."""
         self._pause_wires(self._of(clients), False)
         with self._time.lock:
             self._time.wake_due()
@@ -216,8 +216,8 @@ class Memory(BaseMemory):
         wires: list[Wire] = []
         for client in clients:
             if not isinstance(client, MemoryClient) or client._memory is not self:
-                raise InvalidSetting(f"{client!r} is no client of this etcd")
-            _ = client._driver  # its line is made on first use
+                raise InvalidSetting(f"{client!r} is not a client of this etcd")
+            _ = client._driver  # its line is created on first use
             if client._line is not None:
                 wires.append(client._line)
         return wires
@@ -229,21 +229,21 @@ class Memory(BaseMemory):
     # -- what an operator does with etcdctl
 
     def put(self, key: str, value: str) -> None:
-        """Write a key, with no lease, as ``etcdctl put`` does."""
+        """Write a key without a lease, as ``etcdctl put`` does."""
         self._put(key, value)
         self._happen()
 
     def delete(self, key: str, *, prefix: bool = False) -> int:
-        """Delete a key, or all that begin so; gives how many there were."""
+        """Delete a key, or with `prefix` all keys that start with it. Returns their number."""
         deleted = self._delete(key, prefix=prefix)
         self._happen()
         return deleted
 
     def expire(self, lease: sync.Lease | str) -> None:
-        """End an etcd lease, with its keys: a `Lease`, or its id in hex.
+        """End an etcd lease and delete its keys. `lease` is a `Lease`, or its ID in hex.
 
-        Half a second passes before: by then a holder watches its key, and so is told at once.
-        Raises InvalidSetting if there is none.
+        Half a second passes first, so that a holder watches its key and is told at once. Raises
+        InvalidSetting if there is no such lease.
         """
         self._time.move(0.5)
         self._revoke(lease if isinstance(lease, str) else lease.id)
@@ -251,12 +251,12 @@ class Memory(BaseMemory):
 
 
 def memory(*, autojump: Duration = "1h") -> Memory:
-    """An etcd in memory, for tests: no server, no network, and its time stands still.
+    """Create an in-memory etcd for tests: no server, no network, and its time stands still.
 
     Args:
-        autojump: when the thread that made it has to wait itself, nobody could move time; so
-            after a short stillness (50 ms) time jumps from one event to the next, for so long at
-            most. ``0``: never, only `advance` moves time.
+        autojump: if the thread that created it waits itself, nobody could move time; so after
+            50 ms without activity time jumps from one event to the next, by at most this duration.
+            ``0`` disables that: only `advance` moves time.
 
     Returns:
         A `Memory`; best used in a ``with`` block.

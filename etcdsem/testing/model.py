@@ -1,18 +1,18 @@
 """An in-memory etcd: pure, deterministic, single-threaded; time is passed in.
 
-1. What it answers (replies, revisions, errors, events) is what etcd answers; `tests/simulation/
-   test_model_against_etcd.py` compares the two. What it leaves out is not used by the core:
-   reads at old revisions, value comparisons, prev_kv, authentication.
-2. All comparisons of a transaction, also nested ones, see the state before it; ranges see what
-   the operations before them wrote. A transaction that changes nothing keeps the revision, any
-   other raises it by one.
+1. Its answers (replies, revisions, errors, events) are those of etcd; `tests/simulation/
+   test_model_against_etcd.py` compares the two. It omits what the core does not use: reads at old
+   revisions, value comparisons, prev_kv, authentication.
+2. All comparisons of a transaction, nested ones included, see the state before it; ranges see what
+   the operations before them wrote. A transaction that changes nothing keeps the revision; any
+   other increments it.
 3. Nothing happens by itself: `advance(now)` runs what etcd's loops would have done by then (the
    collection of expired leases every 500 ms, late watchers every 100 ms); `next_time()` says when
-   it is worth calling.
-4. An expired lease that is not collected yet is as good as any other, but it cannot be renewed:
-   that answer waits until it is gone. A new leader gives all leases their full TTL again.
-5. A watch that starts in the past is served by the 100 ms loop, and is cancelled there if what
-   it asks for was compacted.
+   calling it makes sense.
+4. An expired lease that is not collected yet is as good as any other, but it cannot be renewed: the
+   answer to a renewal waits until it is gone. A new leader gives all leases their full TTL again.
+5. A watch that starts in the past is served by the 100 ms loop, and is cancelled there if its
+   history was compacted.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from etcdsem.testing.txn_rules import check_intervals, check_operations
 MAX_TTL = 9_000_000_000
 
 LEASE_TICK = 0.5
-"""How often the leader looks for expired leases (lessor.go, `runLoop`)."""
+"""Seconds between two searches of the leader for expired leases (lessor.go, `runLoop`)."""
 
 LEASE_TOO_LARGE = "etcdserver: too large lease TTL"
 
 
 class _Record:
-    """A key as it stands."""
+    """A stored key."""
 
     __slots__ = ("kv", "version")
 
@@ -60,7 +60,7 @@ class _Record:
 
 
 class _Lease:
-    """A lease as the leader knows it. `pending`: renewals that came too late, unanswered."""
+    """A lease as known to the leader. `pending`: renewals that came too late, unanswered."""
 
     __slots__ = ("expiry", "id", "keys", "pending", "ttl")
 
@@ -73,35 +73,35 @@ class _Lease:
 
 
 class EtcdModel(WatchableHistory):
-    """An etcd cluster as its clients see it, at one moment that only `advance` moves."""
+    """An etcd cluster as seen by its clients, at a time that only `advance` moves."""
 
     def __init__(self, *, now: float = 0.0, min_ttl: int = 2, election: float = 1.0) -> None:
         super().__init__(now)
         self.min_ttl = min_ttl
         self.election = election
         self.leading = True
-        """False while there is no leader: then no lease is collected."""
+        """False while there is no leader; no lease is collected then."""
         self.revokes_per_tick = 500
-        """At most so many expired leases are collected at a time (lessor.go)."""
+        """Maximum number of expired leases that are collected at a time (lessor.go)."""
         self.leases: dict[int, _Lease] = {}
         self._records: dict[bytes, _Record] = {}
         self._keys: list[bytes] = []  # sorted
-        self._changes: list[Event] = []  # of the transaction under way
-        self._ticks = math.floor(now / LEASE_TICK) + 1  # the next one of the leases' loop
+        self._changes: list[Event] = []  # of the transaction in progress
+        self._ticks = math.floor(now / LEASE_TICK) + 1  # the next tick of the lease loop
 
     # -- keys
 
     def get(self, key: bytes) -> KeyValue | None:
-        """One key, without asking for it in a transaction."""
+        """One key, read without a transaction."""
         record = self._records.get(key)
         return record.kv if record else None
 
     def keys(self, key: bytes = b"\0", end: bytes = END_OF_KEYS) -> list[KeyValue]:
-        """The keys of a range, without a transaction."""
+        """The keys of a range, read without a transaction."""
         return [self._records[name].kv for name in self._names(key, end)]
 
     def transact(self, txn: Txn) -> TxnReply:
-        """Perform a transaction. Raises Refused or LeaseNotFound; then nothing was applied."""
+        """Perform a transaction. Raises Refused or LeaseNotFound if nothing was applied."""
         check_operations(txn)
         check_intervals(txn.success)
         check_intervals(txn.failure)
@@ -129,7 +129,7 @@ class EtcdModel(WatchableHistory):
         return self._keys[first:last]
 
     def _choose(self, txn: Txn, path: list[bool]) -> None:
-        """Which branches run, in the order in which `_apply` meets the transactions."""
+        """Record which branches run, in the order in which `_apply` visits the transactions."""
         holds = all(map(self._holds, txn.compare))
         path.append(holds)
         for operation in txn.success if holds else txn.failure:
@@ -240,7 +240,7 @@ class EtcdModel(WatchableHistory):
     # -- leases
 
     def grant(self, lease_id: int, ttl: int) -> int:
-        """Create a lease; gives the TTL in force."""
+        """Create a lease; returns the TTL in force."""
         if ttl > MAX_TTL:
             raise Refused(LEASE_TOO_LARGE)
         if lease_id in self.leases:
@@ -250,7 +250,7 @@ class EtcdModel(WatchableHistory):
         return ttl
 
     def revoke(self, lease_id: int) -> None:
-        """End a lease, and its keys in one revision."""
+        """End a lease, and delete its keys in one revision."""
         lease = self.leases.get(lease_id)
         if lease is None:
             raise LeaseNotFound("etcdserver: requested lease not found")
@@ -263,7 +263,7 @@ class EtcdModel(WatchableHistory):
             answer(0)
 
     def keep_alive(self, lease_id: int, answer: Callable[[int], None]) -> None:
-        """Renew a lease: `answer` gets its TTL, or 0 if there is none.
+        """Renew a lease: `answer` gets its TTL, or 0 if it does not exist.
 
         For a lease that has expired but is not collected yet, the answer comes when it is.
         """
@@ -277,16 +277,16 @@ class EtcdModel(WatchableHistory):
             answer(lease.ttl)
 
     def time_to_live(self, lease_id: int) -> int:
-        """The whole seconds a lease has left; -1 if there is none."""
+        """The whole seconds that a lease has left; -1 if it does not exist."""
         lease = self.leases.get(lease_id)
         return int(lease.expiry - self.now) if lease else -1
 
     def lose_leader(self) -> None:
-        """From now on no lease ends, until `elect`."""
+        """Lose the leader: no lease ends until `elect`."""
         self.leading = False
 
     def elect(self) -> None:
-        """A new leader: every lease has its whole TTL again, and an election timeout more."""
+        """Elect a leader: every lease gets its whole TTL again, plus an election timeout."""
         self.leading = True
         for lease in list(self.leases.values()):
             lease.expiry = self.now + lease.ttl + self.election
@@ -302,7 +302,7 @@ class EtcdModel(WatchableHistory):
         return min(lease_tick, self._catch_up_at)
 
     def advance(self, now: float) -> None:
-        """Let time pass, and do on the way what etcd does by itself."""
+        """Let time pass, and do what etcd does by itself in that time."""
         while True:
             tick = self._ticks * LEASE_TICK
             due = min(tick, self._catch_up_at)

@@ -1,8 +1,8 @@
 """The pytest plug-in: the fixture `etcdsem_memory`.
 
 pytest loads it in every project of an environment that has etcdsem. So the wheel installs it as a
-module of its own, ``_etcdsem_pytest`` (see pyproject.toml), and it imports etcdsem only when a
-test asks for the fixture.
+separate module, ``_etcdsem_pytest`` (see pyproject.toml), and it imports etcdsem only when a test
+uses the fixture.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def etcdsem_memory() -> Iterator[Memory]:
-    """An in-memory etcd, the default of semaphores and rate limits that are given no client."""
+    """An in-memory etcd that semaphores and rate limits without an explicit client use."""
     from etcdsem.testing import memory
 
     with memory() as etcd, etcd.default():

@@ -1,4 +1,4 @@
-"""Which transactions etcd refuses, whatever is stored."""
+"""Which transactions etcd rejects, regardless of what is stored."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from etcdsem.core.commands import Delete, Operation, Put, Refused, Txn
 
 MAX_OPERATIONS = 128
-"""etcd's --max-txn-ops: for each level the longest of its three lists, less those above it."""
+"""etcd's --max-txn-ops: for each level the longest of its three lists, minus those above it."""
 
 DUPLICATE_KEY = "etcdserver: duplicate key given in txn request"
 TOO_MANY_OPERATIONS = "etcdserver: too many operations in txn request"
@@ -15,7 +15,7 @@ EMPTY_KEY = "etcdserver: key is not provided"
 
 
 def check_operations(txn: Txn, allowed: int = MAX_OPERATIONS) -> None:
-    """Refuse too many operations, and keys that are empty."""
+    """Reject too many operations, and empty keys."""
     count = max(len(txn.compare), len(txn.success), len(txn.failure))
     if count > allowed:
         raise Refused(TOO_MANY_OPERATIONS)
@@ -34,10 +34,10 @@ _Interval = tuple[bytes, bytes]
 
 
 def check_intervals(operations: Iterable[Operation]) -> tuple[set[bytes], list[_Interval]]:
-    """The keys that are put and the ranges that are deleted; no key may be hit twice.
+    """The keys that are put and the ranges that are deleted; no key may be written twice.
 
-    A copy of etcd's `checkIntervals` (v3rpc/key.go), with its gaps: what a nested transaction
-    deletes is held against the puts that follow it, not against those before it.
+    A copy of etcd's `checkIntervals` (v3rpc/key.go), including its gaps: the deletes of a nested
+    transaction are checked against the puts that follow it, but not against those before it.
     """
     deleted: list[_Interval] = []
     puts: set[bytes] = set()
@@ -69,5 +69,5 @@ def check_intervals(operations: Iterable[Operation]) -> tuple[set[bytes], list[_
 
 
 def _hits(intervals: list[_Interval], key: bytes) -> bool:
-    # An end of "\0" is no more than that here: etcd overlooks that it means "to the last key".
+    # An end of "\0" has no special meaning here: etcd overlooks that it means "to the last key".
     return any(start <= key < end for start, end in intervals)

@@ -1,13 +1,13 @@
-"""Time that only moves when it is told to, for threads that wait for it.
+"""Time that moves only on request, for threads that wait for it.
 
 1. A thread of a client is *busy* from the moment it is started, enters a procedure or is woken,
-   until it waits here or is done. Whoever moves time lets all of them come to rest before each
-   step, so nobody sleeps, and nothing is skipped that is due in between.
-2. Locks: an engine's lock first, then `lock`; an engine's is never taken with `lock` held.
+   until it waits here or is done. Before each step, the thread that moves time lets all of them
+   come to rest. So nobody sleeps, and nothing that is due in between is skipped.
+2. Lock order: an engine's lock first, then `lock`; an engine's is never taken with `lock` held.
    `lock` guards everything below, and the model of etcd.
-3. A thread that blocks somewhere else (in a user's callback) is waited for during `PATIENCE`
+3. If a thread blocks somewhere else (in a user's callback), the others wait for it for `PATIENCE`
    seconds of real time; then time moves without it, and a warning names it.
-4. After `end` nobody waits any more: each wait is over at once, as if its time had come.
+4. After `end` nobody waits any more: each wait ends at once, as if its time had come.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ PATIENCE = 30.0
 """Real seconds to wait for busy threads before time moves without them."""
 
 STILLNESS = 0.05
-"""Real seconds of stillness before time passes by itself."""
+"""Real seconds without activity before time passes automatically."""
 
 
 class World(Protocol):
-    """What happens on its own as time passes (the model of etcd)."""
+    """What happens by itself as time passes (the model of etcd)."""
 
     def next_time(self) -> float: ...
     def advance(self, now: float, /) -> None: ...
 
 
 class Place:
-    """Where threads wait together, and can be held up together: a process."""
+    """A process: threads that wait together, and can be suspended together."""
 
     __slots__ = ("paused",)
 
@@ -49,7 +49,7 @@ class Place:
 
 
 class _Sleeper:
-    """One thread's wait. `woken` once; from then on the thread is busy."""
+    """One thread's wait. It is woken once; from then on the thread is busy."""
 
     __slots__ = ("box", "event", "name", "thread", "until", "woken")
 
@@ -63,7 +63,7 @@ class _Sleeper:
 
 
 class Box:
-    """A mailbox; one thread at a time waits at it."""
+    """A mailbox at which one thread at a time waits."""
 
     __slots__ = ("notes", "place", "sleeper", "time")
 
@@ -83,8 +83,8 @@ class Box:
 class VirtualTime:
     """A clock, and the threads that wait for it.
 
-    `by_itself`: when the thread that made it waits here, nobody can move time; then so many
-    seconds at most pass by themselves, from one event to the next.
+    `by_itself`: if the thread that created it waits here, nobody can move time; then at most this
+    many seconds pass automatically, from one event to the next.
     """
 
     def __init__(self, world: World, *, by_itself: float) -> None:
@@ -92,23 +92,24 @@ class VirtualTime:
         self.now = 0.0
         self.ended = False
         self.deliver: Callable[[], bool] = lambda: False
-        """Tells clients what etcd has to say; called without locks. True if there was any."""
+        """Tells clients what etcd has reported; called without locks. True if there was anything.
+        """
         self._world = world
         self._by_itself = by_itself
         self._owner = threading.get_ident()
-        self._rest = threading.Condition(self.lock)  # told when a thread is busy no more
+        self._rest = threading.Condition(self.lock)  # notified when a thread is no longer busy
         self._busy: dict[int, str] = {}  # by thread
         self._starting = 0  # threads that are not yet among the busy ones
-        self._stirred = 0  # how often somebody came from outside
-        self._seen = -1  # that number when time began to pass by itself
-        self._flown = 0.0  # seconds that have passed by themselves since
+        self._stirred = 0  # number of calls from outside
+        self._seen = -1  # that number when time began to pass automatically
+        self._flown = 0.0  # seconds that have passed automatically since then
         self._sleepers: set[_Sleeper] = set()
 
     # -- busy threads
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
-        """Around what a thread does for a client."""
+        """Wraps what a thread does for a client."""
         me = threading.get_ident()
         with self.lock:
             outermost = me not in self._busy
@@ -125,7 +126,7 @@ class VirtualTime:
                     self._rest.notify_all()
 
     def start(self, function: Callable[[], None], name: str) -> None:
-        """Run a function in a daemon thread, busy from now on."""
+        """Run a function in a daemon thread, which is busy from now on."""
 
         def run() -> None:
             me = threading.get_ident()
@@ -150,7 +151,7 @@ class VirtualTime:
             raise
 
     def stir(self) -> None:
-        """Something came from outside: what has to happen now is seen to before time moves."""
+        """Record a call from outside: its effects must happen before time moves."""
         with self.lock:
             self._stirred += 1
 
@@ -162,7 +163,7 @@ class VirtualTime:
     # -- waiting
 
     def wait(self, box: Box, until: float) -> object:
-        """The next note in a box; None when `until` comes first."""
+        """The next note in a box; None if the time `until` comes first."""
         self.deliver()
         while True:
             with self.lock:
@@ -174,7 +175,7 @@ class VirtualTime:
                         return None
                 if self.ended:
                     if until == math.inf:
-                        raise NotApplied("the etcd in memory was closed")
+                        raise NotApplied("the in-memory etcd was closed")
                     self.now = until
                     return None
                 me = threading.get_ident()
@@ -189,7 +190,7 @@ class VirtualTime:
                     self.wake(sleeper)  # if it was interrupted
 
     def wake(self, sleeper: _Sleeper) -> None:
-        """With the lock held: a thread goes on, and is busy from now on."""
+        """Let a thread continue, busy from now on. Called with the lock held."""
         if not sleeper.woken:
             sleeper.woken = True
             self._busy[sleeper.thread] = sleeper.name
@@ -197,7 +198,7 @@ class VirtualTime:
             sleeper.event.set()
 
     def wake_due(self) -> None:
-        """With the lock held: wake whose time has come, or who has a note."""
+        """Wake threads whose time has come or that have a note. Called with the lock held."""
         for sleeper in list(self._sleepers):
             box = sleeper.box
             if self.ended or (not box.place.paused and (sleeper.until <= self.now or box.notes)):
@@ -206,13 +207,13 @@ class VirtualTime:
     def _sleep(self, sleeper: _Sleeper) -> None:
         if self._by_itself > 0 and threading.get_ident() == self._owner:
             self._let_time_fly(sleeper)
-        # The main thread looks up now and then: the kernel may give Ctrl-C to another thread.
+        # The main thread wakes up regularly: the kernel may deliver Ctrl-C to another thread.
         main = threading.current_thread() is threading.main_thread()
         while not sleeper.event.wait(0.5 if main else None):
             pass
 
     def _let_time_fly(self, sleeper: _Sleeper) -> None:
-        """Nobody else moves time: go from one event to the next until this wait is over."""
+        """Nobody else moves time, so go from event to event until this wait is over."""
         while not sleeper.woken:
             if self._seen != self._stirred:  # other threads may be at work outside: let them
                 self._seen, self._flown = self._stirred, 0.0
@@ -221,8 +222,8 @@ class VirtualTime:
                 continue
             if self._flown >= self._by_itself:
                 log.warning(
-                    "etcdsem: %g s have passed by themselves and this wait goes on; another thread "
-                    "must end it, or advance()",
+                    "etcdsem: %g s have passed automatically and this wait continues; another "
+                    "thread must end it, or advance()",
                     self._flown,
                 )
                 while self._seen == self._stirred and not sleeper.event.wait(STILLNESS):
@@ -235,7 +236,7 @@ class VirtualTime:
     # -- moving
 
     def settle(self) -> None:
-        """Let everything that is to happen now happen."""
+        """Let everything happen that can happen now."""
         until = boot_time() + PATIENCE
         while True:
             while self.deliver():
@@ -245,7 +246,7 @@ class VirtualTime:
                 if not others:
                     return
                 if boot_time() >= until:
-                    log.warning("etcdsem: time goes on without %s", ", ".join(sorted(others)))
+                    log.warning("etcdsem: time continues without %s", ", ".join(sorted(others)))
                     return
                 self._rest.wait(0.5)
 
@@ -261,14 +262,14 @@ class VirtualTime:
         self.settle()
 
     def move(self, seconds: float) -> None:
-        """Move by some seconds, event by event."""
+        """Move by `seconds`, event by event."""
         self.settle()
         target = self.now + seconds
         while self.now < target:
             self.step(target)
 
     def jump(self, seconds: float) -> None:
-        """Move by some seconds in which no thread of a client gets to run."""
+        """Move by `seconds` during which no thread of a client runs."""
         self.settle()
         with self.lock:
             target = self.now + seconds
@@ -278,7 +279,7 @@ class VirtualTime:
         self.settle()
 
     def end(self) -> None:
-        """No more waiting."""
+        """End all waiting."""
         with self.lock:
             self.ended = True
             self.wake_due()

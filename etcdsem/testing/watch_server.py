@@ -1,4 +1,4 @@
-"""The server's end of one client's watch stream: requests for the model, responses from it."""
+"""The server's end of one client's watch stream: passes on requests and responses of the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Answer = Callable[[WatchResponse], None]
 
 
 class _Sink:
-    """Turns what the model tells one watch into responses."""
+    """Turns the model's reports for one watch into responses."""
 
     __slots__ = ("answer", "id")
 
@@ -55,7 +55,7 @@ class WatchServer:
         )
 
     def close(self) -> None:
-        """The stream ends, and all its watches."""
+        """End the stream and all its watches."""
         watches, self._watches = self._watches, {}
         for watch in watches.values():
             watch.cancel()
