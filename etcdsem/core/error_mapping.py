@@ -47,7 +47,7 @@ def _access(failure: AccessDenied) -> str:
     detail = failure.detail
     if "user name is empty" in detail:
         return (
-            "This etcd requires a login: give a user and a password (ETCDSEM_USER and "
+            "This etcd wants a login: give a user and a password (ETCDSEM_USER and "
             "ETCDSEM_PASSWORD or ETCDSEM_PASSWORD_FILE)."
         )
     if "login failed" in detail:

@@ -1,9 +1,9 @@
-"""Calls to etcd from an event loop: `Calls` decides, `AioTransport` makes them.
+"""Calls to etcd from an event loop: `Calls` decides, `AioTransport` carries them out.
 
-1. A caller that is cancelled leaves its call to its end, which nobody waits for (`aio_transport`).
-2. Thousands of tasks that all find an endpoint untried, or the login run out, make one probe and
-   one login between them. It belongs to none of them, so no caller's cancellation ends it; if
-   something else does (a loop's end cancels all tasks), it is made again.
+1. When a caller is cancelled, its call runs to its end, and nobody waits for it (`aio_transport`).
+2. If thousands of tasks find an endpoint untried, or the login expired, they share one probe and
+   one login. These belong to no caller, so a caller's cancellation does not end them; if something
+   else does (a loop's end cancels all tasks), they are made again.
 """
 
 from __future__ import annotations
@@ -24,30 +24,32 @@ R = TypeVar("R")
 
 
 class AioConnection(Calls[AioTransport]):
-    """Calls to etcd; for any number of tasks of one event loop."""
+    """Calls to etcd, for any number of tasks of one event loop."""
 
     def __init__(self, settings: ConnectionSettings) -> None:
         super().__init__(settings)
-        self._same: dict[str, asyncio.Task[Any]] = {}  # calls that one of many callers makes
+        self._same: dict[str, asyncio.Task[Any]] = {}  # calls that many callers share
 
-    # -- what the core asks for
+    # -- requests of the core
 
     async def transact(self, txn: Txn, timeout: float) -> TxnReply:
         """Perform a transaction."""
         return await self._make(self.transacting(txn, timeout))
 
     async def grant(self, lease_id: int, ttl: int, timeout: float) -> float:
-        """Create an etcd lease; gives the TTL that etcd granted."""
+        """Create an etcd lease; returns the TTL that etcd granted."""
         return await self._make(self.granting(lease_id, ttl, timeout))
 
     async def revoke(self, lease_id: int, timeout: float) -> None:
-        """End an etcd lease, with its keys."""
+        """Revoke an etcd lease, and delete its keys."""
         await self._make(self.revoking(lease_id, timeout))
 
     async def times_to_live(
         self, lease_ids: Sequence[int], timeout: float
     ) -> tuple[float | None, ...]:
-        """Seconds that leases have left; raises the failure of the first, None for later ones."""
+        """The seconds that leases have left. Raises the failure of the first request; None for
+        those that fail later.
+        """
         until = boot_time() + timeout
         answers: list[float | None] = [
             await self._make(self.asking_time_to_live(lease_ids[0], timeout))
@@ -76,10 +78,10 @@ class AioConnection(Calls[AioTransport]):
                 result: R = stop.value
                 return result
             finally:
-                answer = error = None  # the traceback of an error refers to us
+                answer = error = None  # an error's traceback refers to this frame
             try:
                 answer = await (self._one_for_all(one) if one.same else _call(one))
-            except BaseException as raised:  # also an interruption: it comes out of `throw`
+            except BaseException as raised:  # includes interruptions; `throw` raises them
                 error = raised
 
     async def _one_for_all(self, one: Rpc) -> Any:
@@ -93,11 +95,11 @@ class AioConnection(Calls[AioTransport]):
                 return task.result()
 
     def _heard(self, same: str, task: asyncio.Task[Any]) -> None:
-        """Forget it."""
+        """Forget a shared call that has ended."""
         if self._same.get(same) is task:
             del self._same[same]
         if not task.cancelled():
-            task.exception()  # asyncio complains about an error that nobody looked at
+            task.exception()  # asyncio complains about errors that were not retrieved
 
     # -- connections
 
@@ -105,11 +107,11 @@ class AioConnection(Calls[AioTransport]):
         return AioTransport(Dialer(self.settings, endpoint))
 
     async def open_streams(self, timeout: float) -> tuple[Link[AioTransport], str | None]:
-        """Before streams are opened: the link to open them on, and the token; raises a Failure."""
+        """Prepare opening streams: returns the link and the token to use. Raises a Failure."""
         return await self._make(self.opening(timeout))
 
     async def close(self) -> None:
-        """Hang up; calls under way fail."""
+        """Close all connections; calls in progress fail."""
         for link in self._shut():
             link.transport.close()
 

@@ -1,10 +1,10 @@
-"""Connect to an endpoint from an event loop; `Dialer` has the rules and the words.
+"""Connect to an endpoint from an event loop; `Dialer` has the rules and the messages.
 
-1. As in `dialing`: until the peer has sent its SETTINGS, whatever fails is a `NotConnected`.
-2. The loop never blocks. A name is looked up in a daemon thread of its own: the loop's executor
-   would make `asyncio.run` wait at its end for a name server that does not answer.
-3. The loop only tells when the socket is ready, so TLS fails with the same errors as it does where
-   it blocks, and a socket is closed at once: there is no transport of asyncio's in between.
+1. As in `dialing`: until the peer has sent its SETTINGS, every failure is a `NotConnected`.
+2. The loop never blocks. Names are looked up in separate daemon threads: with the loop's executor,
+   `asyncio.run` would wait at its end for a name server that does not answer.
+3. The loop only reports when the socket is ready, so TLS fails with the same errors as in blocking
+   mode, and a socket is closed at once: no asyncio transport is involved.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 _BUSY_NAP = 0.01
-"""Seconds until a Unix socket is tried again whose server is behind with accepting."""
+"""Seconds after which connecting is retried if the accept queue of a Unix socket is full."""
 
 
 class AioDial:
@@ -40,10 +40,10 @@ class AioDial:
         self._dialer = dialer
         self._until = until
         self.waits = Reason("no answer in time")
-        """What to say if nobody waits any longer."""
+        """The reason to report if the caller stops waiting."""
 
     async def run(self) -> tuple[socket.socket, Http2]:
-        """A connection whose peer has sent its SETTINGS; raises NotConnected."""
+        """Connect, and wait for the peer's SETTINGS. Raises NotConnected."""
         dialer = self._dialer
         context = dialer.tls_context()
         addresses = dialer.in_order(await self._look_up())
@@ -57,7 +57,7 @@ class AioDial:
             else:
                 dialer.answered(address)
                 return found
-        raise AssertionError("a name without addresses is an error of the resolver")
+        raise AssertionError("the resolver returned a name without addresses")
 
     # -- addresses
 
@@ -91,7 +91,7 @@ class AioDial:
         try:
             threading.Thread(target=ask, name="etcdsem-resolve", daemon=True).start()
         except (RuntimeError, MemoryError):
-            ask()  # no thread can be started; better late than never
+            ask()  # no thread can be started; better to block than to fail
         return future
 
     # -- sockets
@@ -123,12 +123,12 @@ class AioDial:
             raise
 
     async def _greet(self, sock: socket.socket, until: float) -> Http2:
-        """Wait for the peer's SETTINGS, which come at once. The answer goes with the first call."""
+        """Wait for the peer's SETTINGS, which come at once. Our ACK goes with the first call."""
         http2 = Http2()
         self.waits = SILENT
         try:
             async with asyncio.timeout(max(0.01, until - boot_time())):
-                with contextlib.suppress(OSError):  # what the peer said is still to be read
+                with contextlib.suppress(OSError):  # what the peer sent must still be read
                     while http2.outgoing:
                         sent = await _when_ready(sock, "write", lambda: sock.send(http2.outgoing))
                         del http2.outgoing[:sent]
@@ -148,7 +148,7 @@ class AioDial:
 
 
 async def _reach(sock: socket.socket, address: Address) -> None:
-    """Connect."""
+    """Connect a socket."""
     code = sock.connect_ex(address.where)
     while code == errno.EAGAIN and address.family == socket.AF_UNIX:
         await asyncio.sleep(_BUSY_NAP)
@@ -161,7 +161,7 @@ async def _reach(sock: socket.socket, address: Address) -> None:
 
 
 async def _when_ready(sock: socket.socket, doing: Way, step: Callable[[], R]) -> R:
-    """Do something that would block, once it does not; raises OSError."""
+    """Repeat an operation until it does not block. Raises OSError."""
     while True:
         try:
             return step()

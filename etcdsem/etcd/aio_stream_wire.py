@@ -1,10 +1,11 @@
 """A connection that carries streams, in an event loop.
 
-1. What a stream says is told straight from the socket's readiness, message by message: a hand-over
-   waits for nothing else. An error of who is told is logged, and the next message is told.
-2. What is asked for in one turn of the loop is sent at a time.
-3. A peer that is silent is asked for a sign of life (`Liveness`). If none comes, or the peer says
-   that it is closing, the connection has ended.
+1. Messages of streams are delivered straight from the socket's readiness callback, one by one: a
+   hand-over waits for nothing else. An error of the receiver is logged, and the next message is
+   delivered.
+2. Everything requested in one iteration of the loop is sent together.
+3. A silent peer is pinged (`Liveness`). If it does not answer, or says that it is closing, the
+   connection has ended.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("etcdsem")
 
 Hear: TypeAlias = Callable[[Stream, bytes | RpcError], None]
-"""Told what a stream has said. Raises RpcError where the connection is to be given up."""
+"""Receives a message of a stream. Raises RpcError if the connection must be given up."""
 
 Ended: TypeAlias = Callable[["StreamWire", RpcError], None]
-"""Told once, at the end, unless `close` was called."""
+"""Called once at the end, unless `close` was called."""
 
 
 class StreamWire(Wire):
@@ -50,19 +51,19 @@ class StreamWire(Wire):
         return self.http2.request(block, last=False)
 
     def send(self, stream: Stream, message: bytes) -> None:
-        """Send a message with the next `flush`. Never blocks."""
+        """Queue a message for the next `flush`. Never blocks."""
         self.http2.send(stream, frame_message(message))
 
     def close(self) -> None:
-        """Hang up; nothing more is told."""
+        """Close the connection without calling `ended`."""
         self._tell_end = _nobody
-        self.lost("the client has hung up")
+        self.lost("the client closed the connection")
 
     def _heard(self, streams: list[Stream]) -> None:
         self._liveness.heard()
         try:
             for stream, message in news(self.http2, streams):
-                if self.over:  # who was told has hung up
+                if self.over:  # the receiver has closed the connection
                     return
                 self._tell(stream, message)
             if self.http2.retired:
@@ -89,8 +90,8 @@ class StreamWire(Wire):
         tell(self, error)
 
     def _look(self) -> None:
-        """It is time to see whether the peer is alive."""
-        self.read()  # a loop that stood still comes here first, with the answer in the socket
+        """Check whether the peer is alive."""
+        self.read()  # after the loop was blocked, the answer may still be in the socket
         if self.over:
             return
         try:
@@ -103,4 +104,4 @@ class StreamWire(Wire):
 
 
 def _nobody(wire: StreamWire, error: RpcError) -> None:
-    """It was closed by us."""
+    """Does nothing: the connection was closed by this side."""

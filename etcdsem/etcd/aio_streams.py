@@ -1,8 +1,8 @@
 """The driver of `Streams` for an event loop: a task connects, the loop moves bytes.
 
-1. All is done in the loop's thread, so there is no guard: each telling is a step of its own.
-2. What is asked for while there is a connection is sent at the end of the loop's turn.
-3. There is a task only while there is no connection, and something to connect for.
+1. Everything runs in the loop's thread, so there is no guard: each notification is its own step.
+2. While connected, requests are sent at the end of the loop's iteration.
+3. A task exists only while there is no connection, and something to connect for.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Start(Protocol):
 
 
 class AioStreams(Streams):
-    """All watches and renewals of a client, moved by an event loop."""
+    """All watches and renewals of a client, driven by an event loop."""
 
     _connection: AioConnection
 
@@ -47,7 +47,7 @@ class AioStreams(Streams):
         self._wire: StreamWire | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._due = False  # `_send` will be called
-        self._tried = False  # to connect: the first attempt does not wait
+        self._tried = False  # the first attempt to connect does not wait
         self._backoff = Backoff(SHORTEST_PAUSE, LONGEST_PAUSE)
 
     def close(self) -> None:
@@ -71,7 +71,7 @@ class AioStreams(Streams):
             self._connecting = self._start(self._connect(), "streams")
 
     def _send(self) -> None:
-        """Send what was asked for in this turn."""
+        """Send the requests of this loop iteration."""
         self._due = False
         if self._wire is not None:
             self._flush(self._wire)
@@ -83,7 +83,7 @@ class AioStreams(Streams):
             wire.close()
             self._disconnected()
 
-    # -- what arrives
+    # -- receiving
 
     def _hear(self, stream: Stream, message: bytes | RpcError) -> None:
         if not isinstance(message, RpcError):

@@ -1,16 +1,17 @@
 """Unary calls of any number of tasks of one event loop to one endpoint.
 
-1. One connection carries all calls. It is made for the first of them; those that come meanwhile
-   wait for the same attempt, each within its own deadline.
-2. A caller that is cancelled, or whose deadline passes, leaves its stream to its end: nobody waits
-   for it, and to cancel a read would crash etcd 3.5.0 to 3.5.4 (etcd #14110). What was not sent
-   yet is withdrawn.
+1. One connection carries all calls. It is made for the first call; later ones wait for the same
+   attempt, each within its own deadline.
+2. When a caller is cancelled, or its deadline passes, its stream runs to its end and nobody waits
+   for it: cancelling a read would crash etcd 3.5.0 to 3.5.4 (etcd #14110). A request that was not
+   sent yet is withdrawn.
 3. If nothing at all has arrived between the start of a call and its deadline, the connection is
-   left: later calls get a new one. The same holds if the peer says that it will close it. Calls
-   under way go on, and the old connection is closed when there are none, or after `ASIDE_TIME`.
-4. A call whose bytes certainly have not gone out when the connection is lost was not applied.
-5. Where many calls are answered at a time, what follows in the same turn of the loop is sent at a
-   time; a single task's calls are sent at once.
+   abandoned: later calls get a new one. The same happens if the peer says that it will close it.
+   Calls in progress continue, and the old connection is closed when there are none, or after
+   `ASIDE_TIME`.
+4. If the connection is lost, a call whose bytes certainly have not been sent was not applied.
+5. If many calls are answered together, the requests that follow in the same iteration of the loop
+   are sent together; a single task's calls are sent at once.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ from etcdsem.etcd.http2 import Failure, Http2, Stream
 from etcdsem.etcd.transport import ASIDE_TIME, IDLE_TIME
 
 LEAST_DIAL_TIME = 1.0
-"""Seconds for an attempt to connect, even if its caller has less: others may wait for it, too."""
+"""Minimum seconds for an attempt to connect, even if its caller has less: others may wait too."""
 
 _TICK = 0.01
-"""Seconds between two looks at the deadlines, at least."""
+"""Minimum seconds between two checks of the deadlines."""
 
 Answered: TypeAlias = asyncio.Future[RpcError | None]
 
 
 class _Waiting(NamedTuple):
-    """Who waits for a stream."""
+    """A caller that waits for a stream."""
 
     future: Answered
     until: float
     reads: int  # of the wire, when the call began
-    offset: int  # where the request begins in all that is sent
+    offset: int  # where the request begins in all bytes that are sent
 
 
 class CallWire(Wire):
@@ -54,19 +55,19 @@ class CallWire(Wire):
         super().__init__(sock, http2)
         self.used = boot_time()
         self._waiting: dict[Stream, _Waiting] = {}
-        self._corked = False  # what is to be sent goes at the end of the loop's turn
-        self._left_at = 0.0  # when it was left; 0: it was not
+        self._corked = False  # data is sent at the end of the loop's iteration
+        self._left_at = 0.0  # when it was abandoned; 0: it was not
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._look_again(self.used + IDLE_TIME)
 
     @property
     def usable(self) -> bool:
-        """Does it take calls?"""
+        """Does it accept calls?"""
         return not (self.over or self._left_at or self.http2.retired)
 
     def start(self, block: bytes, body: bytes, until: float) -> tuple[Stream, Answered]:
-        """Make a call. The future is done when the stream is, or at the deadline, with an error."""
+        """Start a call. The future is done with the stream, or at the deadline with an error."""
         http2 = self.http2
         offset = self.sent + len(http2.outgoing)
         future: Answered = self._loop.create_future()
@@ -88,19 +89,19 @@ class CallWire(Wire):
         return stream, future
 
     def withdraw(self, stream: Stream) -> None:
-        """Nobody wants its answer any more."""
-        if not stream.id:  # it waits for the peer to allow one more
+        """Cancel a call that was not sent yet: nobody wants its answer any more."""
+        if not stream.id:  # the peer does not allow another stream yet
             self._waiting.pop(stream, None)
             self.http2.cancel(stream)
 
     def leave(self) -> None:
-        """It takes no more calls, and is closed once there are none."""
+        """Abandon the connection: it accepts no calls, and is closed once there are none."""
         if not self._left_at and not self.over:
             self._left_at = boot_time()
             self._look_again(self._left_at + ASIDE_TIME)
             self._close_if_done()
 
-    # -- what arrives
+    # -- receiving
 
     def _heard(self, streams: list[Stream]) -> None:
         for stream in streams:
@@ -109,7 +110,7 @@ class CallWire(Wire):
                 if waiting is not None and not waiting.future.done():
                     waiting.future.set_result(None)
         if len(streams) > 1 and not self._corked:
-            self._cork()  # what these callers ask next, they ask in the loop's next turn
+            self._cork()  # these callers' next requests follow in the loop's next iteration
         if self._left_at:
             self._close_if_done()
         elif self.http2.retired:
@@ -127,9 +128,9 @@ class CallWire(Wire):
 
     def _close_if_done(self) -> None:
         if not self.http2.streams and not self._waiting:
-            self.lost("it was left")
+            self.lost("it was abandoned")
 
-    # -- sending at a time
+    # -- sending together
 
     def _cork(self) -> None:
         self._corked = True
@@ -140,7 +141,7 @@ class CallWire(Wire):
         self.flush()
 
     def flush(self) -> None:
-        """Send what is to be sent, or at the end of this turn."""
+        """Send the outgoing data now, or at the end of this iteration if corked."""
         if not self._corked:
             super().flush()
 
@@ -153,7 +154,7 @@ class CallWire(Wire):
         self._timer = self._loop.call_later(max(_TICK, at - boot_time()), self._look)
 
     def _look(self) -> None:
-        """The earliest deadline, or the time of an idle connection, has come."""
+        """The earliest deadline has passed, or the connection may be idle."""
         self.read()  # a loop that stood still comes here first, with the answers in the socket
         now = boot_time()
         for stream, one in list(self._waiting.items()):
@@ -168,19 +169,19 @@ class CallWire(Wire):
         if not self._left_at and now >= self.used + IDLE_TIME:
             self.leave()
         elif self._left_at and now >= self._left_at + ASIDE_TIME:
-            self.lost("it was left")
+            self.lost("it was abandoned")
         else:
             left_at = self._left_at
             self._look_again(left_at + ASIDE_TIME if left_at else self.used + IDLE_TIME)
 
     def _give_up(self, stream: Stream, one: _Waiting) -> None:
-        """Its deadline has passed."""
+        """Fail a call whose deadline has passed."""
         self._waiting.pop(stream, None)
         if not one.future.done():
             error = RpcError("DEADLINE_EXCEEDED", "no answer in time")
             if not stream.id:
                 self.http2.cancel(stream)
-                error = RpcError(NOT_PROCESSED, "the server takes no more calls at a time")
+                error = RpcError(NOT_PROCESSED, "the server accepts no more concurrent calls")
             one.future.set_result(error)
         if self.reads == one.reads:
             self.leave()
@@ -192,27 +193,27 @@ class AioTransport:
     def __init__(self, dialer: Dialer) -> None:
         self._dialer = dialer
         self._wire: CallWire | None = None
-        self._left: set[CallWire] = set()  # that have calls under way
+        self._left: set[CallWire] = set()  # abandoned, with calls in progress
         self._dialing: tuple[AioDial, asyncio.Task[None]] | None = None
         self._closed = False
 
     async def call(
         self, path: str, request: bytes, timeout: float, token: str | None, *, whole: bool = False
     ) -> bytes:
-        """Make a call; raises RpcError, NotConnected or NotApplied.
+        """Make a call and return the response. Raises RpcError, NotConnected or NotApplied.
 
         Args:
-            path: the method, as gRPC writes it.
+            path: the method in gRPC's notation.
             request: the message.
             timeout: seconds.
             token: of the login.
-            whole: the server must not give up, either, when the time is over.
+            whole: the server must not give up when the time is over either.
         """
         now = boot_time()
         until = now + timeout
         wire = self._wire
         if wire is not None and now > wire.used + IDLE_TIME:
-            self._leave(wire)  # the machine slept: the loop's own clock has not seen that
+            self._leave(wire)  # the machine slept, which the loop's own clock has not noticed
             wire = None
         if wire is None or not wire.usable:
             wire = await self._connected(until)
@@ -229,15 +230,15 @@ class AioTransport:
         return response(stream)
 
     async def connect_streams(self, timeout: float, hear: Hear, ended: Ended) -> StreamWire:
-        """A connection of its own for streams; raises NotConnected.
+        """Open a separate connection for streams. Raises NotConnected.
 
-        `hear` and `ended` are what `StreamWire` calls.
+        `hear` and `ended` are called by `StreamWire`.
         """
         sock, http2 = await AioDial(self._dialer, boot_time() + timeout).run()
         return StreamWire(self._dialer, sock, http2, hear, ended)
 
     def close(self) -> None:
-        """Hang up; calls under way fail."""
+        """Close all connections; calls in progress fail."""
         self._closed = True
         if self._dialing is not None:
             self._dialing[1].cancel()
@@ -262,7 +263,7 @@ class AioTransport:
             left = until - boot_time()
             if left <= 0 or not (await asyncio.wait([task], timeout=left))[0]:
                 raise self._dialer.error(dial.waits)
-            if not task.cancelled():  # by the end of a loop, which cancels all tasks
+            if not task.cancelled():  # a loop's end cancels all tasks
                 task.result()
 
     def _leave(self, wire: CallWire) -> None:
@@ -285,4 +286,4 @@ class AioTransport:
     def _dialed(self, task: asyncio.Task[None]) -> None:
         self._dialing = None
         if not task.cancelled():
-            task.exception()  # asyncio complains about an error that nobody looked at
+            task.exception()  # asyncio complains about errors that were not retrieved

@@ -1,13 +1,13 @@
 """A connected socket in an event loop: it moves bytes between the socket and an `Http2`.
 
-1. All is done in the loop's thread, and straight from the socket's readiness: what arrives is told
-   before anything else runs in the loop.
-2. Nothing waits. What the socket does not take is sent once it does; a peer that leaves more than
+1. Everything runs in the loop's thread, straight from the socket's readiness callback: received
+   data is delivered before anything else runs in the loop.
+2. Nothing waits. What the socket does not accept is sent later; a peer that leaves more than
    `MOST_UNSENT` bytes unread loses the connection.
 3. The peer's PINGs are answered a moment later. etcd sends one with each response until the last
-   was answered; to answer each at once would double the packets.
-4. Whatever interrupts a step in between (a signal handler that raises) ends the connection, since
-   nobody knows how far the step came; the interruption passes on.
+   was answered; answering each at once would double the packets.
+4. Any interruption of a step (a signal handler that raises) ends the connection, since it is
+   unknown how far the step came; the interruption is passed on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from etcdsem.etcd.dialing import CHUNK, waits_for
 from etcdsem.etcd.http2 import Http2, Stream
 
 MOST_UNSENT = 2**24
-"""Bytes that may wait for a peer to read."""
+"""Maximum number of bytes that may wait for the peer to read."""
 
 _ACK_AFTER = 0.2
 """Seconds after which the peer's PINGs are answered."""
@@ -29,36 +29,36 @@ _INTERRUPTED = "the connection was lost: a step on it was interrupted"
 
 
 class Wire:
-    """One connection. The subclass says what to do with what arrives."""
+    """One connection. The subclass handles what arrives."""
 
     def __init__(self, sock: socket.socket, http2: Http2) -> None:
         self.http2 = http2
         self.reads = 0
-        """How many times something has arrived."""
+        """How often something has arrived."""
         self.sent = 0
-        """Bytes that may have gone to the peer."""
+        """Bytes that may have been sent to the peer."""
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._fd = sock.fileno()
         self._tls = hasattr(sock, "do_handshake")
-        self._blocked = False  # the socket takes no more, until the loop says so
+        self._blocked = False  # the socket's buffer is full
         self._acking: asyncio.TimerHandle | None = None
         self.over = False
-        """It was closed."""
-        # A loop that just stops is left with its sockets open, and Python complains of each.
+        """The connection was closed."""
+        # A loop that just stops leaves its sockets open, and Python warns of each.
         weakref.finalize(self, sock.close)
         self._loop.add_reader(self._fd, self.read)
 
     def _heard(self, streams: list[Stream]) -> None:
-        """Something has arrived; something has happened to these streams."""
+        """Handle streams for which something has arrived."""
         raise NotImplementedError
 
     def _ended(self) -> None:
-        """`http2.closed` says why, and so do the streams that were open."""
+        """Handle the end; `http2.closed` and the streams that were open have the reason."""
         raise NotImplementedError
 
     def read(self) -> None:
-        """Take what has arrived."""
+        """Receive what has arrived."""
         if self.over:
             return
         try:
@@ -73,7 +73,7 @@ class Wire:
             self.reads += 1
             self._heard(self.http2.receive(data))
             if self.http2.outgoing:
-                self.flush()  # a request that was waiting for this, for instance
+                self.flush()  # for example a request that was waiting for this
             if self.http2.pinged and self._acking is None and not self.over:
                 self._acking = self._loop.call_later(_ACK_AFTER, self._acknowledge)
             if self.http2.closed is not None:
@@ -83,7 +83,7 @@ class Wire:
             raise
 
     def flush(self) -> None:
-        """Send what is to be sent."""
+        """Send the outgoing data."""
         outgoing = self.http2.outgoing
         if self.over:
             return
@@ -92,7 +92,7 @@ class Wire:
                 self.lost("the connection was lost: the server does not read")
             return
         before = self.sent
-        self.sent += len(outgoing)  # until we know better: an interruption may strike at any step
+        self.sent += len(outgoing)  # for now: an interruption may come at any step
         try:
             try:
                 count = self._sock.send(outgoing)
@@ -110,7 +110,7 @@ class Wire:
             raise
 
     def lost(self, text: str) -> None:
-        """The connection is of no use any more."""
+        """Give the connection up."""
         self.http2.lost(text)
         self._end()
 
@@ -125,11 +125,11 @@ class Wire:
         way = waits_for(error, "read")
         if way is None:
             self.lost(f"the connection was lost: {error}")
-        elif way == "write":  # TLS has something to say first
+        elif way == "write":  # TLS must send something first
             self._wait_to_write()
 
     def _unsent(self, error: OSError, before: int) -> None:
-        if not self._tls:  # which may have sent a part, and must be given the same again
+        if not self._tls:  # TLS may have sent a part, and must be given the same bytes again
             self.sent = before
         way = waits_for(error, "write")
         if way is None:

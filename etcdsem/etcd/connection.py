@@ -1,16 +1,16 @@
 """Calls to etcd: one endpoint at a time, the next one when it fails.
 
-1. All that goes wrong comes out as a `Failure`, sorted by `outcomes`. An interruption passes, and
-   takes the connection of its call out of use (`transport`).
-2. A request is sent again, here, only where it is certain that it was not applied *because
-   nothing was sent* (then to the next endpoint), *because the server says that it did not process
-   it* (then once, on another connection), or *because the login had run out* (after a new login).
-   All other decisions to repeat are the core's.
-3. An endpoint that is new, or has failed, is asked for its status before anything is entrusted to
-   it: if that fails, nothing was sent, and its answer says what is wrong.
-4. Streams have a connection of their own, so that a blocked stream holds up no call.
-5. `Calls` decides: its generators yield each `Rpc` that has to be made, and get the answer or the
-   error. `Connection` makes them in the caller's thread; `aio_connection` in an event loop.
+1. Every failure is raised as a `Failure`, classified by `outcomes`. Interruptions pass through, and
+   take the connection of their call out of use (`transport`).
+2. A request is repeated here only if it was certainly not applied: *because nothing was sent* (then
+   at the next endpoint), *because the server says that it did not process it* (then once, on
+   another connection), or *because the login had expired* (after a new login). All other decisions
+   to retry are the core's.
+3. An endpoint that is new, or has failed, is asked for its status before any other request: if that
+   fails, nothing was sent, and its answer shows what is wrong.
+4. Streams have their own connection, so that a blocked stream holds up no call.
+5. `Calls` decides: its generators yield each `Rpc` to make, and receive the answer or the error.
+   `Connection` makes the calls in the caller's thread; `aio_connection` in an event loop.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from etcdsem.etcd.transport import Transport
 
 METHODS: dict[str, tuple[str, type[Any]]] = {
     "txn": ("/etcdserverpb.KV/Txn", rpc.TxnResponse),
-    "read": ("/etcdserverpb.KV/Txn", rpc.TxnResponse),  # counted apart
+    "read": ("/etcdserverpb.KV/Txn", rpc.TxnResponse),  # counted separately
     "range": ("/etcdserverpb.KV/Range", rpc.RangeResponse),
     "compact": ("/etcdserverpb.KV/Compact", rpc.CompactionResponse),
     "grant": ("/etcdserverpb.Lease/LeaseGrant", rpc.LeaseGrantResponse),
@@ -56,13 +56,13 @@ METHODS: dict[str, tuple[str, type[Any]]] = {
     "members": ("/etcdserverpb.Cluster/MemberList", rpc.MemberListResponse),
     "login": ("/etcdserverpb.Auth/Authenticate", rpc.AuthenticateResponse),
 }
-"""Where to call, and the message that comes back."""
+"""The gRPC method and the type of its response."""
 
 PROBE_TIMEOUT = 5.0
-"""Seconds for an endpoint to answer at all."""
+"""Seconds for an endpoint to answer a probe."""
 
 AT_ONCE = 128
-"""How many requests of one kind are under way at a time, where there are thousands to make."""
+"""Maximum number of concurrent requests of one kind if there are thousands to make."""
 
 _NO_ETCD = (
     "NOT_PROCESSED",
@@ -72,18 +72,18 @@ _NO_ETCD = (
     "UNIMPLEMENTED",
     "INTERNAL",
 )
-"""Answers to a probe by which an endpoint is of no use. With any other, an etcd says no."""
+"""Answers to a probe that make an endpoint unusable. Any other is a refusal by a real etcd."""
 
 NO_LOGIN = ""
-"""The token while etcd has authentication switched off: as etcdctl, we take our user for one who
-will be needed later. Once it is switched on, calls are refused without a token, and we log in."""
+"""The token while etcd has authentication disabled: like etcdctl, we assume that the user will be
+needed later. Once it is enabled, calls without a token are refused, and we log in."""
 
 R = TypeVar("R")
 T = TypeVar("T")
 
 
 class Link(Generic[T]):
-    """One endpoint. `trusted` once it has answered, until it fails."""
+    """One endpoint. `trusted` from its first answer until it fails."""
 
     def __init__(self, endpoint: Endpoint, transport: T) -> None:
         self.endpoint = endpoint
@@ -92,7 +92,7 @@ class Link(Generic[T]):
 
 
 class Rpc(NamedTuple):
-    """A call to be made."""
+    """A call to make."""
 
     link: Link[Any]
     name: str
@@ -101,28 +101,28 @@ class Rpc(NamedTuple):
     timeout: float
     token: str | None = None
     same: str = ""
-    """Calls under way that share this text ask for the same: one of them will do."""
+    """Concurrent calls with the same text ask for the same; one of them suffices."""
 
     @property
     def path(self) -> str:
-        """The method, as gRPC writes it."""
+        """The method in gRPC's notation."""
         return METHODS[self.name][0]
 
     @property
     def whole(self) -> bool:
-        """It must not be cancelled under way. etcd 3.5 before 3.5.5 crashes when a transaction that
-        only reads is cancelled (#14110), and before 3.5.7 when it was slow besides (#14891).
+        """It must not be cancelled in progress. etcd 3.5 before 3.5.5 crashes when a read-only
+        transaction is cancelled (#14110), and before 3.5.7 if it was slow as well (#14891).
         """
         return self.name == "read"
 
     def encoded(self) -> bytes:
-        """The request as it is sent."""
+        """The request as bytes."""
         request = self.request
         data: bytes = request if isinstance(request, bytes) else request.SerializeToString()
         return data
 
     def decoded(self, data: bytes) -> Any:
-        """The response as a message; raises RpcError."""
+        """The response as a message. Raises RpcError."""
         try:
             return METHODS[self.name][1].FromString(data)
         except DecodeError as error:
@@ -130,11 +130,11 @@ class Rpc(NamedTuple):
 
 
 Calling: TypeAlias = Generator[Rpc, Any, R]
-"""Yields the calls to be made; the answer is sent in, an RpcError thrown in."""
+"""Yields the calls to make; the answer is sent in, an RpcError thrown in."""
 
 
 class MemberStatus(NamedTuple):
-    """What the connected member says of itself."""
+    """The connected member's own status."""
 
     endpoint: str
     version: str
@@ -148,18 +148,18 @@ class MemberStatus(NamedTuple):
 
 
 class Calls(Generic[T]):
-    """What to call, where, and what to make of the answer. Makes no call itself."""
+    """Decides what to call, where, and what answers mean. It makes no calls itself."""
 
     def __init__(self, settings: ConnectionSettings) -> None:
         self.settings = settings
         self.counters: Counter[str] = Counter()
-        self._lock = threading.RLock()  # a finalizer may come back
+        self._lock = threading.RLock()  # a finalizer may re-enter
         self._links: list[Link[T] | None] = [None] * len(settings.endpoints)
         self._at = 0
         self._token = None if settings.external is None else settings.external.token()
         self._closed = False
 
-    # -- what the core asks for
+    # -- requests of the core
 
     def transacting(self, txn: Txn, timeout: float) -> Calling[TxnReply]:
         """Perform a transaction."""
@@ -168,7 +168,7 @@ class Calls(Generic[T]):
         try:
             return encode.decode((yield from self.calling("read", encode.encode(txn), timeout)))
         except NoSpace:
-            # etcd before 3.5.7 refuses every transaction when it is out of space, reads too.
+            # etcd before 3.5.7 rejects every transaction when out of space, even read-only ones.
             return (yield from self._read_one_by_one(txn, timeout))
 
     def _read_one_by_one(self, txn: Txn, timeout: float) -> Calling[TxnReply]:
@@ -183,17 +183,17 @@ class Calls(Generic[T]):
         return TxnReply(True, revision, tuple(replies))
 
     def granting(self, lease_id: int, ttl: int, timeout: float) -> Calling[float]:
-        """Create an etcd lease; gives the TTL that etcd granted."""
+        """Create an etcd lease; returns the TTL that etcd granted."""
         request = rpc.LeaseGrantRequest(ID=lease_id, TTL=ttl)
         answer = yield from self.calling("grant", request, timeout)
         return float(answer.TTL)
 
     def revoking(self, lease_id: int, timeout: float) -> Calling[None]:
-        """End an etcd lease, with its keys."""
+        """Revoke an etcd lease, and delete its keys."""
         yield from self.calling("revoke", rpc.LeaseRevokeRequest(ID=lease_id), timeout)
 
     def asking_time_to_live(self, lease_id: int, timeout: float) -> Calling[float]:
-        """Seconds that a lease has left; -1 if there is none."""
+        """The seconds that a lease has left; -1 if it does not exist."""
         request = rpc.LeaseTimeToLiveRequest(ID=lease_id)
         answer = yield from self.calling("time_to_live", request, timeout)
         return float(answer.TTL)
@@ -201,7 +201,7 @@ class Calls(Generic[T]):
     # -- calls
 
     def calling(self, name: str, request: Any, timeout: float) -> Calling[Any]:
-        """One unary call; raises a Failure."""
+        """Make one unary call. Raises a Failure."""
         until = boot_time() + timeout
         untried = len(self._links)
         unreached: list[NotConnected] = []
@@ -243,7 +243,7 @@ class Calls(Generic[T]):
             raise failure
 
     def _probe(self, link: Link[T], until: float, untried: int) -> Calling[None]:
-        """Ask an endpoint for its status; raise NotConnected, with the reason, if it has none."""
+        """Ask an endpoint for its status; raises NotConnected with the reason if that fails."""
         left = until - boot_time()
         budget = min(self.settings.dial_timeout, PROBE_TIMEOUT, left / max(1, untried))
         if untried > 1:
@@ -274,7 +274,7 @@ class Calls(Generic[T]):
         raise NotImplementedError
 
     def leave(self, link: Link[T]) -> None:
-        """An endpoint has failed: the next one's turn, unless another thread has moved on."""
+        """An endpoint has failed: switch to the next, unless another thread has done so."""
         link.trusted = False
         with self._lock:
             if self._links[self._at] is link:
@@ -284,7 +284,7 @@ class Calls(Generic[T]):
 
     @property
     def whoami(self) -> str:
-        """As which user we ask, for messages of refusal."""
+        """The user, for messages of refusal."""
         user = self.settings.user
         return " (no user was given)" if user is None else f" (user {user!r})"
 
@@ -296,7 +296,7 @@ class Calls(Generic[T]):
         return outcome, outcome.failure(detail, str(endpoint))
 
     def _log_in(self, link: Link[T], stale: str | None, until: float) -> Calling[None]:
-        """Get a new token, unless another thread has since `stale`."""
+        """Get a new token, unless another thread has replaced `stale` already."""
         with self._lock:
             if self._token != stale:
                 return
@@ -322,7 +322,7 @@ class Calls(Generic[T]):
                     f"the login failed: {failure.detail}", failure.endpoint
                 ) from error
             else:
-                # A login changes nothing, so what was to follow it was not applied.
+                # A login changes nothing, so the request that needed it was not applied.
                 raise NotApplied(failure.detail, failure.endpoint) from error
         with self._lock:
             self._token = token
@@ -341,7 +341,7 @@ class Calls(Generic[T]):
         detail = failure.detail
         if self.settings.external is not None:
             detail += (
-                ": the login of the etcd3 client has run out, and it keeps no password; give user "
+                ": the login of the etcd3 client has expired, and it keeps no password; pass user "
                 "and password to etcdsem.from_etcd3() too"
             )
         return AccessDenied(detail, failure.endpoint)
@@ -349,7 +349,7 @@ class Calls(Generic[T]):
     # -- streams
 
     def opening(self, timeout: float) -> Calling[tuple[Link[T], str | None]]:
-        """Before a stream is opened: the link to open it on, and the token; raises a Failure."""
+        """Prepare opening a stream: returns the link and the token to use. Raises a Failure."""
         until = boot_time() + timeout
         link = self._link()
         try:
@@ -363,7 +363,7 @@ class Calls(Generic[T]):
         return link, self._token
 
     def stream_broke(self, link: Link[T], token: str | None, error: RpcError) -> Failure:
-        """A stream has ended: log in again, or take the next endpoint. Gives the failure."""
+        """Handle the end of a stream: log in again, or switch the endpoint. Returns the failure."""
         outcome, failure = self._sort(error, link.endpoint)
         if outcome.login:
             self.forget_login(token)
@@ -372,7 +372,7 @@ class Calls(Generic[T]):
         return failure
 
     def forget_login(self, token: str | None) -> None:
-        """The token of a stream is no good any more."""
+        """Forget a stream's token that has become invalid."""
         if self.settings.user is None:
             self._borrow_login(token)
             return
@@ -381,35 +381,35 @@ class Calls(Generic[T]):
                 self._token = None
 
     def _shut(self) -> list[Link[T]]:
-        """From now on nothing is called; gives the links to hang up."""
+        """Stop making calls; returns the links to close."""
         with self._lock:
             self._closed = True
             return [link for link in self._links if link is not None]
 
 
 class Connection(Calls[Transport]):
-    """Blocking calls to etcd; for any number of threads."""
+    """Blocking calls to etcd, for any number of threads."""
 
-    # -- what the core asks for
+    # -- requests of the core
 
     def transact(self, txn: Txn, timeout: float) -> TxnReply:
         """Perform a transaction."""
         return _make(self.transacting(txn, timeout))
 
     def grant(self, lease_id: int, ttl: int, timeout: float) -> float:
-        """Create an etcd lease; gives the TTL that etcd granted."""
+        """Create an etcd lease; returns the TTL that etcd granted."""
         return _make(self.granting(lease_id, ttl, timeout))
 
     def revoke(self, lease_id: int, timeout: float) -> None:
-        """End an etcd lease, with its keys."""
+        """Revoke an etcd lease, and delete its keys."""
         _make(self.revoking(lease_id, timeout))
 
     def time_to_live(self, lease_id: int, timeout: float) -> float:
-        """Seconds that a lease has left; -1 if there is none."""
+        """The seconds that a lease has left; -1 if it does not exist."""
         return _make(self.asking_time_to_live(lease_id, timeout))
 
     def times_to_live(self, lease_ids: Sequence[int], timeout: float) -> tuple[float | None, ...]:
-        """The same for many, `AT_ONCE` of them at a time; None where no answer came in time.
+        """The same for many leases, `AT_ONCE` at a time; None if no answer came in time.
 
         Raises the failure of the first request, which also chooses the endpoint and logs in.
         """
@@ -428,21 +428,21 @@ class Connection(Calls[Transport]):
         return tuple(answers)
 
     def call(self, name: str, request: Any, timeout: float) -> Any:
-        """One unary call; raises a Failure."""
+        """Make one unary call. Raises a Failure."""
         return _make(self.calling(name, request, timeout))
 
-    # -- what tests and the doctor ask for
+    # -- requests of tests and of `etcdsem doctor`
 
     def leases(self, timeout: float) -> list[int]:
-        """All leases of the cluster."""
+        """All lease IDs of the cluster."""
         return [one.ID for one in self.call("leases", rpc.LeaseLeasesRequest(), timeout).leases]
 
     def compact(self, revision: int, timeout: float) -> None:
-        """Forget what was before a revision."""
+        """Compact the history before a revision."""
         self.call("compact", rpc.CompactionRequest(revision=revision, physical=True), timeout)
 
     def status(self, timeout: float) -> MemberStatus:
-        """The member that we are connected to."""
+        """The status of the connected member."""
         answer = self.call("status", rpc.StatusRequest(), timeout)
         return MemberStatus(
             endpoint=str(self.settings.endpoints[self._at]),
@@ -457,7 +457,7 @@ class Connection(Calls[Transport]):
         )
 
     def alarms(self, timeout: float) -> list[str]:
-        """The alarms that are raised: NOSPACE, CORRUPT."""
+        """The raised alarms: NOSPACE, CORRUPT."""
         names = {1: "NOSPACE", 2: "CORRUPT"}
         answer = self.call("alarm", rpc.AlarmRequest(), timeout)
         return [names.get(one.alarm, str(one.alarm)) for one in answer.alarms]
@@ -473,7 +473,7 @@ class Connection(Calls[Transport]):
         )
 
     def open_streams(self, timeout: float) -> tuple[Link[Transport], str | None]:
-        """Before streams are opened: the link to open them on, and the token; raises a Failure."""
+        """Prepare opening streams: returns the link and the token to use. Raises a Failure."""
         return _make(self.opening(timeout))
 
     def sweep(self) -> None:
@@ -483,13 +483,13 @@ class Connection(Calls[Transport]):
                 link.transport.sweep()
 
     def close(self) -> None:
-        """Hang up; calls under way fail."""
+        """Close all connections; calls in progress fail."""
         for link in self._shut():
             link.transport.close()
 
 
 def _make(calling: Calling[R]) -> R:
-    """Make the calls, in this thread."""
+    """Make the calls in this thread."""
     answer: Any = None
     error: BaseException | None = None
     while True:
@@ -499,18 +499,18 @@ def _make(calling: Calling[R]) -> R:
             result: R = stop.value
             return result
         finally:
-            answer = error = None  # the traceback of an error refers to us
+            answer = error = None  # an error's traceback refers to this frame
         try:
             data = one.link.transport.call(
                 one.path, one.encoded(), one.timeout, one.token, whole=one.whole
             )
             answer = one.decoded(data)
-        except BaseException as raised:  # also an interruption: it comes out of `throw`
+        except BaseException as raised:  # includes interruptions; `throw` raises them
             error = raised
 
 
 def _together(failures: list[NotConnected]) -> NotConnected:
-    """What all endpoints have said. Hopeless only if none of them gives hope."""
+    """Combine the failures of all endpoints. Misconfigured only if all of them are."""
     if len(failures) == 1:
         return failures[0]
     if len({failure.detail for failure in failures}) == 1:

@@ -1,8 +1,8 @@
-"""Why no connection came about, in words that say what to do: a table.
+"""A table that explains why no connection was made, with advice on how to fix it.
 
-1. What fails is an exception of `socket` or `ssl`, or, once bytes flow, a text of `http2`. For TLS
-   the first row whose text occurs in the exception's, in small letters, decides.
-2. `settings`: the settings are wrong, and trying again is of no use until they are changed.
+1. A failure is an exception of `socket` or `ssl`, or, once bytes flow, a text of `http2`. For TLS,
+   the first row whose text occurs in the exception's text, in lower case, applies.
+2. `settings` means that the settings are wrong, and retrying is useless until they are changed.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ class Reason(NamedTuple):
 
 
 NO_NAME_SERVER = Reason("the name server does not answer")
-SILENT = Reason("something accepts connections there, and says nothing")
+SILENT = Reason("something accepts connections there but sends nothing")
 
 _NOT_FOR = Reason(
     "TLS: etcd's certificate is not for the host of this endpoint; connect to a name or an address "
     "that the certificate lists (openssl x509 -noout -ext subjectAltName -in server.pem)",
     True,
 )
-_PLAIN = Reason("TLS: what listens there speaks no TLS; write http://", True)
+_PLAIN = Reason("TLS: the server does not speak TLS; write http://", True)
 _CLOSED = Reason(
-    "TLS: the connection was closed in the handshake; if this etcd speaks no TLS, write "
+    "TLS: the connection was closed in the handshake; if this etcd does not use TLS, write "
     "http:// and give no certificates"
 )
 _TLS: tuple[tuple[str, Reason], ...] = (
@@ -54,7 +54,7 @@ _TLS: tuple[tuple[str, Reason], ...] = (
             True,
         ),
     ),
-    # What OpenSSL calls a peer that answers in plain text differs from release to release.
+    # OpenSSL's name for a peer that answers in plain text differs from release to release.
     ("wrong_version_number", _PLAIN),
     ("wrong version number", _PLAIN),
     ("record_layer_failure", _PLAIN),
@@ -74,10 +74,10 @@ _TLS: tuple[tuple[str, Reason], ...] = (
 
 
 def explain(error: OSError, *, tls: bool) -> Reason:
-    """What to say of an error of a socket that was to be connected."""
+    """The reason for a socket error while connecting."""
     if isinstance(error, socket.gaierror):
         if error.errno in _NO_SUCH_NAME:
-            return Reason("there is no host of that name")
+            return Reason("no such host")
         return Reason(f"the name cannot be looked up: {error.strerror}")
     if isinstance(error, TimeoutError):
         return Reason("no answer in time")
@@ -100,7 +100,7 @@ _NO_SUCH_NAME = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NON
 
 
 def explain_start(text: str, *, tls: bool) -> Reason:
-    """What to say of a peer that was reached, but did not begin as an HTTP/2 server does."""
+    """The reason if the peer was reached, but did not begin like an HTTP/2 server."""
     if "answers in TLS" in text:
         return Reason(
             "this etcd wants TLS: write https:// and give the certificate of its authority with "
@@ -118,7 +118,7 @@ def explain_start(text: str, *, tls: bool) -> Reason:
 
 
 def explain_call(code: str, details: str) -> Reason:
-    """What to say of an endpoint that was connected, and whose first call failed."""
+    """The reason if the endpoint was connected, but its first call failed."""
     if code == "DEADLINE_EXCEEDED":
         return Reason("no answer in time")
     if code == "UNIMPLEMENTED" or "http status" in details or "content-type" in details:

@@ -1,13 +1,13 @@
-"""Connect to an endpoint, blocking: name, socket, TLS, and the peer's first sign of HTTP/2.
+"""Connect to an endpoint, blocking: name, socket, TLS, and the peer's first HTTP/2 frame.
 
-1. Whatever fails is a `NotConnected` (or `Misconfigured`) that says what to do: until the peer has
-   sent its SETTINGS, nothing was entrusted to it.
+1. Every failure is a `NotConnected` (or `Misconfigured`) with advice on how to fix it: until the
+   peer has sent its SETTINGS, no request was sent.
 2. A name may have several addresses. Each gets its share of the time; the one that answered last
    is tried first.
-3. A name is looked up in a thread: the system's resolver knows no deadline, and no Ctrl-C.
-4. Certificates are read again once their files have changed.
-5. A forked child closes the sockets that it inherited, and says nothing on them.
-6. `close` ends what other threads are dialing, at once.
+3. Names are looked up in a thread: the system's resolver supports no deadline and no Ctrl-C.
+4. Certificates are reloaded when their files have changed.
+5. A forked child closes the sockets that it inherited, without sending anything on them.
+6. `close` immediately ends connection attempts of other threads.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ CHUNK = 65_536
 """Bytes to ask a socket for at a time."""
 
 _NAP = 0.1
-"""Seconds after which one who waits for the name server looks whether we are closed."""
+"""Seconds after which a thread that waits for the name server checks whether it must stop."""
 
 
 class Living(Generic[T]):
-    """Objects as long as they live, for any number of threads. All is done by single operations of
-    a set, without callbacks: a signal handler that raises loses nothing (it would in a WeakSet).
+    """Weak references to objects, for any number of threads. It uses only atomic set operations and
+    no callbacks, so a signal handler that raises loses nothing (in a WeakSet it would).
     """
 
     def __init__(self) -> None:
         self._refs: set[weakref.ref[T]] = set()
-        self._most = 16  # when to look for those that are gone
+        self._most = 16  # the size at which dead references are removed
 
     def __len__(self) -> int:
         return len(self.list())
 
     def list(self) -> list[T]:
-        """Those that live now."""
+        """The objects that are alive now."""
         return [one for ref in list(self._refs) if (one := ref()) is not None]
 
     def add(self, one: T) -> T:
-        """Gives it back."""
+        """Add an object, and return it."""
         self._refs.add(weakref.ref(one))
         if len(self._refs) > self._most:
             for ref in list(self._refs):
@@ -68,14 +68,14 @@ class Living(Generic[T]):
         return one
 
     def discard(self, one: T) -> None:
-        """Forget it, if it is there."""
+        """Remove an object if it is there."""
         self._refs.discard(weakref.ref(one))
 
 
 _sockets = Living[socket.socket]()
 
 not_for_children = _sockets.add
-"""A forked child shall close this socket."""
+"""Register a socket that a forked child must close."""
 
 
 def _after_fork_in_child() -> None:
@@ -87,7 +87,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class Address(NamedTuple):
-    """Where a socket connects to."""
+    """The address to which a socket connects."""
 
     family: int
     where: Any
@@ -108,13 +108,13 @@ class Dialer:
         self._closed = False
 
     def close(self) -> None:
-        """Connect no more; whoever is at it fails."""
+        """Stop connecting; attempts in progress fail."""
         self._closed = True
         for sock in self._dialing.list():
             hang_up(sock)
 
     def dial(self, until: float) -> tuple[socket.socket, Http2]:
-        """A connection whose peer has sent its SETTINGS; raises NotConnected."""
+        """Connect, and wait for the peer's SETTINGS. Raises NotConnected."""
         context = self.tls_context()
         addresses = self.in_order(self._look_up(until))
         for number, address in enumerate(addresses):
@@ -127,18 +127,18 @@ class Dialer:
             else:
                 self.answered(address)
                 return found
-        raise AssertionError("a name without addresses is an error of the resolver")
+        raise AssertionError("the resolver returned a name without addresses")
 
     def in_order(self, addresses: list[Address]) -> list[Address]:
-        """The addresses, that which answered last first."""
+        """The addresses, starting with the one that answered last."""
         return sorted(addresses, key=lambda one: one.where != self._last)
 
     def answered(self, address: Address) -> None:
-        """Try this one first the next time."""
+        """Remember an address that answered, to try it first next time."""
         self._last = address.where
 
     def error(self, reason: Reason) -> NotConnected:
-        """What to raise."""
+        """The exception for a reason."""
         kind = Misconfigured if reason.settings else NotConnected
         return kind(reason.text, str(self.endpoint))
 
@@ -149,7 +149,7 @@ class Dialer:
     # -- TLS
 
     def tls_context(self) -> ssl.SSLContext | None:
-        """None for plain text."""
+        """The TLS context; None for plain text. Raises NotConnected."""
         if not self._settings.tls:
             return None
         stamp = self._settings.stamp()
@@ -163,13 +163,13 @@ class Dialer:
 
     @property
     def server_name(self) -> str:
-        """The name that the server's certificate must have."""
+        """The name that the server's certificate must contain."""
         return self.endpoint.host.partition("%")[0] or "localhost"
 
     # -- addresses
 
     def addresses(self) -> list[Address] | None:
-        """What needs no name server; None if one must be asked."""
+        """The addresses if no name server is needed, else None."""
         endpoint = self.endpoint
         if endpoint.path:
             return [Address(socket.AF_UNIX, endpoint.path)]
@@ -179,14 +179,14 @@ class Dialer:
             return None
 
     def resolve(self, flags: int = 0) -> list[Address]:
-        """Ask the system; raises OSError."""
+        """Look the name up. Raises OSError."""
         host, port = self.endpoint.host, self.endpoint.port
-        # An address as bytes: a str goes through Python's IDNA codec, which is slow to load, and
-        # hides what a signal handler raises in it.
+        # Pass an address as bytes: a str goes through Python's IDNA codec, which is slow to load
+        # and swallows exceptions of signal handlers.
         name = host.encode() if flags & socket.AI_NUMERICHOST else host
         try:
             found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=flags)
-        except UnicodeError:  # Python refuses a part of more than 63 characters by itself
+        except UnicodeError:  # Python itself rejects labels of more than 63 characters
             raise socket.gaierror(socket.EAI_NONAME, "not a valid name") from None
         return list(dict.fromkeys(Address(one[0], one[4]) for one in found))
 
@@ -206,7 +206,7 @@ class Dialer:
         try:
             thread.start()
         except (RuntimeError, MemoryError):
-            ask()  # no thread can be started; better late than never
+            ask()  # no thread can be started; better to block than to fail
         else:
             while thread.is_alive() and not self._closed and boot_time() < until:
                 thread.join(_NAP)
@@ -219,7 +219,7 @@ class Dialer:
     # -- sockets
 
     def new_socket(self, address: Address) -> socket.socket:
-        """A socket for an address; raises OSError."""
+        """A new socket for an address. Raises OSError."""
         sock = not_for_children(socket.socket(address.family, socket.SOCK_STREAM))
         if address.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -253,7 +253,7 @@ class Dialer:
                 self._dialing.discard(sock)
 
     def _begin(self, sock: socket.socket) -> socket.socket:
-        """From now on `close` ends it."""
+        """Register a socket, so that `close` ends it."""
         self._dialing.add(sock)
         if self._closed:
             sock.close()
@@ -261,19 +261,19 @@ class Dialer:
         return sock
 
     def check_protocol(self, agreed: str | None) -> None:
-        """TLS was agreed on; was HTTP/2, too?"""
+        """Check that TLS has negotiated HTTP/2. Raises NotConnected."""
         if agreed != "h2":
             raise self.error(explain_start("the server agreed on TLS, but not on HTTP/2", tls=True))
 
     def _greet(self, sock: socket.socket, until: float) -> Http2:
-        """Wait for the peer's SETTINGS, which come at once. The answer goes with the first call."""
+        """Wait for the peer's SETTINGS, which come at once. Our ACK goes with the first call."""
         http2 = Http2()
         try:
             sock.sendall(http2.outgoing)
         except OSError as error:
             if interrupts(error):
                 raise
-            # What the peer said before it hung up is still to be read.
+            # What the peer sent before it closed the connection must still be read.
         http2.outgoing.clear()
         while not http2.ready and http2.closed is None:
             left = until - boot_time()
@@ -296,8 +296,8 @@ class Dialer:
 
 
 def hang_up(sock: socket.socket) -> None:
-    """End what another thread does with a socket."""
-    # Not TLS's own `shutdown`, which is not for threads. eventlet's class has none, but a socket.
+    """Interrupt what another thread does with a socket."""
+    # TLS's own `shutdown` is not thread-safe. eventlet's class has none, but wraps a socket.
     shutdown = getattr(socket.socket, "shutdown", None)
     try:
         if shutdown is not None:
@@ -309,7 +309,7 @@ def hang_up(sock: socket.socket) -> None:
 
 
 def waits_for(error: OSError, doing: Way) -> Way | None:
-    """How a socket that would block must become ready; None if it has failed."""
+    """Which way a socket that would block must become ready; None if it has failed."""
     if isinstance(error, BlockingIOError):
         return doing
     kind = type(error).__name__  # importing ssl takes time and memory
@@ -319,28 +319,28 @@ def waits_for(error: OSError, doing: Way) -> Way | None:
 
 
 def would_block(error: OSError) -> bool:
-    """Is this how a socket that must not block, or TLS, says that it would?"""
-    return waits_for(error, "read") is not None or timed_out(error)  # as eventlet's TLS says it
+    """Does the error mean that a non-blocking socket, or TLS, would block?"""
+    return waits_for(error, "read") is not None or timed_out(error)  # eventlet's TLS raises this
 
 
 def timed_out(error: OSError) -> bool:
-    """Is this how a socket, or TLS, says that its timeout is over?"""
+    """Does the error mean that the timeout of a socket, or of TLS, is over?"""
     return type(error) is TimeoutError and str(error).endswith("timed out")
 
 
 def interrupts(error: OSError) -> bool:
-    """Is it no socket's error, but what a signal handler has raised? `raise TimeoutError` is the
+    """Was the error raised by a signal handler rather than by a socket? `raise TimeoutError` is the
     usual recipe for SIGALRM; the system's own ETIMEDOUT has a number.
     """
     return isinstance(error, TimeoutError) and error.errno is None and not timed_out(error)
 
 
 def tls_context(settings: ConnectionSettings, protocol: str = "h2") -> ssl.SSLContext:
-    """How to speak TLS as the settings say; raises OSError where a file cannot be read."""
-    import ssl  # takes time and memory that plain text need not pay
+    """A TLS context for the settings. Raises OSError if a file cannot be read."""
+    import ssl  # takes time and memory that plain text does not need
 
     context = ssl.create_default_context(cafile=settings.cacert)
-    # Python 3.13 demands key identifiers that RFC 5280 wants and many private authorities, and
+    # Python 3.13 requires key identifiers that RFC 5280 demands but many private authorities, and
     # etcd's other clients, do without.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     context.minimum_version = ssl.TLSVersion.TLSv1_2

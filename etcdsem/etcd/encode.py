@@ -1,4 +1,4 @@
-"""The core's transactions and watches as etcd's messages, and etcd's answers as the core's data."""
+"""Converts the core's transactions and watches to etcd's messages, and etcd's answers back."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from etcdsem.core.commands import (
 from etcdsem.core.watchbook import CreateWatch, WatchRequest, WatchResponse
 from etcdsem.etcd import rpc
 
-# A transaction is written straight in protobuf's wire format: that takes two thirds of the time of
-# filling messages, which was the largest part of our own (`python -m tests.benchmarks.own`). Each
-# field is a tag (its number and kind), and then a number, or a length and so many bytes.
+# A transaction is written directly in protobuf's wire format. That takes two thirds of the time of
+# filling messages, which was the largest part of ours (`python -m tests.benchmarks.own`). Each
+# field is a tag (its number and kind), followed by a number, or by a length and that many bytes.
 
 _RESULT = {"=": 0, ">": 1, "<": 2, "!=": 3}
 _TARGET = {"version": 0, "create": 1, "mod": 2, "lease": 4}
@@ -33,7 +33,7 @@ _NUMBER = {"version": b"\x20", "create": b"\x28", "mod": b"\x30", "lease": b"\x4
 
 
 def _varint(number: int) -> bytes:
-    """A number, seven bits a byte, the lowest first."""
+    """A number in groups of seven bits, the lowest first."""
     if number < 0x80:
         return _SMALL[number]
     if number < 0x4000:
@@ -43,7 +43,7 @@ def _varint(number: int) -> bytes:
 
 @lru_cache(4096)
 def _long_varint(number: int) -> bytes:
-    """Of a lease or a revision, which come again."""
+    """Cached: numbers of leases and revisions recur."""
     return bytes((number & 0x7F | 0x80,)) + _varint(number >> 7)
 
 
@@ -51,7 +51,7 @@ _SMALL = [bytes((number,)) for number in range(0x80)]
 
 
 def _enum(tag: bytes, number: int) -> bytes:
-    return tag + _SMALL[number] if number else b""  # 0 is what is not said
+    return tag + _SMALL[number] if number else b""  # 0 is the default and omitted
 
 
 _COMPARED = {
@@ -62,11 +62,11 @@ _COMPARED = {
     for target, number in _TARGET.items()
     for op, result in _RESULT.items()
 }
-"""What stands before the key of a comparison, and before its number."""
+"""The bytes before the key of a comparison, and before its number."""
 
 
 def encode(txn: Txn) -> bytes:
-    """A transaction as etcd reads it: a TxnRequest."""
+    """Encode a transaction as a TxnRequest."""
     written: list[bytes] = []
     for compare in txn.compare:
         body = _compare(compare)
@@ -88,7 +88,7 @@ def _compare(compare: Compare) -> bytes:
 
 
 def _operation(operation: Operation) -> bytes:
-    """A RequestOp."""
+    """Encode a RequestOp."""
     if isinstance(operation, Put):
         key, value, lease = operation
         body = b"\x0a" + _varint(len(key)) + key
@@ -105,7 +105,7 @@ def _operation(operation: Operation) -> bytes:
 
 @lru_cache(4096)
 def _same_again(operation: Range | Delete) -> bytes:
-    """What is asked again and again: a semaphore's reads, the deletes of its few keys."""
+    """Cached: the reads of a semaphore and the deletes of its few keys recur."""
     body = b"\x0a" + _varint(len(operation.key)) + operation.key
     if operation.end:
         body += b"\x12" + _varint(len(operation.end)) + operation.end
@@ -138,21 +138,21 @@ def _range(message: rpc.RangeRequest, scan: Range) -> None:
 
 
 def encode_range(operation: Operation, revision: int) -> rpc.RangeRequest:
-    """A read as a request of its own; `revision` 0 reads the present."""
+    """A read as a separate request; `revision` 0 reads the present."""
     if not isinstance(operation, Range):
-        raise AssertionError(f"only reads go without a transaction: {operation}")
+        raise AssertionError(f"only reads can be sent without a transaction: {operation}")
     request = rpc.RangeRequest(revision=revision)
     _range(request, operation)
     return request
 
 
 def decode_range(found: rpc.RangeResponse) -> RangeReply:
-    """Etcd's answer to a read."""
+    """Decode the answer to a read."""
     return RangeReply(tuple([key_value(kv) for kv in found.kvs]), found.count)
 
 
 def decode(response: rpc.TxnResponse) -> TxnReply:
-    """Etcd's answer to a transaction."""
+    """Decode the answer to a transaction."""
     return TxnReply(
         response.succeeded,
         response.header.revision,
@@ -175,12 +175,12 @@ def _reply(message: rpc.ResponseOp) -> Reply:
 
 
 def key_value(kv: Any) -> KeyValue:
-    """A key as etcd tells it."""
+    """Decode a key and its value."""
     return KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.lease)
 
 
 def event(message: rpc.Event) -> Event:
-    """What a watch tells."""
+    """Decode a watch event."""
     kind = message.type == rpc.Event.DELETE
     return Event("delete" if kind else "put", key_value(message.kv))
 
@@ -189,7 +189,7 @@ _FILTER = {"delete": rpc.WatchCreateRequest.NOPUT, "put": rpc.WatchCreateRequest
 
 
 def watch_request(request: WatchRequest) -> rpc.WatchRequest:
-    """A request on a watch stream."""
+    """Encode a request on a watch stream."""
     if not isinstance(request, CreateWatch):
         cancel = rpc.WatchCancelRequest(watch_id=request.id)
         return rpc.WatchRequest(cancel_request=cancel)
@@ -205,7 +205,7 @@ def watch_request(request: WatchRequest) -> rpc.WatchRequest:
 
 
 def watch_response(message: rpc.WatchResponse) -> WatchResponse:
-    """A response on a watch stream."""
+    """Decode a response on a watch stream."""
     return WatchResponse(
         message.watch_id,
         message.header.revision,

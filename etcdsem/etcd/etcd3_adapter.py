@@ -1,20 +1,20 @@
-"""A python-etcd3 client's channels and login, lent to us, and a `Transport` over such a channel.
+"""Borrows a python-etcd3 client's channels and login; contains a `Transport` on such a channel.
 
-1. A client is recognized by its class's module. Neither python-etcd3 nor grpcio is imported here:
-   everything goes through the methods of the channel that the client has made.
-2. What is lent is not ours to close. Calls and streams share its one channel, with the options
-   that it was made with. Closing ours ends our calls and streams on it.
-3. python-etcd3 logs in once, when its client is made, and keeps no password. We take its token,
-   and log in by ourselves only if a user and a password were given to us too.
-4. Where a semaphore that uses it is unpickled, there is no such client: the endpoints go along,
+1. A client is recognized by the module of its class. Neither python-etcd3 nor grpcio is imported
+   here: everything uses methods of the channel that the client has made.
+2. What is borrowed must not be closed. Calls and streams share its one channel, with the options
+   that it was made with. Closing our client ends our calls and streams on it.
+3. python-etcd3 logs in once, when its client is made, and keeps no password. We use its token, and
+   log in ourselves only if we were given a user and a password too.
+4. Where a semaphore that uses it is unpickled, there is no such client: the endpoints are pickled,
    and everything else comes from the environment there.
 5. Once its owner has closed the channel, every call is `Refused`. Streams end, and are not opened
    again, since the call before them is refused.
-6. We keep the deadlines: grpcio keeps them by the wall clock. A call whose time is over is
-   cancelled, but for one that must not be: that has `ASIDE_TIME` more.
-7. A stream has two threads, one of grpcio's that sends and one of ours that reads. A daemon thread
-   that is in grpcio when the interpreter ends may die holding a lock of the stream, and the
-   stream's `__del__` would wait for that lock for ever. So `close` waits for both.
+6. We enforce the deadlines, since grpcio uses the wall clock for them. A call whose time is over is
+   cancelled, unless it must not be: then it gets `ASIDE_TIME` more.
+7. A stream has two threads: grpcio's for sending and ours for reading. A daemon thread that is in
+   grpcio when the interpreter ends may die holding a lock of the stream, and the stream's `__del__`
+   would wait for that lock forever. So `close` waits for both.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from etcdsem.etcd.grpc_protocol import NOT_CONNECTED, RpcError
 from etcdsem.etcd.settings import ConnectionSettings, Endpoint, ExternalClient, parse_endpoints
 
 ASIDE_TIME = 5.0
-"""Seconds for the answer of a call that must not be cancelled, after its deadline."""
+"""Seconds after its deadline for the answer of a call that must not be cancelled."""
 
 IDLE_TIME = 10.0
 """Seconds without news after which `GrpcStreams.wait` returns."""
 
 JOIN_TIMEOUT = 1.0
-"""Seconds to wait for a thread of a stream that was cancelled."""
+"""Seconds to wait for a thread of a cancelled stream."""
 
 CLOSED = "the etcd3 client whose channel we use was closed"
 
@@ -51,11 +51,11 @@ _NOTHING_SENT = (
     "DNS resolution failed",
     "empty address list",
 )
-"""What grpcio says, with UNAVAILABLE, where it had no connection to send a request on."""
+"""What grpcio reports, with UNAVAILABLE, if it had no connection to send a request on."""
 
 _under_way: dict[Any, GrpcTransport] = {}
-"""The calls and streams that have not ended. A forked child inherits them and leaves them here:
-the `__del__` of one would wait for a lock that a thread of the parent may have held."""
+"""The calls and streams that have not ended. A forked child inherits them and keeps them here: the
+`__del__` of one would wait for a lock that a thread of the parent may have held."""
 
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
@@ -63,7 +63,7 @@ Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 
 def is_etcd3(client: object) -> bool:
-    """Is it a client of python-etcd3 (of one endpoint or of several)?"""
+    """Is this a python-etcd3 client (for one endpoint or several)?"""
     return any(
         kind.__module__.partition(".")[0] == "etcd3" and kind.__name__.endswith("Etcd3Client")
         for kind in type(client).__mro__
@@ -71,7 +71,7 @@ def is_etcd3(client: object) -> bool:
 
 
 def borrow(client: Any, user: str | None, password: str | None) -> ConnectionSettings:
-    """Settings that use a python-etcd3 client's channels and login."""
+    """Settings that use a python-etcd3 client's channels and login. Raises InvalidSetting."""
     if (user is None) != (password is None):
         raise InvalidSetting("a user and a password go together: give both, or neither")
     channels = _channels(client)
@@ -97,7 +97,7 @@ def _endpoint(address: str, secure: bool) -> Endpoint:
 
 
 class _Etcd3(ExternalClient):
-    """Channels of a python-etcd3 client. Does not keep the client itself."""
+    """The channels of a python-etcd3 client. It does not keep the client itself alive."""
 
     def __init__(self, client: Any, channels: Mapping[str, Any]) -> None:
         self._client = weakref.ref(client)
@@ -121,11 +121,11 @@ class _Etcd3(ExternalClient):
 
 
 class _Pending:
-    """A unary call that was begun."""
+    """A unary call in progress."""
 
     def __init__(self, call: Any) -> None:
         self.call = call
-        self._done = threading.Lock()  # taken until it has ended
+        self._done = threading.Lock()  # held until the call has ended
         self._done.acquire()
         call.add_done_callback(self._end)
 
@@ -134,11 +134,11 @@ class _Pending:
         self._done.release()
 
     def wait(self, until: float) -> bool:
-        """Wait until it has ended, or until a time; False if it has not ended by then."""
+        """Wait for the end of the call until a time; False if it has not ended by then."""
         return self._done.acquire(timeout=max(0.0, until - boot_time()))
 
     def response(self) -> bytes:
-        """What it has brought; raises RpcError."""
+        """The response. Raises RpcError."""
         if self.call.code().name != "OK":
             raise _error(self.call)
         message: bytes = self.call.result()
@@ -146,25 +146,25 @@ class _Pending:
 
 
 class GrpcTransport:
-    """Calls and streams of any number of threads over a channel of grpcio."""
+    """Calls and streams of any number of threads on a grpcio channel."""
 
     def __init__(self, channel: Any, endpoint: Endpoint) -> None:
         self.channel = channel
         self._endpoint = endpoint
-        self._aside: deque[tuple[float, Any]] = deque()  # calls whose time is over, not cancelled
+        self._aside: deque[tuple[float, Any]] = deque()  # overdue calls that were not cancelled
         self._closed = False
 
     def call(
         self, path: str, request: bytes, timeout: float, token: str | None, *, whole: bool = False
     ) -> bytes:
-        """Make a call; raises RpcError, NotApplied, or Refused.
+        """Make a call and return the response. Raises RpcError, NotApplied, or Refused.
 
         Args:
-            path: the method, as gRPC writes it.
+            path: the method in gRPC's notation.
             request: the message.
             timeout: seconds.
             token: of the login.
-            whole: it must not be cancelled when the time is over.
+            whole: do not cancel it when the time is over.
         """
         self.sweep()
         until = boot_time() + timeout
@@ -172,7 +172,7 @@ class GrpcTransport:
         ended = False
         try:
             ended = pending.wait(until)
-        finally:  # also after an interruption
+        finally:  # even after an interruption
             if not ended and whole:
                 self._aside.append((boot_time() + ASIDE_TIME, pending.call))
             elif not ended:
@@ -189,14 +189,14 @@ class GrpcTransport:
     def call_many(
         self, path: str, requests: Sequence[bytes], timeout: float, token: str | None
     ) -> list[bytes | None]:
-        """Make many calls at a time; None for those that failed."""
+        """Make many calls concurrently; None for those that failed."""
         until = boot_time() + timeout
         begun = self._begin(path, requests, token)
         try:
             return [_response_or_none(one) if one.wait(until) else None for one in begun]
         finally:
             for one in begun:
-                one.call.cancel()  # without effect on those that have ended
+                one.call.cancel()  # no effect on those that have ended
 
     def _begin(self, path: str, requests: Sequence[bytes], token: str | None) -> list[_Pending]:
         self.check()
@@ -212,29 +212,29 @@ class GrpcTransport:
                 one.call.cancel()
             if _says_closed(error):
                 raise Refused(CLOSED) from None
-            if isinstance(error, (RuntimeError, MemoryError)):  # no thread for it could be started
+            if isinstance(error, (RuntimeError, MemoryError)):  # no thread could be started
                 raise RpcError("UNAVAILABLE", f"the call failed: {error}") from error
             raise
-        if self._closed:  # meanwhile
+        if self._closed:  # in the meantime
             self.close()
         return begun
 
     # -- streams
 
     def connect_streams(self, timeout: float) -> GrpcStreams:
-        """What carries streams; the channel is connected already. Raises NotApplied."""
+        """Create the carrier of streams; the channel is connected already. Raises NotApplied."""
         self.check()
         return GrpcStreams(self)
 
-    # -- its end
+    # -- closing
 
     def check(self) -> None:
-        """Raise NotApplied if it was closed."""
+        """Raise NotApplied if this transport was closed."""
         if self._closed:
             raise NotApplied("the client was closed", str(self._endpoint))
 
     def sweep(self) -> None:
-        """Cancel calls that have had their time, and more. Never blocks."""
+        """Cancel overdue calls whose extra time has passed too. Never blocks."""
         while self._aside and self._aside[0][0] <= boot_time():
             try:
                 self._aside.popleft()[1].cancel()
@@ -242,7 +242,7 @@ class GrpcTransport:
                 break  # another thread was faster
 
     def close(self) -> None:
-        """End our calls and streams. The channel is not ours to close."""
+        """End our calls and streams. The channel belongs to the other client and stays open."""
         self._closed = True
         for call, transport in list(_under_way.items()):
             if transport is self:
@@ -260,7 +260,7 @@ def _response_or_none(pending: _Pending) -> bytes | None:
 
 
 class GrpcStream:
-    """One stream: what is to be sent on it, and the call once it was begun."""
+    """One stream: its outgoing messages, and its call once it was begun."""
 
     def __init__(self, path: str, token: str | None) -> None:
         self.path = path
@@ -270,14 +270,14 @@ class GrpcStream:
         self.threads: list[threading.Thread] = []
 
     def sending(self) -> Iterator[bytes]:
-        """The requests, for grpcio's thread."""
+        """The requests, consumed by grpcio's thread."""
         self.threads.append(threading.current_thread())
         while (request := self.requests.get()) is not None:
             yield request
 
 
 class GrpcStreams:
-    """Streams over a channel of grpcio. `wake` may be called by any thread, the rest by one."""
+    """Streams on a grpcio channel. Any thread may call `wake`; one thread calls the rest."""
 
     def __init__(self, transport: GrpcTransport) -> None:
         self._transport = transport
@@ -286,7 +286,7 @@ class GrpcStreams:
         self._news: SimpleQueue[tuple[GrpcStream, bytes | RpcError] | None] = SimpleQueue()
 
     def open(self, path: str, token: str | None) -> GrpcStream:
-        """Open a stream. Never blocks: it is begun by `wait`."""
+        """Open a stream. Never blocks: `wait` begins it."""
         stream = GrpcStream(path, token)
         self._streams.append(stream)
         self._new.append(stream)
@@ -297,8 +297,8 @@ class GrpcStreams:
         stream.requests.put(message)
 
     def wait(self) -> list[tuple[GrpcStream, bytes | RpcError]]:
-        """Wait until a stream says something, or somebody wakes us, or nothing has happened for a
-        while.
+        """Wait for messages of streams. Returns early after `wake`, and when nothing has happened
+        for a while.
         """
         while self._new:
             self._begin(self._new.popleft())
@@ -330,24 +330,24 @@ class GrpcStreams:
             self._news.put((stream, RpcError("UNAVAILABLE", text)))
 
     def _read(self, stream: GrpcStream) -> None:
-        """What a stream says, in a thread of its own."""
+        """Read a stream, in its own thread."""
         call = stream.call
         try:
             for message in call:
                 self._news.put((stream, message))
             error = RpcError("UNAVAILABLE", "it ended")
         except Exception:
-            call.cancel()  # without effect if it has ended, as it should have
+            call.cancel()  # no effect if it has ended, as it should have
             error = _error(call)
         _under_way.pop(call, None)
         self._news.put((stream, error))
 
     def wake(self) -> None:
-        """End `wait`."""
+        """Make `wait` return."""
         self._news.put(None)
 
     def close(self) -> None:
-        """End the streams, and their threads."""
+        """End the streams and their threads."""
         for stream in self._streams:
             stream.requests.put(None)
             if stream.call is not None:
@@ -357,16 +357,16 @@ class GrpcStreams:
                 thread.join(JOIN_TIMEOUT)
 
 
-# ---------------------------------------------------------------- what grpcio says
+# ---------------------------------------------------------------- grpcio's metadata and errors
 
 
 def _metadata(token: str | None) -> Metadata:
-    """What goes with each call."""
+    """The metadata of each call."""
     return (("hasleader", "true"), ("token", token)) if token else (("hasleader", "true"),)
 
 
 def _error(call: Any) -> RpcError:
-    """What a call that has ended has failed with."""
+    """The error of a call that has failed."""
     code, details = call.code().name, call.details() or ""
     if code == "UNAVAILABLE" and any(text in details for text in _NOTHING_SENT):
         code = NOT_CONNECTED
@@ -374,11 +374,11 @@ def _error(call: Any) -> RpcError:
 
 
 def _says_closed(error: BaseException) -> bool:
-    """Is this how grpcio says that the channel was closed?"""
+    """Does the error mean that the channel was closed?"""
     return isinstance(error, ValueError) and "closed" in str(error)
 
 
 def _reason(details: str) -> str:
-    """Why there is no connection, without what is said each time, and without the address."""
+    """Why there is no connection, without grpcio's fixed text and the address."""
     text = re.sub(r"failed to connect to all addresses; last error: [A-Z_]+: ", "", details)
     return first_line(re.sub(r"^(ipv4|ipv6|unix):\S+: ", "", text))

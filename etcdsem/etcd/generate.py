@@ -1,7 +1,7 @@
-"""``python -m etcdsem.etcd.generate`` makes ``rpc.binpb`` and ``rpc.pyi`` from ``rpc.proto``.
+"""``python -m etcdsem.etcd.generate`` creates ``rpc.binpb`` and ``rpc.pyi`` from ``rpc.proto``.
 
-We ship a descriptor instead of generated code: generated code refuses every protobuf runtime
-older than its compiler, a descriptor works with all of them. Needs grpcio-tools.
+We ship a descriptor instead of generated code: generated code rejects every protobuf runtime that
+is older than its compiler, while a descriptor works with all of them. Requires grpcio-tools.
 """
 
 from __future__ import annotations

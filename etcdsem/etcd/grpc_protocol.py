@@ -1,7 +1,7 @@
 """gRPC on HTTP/2 (gRPC's PROTOCOL-HTTP2.md): request headers, message framing, status.
 
-A failed call is an `RpcError`. Its code is a gRPC status, or one of two of our own, for what is
-certainly not applied: NOT_CONNECTED (nothing was sent), NOT_PROCESSED (the server says so).
+A failed call is an `RpcError`. Its code is a gRPC status, or one of two of our own for calls that
+were certainly not applied: NOT_CONNECTED (nothing was sent), NOT_PROCESSED (the server says so).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _OF_HTTP = {
     b"503": "UNAVAILABLE",
     b"504": "UNAVAILABLE",
 }
-"""Status codes of something that is no gRPC server, a proxy for instance (gRPC's
+"""Status codes of a server that does not speak gRPC, for example a proxy (gRPC's
 http-grpc-status-mapping.md)."""
 
 _LONGEST = 99_999.0  # seconds, in the eight digits of a grpc-timeout
@@ -68,8 +68,8 @@ class RpcError(Exception):
 def header_block(
     path: str, authority: str, scheme: str, token: str | None, timeout: float | None = None
 ) -> bytes:
-    """The headers of a call, encoded. `timeout`: seconds after which the server may give up; None,
-    or more than can be written, for never.
+    """The encoded headers of a call. `timeout`: seconds after which the server may give up; None,
+    or more than the header can hold, means never.
     """
     tenths = 0 if timeout is None or timeout > _LONGEST else max(1, math.ceil(timeout * 10))
     return _header_block(path, authority, scheme, token, tenths)
@@ -78,7 +78,7 @@ def header_block(
 @lru_cache(512)
 def _header_block(path: str, authority: str, scheme: str, token: str | None, tenths: int) -> bytes:
     # Literals that are never indexed (RFC 7541, 6.2.3), so that blocks do not depend on each other.
-    # Numbers are those of its static table.
+    # Numbers refer to HPACK's static table.
     block = b"\x83" + (b"\x87" if scheme == "https" else b"\x86")  # :method POST, :scheme
     block += b"\x14" + _string(path)  # :path
     block += b"\x11" + _string(authority)  # :authority
@@ -105,7 +105,7 @@ def _string(text: str) -> bytes:
 
 
 def frame_message(message: bytes) -> bytes:
-    """A message as it goes into a request's body."""
+    """A message with the prefix that gRPC requires in a body."""
     return _PREFIX.pack(0, len(message)) + message
 
 
@@ -113,7 +113,7 @@ def frame_message(message: bytes) -> bytes:
 
 
 def response(stream: Stream) -> bytes:
-    """The message of a unary call that is done; raises RpcError."""
+    """The message of a unary call that is done. Raises RpcError."""
     error = error_of(stream)
     if error is not None:
         raise error
@@ -124,7 +124,7 @@ def response(stream: Stream) -> bytes:
 
 
 def messages(stream: Stream) -> list[bytes]:
-    """Take the complete messages out of a stream's data; raises RpcError."""
+    """Remove and return the complete messages in a stream's data. Raises RpcError."""
     data, at, found = stream.data, 0, []
     while len(data) - at >= 5:
         compressed, size = _PREFIX.unpack_from(data, at)
@@ -139,7 +139,7 @@ def messages(stream: Stream) -> list[bytes]:
 
 
 def error_of(stream: Stream) -> RpcError | None:
-    """What a stream that is done ended with; None for success."""
+    """The error of a stream that is done; None for success."""
     if stream.failure is not None:
         return _broken(stream.failure)
     headers, trailers = stream.headers or {}, stream.trailers or {}

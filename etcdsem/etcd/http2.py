@@ -1,15 +1,15 @@
-"""A client's side of HTTP/2 (RFC 9113), as far as gRPC needs it: no socket, no clock, no thread.
+"""The client side of HTTP/2 (RFC 9113) as needed by gRPC: no socket, no clock, no thread.
 
-1. `receive` takes bytes as they arrive, in pieces of any size, and returns the streams that
-   something happened to. Bytes to send collect in `outgoing`.
-2. Nothing raises for what a peer sends. A stream that cannot be completed has a `failure`; if the
-   whole connection is unusable, `closed` says why, and every open stream has failed.
-3. A stream waits, unsent, while the peer allows no more streams. `Failure.processed` is False
-   where the peer certainly did nothing: the request was never sent, or the peer says so.
+1. `receive` takes bytes as they arrive, in pieces of any size, and returns the streams that were
+   affected. Bytes to send are collected in `outgoing`.
+2. Nothing that a peer sends raises an exception. A stream that cannot be completed has a `failure`;
+   if the whole connection is unusable, `closed` says why, and every open stream has failed.
+3. A stream waits, unsent, while the peer allows no more streams. `Failure.processed` is False if
+   the peer certainly did nothing: the request was never sent, or the peer says so.
 4. We announce a header table of size 0, so header blocks are stateless and their decoded form is
    cached by their bytes.
 5. Memory is bounded: frames by 16 KiB, a header block by `MAX_HEADER_BLOCK`, a response by
-   `MAX_DATA`. Whoever writes `outgoing` to a peer that does not read must bound that.
+   `MAX_DATA`. The caller that writes `outgoing` to a peer that does not read must bound that.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hpack import Decoder
 from hpack.exceptions import HPACKError
 
 for _name in ("hpack.hpack", "hpack.table"):
-    # They describe each header at level DEBUG, in our threads that must not wait for a handler.
+    # They log each header at level DEBUG, in our threads that must not wait for a handler.
     logging.getLogger(_name).setLevel(logging.getLogger(_name).level or logging.INFO)
 
 Headers: TypeAlias = Mapping[bytes, bytes]
@@ -53,24 +53,24 @@ ERRORS = (
     "INADEQUATE_SECURITY",
     "HTTP_1_1_REQUIRED",
 )
-"""Names of error codes (RFC 9113, 7)."""
+"""Names of error codes (RFC 9113, section 7)."""
 
 NO_ERROR, PROTOCOL_ERROR, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR = 0, 1, 3, 6
 REFUSED_STREAM, CANCEL, COMPRESSION_ERROR, ENHANCE_YOUR_CALM = 7, 8, 9, 11
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MAX_FRAME = 16_384
-"""Bytes in a frame that we accept; the least that the standard allows."""
+"""Maximum bytes in a frame that we accept; the minimum that the standard allows."""
 MAX_WINDOW = 2**31 - 1
 MAX_STREAM_ID = 2**31 - 1
 WINDOW = 2**24
-"""Bytes that a peer may send before it hears from us, on a stream and on the connection."""
+"""Bytes that a peer may send before we acknowledge any, on a stream and on the connection."""
 MAX_HEADER_BLOCK = 65_536
-"""Bytes in a header block, and in the list that it decodes to."""
+"""Maximum bytes in a header block, and in the list that it decodes to."""
 MAX_DATA = 2**28
-"""Bytes of a response that are kept."""
+"""Maximum bytes of a response."""
 MAX_ACKS = 1_000
-"""PINGs that may wait for our answer."""
+"""Maximum number of PINGs that may wait for our answer."""
 _MAX_CONTINUATIONS = 64
 _CACHED_BLOCKS, _CACHED_SIZE = 256, 512
 
@@ -83,7 +83,7 @@ _blocks: dict[bytes, Headers] = {}  # decoded, by their bytes
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes | memoryview = b"") -> bytes:
-    """A frame as it is sent."""
+    """Encode a frame."""
     length = len(payload)
     return _FRAME.pack(length >> 8, length & 0xFF, kind, flags, stream) + payload
 
@@ -110,7 +110,7 @@ class Failure(NamedTuple):
 
     text: str
     processed: bool = True
-    """False: the peer certainly did nothing with the request."""
+    """False if the peer certainly did nothing with the request."""
 
 
 class Stream:
@@ -134,21 +134,21 @@ class Stream:
     def __init__(self, block: bytes, body: bytes, last: bool) -> None:
         self.id = 0  # until it is sent
         self.headers: Headers | None = None
-        self.data = bytearray()  # of the response; whoever takes messages out deletes them here
+        self.data = bytearray()  # of the response; `messages` removes what it has taken
         self.trailers: Headers | None = None
         self.failure: Failure | None = None
         self.done = False
-        """The response is complete, or has failed."""
+        """True once the response is complete, or has failed."""
         self._block = block
         self._unsent: bytes | memoryview = body
-        self._last = last  # nothing follows what is unsent
-        self._announced = False  # the peer was told that nothing follows
+        self._last = last  # nothing follows the unsent body
+        self._announced = False  # END_STREAM was sent
         self._window = 0  # bytes that we may send
-        self._consumed = 0  # bytes received since the peer was told to go on
+        self._consumed = 0  # bytes received since the last WINDOW_UPDATE
 
 
 class _Broken(Exception):
-    """The peer broke the rules of the connection."""
+    """The peer violated the protocol of the connection."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
@@ -161,14 +161,14 @@ class Http2:
     def __init__(self) -> None:
         self.outgoing = bytearray(_START)
         self.ready = False
-        """The peer's first SETTINGS have arrived: it does speak HTTP/2."""
+        """True once the peer's first SETTINGS have arrived: it does speak HTTP/2."""
         self.closed: Failure | None = None
-        """Why the connection is unusable."""
+        """Why the connection is unusable; None if it is usable."""
         self.retired = False
-        """It takes no further streams; those under way go on."""
+        """True if it accepts no further streams; those in progress continue."""
         self.streams: dict[int, Stream] = {}
         self.pongs = 0
-        """Answers to our pings."""
+        """Number of answers to our pings."""
         self._acks = bytearray()  # answers to the peer's PINGs
         self._waiting: deque[Stream] = deque()  # unsent, since the peer allows no more streams
         self._touched: dict[Stream, None] = {}
@@ -178,15 +178,15 @@ class Http2:
         self._stream_window = 65_535  # the same for a new stream
         self._max_frame = 16_384  # bytes in a frame that we send
         self._max_streams = MAX_WINDOW
-        self._consumed = 0  # bytes received since the peer was told to go on
+        self._consumed = 0  # bytes received since the last WINDOW_UPDATE
         self._block: tuple[int, int, bytearray] | None = None  # stream, flags, incomplete headers
         self._continuations = 0
         self._decoder: Decoder | None = None
 
-    # -- what we send
+    # -- sending
 
     def request(self, block: bytes, body: bytes = b"", *, last: bool = True) -> Stream:
-        """Open a stream. `block` is its encoded header block; `last`: no further body follows."""
+        """Open a stream. `block` is the encoded header block; `last`: no further body follows."""
         stream = Stream(block, body, last)
         if self.closed is not None or self.retired:
             stream.done = True
@@ -207,30 +207,30 @@ class Http2:
                 self._flush(stream)
 
     def cancel(self, stream: Stream) -> None:
-        """End a stream whose response nobody wants any more; the server cancels the call."""
+        """Cancel a stream whose response nobody wants any more; the server cancels the call."""
         if not stream.done:
             if stream.id:
                 self.outgoing += frame(RST_STREAM, 0, stream.id, _NUMBER.pack(CANCEL))
             else:
                 self._waiting.remove(stream)
             self._end(stream, Failure("the call was cancelled", processed=stream.id != 0))
-            del self._touched[stream]  # that is for what the peer did
+            del self._touched[stream]  # `_touched` is for effects of the peer only
             self._start_waiting()
 
     def acknowledge(self) -> None:
         """Answer the peer's PINGs. etcd sends one with each response until the last was answered,
-        to measure its bandwidth; whoever answers now and then only spares both sides that work.
+        to measure its bandwidth; answering only now and then saves both sides that work.
         """
         self.outgoing += self._acks
         self._acks.clear()
 
     @property
     def pinged(self) -> bool:
-        """Does the peer wait for `acknowledge`?"""
+        """Is the peer waiting for `acknowledge`?"""
         return bool(self._acks)
 
     def ping(self) -> None:
-        """Ask for a sign of life: `pongs` counts the answers."""
+        """Send a PING; `pongs` counts the answers."""
         self.outgoing += frame(PING, 0, 0, b"etcdsem?")
 
     def _start(self, stream: Stream) -> None:
@@ -260,7 +260,7 @@ class Http2:
             self.outgoing += frame(CONTINUATION, last, number, block[start : start + limit])
 
     def _flush(self, stream: Stream) -> None:
-        """Send as much of a body as the peer allows."""
+        """Send as much of the body as the peer allows."""
         body, at = memoryview(stream._unsent), 0
         while at < len(body):
             size = min(len(body) - at, self._max_frame, self._window, stream._window)
@@ -294,17 +294,17 @@ class Http2:
         while self._waiting:
             self._end(self._waiting.popleft(), Failure(text, processed=False))
 
-    # -- what we receive
+    # -- receiving
 
     def receive(self, data: bytes) -> list[Stream]:
-        """Take bytes from the peer; returns the streams that something happened to."""
+        """Process bytes from the peer; returns the streams that were affected."""
         if self.closed is not None:
             return []
         buffer = self._input + data if self._input else data
         at, size = 0, len(buffer)
         try:
             if not self.ready and not self._begins_well(buffer):
-                size = 0  # to be told when there is more of it
+                size = 0  # wait for more data before deciding
             while size - at >= 9:
                 high, low, kind, flags, number = _FRAME.unpack_from(buffer, at)
                 length = high << 8 | low
@@ -315,7 +315,7 @@ class Http2:
                     break
                 if self._block is not None and kind != CONTINUATION:
                     raise _Broken(PROTOCOL_ERROR, "a header block was interrupted")
-                if kind <= CONTINUATION:  # others are extensions, and left aside
+                if kind <= CONTINUATION:  # others are extensions, and ignored
                     _ON[kind](self, number & MAX_STREAM_ID, flags, buffer[at + 9 : after])
                 at = after
             self._input = buffer[at:]
@@ -325,13 +325,13 @@ class Http2:
         return list(touched)
 
     def lost(self, text: str) -> list[Stream]:
-        """The connection was lost; returns the streams that have failed by that."""
+        """Record that the connection was lost; returns the streams that this has failed."""
         self._close(Failure(text))
         touched, self._touched = self._touched, {}
         return list(touched)
 
     def _begins_well(self, buffer: bytes) -> bool:
-        """A server begins with SETTINGS; if it does not, say what it seems to be."""
+        """Check that the server begins with SETTINGS; else raise what it seems to be."""
         if buffer.startswith(b"HTTP"):
             line, complete, _ = buffer[:80].partition(b"\r\n")
             if not complete and len(buffer) < 80:
@@ -364,20 +364,20 @@ class Http2:
         self._touched[stream] = None
 
     def _fail(self, stream: Stream, code: int, text: str) -> None:
-        """The peer broke the rules of one stream."""
+        """Reset a stream whose protocol the peer violated."""
         self.outgoing += frame(RST_STREAM, 0, stream.id, _NUMBER.pack(code))
         self._end(stream, Failure(text))
         self._start_waiting()
 
     def _stream(self, number: int) -> Stream | None:
-        """An open stream; None if it is over."""
+        """An open stream; None if it has ended."""
         stream = self.streams.get(number)
         if stream is None and (number >= self._next_id or number % 2 == 0):
             raise _Broken(PROTOCOL_ERROR, f"stream {number} was never opened")
         return stream
 
     def _finish(self, stream: Stream) -> None:
-        """The peer has said all. If we have not, it does not want to hear it."""
+        """The response is complete. If the request is not, the peer does not want the rest."""
         if not stream._announced:
             self.outgoing += frame(RST_STREAM, 0, stream.id, _NUMBER.pack(NO_ERROR))
         self._end(stream)
@@ -387,7 +387,7 @@ class Http2:
     def _on_data(self, number: int, flags: int, payload: bytes) -> None:
         stream = self._stream(number)
         size = len(payload)
-        self._consumed += size  # padding counts, too
+        self._consumed += size  # includes padding
         if self._consumed > WINDOW // 2:
             self.outgoing += frame(WINDOW_UPDATE, 0, 0, _NUMBER.pack(self._consumed))
             self._consumed = 0
@@ -437,7 +437,7 @@ class Http2:
             self._complete(number, first_flags, bytes(block))
 
     def _complete(self, number: int, flags: int, block: bytes) -> None:
-        """A whole header block: headers, or trailers."""
+        """Process a whole header block: headers, or trailers."""
         headers = _blocks.get(block) or self._decode(block)
         stream = self._stream(number)
         if stream is None:
@@ -477,7 +477,7 @@ class Http2:
         return headers
 
     def _on_priority(self, number: int, flags: int, payload: bytes) -> None:
-        """Deprecated, and never binding."""
+        """Ignore PRIORITY, which is deprecated and was never binding."""
         if number == 0:
             raise _Broken(PROTOCOL_ERROR, "PRIORITY of no stream")
         if len(payload) != 5:
@@ -489,7 +489,7 @@ class Http2:
     def _on_reset(self, number: int, flags: int, payload: bytes) -> None:
         code = _number(payload)
         stream = self._stream(number)
-        if stream is not None:  # else NO_ERROR, after a response is complete: etcd does that
+        if stream is not None:  # else NO_ERROR after a complete response, which etcd sends
             text = f"the server reset the stream: {error_name(code)}"
             refused = code == REFUSED_STREAM and stream.headers is None
             self._end(stream, Failure(text, processed=not refused))
@@ -512,7 +512,7 @@ class Http2:
                 self._max_frame = value
         self._resize_windows(window)
         self.ready = True
-        self.outgoing += _SETTINGS_ACK  # only what follows it may make use of the new settings
+        self.outgoing += _SETTINGS_ACK  # only data after it may use the new settings
         self._flush_all()
         self._start_waiting()
 
@@ -578,8 +578,8 @@ _ON = (
     Http2._on_window_update,
     Http2._on_continuation,
 )
-"""What to do about a frame, by its type. (Bound methods in an object would tie it to itself: it
-would stay, with all that it has received, until the collector comes.)"""
+"""The handler for each frame type. (Bound methods in an object would create a reference cycle: the
+object, with everything that it has received, would stay until the garbage collector runs.)"""
 
 NO_HTTP2 = "not an HTTP/2 server"
 _RETIRED = "the connection takes no further requests"
@@ -592,7 +592,7 @@ def error_name(code: int) -> str:
 
 
 def _malformed(name: str, number: int) -> _Broken:
-    """A frame of the connection that is on a stream, or of the wrong size."""
+    """The error for a connection frame that is on a stream, or of the wrong size."""
     return _Broken(PROTOCOL_ERROR if number else FRAME_SIZE_ERROR, f"malformed {name}")
 
 

@@ -1,13 +1,13 @@
-"""What went wrong, and whether the request was applied: a table.
+"""A table that says what a failure means, and whether the request was applied.
 
-1. The first row whose code is the answer's and whose text occurs in its details decides.
-2. A write counts as not applied only where a row says so. Everything else is unknown, and an
-   unknown outcome is never repeated (the callers revoke the attempt's lease instead).
-3. `elsewhere`: another endpoint may do better. `login`: the token is no good any more.
+1. The first row whose code is the answer's, and whose text occurs in its details, applies.
+2. A write counts as not applied only if a row says so. Everything else is unknown, and a write with
+   an unknown outcome is never repeated (the callers revoke the attempt's lease instead).
+3. `elsewhere`: another endpoint may do better. `login`: the token is no longer valid.
 
-Sources: etcd's server/etcdserver/api/v3rpc/rpctypes/error.go and util.go, its interceptor.go
-(a request without a leader is refused before anything is done), v3_server.go (too many requests),
-apply/quota.go (out of space may be said of a request that was applied), and measurements.
+Sources: etcd's server/etcdserver/api/v3rpc/rpctypes/error.go and util.go, its interceptor.go (a
+request without a leader is rejected before anything is done), v3_server.go (too many requests),
+apply/quota.go ("out of space" may be reported for a request that was applied), and measurements.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ class Outcome(NamedTuple):
 
 
 OUTCOMES: tuple[Outcome, ...] = (
-    # Our own: no connection, so nothing was sent; or the server says that it did nothing.
+    # Our own codes: no connection, so nothing was sent; or the server says that it did nothing.
     Outcome("NOT_CONNECTED", "", NotConnected, elsewhere=True),
     Outcome("NOT_PROCESSED", "", NotApplied),
-    # Refused by the interceptor, thanks to the metadata hasleader.
+    # Rejected by the interceptor because of the metadata hasleader.
     Outcome("UNAVAILABLE", "etcdserver: no leader", NotApplied, elsewhere=True),
     Outcome("UNAVAILABLE", "etcdserver: not capable", NotApplied, elsewhere=True),
     Outcome("UNAVAILABLE", "etcdserver: rpc not supported for learner", NotApplied, elsewhere=True),
-    # Refused before it was proposed: applying lags behind.
+    # Rejected before it was proposed, because applying lags behind.
     Outcome("UNKNOWN", "too many requests", NotApplied),
     Outcome("RESOURCE_EXHAUSTED", "too many requests", NotApplied),
-    # Under way when something broke: may be applied, now or later.
+    # In progress when something broke: it may be applied, now or later.
     Outcome("UNAVAILABLE", "", OutcomeUnknown, elsewhere=True),
     Outcome("DEADLINE_EXCEEDED", "", OutcomeUnknown, elsewhere=True),
     Outcome("CANCELLED", "", OutcomeUnknown),
@@ -58,10 +58,10 @@ OUTCOMES: tuple[Outcome, ...] = (
     Outcome("UNKNOWN", "raft proposal dropped", OutcomeUnknown, elsewhere=True),
     Outcome("UNKNOWN", "not a primary lessor", OutcomeUnknown, elsewhere=True),
     Outcome("RESOURCE_EXHAUSTED", "database space exceeded", NoSpace),
-    # Applied, but the answer was too large or too deep to be read.
+    # Applied, but the answer was too large or nested too deeply to be read.
     Outcome("RESOURCE_EXHAUSTED", "Received message larger than max", OutcomeUnknown),
     Outcome("INTERNAL", "Exception deserializing response", OutcomeUnknown),
-    # The login. A login that is not needed (yet) is seen to where logins are made.
+    # The login. A login that is not needed (yet) is handled where logins are made.
     Outcome("UNAUTHENTICATED", "invalid auth token", NotApplied, login=True),
     Outcome("INVALID_ARGUMENT", "revision of auth store is old", NotApplied, login=True),
     # The same from etcd 3.5.1: a token's rights are checked before anything is written.
@@ -84,7 +84,7 @@ UNKNOWN = Outcome("", "", OutcomeUnknown)
 
 
 def classify(code: str, details: str) -> Outcome:
-    """The row for a gRPC status; unknown if there is none."""
+    """The row for a gRPC status; `UNKNOWN` if there is none."""
     for row in OUTCOMES:
         if row.code == code and row.text in details:
             return row

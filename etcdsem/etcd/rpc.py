@@ -1,7 +1,7 @@
-"""etcd's messages, made from ``rpc.binpb`` in a descriptor pool of our own.
+"""etcd's messages, created from ``rpc.binpb`` in a separate descriptor pool.
 
-A pool of our own cannot collide with another library's ``rpc.proto`` or ``etcdserverpb`` in the
-same process. ``rpc.pyi`` has the types.
+A separate pool cannot collide with another library's ``rpc.proto`` or ``etcdserverpb`` in the same
+process. ``rpc.pyi`` contains the types.
 """
 
 import os
@@ -15,8 +15,8 @@ _pool = descriptor_pool.DescriptorPool()
 
 
 def _read() -> bytes:
-    # By our loader, since the package may be in a zip file; pkgutil and importlib.resources do the
-    # same, but to import them takes 10 ms.
+    # Use the module's loader, since the package may be in a zip file. pkgutil and
+    # importlib.resources do the same, but importing them takes 10 ms.
     try:
         data: bytes = __loader__.get_data(os.path.join(os.path.dirname(__file__), "rpc.binpb"))
     except OSError:
@@ -28,7 +28,7 @@ def _read() -> bytes:
 
 
 def _load() -> dict[str, Any]:
-    # Not by google.protobuf.descriptor_pb2, which takes 15 ms.
+    # Without google.protobuf.descriptor_pb2, whose import takes 15 ms.
     _pool.AddSerializedFile(_read())
     classes: dict[str, Any] = {}
     for name, descriptor in _pool.FindFileByName("rpc.proto").message_types_by_name.items():

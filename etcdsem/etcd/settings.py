@@ -1,8 +1,8 @@
-"""Where etcd is and who we are: arguments, else ETCDSEM_*, else ETCDCTL_*, else the default.
+"""Endpoints and credentials: arguments, else ETCDSEM_*, else ETCDCTL_*, else the default.
 
-Loads nothing, so that bad settings are told at once. An empty variable counts
-as one that is not set. A password is never shown and never pickled; one that comes from a file is
-read again for each login, so that it can be changed under a running program.
+It loads no other modules, so that invalid settings are reported at once. An empty variable counts
+as unset. A password is never shown and never pickled; one that comes from a file is read again for
+each login, so that it can be changed while a program runs.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ DEFAULT_DIAL_TIMEOUT = 10.0
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One member of etcd. `address` is host:port or unix:path, `shown` what the user wrote."""
+    """One etcd member. `address` is host:port or unix:path, `shown` is what the user wrote."""
 
     address: str
     shown: str
     secure: bool | None = None
-    """True for https, False for http, None if the endpoint doesn't say."""
+    """True for https, False for http, None if the endpoint does not say."""
 
     def __str__(self) -> str:
         return self.shown
 
     @property
     def path(self) -> str:
-        """Of its Unix socket; empty if it has none."""
+        """The path of its Unix socket; empty if it has none."""
         return self.address[5:] if self.address.startswith("unix:") else ""
 
     @property
     def host(self) -> str:
-        """Its name or its address; empty for a Unix socket."""
+        """Its host name or address; empty for a Unix socket."""
         return "" if self.path else self.address.rpartition(":")[0].strip("[]")
 
     @property
@@ -54,15 +54,15 @@ class ExternalClient(Protocol):
     """Another library's client, whose channels and login we use."""
 
     def transport(self, endpoint: Endpoint) -> Any:
-        """Calls and streams over its channel to an endpoint, as `transport.Transport` has them."""
+        """Calls and streams on its channel to an endpoint, in the form of `transport.Transport`."""
 
     def token(self) -> str | None:
-        """The token of its login, as it is now."""
+        """The current token of its login."""
 
 
 @dataclass(frozen=True)
 class ConnectionSettings:
-    """All that is needed to connect."""
+    """Everything that is needed to connect."""
 
     endpoints: tuple[Endpoint, ...]
     cacert: str | None = None
@@ -71,7 +71,7 @@ class ConnectionSettings:
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     dial_timeout: float = DEFAULT_DIAL_TIMEOUT
-    """Seconds to try to reach etcd, by whatever endpoint, when it has never been reached."""
+    """Seconds for which a client that has never reached etcd tries to, at any endpoint."""
     password_file: str | None = None
     external: ExternalClient | None = field(default=None, repr=False)
 
@@ -82,7 +82,7 @@ class ConnectionSettings:
         return said if said is not None else bool(self.cacert or self.cert)
 
     def stamp(self) -> tuple[int, ...]:
-        """Another one when a certificate's file has changed."""
+        """A value that changes when a certificate file changes."""
         found = []
         for path in filter(None, (self.cacert, self.cert, self.key) if self.tls else ()):
             with contextlib.suppress(OSError):
@@ -91,9 +91,9 @@ class ConnectionSettings:
         return tuple(found)
 
     def current_password(self) -> str | None:
-        """The password as it is now in its file, if it came from one."""
+        """The password, read from its file again if it came from one."""
         if self.password_file is not None:
-            with contextlib.suppress(OSError, UnicodeDecodeError):  # then as it was before
+            with contextlib.suppress(OSError, UnicodeDecodeError):  # else use the previous one
                 return _read_password(self.password_file)
         return self.password
 
@@ -101,10 +101,10 @@ class ConnectionSettings:
         return {**self.__dict__, "password": None, "external": self.external is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if state["external"]:  # was lent there; here we have only the endpoints
+        if state["external"]:  # it was borrowed there; here we only know the endpoints
             state = read_settings([one.shown for one in state["endpoints"]]).__dict__
         self.__dict__.update({**state, "external": None})
-        if self.user is not None:  # the password is where we are now, if anywhere
+        if self.user is not None:  # the password must come from the environment here
             _, self.__dict__["password"], file = _login(self.user, None, None)
             self.__dict__["password_file"] = file
 
@@ -120,7 +120,7 @@ def read_settings(
     password_file: str | None = None,
     dial_timeout: float = DEFAULT_DIAL_TIMEOUT,
 ) -> ConnectionSettings:
-    """Put the settings together; raises InvalidSetting for what cannot be right."""
+    """Combine arguments, environment and defaults. Raises InvalidSetting."""
     given = endpoints if endpoints is not None else _variable("ENDPOINTS")[0]
     files = {
         "CACERT": _file(cacert, "CACERT"),
@@ -140,7 +140,7 @@ def read_settings(
     if found[0].secure is False and (cacert or cert):
         raise InvalidSetting(
             f"endpoint {found[0]}: http:// is plain text, but certificates are given; "
-            "write https://, or leave the certificates out"
+            "write https://, or omit the certificates"
         )
     return ConnectionSettings(
         endpoints=found,
@@ -155,7 +155,7 @@ def read_settings(
 
 
 def _variable(name: str) -> tuple[str | None, str]:
-    """The value of ETCDSEM_<name>, else of ETCDCTL_<name>; and which of them it was."""
+    """The value of ETCDSEM_<name>, else of ETCDCTL_<name>; and the variable that had it."""
     for variable in (f"ETCDSEM_{name}", f"ETCDCTL_{name}"):
         value = environment(variable)
         if value is not None:
@@ -173,11 +173,11 @@ def _file(given: str | None, name: str) -> str | None:
     except OSError as error:
         raise InvalidSetting(f"{source}: cannot read {path!r}: {error.strerror}") from None
     except ValueError:
-        raise InvalidSetting(f"{source}: {path!r} is no path") from None
+        raise InvalidSetting(f"{source}: {path!r} is not a valid path") from None
 
 
 def _check_certificates(cacert: str | None, cert: str | None, key: str | None) -> None:
-    """Raise InvalidSetting for files that hold something else."""
+    """Raise InvalidSetting for files that contain something else."""
     if cacert is None and cert is None:
         return
     import ssl
@@ -186,21 +186,21 @@ def _check_certificates(cacert: str | None, cert: str | None, key: str | None) -
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cacert)
         except ssl.SSLError:
-            raise InvalidSetting(f"cacert: {cacert!r} holds no certificate in PEM form") from None
+            raise InvalidSetting(f"cacert: {cacert!r} contains no PEM certificate") from None
     if cert is not None and key is not None:
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(cert, key, password="")
         except ssl.SSLError as error:
             raise InvalidSetting(
-                f"cert and key: {cert!r} must hold a certificate and {key!r} its key, in PEM form "
-                f"and without a passphrase ({error.reason or 'they cannot be read'})"
+                f"cert and key: {cert!r} must contain a certificate and {key!r} its key, in PEM "
+                f"format and without a passphrase ({error.reason or 'they cannot be read'})"
             ) from None
 
 
 def _login(
     user: str | None, password: str | None, file: str | None
 ) -> tuple[str | None, str | None, str | None]:
-    """User, password, and the file that the password came from."""
+    """The user, the password, and the file that the password came from."""
     source, label = "user", "the password file"
     if user is None:
         user, source = _variable("USER")
@@ -234,9 +234,9 @@ def _read_password(path: str) -> str:
 
 
 def parse_endpoints(given: str | Sequence[str]) -> tuple[Endpoint, ...]:
-    """Read endpoints: ``host:2379``, ``http(s)://host:2379``, ``[::1]:2379``, ``unix:///path``.
+    """Parse endpoints: ``host:2379``, ``http(s)://host:2379``, ``[::1]:2379``, ``unix:///path``.
 
-    A list, or one string with commas. Duplicates count once.
+    `given` is a list, or one string with commas. Duplicates are removed. Raises InvalidSetting.
     """
     texts = given.split(",") if isinstance(given, str) else list(given)
     if not all(isinstance(text, str) for text in texts):
@@ -251,8 +251,8 @@ def parse_endpoints(given: str | Sequence[str]) -> tuple[Endpoint, ...]:
     schemes = {endpoint.secure for endpoint in result}
     if len(schemes) > 1:
         raise InvalidSetting(
-            f"endpoints {', '.join(map(str, result))}: write all with https://, or all with "
-            "http://, or all without"
+            f"endpoints {', '.join(map(str, result))}: use https:// for all of them, http:// for "
+            "all, or no scheme"
         )
     return result
 

@@ -1,8 +1,8 @@
-"""A connection that carries streams, for one thread: it waits for answers and may be woken.
+"""A connection that carries streams, for one thread that waits for answers and may be woken.
 
-1. All reading and writing is done by that thread, since a TLS connection is not for two threads.
-2. After `PING_AFTER` seconds of silence the peer is asked for a sign of life. If none comes, or the
-   peer says that it is closing, the connection is given up, with an `RpcError`.
+1. That thread does all reading and writing, since a TLS connection is not thread-safe.
+2. After `PING_AFTER` seconds of silence the peer is pinged. If it does not answer, or says that it
+   is closing, the connection is given up with an `RpcError`.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
     from etcdsem.etcd.dialing import Dialer
 
 PING_AFTER = 10.0
-"""Seconds of silence after which the peer is asked for a sign of life. etcd hangs up on those who
-ask more often than every 5 s."""
+"""Seconds of silence after which the peer is pinged. etcd closes connections that ping more often
+than every 5 s."""
 
 PING_TIMEOUT = 3.0
-"""Seconds that it may take to answer."""
+"""Seconds to wait for the answer to a ping."""
 
 
 class Liveness:
-    """When to ask a silent peer for a sign of life, and when to give it up."""
+    """When to ping a silent peer, and when to give it up."""
 
     def __init__(self, http2: Http2) -> None:
         self._http2 = http2
         self._heard_at = boot_time()
-        self._asked_at = 0.0  # 0: not asked since
+        self._asked_at = 0.0  # 0: no ping since
 
     def heard(self) -> None:
-        """Something has arrived."""
+        """Record that something has arrived."""
         self._heard_at = boot_time()
         self._asked_at = 0.0
 
     def check(self) -> float:
-        """Ask if it is time to; gives the seconds until the next check. Raises RpcError."""
+        """Ping if it is due; returns the seconds until the next check. Raises RpcError."""
         now = boot_time()
         if self._asked_at:
             left = self._asked_at + PING_TIMEOUT - now
@@ -57,7 +57,7 @@ class Liveness:
 
 
 def news(http2: Http2, touched: list[Stream]) -> list[tuple[Stream, bytes | RpcError]]:
-    """What streams have said; raises RpcError where the whole connection has ended."""
+    """The messages of streams. Raises RpcError if the whole connection has ended."""
     found: list[tuple[Stream, bytes | RpcError]] = []
     for stream in touched:
         try:
@@ -73,20 +73,20 @@ def news(http2: Http2, touched: list[Stream]) -> list[tuple[Stream, bytes | RpcE
 
 
 class StreamConnection:
-    """Streams over a socket. `wake` may be called by any thread, the rest by one."""
+    """Streams on a socket. Any thread may call `wake`; one thread calls the rest."""
 
     def __init__(self, dialer: Dialer, sock: socket.socket, http2: Http2) -> None:
         self._dialer = dialer
         self._sock = sock
         self._http2 = http2
         self._liveness = Liveness(http2)
-        self._here, self._there = map(not_for_children, socket.socketpair())  # to be woken
+        self._here, self._there = map(not_for_children, socket.socketpair())  # for `wake`
         self._selector = _selector()
         for one in (sock, self._here, self._there):
             one.setblocking(False)
         for one in (sock, self._here):
             self._selector.register(one, selectors.EVENT_READ)
-        self._blocked = False  # is there more to write than the socket takes?
+        self._blocked = False  # the socket's buffer is full, and there is more to write
 
     def open(self, path: str, token: str | None) -> Stream:
         """Open a stream. Never blocks."""
@@ -98,8 +98,8 @@ class StreamConnection:
         self._http2.send(stream, frame_message(message))
 
     def wait(self) -> list[tuple[Stream, bytes | RpcError]]:
-        """Wait until a stream says something, or somebody wakes us, or nothing has happened for a
-        while. Raises RpcError where the connection has ended.
+        """Wait for messages of streams. Returns early after `wake`, and when nothing has happened
+        for a while. Raises RpcError if the connection has ended.
         """
         if self._http2.retired:
             raise RpcError("UNAVAILABLE", "the server is closing the connection")
@@ -133,7 +133,7 @@ class StreamConnection:
             self._liveness.heard()
             touched.update(dict.fromkeys(self._http2.receive(data)))
             if len(data) < CHUNK and self._dialer.scheme == "http":
-                break  # spare a system call
+                break  # saves a system call
         return news(self._http2, list(touched))
 
     def _write(self) -> None:
@@ -150,7 +150,7 @@ class StreamConnection:
             self._selector.modify(self._sock, selectors.EVENT_READ | write)
 
     def wake(self) -> None:
-        """End `wait`."""
+        """Make `wait` return."""
         try:
             self._there.send(b"!")
         except OSError as error:
@@ -159,15 +159,15 @@ class StreamConnection:
             # It has been woken often enough, or is closed.
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._selector.close()
         for one in (self._sock, self._here, self._there):
             one.close()
 
 
 def _selector() -> selectors.BaseSelector:
-    """One without a file descriptor of its own, where there is one. gevent and eventlet replace
-    the default.
+    """A selector without a file descriptor of its own if possible. gevent and eventlet replace the
+    default one.
     """
     poll = getattr(selectors, "PollSelector", None)
     if poll is None or selectors.DefaultSelector.__module__ != "selectors":

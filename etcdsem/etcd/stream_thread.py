@@ -1,7 +1,7 @@
-"""The driver of `Streams` for threads: one daemon thread for a client connects and moves bytes.
+"""The driver of `Streams` for threads: one daemon thread per client connects and moves bytes.
 
-Whoever asks for something makes sure that there is this thread, or that it was asked for, so that
-no interruption and no error leaves a client without.
+Every request makes sure that this thread exists or was requested, so that no interruption and no
+error leaves a client without it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger("etcdsem")
 
 
 class ThreadStreams(Streams):
-    """All watches and renewals of a client, moved by a thread."""
+    """All watches and renewals of a client, driven by a thread."""
 
     _connection: Connection
     _guard: ClientLock
@@ -37,11 +37,11 @@ class ThreadStreams(Streams):
         on_renewed: Callable[[int, float], None],
     ) -> None:
         super().__init__(connection, guard, on_renewed)
-        self._job: Job | None = None  # the thread, as long as it has not begun
-        self._thread: threading.Thread | None = None  # once it has
+        self._job: Job | None = None  # the thread until it has begun
+        self._thread: threading.Thread | None = None  # the thread once it has begun
         self._carrier: Any = None  # the present connection
         self._complaint = ""  # the refusal that was logged, until there is a connection
-        self._bell = threading.Lock()  # rung where there is no connection; it takes no lock to ring
+        self._bell = threading.Lock()  # wakes the thread when not connected; ringing takes no lock
         self._bell.acquire()
 
     def close(self) -> None:
@@ -50,7 +50,7 @@ class ThreadStreams(Streams):
         carrier, thread = self._carrier, self._thread
         self._ring()
         if carrier is None:
-            self._connection.close()  # if the thread is connecting, this ends it
+            self._connection.close()  # ends a connection attempt of the thread
         else:
             carrier.wake()
         if thread is not None and thread is not threading.current_thread():
@@ -76,7 +76,7 @@ class ThreadStreams(Streams):
     def _run(self) -> None:
         with self._lock:
             if self._thread is not None:
-                return  # it was asked for twice
+                return  # it was requested twice
             self._thread, self._job = threading.current_thread(), None
         try:
             self._work()
@@ -102,7 +102,7 @@ class ThreadStreams(Streams):
                 self._bell.acquire(timeout=backoff.take(random.random()))
 
     def _one_connection(self) -> bool:
-        """Connect, and follow the streams to their end. True if they have said anything."""
+        """Connect, and follow the streams to their end. True if anything was received."""
         try:
             carrier = self._connect()
         except Refused as failure:

@@ -1,16 +1,16 @@
 """The watches and keepalives of a client, on one connection: what to send, and what answers mean.
 
-1. Both streams share a connection of their own. If one of them ends, both are opened again on a
-   new connection, at the next endpoint if this one has failed. Renewals under way are answered
+1. Both streams share a separate connection. If one of them ends, both are opened again on a new
+   connection, at the next endpoint if this one has failed. Renewals in progress are answered
    first: a server that refuses the watches does not end leases.
 2. `watch`, `remove`, `renew` and `restart` never block, and may be called by any thread, with or
    without the guard held.
-3. Listeners are told under the guard. The order of locks is guard, then ours; ours is never held
-   while a listener is told.
+3. Listeners are called under the guard. Lock order: guard, then ours; ours is never held while a
+   listener is called.
 4. A renewal that was not answered when a connection broke is sent again on the next. After
-   `restart`, or where no connection comes about, it is not, and late answers are dropped: who asks
-   again is the heartbeat, which knows the deadlines.
-5. A login that is refused is not tried again before somebody asks for another watch or renewal.
+   `restart`, or if no connection can be made, it is not, and late answers are dropped: the
+   heartbeat, which knows the deadlines, asks again.
+5. A refused login is not retried until another watch or renewal is requested.
 
 The drivers are `stream_thread` and `aio_streams`: they connect, and move bytes.
 """
@@ -48,7 +48,7 @@ class Carrier(Protocol):
         """Open a stream. Never blocks."""
 
     def send(self, stream: Any, message: bytes) -> None:
-        """Send a message on it. Never blocks."""
+        """Send a message on a stream. Never blocks."""
 
 
 class Streams:
@@ -63,21 +63,21 @@ class Streams:
         self._connection = connection
         self._guard = guard
         self._on_renewed = on_renewed
-        self._lock = threading.RLock()  # a finalizer may come back
+        self._lock = threading.RLock()  # a finalizer may re-enter
         self._book = WatchBook(connection.whoami)
         self._outbox: deque[WatchRequest] = deque()  # for the watch stream
         self._renewals: deque[int] = deque()  # leases to renew
         self._watch: object = None  # the stream, on the present connection
         self._keepalive: object = None
-        self._asked: set[int] = set()  # leases whose renewal was sent, and not answered
+        self._asked: set[int] = set()  # leases whose renewal was sent but not answered
         self._refusal: RpcError | None = None  # of the watch stream, until `_before` are answered
         self._before: set[int] = set()
-        self._link: Link[Any] | None = None  # where the present connection leads
-        self._token: str | None = None  # with which its streams were opened
-        self._restart = False  # the present connection is to be given up
+        self._link: Link[Any] | None = None  # the present connection's endpoint
+        self._token: str | None = None  # the token used to open its streams
+        self._restart = False  # the present connection must be given up
         self._closed = False
 
-    # -- what the core asks for
+    # -- requests of the core
 
     def watch(
         self,
@@ -88,7 +88,7 @@ class Streams:
         start: int = 0,
         only: Literal["put", "delete"] | None = None,
     ) -> WatchHandle:
-        """Ask for a watch; the connection is made for the first one."""
+        """Request a watch; the first one makes the connection."""
         entry = WatchEntry(listener, key, end, start, only)
         with self._lock:
             self._outbox.append(self._book.add(entry))
@@ -96,7 +96,7 @@ class Streams:
         return WatchHandle(self, entry)
 
     def remove(self, entry: WatchEntry) -> None:
-        """Ask for no more of it."""
+        """Cancel a watch."""
         with self._lock:
             request = self._book.remove(entry)
             if request is None:
@@ -112,7 +112,7 @@ class Streams:
             self._wake()
 
     def restart(self) -> None:
-        """Nothing is heard: give the connection up; the next renewal goes to the next endpoint."""
+        """Give up a silent connection; the next renewal goes to the next endpoint."""
         with self._lock:
             self._renewals.clear()
             self._asked.clear()
@@ -123,7 +123,7 @@ class Streams:
         self._wake()
 
     def _wake(self) -> None:
-        """There is something to do."""
+        """Wake the driver: there is something to do."""
         raise NotImplementedError
 
     # -- for the driver
@@ -134,13 +134,13 @@ class Streams:
         return bool(self._book.entries or self._renewals)
 
     def _connected(self, link: Link[Any], token: str | None) -> None:
-        """There is a new connection."""
+        """A new connection was made."""
         with self._lock:
             self._link, self._token = link, token
             self._restart = False
 
     def _disconnected(self) -> None:
-        """The present connection is given up. Renewals without an answer are for the next."""
+        """The connection was given up. Unanswered renewals go to the next one."""
         with self._lock:
             self._renewals.extend(self._asked.difference(self._renewals))
             self._link = self._watch = self._keepalive = self._refusal = None
@@ -149,14 +149,14 @@ class Streams:
             self._outbox.clear()
 
     def _unreached(self) -> None:
-        """No connection came about. The heartbeat will ask again."""
+        """No connection could be made. The heartbeat will ask again."""
         self._renewals.clear()
 
     def _flush(self, carrier: Carrier) -> None:
-        """Send what is to be sent. Opens the streams that it needs."""
+        """Send what is queued, opening the streams that are needed."""
         with self._lock:
             if self._restart:
-                return  # what was asked for since is for the next connection
+                return  # requests since then go to the next connection
             if self._watch is None and self._book.entries:
                 self._watch = carrier.open(WATCH, self._token)
                 self._outbox = deque(self._book.reopened())
@@ -173,7 +173,7 @@ class Streams:
                 carrier.send(self._keepalive, renewal.SerializeToString())
 
     def _heard(self, stream: object, message: bytes | RpcError) -> None:
-        """A stream has said something. Raises RpcError where the connection is to be given up."""
+        """Process a stream's message. Raises RpcError if the connection must be given up."""
         if isinstance(message, RpcError):
             self._before = set(self._asked)
             if stream is not self._watch or not self._before:
@@ -207,16 +207,16 @@ class Streams:
             raise RpcError("UNAUTHENTICATED", "etcdserver: invalid auth token")
 
     def _broke(self, error: RpcError) -> tuple[int, str, Failure]:
-        """The connection has ended; gives what to log."""
+        """The connection has broken; returns what to log."""
         link = self._link
         if link is None:
-            raise AssertionError("no connection, so none can break")
+            raise AssertionError("a connection broke that did not exist")
         failure = self._connection.stream_broke(link, self._token, error)
         level = logging.WARNING if isinstance(failure, AccessDenied) else logging.DEBUG
         return level, "etcdsem: the streams broke: %s", failure
 
     def _refused(self, failure: Failure) -> None:
-        """We are refused, and so are all watches."""
+        """Our login was refused, and with it all watches."""
         with self._guard:
             with self._lock:
                 tell = self._book.refuse_all(failure)

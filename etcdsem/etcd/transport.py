@@ -1,16 +1,16 @@
-"""Unary calls of any number of threads to one endpoint, blocking.
+"""Blocking unary calls of any number of threads to one endpoint.
 
-1. A call has a connection to itself while it is under way: no reader thread, no wake-up between
-   threads, no lock. Beyond `MOST` connections a call waits for its turn, within its deadline: a
-   connection goes from hand to hand, else busy threads would take it before one that waits.
-2. Whatever interrupts a call (its deadline, a signal handler that raises) takes its connection out
-   of use for ever; other threads have others. The connection is closed once the answer has come,
-   or after `ASIDE_TIME`: closing at once would cancel the call in the server, and a read that is
-   cancelled crashes etcd 3.5.0 to 3.5.4 (etcd #14110).
-3. Nothing is counted: a connection that an interruption makes a thread forget is gone with the
-   objects that held it. All steps that threads share are single operations of lists.
-4. A connection that is idle for `IDLE_TIME` is closed, by whoever comes by. It is not used again:
-   something on the way may have forgotten it, and says nothing.
+1. A call has a connection to itself while it is in progress: no reader thread, no wake-up between
+   threads, no lock. Beyond `MOST` connections a call waits for its turn, within its deadline. A
+   connection is handed directly to the next waiter, else busy threads would always take it first.
+2. Any interruption of a call (its deadline, a signal handler that raises) takes its connection out
+   of use permanently; other threads have others. The connection is closed once the answer has come,
+   or after `ASIDE_TIME`: closing at once would cancel the call in the server, and a cancelled read
+   crashes etcd 3.5.0 to 3.5.4 (etcd #14110).
+3. There are no counters: a connection that a thread forgets through an interruption disappears with
+   the objects that held it. All steps that threads share are single list operations.
+4. A connection that has been idle for `IDLE_TIME` is closed by the next caller. It is not reused,
+   since a device on the way may have silently forgotten it.
 """
 
 from __future__ import annotations
@@ -29,33 +29,34 @@ from etcdsem.etcd.http2 import Http2, Stream
 from etcdsem.etcd.stream_connection import StreamConnection
 
 MOST = 16
-"""Connections for calls of one client."""
+"""Maximum number of connections for calls of one client."""
 
 IDLE_TIME = 10.0
 """Seconds after which an idle connection is closed."""
 
 ASIDE_TIME = 5.0
-"""Seconds to wait for an answer that came too late, before its connection is closed."""
+"""Seconds to wait for a late answer before its connection is closed."""
 
 MOST_ASIDE = 64
-"""Connections that are kept for such answers; beyond, the oldest are closed at once."""
+"""Maximum number of connections kept for late answers; beyond that the oldest are closed at once.
+"""
 
 ACK_INTERVAL = 1.0
 """Seconds between two answers to the peer's PINGs; see `Http2.acknowledge`."""
 
 _EARLY = 0.005
-"""Seconds by which a socket's timeout may come too early."""
+"""Seconds by which a socket's timeout may fire too early."""
 
 _FRESH_TIME = 0.05
-"""Seconds within which a connection is taken as alive, without a look."""
+"""Seconds after its last use within which a connection is assumed alive without a check."""
 
 _NAP = 0.1
-"""Seconds after which one who waits for its turn looks by itself: an interruption may have struck
-the thread that was to wake it."""
+"""Seconds after which a waiter checks by itself: the thread that should wake it may have been
+interrupted."""
 
 
 class _TooLate(Exception):
-    """The deadline is over."""
+    """The deadline has passed."""
 
 
 class CallConnection:
@@ -64,7 +65,7 @@ class CallConnection:
     def __init__(self, sock: socket.socket, http2: Http2) -> None:
         self.sock = sock
         self.used = boot_time()
-        self.torn = False  # interrupted: what it has read may be in any state
+        self.torn = False  # interrupted: its receive state is undefined
         self._http2 = http2
         self._timeout = -1.0  # of the socket
         self._acknowledged = self.used  # when the peer's PINGs were last answered
@@ -92,8 +93,8 @@ class CallConnection:
         return streams
 
     def _limit(self, until: float) -> float:
-        """Set the socket's timeout, which takes a system call, unless it is much the same. When the
-        time is over, what has arrived counts still: this process may have stood still.
+        """Set the socket's timeout, which takes a system call, unless it is about the same. Even
+        when the time is over, data that has arrived counts: this process may have been suspended.
         """
         now = boot_time()
         left = until - now
@@ -119,7 +120,7 @@ class CallConnection:
             self._http2.lost("the connection was closed")
 
     def alive(self) -> bool:
-        """Is it still there, and does it take calls? Never blocks."""
+        """Is it still connected, and does it accept calls? Never blocks."""
         idle = boot_time() - self.used
         if idle > IDLE_TIME:
             return False
@@ -139,9 +140,9 @@ class CallConnection:
         return self._http2.closed is None and not self._http2.retired
 
     def answered(self) -> bool:
-        """Set aside: have all answers come, or has it broken? Never blocks."""
+        """For one set aside: have all answers come, or has it broken? Never blocks."""
         if self.torn:
-            return False  # it cannot tell
+            return False  # unknown
         try:
             self.sock.settimeout(0.0)
             while self._http2.streams:
@@ -154,20 +155,20 @@ class CallConnection:
         return True
 
     def hang_up(self) -> None:
-        """End the call that is under way in another thread."""
+        """Interrupt the call in progress in another thread."""
         hang_up(self.sock)
 
     def close(self) -> None:
-        """Close it."""
+        """Close the socket."""
         self.sock.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "sock"):  # else an interruption struck at its very beginning
+        if hasattr(self, "sock"):  # else `__init__` was interrupted
             self.sock.close()  # an interruption made its thread forget it
 
 
 class _Turn:
-    """One who waits for a connection, or for room for one."""
+    """A caller that waits for a connection, or for room for one."""
 
     def __init__(self) -> None:
         self.connection: CallConnection | None = None
@@ -175,17 +176,17 @@ class _Turn:
         self._come.acquire()
 
     def give(self, connection: CallConnection | None) -> None:
-        """It is its turn. None: there is room."""
+        """Give it its turn. None: there is room for a new connection."""
         self.connection = connection
         self._come.release()
 
     def wait(self, seconds: float) -> bool:
-        """Has it come?"""
+        """Wait for the turn; False if it has not come in time."""
         return self._come.acquire(timeout=max(0.0, seconds))
 
 
 class _Place:
-    """Of a connection that is being made. It is free again when its thread forgets it."""
+    """Reserves room for a connection that is being made; freed when its thread drops it."""
 
 
 class Transport:
@@ -204,14 +205,14 @@ class Transport:
     def call(
         self, path: str, request: bytes, timeout: float, token: str | None, *, whole: bool = False
     ) -> bytes:
-        """Make a call; raises RpcError, or NotApplied.
+        """Make a call and return the response. Raises RpcError, or NotApplied.
 
         Args:
-            path: the method, as gRPC writes it.
+            path: the method in gRPC's notation.
             request: the message.
             timeout: seconds.
             token: of the login.
-            whole: the server must not give up, either, when the time is over.
+            whole: the server must not give up when the time is over either.
         """
         (stream,) = self._exchange(path, (request,), timeout, token, whole=whole)
         return response(stream)
@@ -219,7 +220,7 @@ class Transport:
     def call_many(
         self, path: str, requests: Sequence[bytes], timeout: float, token: str | None
     ) -> list[bytes | None]:
-        """Make many calls at a time on one connection; None for those that failed, for whatever
+        """Make many calls concurrently on one connection; None for those that failed for any
         reason.
         """
         try:
@@ -247,7 +248,7 @@ class Transport:
             self._set_aside(connection)
             raise RpcError("DEADLINE_EXCEEDED", "no answer in time") from None
         except OSError as error:
-            if isinstance(error, TimeoutError) and error.errno is None:  # a signal handler's
+            if isinstance(error, TimeoutError) and error.errno is None:  # from a signal handler
                 self._set_aside(connection, torn=True)
                 raise
             self._drop(connection)
@@ -262,7 +263,7 @@ class Transport:
         return streams
 
     def connect_streams(self, timeout: float) -> StreamConnection:
-        """A connection of their own for streams; raises NotConnected."""
+        """Open a separate connection for streams. Raises NotConnected."""
         sock, http2 = self._dialer.dial(boot_time() + timeout)
         try:
             return StreamConnection(self._dialer, sock, http2)
@@ -303,14 +304,14 @@ class Transport:
         finally:
             self._dials.discard(place)
             if not self._alive:
-                self._give(None)  # it may be the turn of another to try
-        if self._closed:  # meanwhile
+                self._give(None)  # let another waiter try
+        if self._closed:  # in the meantime
             self._drop(connection)
             raise NotApplied("the client was closed", str(self._dialer.endpoint))
         return connection
 
     def _wait(self, until: float) -> CallConnection | None:
-        """Wait for a connection, or for room for one: None."""
+        """Wait for a connection; None if there is room for a new one."""
         turn, come = _Turn(), False
         self._waiting.append(turn)
         try:
@@ -323,7 +324,7 @@ class Transport:
                 self._waiting.remove(turn)
             except ValueError:
                 if not come:
-                    turn.wait(_NAP)  # it is coming
+                    turn.wait(_NAP)  # it is about to come
         if turn.connection is None and boot_time() >= until:
             failure = self._failure
             if failure is not None and not self._alive:  # so that another endpoint is tried
@@ -333,16 +334,16 @@ class Transport:
 
     @property
     def _room(self) -> bool:
-        """May one more be made?"""
+        """May another connection be made?"""
         return len(self._alive) + len(self._dials) < MOST
 
     def _give(self, connection: CallConnection | None) -> None:
-        """Give a connection to whoever waits first. None: there is room for one."""
+        """Give a connection to the first waiter. None: there is room for one."""
         if connection is not None and not self._waiting:
             self._idle.append(connection)
             if not self._waiting:
                 return
-            connection = None  # one has come meanwhile, and looks at those that are idle
+            connection = None  # a waiter has come meanwhile, and checks the idle ones
         try:
             self._waiting.popleft().give(connection)
         except IndexError:
@@ -350,7 +351,7 @@ class Transport:
                 self._idle.append(connection)
 
     def _drop(self, connection: CallConnection) -> None:
-        """Close it. The traceback of a failure may refer to it for long: it counts no more."""
+        """Close a connection and stop counting it: a failure's traceback may keep it for long."""
         self._alive.discard(connection)
         connection.close()
 
@@ -361,11 +362,11 @@ class Transport:
         while len(self._aside) > MOST_ASIDE:
             self._aside.popleft()[1].close()
         self._give(None)
-        if self._closed:  # meanwhile
+        if self._closed:  # in the meantime
             self.close()
 
     def sweep(self) -> None:
-        """Close what is not needed any more. Never blocks."""
+        """Close connections that are not needed any more. Never blocks."""
         now = boot_time()
         for _ in range(len(self._aside)):
             try:
@@ -385,7 +386,7 @@ class Transport:
                 self._drop(connection)
 
     def close(self) -> None:
-        """Hang up; calls under way fail."""
+        """Close all connections; calls in progress fail."""
         self._closed = True
         while self._idle:
             try:
@@ -405,7 +406,7 @@ class Transport:
 
 
 def _again(failure: NotConnected) -> NotConnected:
-    """The same, without the traceback and all that it refers to."""
+    """A copy of a failure, without its traceback and everything that it refers to."""
     return type(failure)(failure.detail, failure.endpoint)
 
 

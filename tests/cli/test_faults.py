@@ -246,7 +246,7 @@ def test_a_relative_certificate_is_read_from_where_we_are(
         check=False,
     )
     assert done.returncode == 64
-    assert b"holds no certificate" in done.stderr
+    assert b"contains no PEM certificate" in done.stderr
 
 
 def test_passwords_with_colons_and_spaces(fresh_etcd: EtcdServer, name: str) -> None:

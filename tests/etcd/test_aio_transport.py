@@ -156,9 +156,9 @@ def test_a_server_that_says_nothing() -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             one = transport(f"127.0.0.1:{listener.getsockname()[1]}")
             long = asyncio.create_task(ask(one, 1.2))
-            with pytest.raises(NotConnected, match="says nothing"):
+            with pytest.raises(NotConnected, match="sends nothing"):
                 await ask(one, 0.2)
-            with pytest.raises(NotConnected, match="says nothing"):
+            with pytest.raises(NotConnected, match="sends nothing"):
                 await long
             one.close()
 
@@ -262,10 +262,10 @@ def test_names_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         one.close()
 
     resolved(monkeypatch, fail(socket.EAI_NONAME))
-    run(refused("etcd.test", "no host of that name"))
+    run(refused("etcd.test", "no such host"))
     resolved(monkeypatch, fail(socket.EAI_AGAIN))
     run(refused("etcd.test", "cannot be looked up: no luck"))
-    run(refused("a" * 70, "no host of that name"))
+    run(refused("a" * 70, "no such host"))
 
 
 def test_addresses_of_all_kinds(
@@ -361,7 +361,7 @@ def test_mutual_tls(etcd_binary: str, tmp_path: Path) -> None:
         await refused(where, "wants a client certificate", cacert=ca, **foreigner)
         await refused(where, "not signed by an authority", cacert=stranger.path)
         await refused(etcd.endpoint, "https://", NotConnected)
-        await refused(f"https://127.0.0.1:{etcd.metrics_port}", "speaks no TLS", cacert=ca)
+        await refused(f"https://127.0.0.1:{etcd.metrics_port}", "does not speak TLS", cacert=ca)
 
     options = ("--client-cert-auth", "--trusted-ca-file", authority.path)
     with serving(authority.issue("server"), *options, binary=etcd_binary) as etcd:

@@ -119,7 +119,7 @@ def test_files_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     (tmp_path / "key.pem").write_text("x")
     with pytest.raises(InvalidSetting, match="go together"):
         read_settings(key=str(tmp_path / "key.pem"))
-    with pytest.raises(InvalidSetting, match="no path"):
+    with pytest.raises(InvalidSetting, match="not a valid path"):
         read_settings(cacert="\0")
 
 
