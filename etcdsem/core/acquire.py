@@ -185,9 +185,7 @@ def withdraw(session: Session, lease: TtlLease) -> Procedure[None]:
 def _join(
     semaphore: SemaphoreState, request: AcquireRequest, lease: TtlLease, until: float, *, look: bool
 ) -> Procedure[Grant | None]:
-    """JOIN, and wait if that put us in the queue. `look`: there may be room that JOIN's count does
-    not show.
-    """
+    """JOIN, and wait if that put us in the queue. `look`: a count may not show all the room."""
     env, who = semaphore.session.env, semaphore.session.who(lease)
     weight = request.wants.weight
     limit, slots = yield from _slots_to_try(semaphore, weight, until, look=look)

@@ -125,12 +125,8 @@ def _time_left(ids: Sequence[str]) -> Procedure[list[float | None]]:
 def evict(
     semaphore: SemaphoreState, by: str, *, slot: int | None = None, lease: str | None = None
 ) -> Procedure[Holder | Waiter | Junk]:
-    """Evict exactly one holder or waiter, selected by slot or by lease ID (hex). A waiter is told
-    `by` whom.
-
-    Raises:
-        NobodyThere: no holder or waiter has that slot or lease.
-        EtcdSemError: it changed hands in the meantime; nobody was evicted.
+    """Evict exactly one holder or waiter, by slot or by lease ID (hex). A waiter is told `by` whom.
+    Raises NobodyThere if there is none, EtcdSemError if it changed hands in the meantime.
     """
     seen, (slots, waiting) = yield from _snapshot(semaphore)
     keys = semaphore.keys

@@ -148,9 +148,7 @@ def _reconcile_for_client(semaphore: SemaphoreState, until: float) -> Procedure[
 
 
 def _open(semaphore: SemaphoreState, waiter: LocalWaiter, letter: GrantMessage) -> Grant | None:
-    """The grant in a grant message; None if it is outdated or does not carry our lease. Raises
-    Evicted.
-    """
+    """The grant in a grant message; None if it is outdated or not ours. Raises Evicted."""
     kv = letter.kv
     if kv.mod_revision <= waiter.created:
         return None
