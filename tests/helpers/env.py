@@ -11,11 +11,11 @@ class Box:
     """A mailbox that nobody reads."""
 
     def put(self, note: Any, /) -> None:
-        """Thrown away."""
+        """Ignore the note."""
 
 
 class Clock(Env):
-    """An `Env` whose time is set by hand; what is asked of it is written down."""
+    """An `Env` whose time is set by hand; requests to it are recorded."""
 
     def __init__(self) -> None:
         self.time = 1000.0

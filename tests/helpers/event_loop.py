@@ -1,4 +1,4 @@
-"""Coroutines in tests: one event loop for each test, which must leave nothing behind."""
+"""Coroutines in tests: one event loop per test, which must leave no task behind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def run(work: Coroutine[Any, Any, T], *, seconds: float = 60.0) -> T:
-    """Run a coroutine in a loop of its own; none of its tasks may be left at its end."""
+    """Run a coroutine in a separate loop; none of its tasks may be left at the end."""
 
     async def main() -> T:
         result = await asyncio.wait_for(work, seconds)
@@ -33,7 +33,7 @@ async def eventually_idle() -> None:
 
 
 async def eventually(condition: Callable[[], object], seconds: float = 15.0) -> None:
-    """Wait until something is so; events that have no handle to wait on."""
+    """Wait until a condition is true, for events that have no handle to wait on."""
     until = asyncio.get_running_loop().time() + seconds
     while not condition():
         assert asyncio.get_running_loop().time() < until, "it did not come about in time"
@@ -41,7 +41,7 @@ async def eventually(condition: Callable[[], object], seconds: float = 15.0) -> 
 
 
 async def until(condition: Callable[[], Awaitable[object]], seconds: float = 15.0) -> None:
-    """The same for what must be awaited."""
+    """The same for a condition that must be awaited."""
     end = asyncio.get_running_loop().time() + seconds
     while not await condition():
         assert asyncio.get_running_loop().time() < end, "it did not come about in time"

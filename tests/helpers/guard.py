@@ -1,9 +1,9 @@
 """No foreign code may run under a client's lock: log handlers, callbacks, the start of a thread.
-Nothing is logged in the midst of a procedure either.
+Nothing may be logged during a procedure either.
 
-Foreign code can take any time, and can wait for another thread that needs this lock, or what the
-procedure does next. `install` watches every call of the `etcdsem` logger, also of a level that is
-switched off, `watch_starts` every `Thread.start`; a test calls `check` from its own callbacks.
+Foreign code can take any time, and can wait for another thread that needs this lock, or for what
+the procedure does next. `install` watches every call of the `etcdsem` logger, even of a disabled
+level, and `watch_starts` every `Thread.start`; a test calls `check` from its own callbacks.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ def owned() -> bool:
 
 
 def check(what: str) -> None:
-    """To be called by foreign code: note a violation if this thread holds a client's lock."""
+    """Called by foreign code: record a violation if this thread holds a client's lock."""
     if owned():
         stack = "".join(traceback.format_stack(limit=12)[:-1])
         violations.append(f"{what} under a client's lock:\n{stack}")
 
 
 def _check_procedure() -> None:
-    """Note a violation if this thread is in the midst of a procedure, and some other thread could
-    have been found to log instead. The clock of the in-memory etcd stands for the machine's.
+    """Record a violation if this thread is in a procedure, and another thread could have logged
+    instead. Calls by the in-memory etcd's clock are allowed: it stands for the machine's clock.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code is not _FALLBACK:
@@ -63,7 +63,7 @@ _FALLBACK = ClientLock._report_elsewhere.__code__
 
 
 def take_violations() -> list[str]:
-    """The violations since the last call; each place once."""
+    """The violations since the last call, each place once."""
     taken = list(dict.fromkeys(violations))
     violations.clear()
     return taken

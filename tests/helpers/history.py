@@ -1,7 +1,7 @@
-"""What really happened to a semaphore: its keys' whole history, read back from etcd itself.
+"""What really happened to a semaphore: the whole history of its keys, read back from etcd itself.
 
-etcd keeps every revision until it is compacted, so the truth is read after the fact, through
-etcdctl (not through the code under test), and judged revision by revision.
+etcd keeps every revision until it is compacted, so the truth is read after the fact, with etcdctl
+(not with the code under test), and judged revision by revision.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from etcdsem.core.keys import read_limit
 
 
 class Etcd(Protocol):
-    """A member of etcd, in a process or in a container."""
+    """An etcd member, in a process or in a container."""
 
     @property
     def endpoint(self) -> str: ...
@@ -45,7 +45,7 @@ class Change:
 
 @dataclass
 class Verdict:
-    """What a history shows."""
+    """The result of judging a history."""
 
     revisions: int = 0
     grants: int = 0
@@ -64,7 +64,7 @@ def read_history_since(etcd: Etcd, name: str, since: int) -> tuple[list[Change],
     """The changes from a revision on, and the revision up to which they are complete."""
     base = f"/etcdsem/{name}/"
     end = f"{base}~end-of-history"
-    mark = f"{time.time_ns()}"  # one of an earlier reading is not the end
+    mark = f"{time.time_ns()}"  # distinguishes this end from that of an earlier reading
     etcd.etcdctl("put", end, mark)
     command = [etcd.etcdctl_binary, "watch", f"--rev={since}", "--prefix", base, "-w", "json"]
     environment = {"ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": etcd.endpoint}
@@ -103,7 +103,7 @@ def _changes(answer: dict[str, Any]) -> Iterator[Change]:
 
 
 def _room(change: Change) -> int:
-    """How many slots may be granted by what is stored as the limit."""
+    """Number of slots that the stored limit allows."""
     return read_limit(KeyValue(b"", change.value, 1, 1)).room
 
 
@@ -166,11 +166,11 @@ def _judge_grant(
             verdict.wrong.append(f"revision {change.revision}: {change.key} was held already")
         return
     verdict.handed_over += 1
-    # One transaction may serve several, and several may have joined the line in one.
+    # One transaction may serve several waiters, and several may have joined in one revision.
     for waiter in sorted(waiting.values(), key=_place):
         if _place(waiter) < _place(waiting[served[0]]) and _lease(waiter.key) not in together:
             if _record(waiting[served[0]]).get("eager") and _record(waiter).get("weight", 1) > 1:
-                break  # the others stand behind that one
+                break  # the others are behind that one
             verdict.wrong.append(
                 f"revision {change.revision}: {served[0]} came before {waiter.key}; "
                 f"line {sorted((w.created, w.key) for w in waiting.values())}, served {together}"
@@ -185,7 +185,7 @@ def _record(waiter: Change) -> dict[str, Any]:
 
 
 def _place(waiter: Change) -> tuple[int, int]:
-    """Who is served first: by priority, then by who came first."""
+    """The sort key of the queue: by priority, then in order of arrival."""
     return -_record(waiter).get("priority", 0), waiter.created
 
 
@@ -194,7 +194,7 @@ def _lease(waiter: str) -> int:
 
 
 def assert_clean(etcd: Etcd, name: str) -> Verdict:
-    """Read and judge the history; nothing may be wrong, and nothing left but the limit."""
+    """Read and judge the history; nothing may be wrong, and nothing left except the limit."""
     verdict = judge(read_history(etcd, name), name)
     assert not verdict.wrong, verdict.wrong[:10]
     assert set(verdict.left) <= {f"/etcdsem/{name}/max_leases"}, sorted(verdict.left)

@@ -29,7 +29,7 @@ def user(
 
 
 class Waiter:
-    """A thread that waits for a lease, and what came of it."""
+    """A thread that waits for a lease, and the outcome."""
 
     def __init__(self, sem: Semaphore) -> None:
         self.sem = sem

@@ -12,11 +12,11 @@ from etcdsem.testing.inmemory import MemoryClient
 
 
 class Hit(BaseException):
-    """An interruption, as Ctrl-C is."""
+    """An interruption like Ctrl-C."""
 
 
 class Saboteur:
-    """Performs commands as the engine does, but hits the n-th of the thread under test."""
+    """Performs commands like the engine, but raises at the n-th one of the thread under test."""
 
     def __init__(
         self, client: etcdsem.Client, step: int, error: BaseException, *, after: bool
@@ -30,7 +30,7 @@ class Saboteur:
         client._driver._perform = self  # type: ignore[method-assign]
 
     def disarm(self) -> None:
-        """Hit nothing any more."""
+        """Stop interfering."""
         self._left = 0
 
     def __call__(self, command: Command[Any]) -> object:
@@ -54,7 +54,7 @@ def meddle(
     kind: type[Command[Any]],
     meddling: Callable[[Callable[[], object]], object],
 ) -> None:
-    """Perform the next command of a kind that this thread wants done in another way."""
+    """Replace how the next command of a kind from this thread is performed."""
     engine, me = client._driver, threading.get_ident()
     perform = engine._perform
     todo = [meddling]

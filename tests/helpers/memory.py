@@ -1,4 +1,4 @@
-"""The fixture `etcd` for tests on the etcd in memory."""
+"""The fixture `etcd` for tests on the in-memory etcd."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ from etcdsem.testing.inmemory import Memory
 
 @pytest.fixture
 def etcd() -> Iterator[Memory]:
-    """An etcd in memory; its time moves only when a test says so, or its main thread waits."""
+    """An in-memory etcd; its time moves only when a test says so, or its main thread waits."""
     with etcdsem.testing.memory() as one:
         yield one

@@ -1,4 +1,4 @@
-"""What runs only with `--all`."""
+"""Selection of what runs only with `--all`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A semaphore in a real etcd, and the transactions on it as short calls."""
+"""A semaphore in a real etcd, with its transactions as short calls."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ME = Identity(CLIENT, b"")
 
 
 class Table:
-    """A semaphore in etcd, and the transactions on it as short calls."""
+    """A semaphore in etcd, with its transactions as short calls."""
 
     def __init__(self, etcd: EtcdServer, name: str, limit: int) -> None:
         self.connection = Connection(read_settings(etcd.endpoint))
@@ -44,17 +44,17 @@ class Table:
         return self.connection.transact(txn, 10)
 
     def lease(self) -> int:
-        """A new etcd lease."""
+        """Create an etcd lease."""
         lease = secrets.randbits(60) + 1
         self.connection.grant(lease, 60, 10)
         return lease
 
     def who(self, lease: int) -> bytes:
-        """How a client with this lease is named."""
+        """The name of a client with this lease in keys."""
         return f"{CLIENT}/{lease_hex(lease)}".encode()
 
     def slots(self, wants: Wants) -> list[int]:
-        """Those that a JOIN tries: all there are, or as many as it wants."""
+        """The slots that a JOIN tries: all of them, or as many as its weight."""
         return list(range(self.limit.room if wants.weight == 1 else wants.weight))
 
     def joining(self, lease: int, *, line: bool = True, wants: Wants = ORDINARY) -> Txn:
@@ -82,7 +82,7 @@ class Table:
         )
 
     def hold(self, wants: Wants = ORDINARY) -> tx.Mine:
-        """JOIN that must be held."""
+        """JOIN that must get a slot."""
         lease, held = self.join(wants=wants)
         assert isinstance(held, tx.Held)
         return tx.Mine(held.slot, held.token, self.who(lease), letter=False, more=held.more)
@@ -94,7 +94,7 @@ class Table:
         return Queued(self.who(lease), lease, waiting.created, ME.wanting(wants).extras)
 
     def look(self) -> tx.Look:
-        """What there is."""
+        """A look at the current state."""
         reply = self.do(Txn((), tx.look(self.keys)))
         return tx.read_look(self.keys, reply, reply.revision)
 
@@ -109,13 +109,13 @@ class Table:
         return read_letter(reply.kvs[0].value) if reply.kvs else None
 
     def mark(self) -> int:
-        """The mod revision of the mark; 0 if it is not there."""
+        """The mod revision of the mark; 0 if it does not exist."""
         reply = self.do(Txn((), (Range(self.keys.contended),))).replies[0]
         assert isinstance(reply, RangeReply)
         return reply.kvs[0].mod_revision if reply.kvs else 0
 
     def resize(self, number: int) -> None:
-        """RESIZE, which this client learns of."""
+        """RESIZE, and let this client know the new limit."""
         reply = self.do(tx.change_limit(self.keys, self.limit.revision, b"%d" % number))
         assert reply.succeeded
         self.limit = Limit(number, reply.revision, registered=False, text=str(number))

@@ -1,4 +1,4 @@
-"""An etcd that speaks TLS."""
+"""An etcd with TLS."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.security.authority import Pair
 
 
 class TlsEtcd(server.EtcdServer):
-    """A member that speaks TLS to its clients."""
+    """A member that uses TLS for its clients."""
 
     def __init__(self, pair: Pair, *options: str, binary: str) -> None:
         (self.metrics_port,) = server.free_ports(1)

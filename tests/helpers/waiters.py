@@ -1,4 +1,4 @@
-"""Threads that ask for leases, and what came of it."""
+"""Threads that acquire leases, and the outcome."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.helpers.waiting import eventually
 
 
 class Waiters:
-    """Threads that wait for a semaphore, and what came of it."""
+    """Threads that wait for a semaphore, and the outcome."""
 
     def __init__(self, sem: Semaphore, count: int, timeout: float | None = 30.0) -> None:
         self.sem = sem
@@ -42,7 +42,7 @@ class Waiters:
 
 
 class Asking:
-    """Somebody who asks for a lease in a thread of its own."""
+    """A caller that acquires a lease in a separate thread."""
 
     def __init__(self, sem: Semaphore, **how: object) -> None:
         self.lease: Lease | None = None
@@ -62,7 +62,7 @@ class Asking:
 
     @property
     def waits(self) -> bool:
-        """Is it undecided?"""
+        """Is it still undecided?"""
         return self.thread.is_alive()
 
     def get(self) -> Lease:
@@ -73,7 +73,7 @@ class Asking:
 
 
 def take(sem: Semaphore, weight: int = 1) -> Lease:
-    """A lease, at once."""
+    """Acquire a lease without waiting."""
     lease = sem.acquire_lease(0, weight=weight)
     assert lease is not None
     return lease

@@ -1,4 +1,4 @@
-"""Wait for what has no handle to wait on, by looking again and again."""
+"""Polling for conditions that have no handle to wait on."""
 
 from __future__ import annotations
 

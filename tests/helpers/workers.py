@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Worker:
-    """A Python process that runs `code`; it says what it does on its standard output."""
+    """A Python process that runs `code`; it reports on its standard output."""
 
     def __init__(self, etcd: EtcdServer, code: str, *arguments: object, first: str = "") -> None:
         prelude = (
@@ -32,19 +32,19 @@ class Worker:
 
     @property
     def out(self) -> IO[str]:
-        """What it says."""
+        """Its standard output."""
         assert self.process.stdout is not None
         return self.process.stdout
 
     def expect(self, word: str) -> list[str]:
-        """Wait for a line that begins with `word`; gives its words."""
+        """Wait for a line that begins with `word`, and return its words."""
         for line in self.out:
             if line.split()[:1] == [word]:
                 return line.split()
         raise AssertionError(f"it ended with {self.process.wait()} and never said {word!r}")
 
     def tell(self, line: str = "") -> None:
-        """Say something to it."""
+        """Write a line to its standard input."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()

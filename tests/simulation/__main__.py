@@ -1,6 +1,6 @@
 """Run the simulator: ``python -m tests.simulation --seeds 0:500 -j 2``.
 
-Of semaphores, or with ``--rates`` of rate limits.
+It simulates semaphores, or with ``--rates`` rate limits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EXAMPLES = """examples:
 
 
 def _one(seed: int, *, rates: bool = False) -> tuple[int, str, Counter[str], int]:
-    gc.disable()  # a run leaves most of its objects to be collected at once: a sixth is saved
+    gc.disable()  # most objects of a run become garbage at its end; this saves a sixth of the time
     outcome: Outcome = run_rate(seed) if rates else run_seed(seed)
     gc.enable()
     failed = report(outcome) if outcome.error is not None else ""
@@ -45,7 +45,7 @@ def _all(seeds: range, jobs: int, *, rates: bool) -> Iterator[tuple[int, str, Co
 
 
 def main() -> int:
-    """Run one seed or many; the exit code is 1 if any broke a promise."""
+    """Run one seed or many; the exit code is 1 if a promise was broken."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.simulation",
         description="Run the simulator: a run of semaphores for each seed, or with --rates one of "

@@ -3,32 +3,33 @@
 At every revision of etcd:
 1. No slot is granted while more than the limit in force are held, nor at or above the limit.
 2. A held slot's key is rewritten only by a hand-over; the fencing token is its mod revision. A
-   lease gets as many slots as its record says that it weighs, all at one revision.
-3. A slot goes to the first in line (by priority, then by create revision) of those whose waiter key
-   is there, or to an eager one past one who wants several; who
-   did not stand in line gets one only while nobody stands there.
-4. What a key carries is no lease that its client has back in its pool.
-5. A slot key ends only after its holder has stopped to rely on it: released, past its own
-   deadline, or told; except by a person's hand, and then the holder is told soon.
+   lease gets exactly as many slots as its record's weight, all at one revision.
+3. A slot goes to the first waiter (by priority, then by create revision) whose key exists, or to an
+   eager one that passes a waiter that needs several. A caller that was not in the queue gets one
+   only while the queue is empty.
+4. No key carries a lease that its client has back in its pool.
+5. A slot key ends only after its holder has stopped relying on it: released, past its own deadline,
+   or told. An operator may end it earlier; then the holder is told soon.
 
 When a grant is given to a caller:
-6. Its lease is valid by its clock, its key is in etcd with that token, and no more callers rely
-   on grants than the limit allows (where nobody changed the limit in this run).
+6. Its lease is valid by the caller's clock, its key is in etcd with that token, and no more callers
+   rely on grants than the limit allows (if nobody changed the limit in this run).
 
 While there are no faults:
-7. As many slots as the first in line wants do not stay free, nor one for which a caller waits that
-   was put out of line by hand. Nobody is told that etcd is away.
+7. If as many slots as the first waiter needs are free, they do not stay free; nor does one for
+   which a caller waits that was put out of the queue by hand. Nobody is told that etcd is
+   unavailable.
 8. Every slot that is kept alive belongs to a grant that its client knows.
 
-Of what operators and bounds do:
-10. While it is paused nothing is granted (that is 1, with a limit of 0). A drain that is told to be
-    done was empty while it was paused, at some moment after it began.
-12. Who was evicted while it waited waits no more, and nobody else is told so.
-11. Nobody relies on a grant for longer than its max_hold, or loses it for that any sooner; when it
-    is over, and there are no faults, its slot is given up soon.
+About operators and bounds:
+10. While the semaphore is paused nothing is granted (this is 1, with a limit of 0). If a drain
+    reports success, the semaphore was paused and empty at some moment after the drain began.
+12. A waiter that was evicted stops waiting, and nobody else is told of an eviction.
+11. Nobody relies on a grant for longer than its max_hold, or loses it for that reason any sooner;
+    when it is over, and there are no faults, the slot is freed soon.
 
 At the end:
-9. All callers have returned, and no key is left but the limit (and the mark). An object that
+9. All callers have returned, and no key is left except the limit (and the mark). An object that
    threads shared, and released as often as they acquired, holds no lease.
 """
 
@@ -58,20 +59,20 @@ if TYPE_CHECKING:
 
 
 class Belief(NamedTuple):
-    """A caller relies on a grant."""
+    """A caller that relies on a grant."""
 
     client: SimClient
     grant: Grant
 
 
 def wants_of(kv: KeyValue) -> Wants:
-    """How many slots a holder's lease holds, or a waiter wants; and whom it passes."""
+    """The weight, priority and eagerness of a holder or waiter."""
     special = any(word in kv.value for word in (b'"weight"', b'"priority"', b'"eager"'))
     return stated(kv).wants if special else ORDINARY
 
 
 def _place(kv: KeyValue) -> tuple[int, int]:
-    """Who comes first in line."""
+    """The sort key of the queue."""
     return -wants_of(kv).priority, kv.create_revision
 
 
@@ -82,31 +83,31 @@ class Checker:
         self.world = world
         self.keys = Keys(prefix, name, "nobody.0.x")
         self.station = prefix, name
-        self.slots: dict[bytes, KeyValue] = {}  # well-formed names; junk is no grant
-        self.waiters: dict[bytes, KeyValue] = {}  # those in line: attached to the lease they name
+        self.slots: dict[bytes, KeyValue] = {}  # well-formed names only; junk is not a grant
+        self.waiters: dict[bytes, KeyValue] = {}  # those attached to the lease that they name
         self.limit = 0
-        self.number: int | None = None  # what it says, paused or not; None: not yet registered
+        self.number: int | None = None  # the stored number, paused or not; None: not registered
         self.paused = False
         self.bounds: dict[tuple[int, int], float] = {}  # by slot and token, on its client's clock
         self.granted_at: dict[bytes, float] = {}
         self._drained = False  # paused and empty
         self._drained_until = -1.0
         self.beliefs: dict[tuple[int, int], Belief] = {}  # by slot and token
-        self.evicted: dict[tuple[int, int], float] = {}  # beliefs ended by hand, and when
-        self.by_hand: set[tuple[bytes, int]] = set()  # slot keys and tokens that a person ended
+        self.evicted: dict[tuple[int, int], float] = {}  # beliefs ended by an operator, and when
+        self.by_hand: set[tuple[bytes, int]] = set()  # slot keys and tokens an operator ended
         self.limits_changed = False
         self.tampered = False  # slots were written by hand
         self.calm_since = math.inf  # no faults since then
         self.bound = 3.0  # seconds that a slot may be free while somebody waits
-        self.left_out_bound = 1.5  # the same while somebody waits who was put out of line
-        self.told_bound = 4.0  # seconds until a holder hears of an eviction
-        self.turned_away: dict[int, float] = {}  # leases of waiters who were evicted, and when
-        self._left_out: dict[int, float] = {}  # leases of callers who wait out of line, since when
+        self.left_out_bound = 1.5  # the same while somebody waits who was put out of the queue
+        self.told_bound = 4.0  # seconds until a holder is told of an eviction
+        self.turned_away: dict[int, float] = {}  # leases of waiters that were evicted, and when
+        self._left_out: dict[int, float] = {}  # leases of callers waiting out of the queue, since
         self._idle_since = math.inf
         self._full = dict.fromkeys(range(1, MAX_WEIGHT + 1), True)
-        """By weight: so many slots are not free, or others stand in line."""
+        """By weight: true while that many slots are not free, or others are in the queue."""
         self._full_until = dict.fromkeys(self._full, 0.0)
-        self._limits = [(0.0, 0)]  # the limits that there were, and since when
+        self._limits = [(0.0, 0)]  # the limits, and since when each was in force
         self._closed = True
         self._closed_until = 0.0
         self._highest = 0
@@ -115,10 +116,10 @@ class Checker:
     # -- at every revision
 
     def revision(self, revision: Revision) -> None:
-        """Judge what a revision changed."""
+        """Check the changes of a revision."""
         self.check_idle()
         keys, hand = self.keys, self.world.by_operator
-        left: dict[int, KeyValue] = {}  # leases whose waiter key goes now
+        left: dict[int, KeyValue] = {}  # leases whose waiter key is deleted now
         granted: list[tuple[KeyValue, KeyValue | None]] = []
         for event in revision.events:
             kv = event.kv
@@ -193,7 +194,7 @@ class Checker:
         world, keys = self.world, self.keys
         slot = slot_number(keys, kv.key)
         if slot is None or kv.lease == 0:
-            world.fail(f"a key was written that is no slot: {kv}")
+            world.fail(f"a key was written that is not a slot: {kv}")
             return
         world.counters["grants"] += 1
         if len(self.slots) > self.limit:
@@ -209,7 +210,7 @@ class Checker:
         came = left.get(kv.lease)
         if came is None:
             if queue:
-                world.fail(f"{kv.key!r} was granted past {len(queue)} waiters in line")
+                world.fail(f"{kv.key!r} was granted past {len(queue)} waiters in the queue")
             if before is not None:
                 world.fail(f"the held slot {kv.key!r} was rewritten")
         else:
@@ -251,7 +252,7 @@ class Checker:
             self._drained, self._drained_until = drained, self.world.now
 
     def told_drained(self, client: SimClient, asked: float) -> None:
-        """An operator, who asked then, was told that it is paused and nobody holds."""
+        """An operator, who asked at `asked`, was told that it is paused and nobody holds."""
         if not self._drained and self._drained_until < asked:
             self.world.fail(f"client {client.number} was told that it is drained, which it was not")
 
@@ -264,7 +265,7 @@ class Checker:
         if bound is None or client.now() < bound - 1e-6:
             self.world.fail(
                 f"client {client.number} lost slot {grant.slot} for its max_hold, which was not "
-                "over, or which it had not set"
+                "over, or was not set"
             )
 
     def _check_bounds(self) -> None:
@@ -298,12 +299,12 @@ class Checker:
             self._idle_since = self.world.now
 
     def _room(self) -> int:
-        """How many slots are free."""
+        """Number of free slots."""
         free = sum(self.keys.slot(slot) not in self.slots for slot in range(self.limit))
         return max(0, min(free, self.limit - len(self.slots)))
 
     def _next_wants(self) -> int:
-        """How many slots must be free so that somebody has to be served."""
+        """How many slots must be free so that somebody must be served."""
         first = min(self.waiters.values(), key=_place)
         eager = [wants_of(kv).weight for kv in self.waiters.values() if wants_of(kv).eager]
         return min([wants_of(first).weight, *eager])
@@ -313,28 +314,28 @@ class Checker:
         return any(owner is not None and owner.fine for owner in owners)
 
     def check_idle(self) -> None:
-        """Has a slot been free for too long while somebody waited, without faults?"""
+        """Check that no slot was free for too long while somebody waited, without faults."""
         since = max(self._idle_since, self.calm_since)
         if self.world.now > since + self.bound:
             self.world.fail(
-                f"a slot was free for {self.world.now - since:.2f} s (or as many as the next in "
-                f"line wants: {self._next_wants()}) while "
-                f"{len(self.waiters)} stood in line"
+                f"a slot was free for {self.world.now - since:.2f} s (or as many as the next "
+                f"waiter needs: {self._next_wants()}) while "
+                f"{len(self.waiters)} were in the queue"
             )
             self._idle_since = math.inf
 
     # -- callers
 
     def acquired(self, client: SimClient, grant: Grant, max_hold: float | None = None) -> None:
-        """A caller was given a grant, which it may want to hold no longer than that."""
+        """A caller was given a grant, which it may hold for `max_hold` seconds at most."""
         world = self.world
         now = client.now()
         if not grant.valid(now):
-            world.fail(f"client {client.number} was given a grant whose lease has run out")
+            world.fail(f"client {client.number} was given a grant whose lease has expired")
         for slot in grant.slots:
             self._believed(client, grant, slot)
             if max_hold is not None:
-                # Of several at once, the first may have been granted before.
+                # Of several at once, the first may have been granted earlier.
                 self.bounds[slot, grant.token] = grant.since + max_hold
         if not self.limits_changed and not self.tampered:
             relying = [b for k, b in self.beliefs.items() if k not in self.evicted]
@@ -356,12 +357,12 @@ class Checker:
                 self.world.fail(f"client {client.number} was given {key}, etcd has {kv}")
 
     def told_full(self, client: SimClient, asked: float, weight: int) -> None:
-        """A caller who tried once, at `asked`, was told that there are not so many slots free."""
+        """A caller that tried once, at `asked`, was told that fewer than `weight` are free."""
         if not self._full[weight] and self._full_until[weight] < asked:
             self.world.fail(f"client {client.number} was told that it is full, which it was not")
 
     def told_too_heavy(self, client: SimClient, asked: float, weight: int) -> None:
-        """A caller, who asked then, was told that the limit is less than what it wants."""
+        """A caller, which asked at `asked`, was told that the limit is lower than its weight."""
         self.world.counters["told that it is too heavy"] += 1
         ends = [since for since, _ in self._limits[1:]] + [math.inf]
         limits = [limit for (_, limit), end in zip(self._limits, ends, strict=True) if end >= asked]
@@ -372,7 +373,7 @@ class Checker:
             )
 
     def told_closed(self, client: SimClient, asked: float) -> None:
-        """A caller, who asked then, was told that the semaphore is closed."""
+        """A caller, which asked at `asked`, was told that the semaphore is closed."""
         if not self._closed and self._closed_until < asked:
             self.world.fail(f"client {client.number} was told that it is closed, which it was not")
 
@@ -386,16 +387,16 @@ class Checker:
             self.world.fail(f"client {client.number} was told that it is evicted, which it was not")
 
     def ended(self, grant: Grant) -> None:
-        """A caller has done with a grant."""
+        """A caller has finished with a grant."""
         for slot in grant.slots:
             self.beliefs.pop((slot, grant.token), None)
             self.evicted.pop((slot, grant.token), None)
             self.bounds.pop((slot, grant.token), None)
 
-    # -- now and then
+    # -- regularly
 
     def look(self) -> None:
-        """What must be true between revisions too, while there are no faults."""
+        """Check what must be true between revisions too, while there are no faults."""
         self._note_idle()
         self.check_idle()
         self._check_bounds()
@@ -413,7 +414,9 @@ class Checker:
                 )
 
     def _check_waiting(self) -> None:
-        """Does somebody wait on who was evicted, or out of line though there is room?"""
+        """Check that no evicted waiter still waits, and nobody waits out of the queue while there
+        is room.
+        """
         now, left_out = self.world.now, dict[int, float]()
         room = self._room() - sum(wants_of(kv).weight for kv in self.waiters.values())
         held = {kv.lease for kv in self.slots.values()}
@@ -423,18 +426,18 @@ class Checker:
                 lease = waiting.lease.id
                 evicted = max(self.turned_away.get(lease, math.inf), self.calm_since)
                 if now > evicted + self.told_bound:
-                    self.world.fail(f"client {client.number} waits on, though it was evicted")
+                    self.world.fail(f"client {client.number} still waits, though it was evicted")
                 out = waiting.created and self.keys.waiter(waiting.who) not in self.waiters
                 if out and lease not in held and waiting.wants.weight <= room:
                     left_out[lease] = self._left_out.get(lease, now)
                     if now > max(left_out[lease], self.calm_since) + self.left_out_bound:
                         self.world.fail(
-                            f"client {client.number} waits out of line, and there is room"
+                            f"client {client.number} waits out of the queue, and there is room"
                         )
         self._left_out = left_out
 
     def check_known(self) -> None:
-        """Every slot whose lease is kept alive belongs to a grant that its client knows."""
+        """Check that every slot whose lease is kept alive belongs to a grant its client knows."""
         for kv in self.slots.values():
             owner = self.world.owners.get(kv.lease)
             if owner is None or not owner.fine:
@@ -447,7 +450,7 @@ class Checker:
                 self.world.fail(f"client {owner.number} keeps {kv.key!r} alive, and nobody has it")
 
     def check_nothing_left(self) -> None:
-        """No key of the semaphore is left but the limit, and the mark."""
+        """Check that no key of the semaphore is left except the limit, and the mark."""
         keys = self.keys
         for kv in self.world.etcd.keys(keys.base, keys.base_end):
             if kv.key in (keys.contended, keys.priorities):

@@ -1,4 +1,4 @@
-"""A simulated client: an `Env` for the core, its procedures, and its way to etcd."""
+"""A simulated client: an `Env` for the core, its procedures, and its link to etcd."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ log = logging.getLogger("etcdsem")
 
 
 class Link:
-    """The way between a client and etcd. Blocked: messages are held until then, or dropped."""
+    """The link between a client and etcd. While it is blocked, messages are held or dropped."""
 
     __slots__ = ("down_until", "drops", "slow", "slow_until", "up_until")
 
@@ -49,7 +49,7 @@ class Link:
         self.down_until = 0.0
         self.drops = False
         self.slow_until = 0.0
-        self.slow = 3.0  # seconds that a message may take until then
+        self.slow = 3.0  # maximum seconds that a message takes until then
 
 
 class SimClient:
@@ -62,11 +62,11 @@ class SimClient:
         self.world = world
         self.number = number
         self.id = client_id("sim", number + 1, f"{world.rng.getrandbits(40):010x}")
-        self.rate = rate  # of its clock, against etcd's
+        self.rate = rate  # of its clock, relative to etcd's
         self.offset = world.rng.random() * 1000.0
         self.link = Link()
         self.crashed = False
-        self.broken = False  # it stays as it is: nobody waits for it
+        self.broken = False  # it is never healed, and nobody waits for it
         self.paused = False
         self.processes: list[Process] = []
         self.watches = WatchStream(self)
@@ -77,11 +77,11 @@ class SimClient:
 
     @property
     def fine(self) -> bool:
-        """Does it run, and is nothing wrong with it?"""
+        """Is it running without any fault?"""
         return not (self.crashed or self.broken or self.paused)
 
     def trace(self, *entry: Any) -> None:
-        """Note something about this client."""
+        """Record an event of this client."""
         self.world.log.append((self.world.now, self.number, *entry))
 
     # -- Env
@@ -145,32 +145,32 @@ class SimClient:
     # -- running
 
     def interrupt_somebody(self) -> None:
-        """Throw a cancellation into a caller, wherever it stands."""
+        """Throw a cancellation into a caller, wherever it is."""
         callers = [process for process in self.processes if process.interruptible]
         if callers:
             self.run(self.world.rng.choice(callers).interrupt, Cancelled())
 
     def shut_down(self, grace: float) -> None:
-        """End as a program that closes its client."""
+        """End like a program that closes its client."""
         self.trace("shuts down")
         self._start_admin(lifecycle.shutdown(self.session, self.now() + grace), "shutdown")
 
     def resize(self, name: str, max_leases: int) -> None:
-        """Change a limit as a program does."""
+        """Change a limit like a program."""
         station = self.session.semaphore(PREFIX, name)
         self._start_admin(admin.resize(station, max_leases), f"resize {max_leases}")
 
     def pause_semaphore(self, name: str) -> None:
-        """Pause one as an operator does."""
+        """Pause a semaphore like an operator."""
         station = self.session.semaphore(PREFIX, name)
         self._start_admin(admin.pause(station, "operator", "why not"), "pause")
 
     def resume_semaphore(self, name: str) -> None:
-        """Resume one as an operator does."""
+        """Resume a semaphore like an operator."""
         self._start_admin(admin.resume(self.session.semaphore(PREFIX, name)), "resume")
 
     def drain_semaphore(self, name: str, timeout: float) -> None:
-        """Drain one as an operator does; what it comes to goes to `on_drained`."""
+        """Drain a semaphore like an operator; the result goes to `on_drained`."""
         began = self.world.now
         station = self.session.semaphore(PREFIX, name)
 
@@ -184,7 +184,7 @@ class SimClient:
         self.run(self.start, drain, "drain", done)
 
     def administer(self, procedure: Procedure[Any], name: str) -> None:
-        """Do what an operator's program does."""
+        """Run a procedure of an operator's program."""
         self._start_admin(procedure, name)
 
     def _start_admin(self, procedure: Procedure[Any], name: str) -> None:
@@ -200,7 +200,7 @@ class SimClient:
         name: str,
         on_done: Callable[[Any, BaseException | None], None],
     ) -> Process:
-        """Run a procedure beside the others."""
+        """Run a procedure concurrently."""
         process = Process(self, procedure, name, on_done)
         if len(self.processes) > 50:
             self.processes = [other for other in self.processes if not other.done]
@@ -209,7 +209,7 @@ class SimClient:
         return process
 
     def soon(self, function: Callable[..., object], *args: Any) -> None:
-        """Do something as soon as the machine gets to it."""
+        """Call a function as soon as the machine gets to it."""
         rng = self.world.rng
         delay = rng.random() * 0.0005
         if self.world.weather.stall and rng.random() < self.world.weather.stall:
@@ -217,11 +217,11 @@ class SimClient:
         self.world.after(delay, self.run, function, *args)
 
     def when(self, local: float, function: Callable[..., object]) -> Timer:
-        """Do something when this client's clock says so."""
+        """Call a function at a time on this client's clock."""
         return self.world.at((local - self.offset) / self.rate + 1e-6, self.run, function)
 
     def run(self, function: Callable[..., object], *args: Any, stream: object = None) -> None:
-        """Do something now, unless the client is paused or gone."""
+        """Call a function now, or after `resume` if paused; never if crashed."""
         if self.crashed:
             return
         if self.paused:
@@ -236,7 +236,7 @@ class SimClient:
         self.world.counters["pauses"] += 1
 
     def resume(self) -> None:
-        """Go on; what came meanwhile is met in any order, streams in theirs."""
+        """Continue. What arrived meanwhile is processed in any order, streams in their own."""
         if not self.paused:
             return
         self.trace("goes on")
@@ -255,14 +255,14 @@ class SimClient:
         self.run(function, *args, stream=stream)
 
     def crash(self) -> None:
-        """End without a word."""
+        """End without closing anything."""
         self.trace("crashes")
         self.crashed = True
         self.watches.close()
         self.world.counters["crashes"] += 1
 
     def jump(self, seconds: float) -> None:
-        """The clock goes forward at once, as after a suspension that etcd did not see."""
+        """Jump the clock forward, as after a suspension that etcd did not see."""
         self.trace("clock jumps", seconds)
         self.offset += seconds
         self.world.counters["clock jumps"] += 1
@@ -272,14 +272,14 @@ class SimClient:
     # -- unary calls
 
     def delay(self) -> float:
-        """How long a message travels now."""
+        """How long a message takes now."""
         rng = self.world.rng
         if self.link.slow_until > self.world.now:
             return rng.random() * self.link.slow
         return rng.random() * 2 * self.world.weather.latency
 
     def send(self, process: Process, command: Command[Any]) -> None:
-        """Send a request, on a connection shared with nobody."""
+        """Send a request, on a connection of its own."""
         world, rng, weather, link = self.world, self.world.rng, self.world.weather, self.link
         call = process.call = Call(process, command)
         timeout: float = getattr(command, "timeout", 4.0)
@@ -353,8 +353,8 @@ class SimClient:
         raise AssertionError(f"no such command: {what}")
 
     def _transact(self, txn: Txn) -> TxnReply:
-        """Only a lease that has ended is a reason for etcd to refuse a transaction, and without
-        faults none ends while it is in use.
+        """Perform a transaction. etcd may refuse one only for a lease that has ended, and without
+        faults no lease ends while it is in use.
         """
         world = self.world
         try:

@@ -1,7 +1,7 @@
 """What goes wrong in a run, and when, drawn from its seed.
 
-The `Nemesis` lets the faults of the run's `Options` happen until `fault_time`. `heal` ends them,
-and leaves the clients that are broken for good as they are.
+The `Nemesis` causes the faults of the run's `Options` until `fault_time`. `heal` ends them, and
+leaves the clients that are broken for good as they are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Nemesis(Operators):
-    """Lets faults happen."""
+    """Causes faults."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class Nemesis(Operators):
             client.link.slow_until = self.world.now + self.world.rng.random() * 10.0
 
     def _fading_link(self) -> None:
-        """A link gets slow, and then dies for a while."""
+        """A link becomes slow, and then fails for a while."""
         client = self._client()
         if client is None:
             return
@@ -184,10 +184,10 @@ class Nemesis(Operators):
     def _space(self) -> None:
         self.world.no_space = False
 
-    # -- what may happen in quiet times too
+    # -- faults that are allowed in quiet times too
 
     def disturb(self) -> None:
-        """A holder crashes, or is evicted: what is freed must be used again soon."""
+        """Crash or evict a holder: what is freed must be used again soon."""
         world, rng = self.world, self.world.rng
         if "operate" in self.options.kinds and rng.random() < 0.4:
             self._pause_briefly()
@@ -206,7 +206,7 @@ class Nemesis(Operators):
             self._delete_key()
 
     def let_in(self) -> None:
-        """A limit that lets nobody in (a resize may have landed late) ends the run's work."""
+        """Fix a limit that admits nobody (a resize may have landed late), else no work is done."""
         for checker in self.checkers:
             if checker.limit == 0 and self.world.now >= self._resumed_soon:
                 self._put(checker.keys.max_leases, self._usual())
@@ -214,11 +214,11 @@ class Nemesis(Operators):
     # -- the end
 
     def clean(self) -> None:
-        """Take away all that people have put there."""
+        """Remove everything that operators have put there."""
         self._remove_junk()
 
     def heal(self) -> None:
-        """No faults from now on."""
+        """End all faults."""
         world, rng = self.world, self.world.rng
         self.stopped = True
         world.trace("faults end")
@@ -228,7 +228,7 @@ class Nemesis(Operators):
         self._elect()
         self._remove_junk(harmless=rng.random() < 0.5)
         if "junk" in self.options.kinds and rng.random() < 0.5:
-            self._put(self._checker().keys.leases + b"1", b"junk")  # it stays, in nobody's way
+            self._put(self._checker().keys.leases + b"1", b"junk")  # it stays, and is harmless
         self.let_in()
         alive = [client for client in world.clients if not client.crashed]
         for client in alive:

@@ -1,4 +1,4 @@
-"""What people do to a semaphore in a run: resize, pause, evict, write junk, close."""
+"""What operators do to a semaphore in a run: resize, pause, evict, write junk, close."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Operators:
-    """Faults that people cause, and whom faults strike."""
+    """Faults that operators cause, and the choice of their victims."""
 
     def __init__(
         self,
@@ -33,13 +33,13 @@ class Operators:
         self.checkers = checkers
         self.add_client = add_client
         self.stopped = False
-        self._resumed_soon = 0.0  # until then somebody means to resume what he has paused
+        self._resumed_soon = 0.0  # until then an operator means to resume what it has paused
 
     def _client(self) -> SimClient | None:
         clients = [client for client in self.world.clients if client.fine]
         holders = [client for client in clients if client.session.grants()]
         if holders and self.world.rng.random() < 0.5:
-            clients = holders  # where it hurts
+            clients = holders  # where a fault matters most
         return self.world.rng.choice(clients) if clients else None
 
     def _checker(self) -> Checker:
@@ -63,7 +63,7 @@ class Operators:
             client.resize(keys.name, number)
 
     def _operate(self) -> None:
-        """Somebody pauses it, or drains it, and somebody resumes it, and may die at that."""
+        """Pause or drain, and resume later; the resuming client may die."""
         rng = self.world.rng
         keys = self._checker().keys
         client = self._client()
@@ -85,7 +85,7 @@ class Operators:
         rng = self.world.rng
         client = self._client()
         if self.stopped:
-            return  # `heal` sees to it
+            return  # `heal` resumes it
         if client is None or rng.random() < 0.3:
             self._by_hand(keys.max_leases, b"")
             return
@@ -95,7 +95,7 @@ class Operators:
             self.world.after(rng.random() * 5.0, self._replace)
 
     def _pause_briefly(self) -> None:
-        """In quiet times: then what has become free meanwhile must be used again soon."""
+        """Pause in quiet times: what becomes free meanwhile must be used again soon."""
         world, keys = self.world, self._checker().keys
         fine = [one for one in world.clients if one.fine and not one.session.closed]
         if not fine or world.now < self._resumed_soon:
@@ -113,7 +113,7 @@ class Operators:
         self.world.after(self.world.rng.random() * 3.0, self._mend, key, self._mended(good))
 
     def _mended(self, good: KeyValue | None) -> bytes:
-        """What somebody writes who finds garbage."""
+        """The value that an operator writes over garbage."""
         return good.value if good and good.value.isdigit() else b"2"
 
     def _mend(self, key: bytes, value: bytes) -> None:
@@ -129,7 +129,7 @@ class Operators:
             world.operate(f"revoke lease of {kv.key!r}", lambda: world.etcd.revoke(kv.lease))
 
     def _turn_away(self) -> None:
-        """Somebody evicts a waiter."""
+        """Evict a waiter."""
         world, checker = self.world, self._checker()
         if checker.waiters:
             kv = world.rng.choice(list(checker.waiters.values()))
@@ -174,7 +174,7 @@ class Operators:
             self._remove_junk()
 
     def _remove_junk(self, *, harmless: bool = True) -> None:
-        """Take away what was put by hand. What blocks no slot may stay: it is in nobody's way."""
+        """Remove what was put by hand. Junk that blocks no slot may stay: it is harmless."""
         for checker in self.checkers:
             keys = checker.keys
             for kv in self.world.etcd.keys(keys.base, keys.base_end):

@@ -1,6 +1,6 @@
 """What a run is like: its clients, its network and its kinds of faults, drawn from its seed.
 
-Kinds of faults are switched on and off for a whole run (swarm testing: a run with few kinds reaches
+Kinds of faults are enabled or disabled for a whole run (swarm testing: a run with few kinds reaches
 deeper than one with all).
 """
 
@@ -41,23 +41,23 @@ KINDS = (
 )
 
 VERBS = ("operate", "turn away")
-"""More of them, drawn from a stream of their own: operators who pause, drain and resume, and who
+"""Further kinds, drawn from a separate stream: operators that pause, drain and resume, and that
 evict waiters.
 """
 
 
 SEVERAL = 7
-"""Of the seeds that end with this digit some callers take several semaphores at once."""
+"""In seeds that end with this digit some callers acquire several semaphores at once."""
 
 
 PASSING = 9
-"""Of the seeds that end with this digit, every second has big ones that leave while eager ones are
-about to pass them."""
+"""Of the seeds that end with this digit, every second one has heavy waiters that leave while eager
+ones are about to pass them."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """One run, as its seed wants it."""
+    """One run, as drawn from its seed."""
 
     seed: int
     kinds: frozenset[str]
@@ -72,39 +72,39 @@ class Options:
     idle: float
     """Mean seconds between two acquires of a worker."""
     tries: float
-    """The share of acquires that try once."""
+    """The fraction of acquires that try once."""
     long: float
-    """The share of acquires that are held for some TTLs."""
+    """The fraction of acquires that are held for several TTLs."""
     patience: tuple[float, ...]
-    """Timeouts of the others: one is drawn, and a random part of it taken."""
+    """Timeouts of the other acquires: one is drawn, and a random part of it taken."""
     every: float
     """Mean seconds between two faults."""
     fault_time: float
     calm_time: float
     break_for_good: bool
-    """Liveness with a broken rest: some clients are not healed."""
+    """Whether some clients are never healed; the others must still make progress."""
     drift: float
-    """How far the rates of the clients' clocks may be from etcd's."""
+    """The maximum deviation of the clients' clock rates from etcd's."""
     weather: Weather = field(default=CALM)
     reread: tuple[float, float] = (5.0, 15.0)
     lanes: int = 2
-    """Requests of a client that may be under way before others share one."""
+    """Requests of a client that may be in progress before others are gathered."""
     max_hold: float | None = None
-    """Half of the acquires hold no longer than that; None: nobody has a bound."""
+    """Half of the acquires hold no longer than that; None: there is no bound."""
     weights: tuple[int, ...] = (1,)
-    """How many slots an acquire wants: one of these."""
+    """The weights from which one is drawn for an acquire."""
     several: float = 0.0
-    """The share of acquires that want a slot of each of two or three semaphores."""
+    """The fraction of acquires that take a slot of each of two or three semaphores."""
     priorities: tuple[int, ...] = (0,)
-    """Its priority: one of these."""
+    """The priorities from which one is drawn."""
     eager: float = 0.0
-    """The share of acquires that are eager."""
+    """The fraction of acquires that are eager."""
     shared: bool = False
-    """Most workers of a client share one semaphore object, and release some lease of it."""
+    """Most workers of a client share one semaphore object, and release any lease of it."""
 
     @classmethod
     def of(cls, seed: int) -> Options:
-        """Draw them from a seed; some have themes, to which chance comes too seldom."""
+        """Draw them from a seed; some seeds have themes that chance would produce too rarely."""
         shared = Random(f"what they share, {seed}").random() < 0.2
         return replace(cls._themed(seed), shared=shared)
 
@@ -115,7 +115,7 @@ class Options:
         if seed % 10 == 5:
             return options._crowd(wants)
         if seed % 10 == SEVERAL:
-            # Several at once of few slots: they crowd each other out, and wait while they hold.
+            # Several at once of few slots: callers crowd each other out, and wait while holding.
             return replace(
                 options,
                 clients=min(options.clients + 1, 4),
@@ -129,7 +129,7 @@ class Options:
             return options._passing(wants)
         if seed % 10 != 8:
             return options._wanting(wants)
-        # Long holds behind a network that fades: whoever reckons too late relies on the dead.
+        # Long holds behind a failing network: a late deadline would keep relying on a lost lease.
         return replace(
             options,
             kinds=frozenset({"fading link"}),
@@ -144,7 +144,7 @@ class Options:
         )
 
     def _crowd(self, rng: Random) -> Options:
-        """A crowd in few programs: those who hand over do it together."""
+        """Many callers in few programs: they hand over together."""
         crowd = replace(
             self,
             clients=2,
@@ -161,7 +161,7 @@ class Options:
         return replace(crowd, weights=(1,) * 19 + (2,)) if rng.random() < 0.3 else crowd
 
     def _passing(self, rng: Random) -> Options:
-        """Big ones leave the line while eager ones are about to pass them."""
+        """Heavy waiters leave the queue while eager ones are about to pass them."""
         return replace(
             self,
             kinds=frozenset({"cancel"}),
@@ -183,7 +183,7 @@ class Options:
         )
 
     def _wanting(self, rng: Random) -> Options:
-        """The same; in some runs not everybody wants the same. Drawn from a stream of its own."""
+        """The same options, in some runs with different requests; drawn from a separate stream."""
         options = self
         if self.limit > 1 and rng.random() < 0.5:
             most = min(self.limit + rng.choice((0, 0, 1)), 6)
@@ -195,13 +195,13 @@ class Options:
         return options
 
     def _operated(self, rng: Random) -> Options:
-        """The same; in some runs operators pause and resume, in some leases have a bound."""
+        """The same options, in some runs with operators that pause, or with bounded leases."""
         if self.seed % 10 in (5, 8):
-            return self  # they have a theme
+            return self  # these have a theme
         kinds = self.kinds | {"operate"} if rng.random() < 0.3 else self.kinds
         max_hold = self.hold * rng.choice((0.5, 2.0, 5.0)) if rng.random() < 0.2 else None
         if self.several and max_hold is not None:
-            max_hold = 3.0  # it counts while one waits for the others, too
+            max_hold = 3.0  # it also counts while one waits for the others
         if rng.random() < 0.2:
             kinds |= {"turn away"}
         return replace(self, kinds=kinds, max_hold=max_hold)
@@ -244,7 +244,7 @@ class Options:
         return drawn._roomy(rng)
 
     def _roomy(self, rng: Random) -> Options:
-        """A crowd in few processes, and room for most of it: they share transactions."""
+        """Many callers in few processes, with room for most of them: they share transactions."""
         return replace(
             self,
             clients=rng.choice((1, 2)),

@@ -1,4 +1,4 @@
-"""What a run came to: played to its end, and reported."""
+"""Runs a simulation to its end, and reports the outcome."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.simulation.world import World
 
 
 class Outcome(NamedTuple):
-    """What a run came to. `error` None: no violation."""
+    """The outcome of a run. `error` is None if there was no violation."""
 
     options: Options
     error: BaseException | None
@@ -22,11 +22,11 @@ class Outcome(NamedTuple):
     log: list[tuple[Any, ...]]
     steps: int
     rates: object = None
-    """Of a run of a rate limit: its own options."""
+    """The options of a rate limit's run."""
 
 
 class Playable(Protocol):
-    """A run that can be played to its end."""
+    """A run that can be executed to its end."""
 
     world: World
 
@@ -36,7 +36,7 @@ class Playable(Protocol):
 
 
 def play(options: Options, make: Callable[[], Playable], *, rates: object = None) -> Outcome:
-    """Make a run, and play it to its end; the library's log is silent meanwhile."""
+    """Create a run, and execute it to its end; the library's log is silenced."""
     log = logging.getLogger("etcdsem")
     level = log.level
     log.setLevel(logging.CRITICAL + 1)
@@ -45,7 +45,7 @@ def play(options: Options, make: Callable[[], Playable], *, rates: object = None
         error: BaseException | None = None
         try:
             run.go()
-        except Exception as raised:  # a violation, or the core raised what it must not
+        except Exception as raised:  # a violation, or an exception that the core must not raise
             error = raised
         run.count()
         world = run.world
@@ -56,7 +56,7 @@ def play(options: Options, make: Callable[[], Playable], *, rates: object = None
 
 
 def report(outcome: Outcome, *, last: int = 80) -> str:
-    """A run for people to read: how to repeat it, its options, its last events."""
+    """A readable report of a run: how to repeat it, its options, its last events."""
     lines = [f"seed {outcome.options.seed}: {outcome.error or 'no violation'}"]
     if outcome.error is not None and not isinstance(outcome.error, AssertionError):
         lines += traceback.format_exception(outcome.error)

@@ -41,7 +41,7 @@ class Box:
 
 
 class Call:
-    """A unary call under way. Over when it was answered, or its caller gave up."""
+    """A unary call in progress. It is over when it was answered, or its caller gave up."""
 
     __slots__ = ("deadline", "over", "process", "what")
 
@@ -75,7 +75,7 @@ class Process:
         self.until = math.inf
 
     def step(self, value: Any = None, error: BaseException | None = None) -> None:
-        """Run it until it has to wait."""
+        """Run it until it must wait."""
         generator = self.generator
         while True:
             try:
@@ -116,13 +116,13 @@ class Process:
         return box
 
     def poke(self, box: Box) -> None:
-        """There is a note."""
+        """A note has arrived in the mailbox."""
         if self.box is box and box.notes:
             self._stop_waiting()
             self.step(box.notes.popleft())
 
     def expire(self) -> None:
-        """The time has come, if it has: another wait may have begun while the client paused."""
+        """The timer has fired; another wait may have begun while the client was paused."""
         box = self.box
         if box is None or self.until > self.client.now() + 1e-5:
             return
@@ -130,13 +130,13 @@ class Process:
         self.step(box.notes.popleft() if box.notes else None)
 
     def reset_timer(self) -> None:
-        """The clock has jumped."""
+        """The clock has jumped: set the timer again."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = self.client.when(self.until, self.expire)
 
     def answered(self, call: Call, result: Any) -> None:
-        """A call is over, one way or the other."""
+        """A call has ended, with a result or a failure."""
         if call.over or self.done:
             return
         call.over = True
@@ -153,8 +153,8 @@ class Process:
             self.step(result)
 
     def dispose(self) -> None:
-        """End the generator; `close()` would complain when its clean-up yields. One that cleans up
-        after an interruption ends with that.
+        """End the generator. `close()` would complain if its clean-up yields. A procedure that is
+        already cleaning up after an interruption is thrown out of that, too.
         """
         while not self.done:
             try:
@@ -164,7 +164,7 @@ class Process:
 
     @property
     def interruptible(self) -> bool:
-        """Is it a caller's, and does it stand at a yield?"""
+        """Is it a caller's procedure, suspended at a yield?"""
         return (
             not self.done
             and self.name.startswith("worker")
@@ -172,7 +172,7 @@ class Process:
         )
 
     def interrupt(self, error: BaseException) -> None:
-        """Throw something in, at whatever yield it stands."""
+        """Throw an exception in at the current yield."""
         if self.done or (self.box is None and self.call is None):
             return
         self.client.trace(self.name, "is interrupted at", self.call and self.call.what)

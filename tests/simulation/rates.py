@@ -1,18 +1,19 @@
 """Runs of a rate limit in the simulator: ``python -m tests.simulation --rates --seeds 0:200``.
 
-Clients ask for starts; faults; then calm; all on virtual time. The limit, the period and the block
-are changed meanwhile, and people delete keys, write junk and close it. Judged by the world's own
-clock, which no client can see. A start *counts* for the period that was in force when it was made;
-not any more once a person has taken its slot by hand, and for less by as much as its client's clock
-has jumped ahead since.
+Clients request starts, with faults and then without, all on virtual time. The limit, the period
+and the block are changed meanwhile, and operators delete keys, write junk and close it. Everything
+is judged by the world's own clock, which no client can see. A start *counts* for the period that
+was in force when it was made; it stops counting when an operator takes its slot, and counts for
+less time by as much as its client's clock has jumped ahead since.
 
-1. When a start is made, no more starts under the same limit count than it allows, and with those
-   under others of the same period and block no more than the highest of them that were in force.
-2. Nor do starts of more slots count than the highest number of slots that were in force, however
-   period and block were changed.
-3. The limit under which it is made was in force a moment ago (`_lag`), and not paused.
-4. Where demand is there and nothing is faulty, also after faults, at least 95 % is used.
-5. What `checks` has to say about any semaphore: slots, FIFO, nobody waits while there is room.
+1. When a start is made, no more starts under the same limit count than it allows, and together with
+   those under other limits of the same period and block no more than the highest of these limits
+   that were in force.
+2. Nor do starts of more slots count than the highest number of slots that was in force, however
+   the period and block were changed.
+3. The limit under which it is made was in force a moment ago (`_lag`), and was not paused.
+4. With enough demand and without faults, also after faults, at least 95 % is used.
+5. The checks of any semaphore (`checks`): slots, FIFO, nobody waits while there is room.
 """
 
 from __future__ import annotations
@@ -44,28 +45,28 @@ if TYPE_CHECKING:
 NAME = "rate"
 
 PERIODS = (0.5, 1.0, 1.0, 2.0, 2.0, 5.0, 5.0, 10.0, 10.0, 30.0)
-"""Of a minute and more nothing else is to be seen, but drift; 30 s is long enough for that."""
+"""Longer periods would show nothing else but drift, for which 30 s is long enough."""
 
 OPEN = 8
 """Seeds that end with this digit have blocks that are open for seconds, and no faults; the limit is
 changed under them."""
 
 ODD = frozenset({"garbage limit", "close"})
-"""Kinds of faults after which a caller may be told that the limit is no rate, or not known."""
+"""Kinds of faults after which a caller may be told that the limit is not a rate, or not known."""
 
 
 @dataclass(frozen=True)
 class RateOptions:
-    """One run, as its seed wants it."""
+    """One run, as drawn from its seed."""
 
     faults: Options
     rate: Rate
     changes: bool
-    """Is the limit changed, paused and resumed now and then?"""
+    """Is the limit changed, paused and resumed from time to time?"""
     reshapes: bool
-    """Are the period and the block changed then, too?"""
+    """Are the period and the block changed, too?"""
     hungry: bool
-    """Does everybody want as many starts as can be had?"""
+    """Does everybody want as many starts as possible?"""
 
     @classmethod
     def of(cls, seed: int) -> RateOptions:
@@ -73,14 +74,14 @@ class RateOptions:
         faults = Options.of(seed)
         rng = Random(seed * 2 + 7)
         quiet = seed % 5 == 0
-        kinds = frozenset() if quiet else faults.kinds - {"resize"}  # that is done here
+        kinds = frozenset() if quiet else faults.kinds - {"resize"}  # done by `_change` instead
         period = rng.choice(PERIODS)
         block = rng.choice((1, 1, 1, 4, 10))
         slots = rng.choice((1, 2, 3, 5, 10))
         rate = Rate(slots * block, period, block)
         hungry = quiet or rng.random() < 0.3
         clients = max(2, faults.clients)
-        # Demand: whoever is served is some milliseconds away, and others must be there meanwhile.
+        # Demand: a served worker is away for some milliseconds, and others must be there meanwhile.
         workers = max(faults.workers, math.ceil(slots / clients) if hungry else 1)
         faults = replace(
             faults,
@@ -88,7 +89,7 @@ class RateOptions:
             weather=faults.weather if "weather" in kinds else CALM,
             semaphores=1,
             ttl=rates.lease_ttl(rate),
-            # As far off as the margin for it allows.
+            # As far off as the margin for drift allows.
             drift=rng.choice((0.0, 0.5 * permits.DRIFT, permits.DRIFT)),
             patience=(math.inf,) if hungry else faults.patience,
             tries=0.0 if hungry else faults.tries,
@@ -122,7 +123,7 @@ class RateOptions:
 
 
 class _Nemesis(Nemesis):
-    """Whose healing ends a pause, and leaves a rate a rate."""
+    """A nemesis whose healing ends a pause, and keeps the rate a rate."""
 
     def __init__(
         self,
@@ -156,7 +157,7 @@ class RateRun:
         self.checker.left_out_bound += late
         self.windows = Windows(world, self.checker, faulty=bool(faults.kinds))
         self.stopping = False
-        self.settled = False  # the limit is changed no more
+        self.settled = False  # the limit is not changed any more
         world.etcd.put(f"{PREFIX}/{NAME}/max_leases".encode(), str(options.rate).encode())
         self.nemesis = _Nemesis(world, faults, [self.checker], self.add_client, options.rate)
         for _ in range(faults.clients):
@@ -165,7 +166,7 @@ class RateRun:
             world.after(world.rng.random() * 5.0, self._change)
 
     def add_client(self) -> SimClient:
-        """One more client, with its workers."""
+        """Add a client, with its workers."""
         world, faults = self.world, self.options.faults
         drift = 1.0 + faults.drift * (2 * world.rng.random() - 1)
         client = SimClient(world, len(world.clients), rate=drift)
@@ -179,10 +180,10 @@ class RateRun:
         if error is not None and not isinstance(error, Cancelled):
             self.world.failure = self.world.failure or error
 
-    # -- what a caller does
+    # -- the callers
 
     def worker(self, client: SimClient) -> Procedure[None]:
-        """Ask for starts until the run stops."""
+        """Request starts until the run stops."""
         world, options, rng = self.world, self.options, self.world.rng
         station = client.session.semaphore(PREFIX, NAME)
         station.slots.group.lanes = options.faults.lanes
@@ -228,7 +229,7 @@ class RateRun:
     # -- the limit
 
     def _change(self) -> None:
-        """Change the limit, or pause it, or resume it."""
+        """Change, pause or resume the limit."""
         world = self.world
         if self.stopping or self.settled:
             return
@@ -296,11 +297,11 @@ class RateRun:
     def _judge_use(self, since: float) -> None:
         world, era = self.world, self.windows.in_force
         if era is None or era.paused:
-            world.fail(f"the limit was not mended: {era}")
+            world.fail(f"the limit was not fixed: {era}")
             return
         used = self.windows.use(era.rate, since)
         if used is None or used < 0.95:
-            world.fail(f"of {era.rate} so much was used: {used}")
+            world.fail(f"only this fraction of {era.rate} was used: {used}")
             return
         world.counters["use, in tenths of a percent"] = round(1000 * used)
         world.counters["uses that were judged"] += 1
@@ -317,7 +318,7 @@ def _block_of(station: SemaphoreState, started: permits.Started) -> permits.Bloc
 
 
 def run_rate(seed: int, *, trace: bool = False, options: RateOptions | None = None) -> Outcome:
-    """Run one seed. Every run of the same seed and options is the same, to the letter."""
+    """Run one seed. Every run of the same seed and options is exactly the same."""
     chosen = options or RateOptions.of(seed)
     return play(chosen.faults, lambda: RateRun(chosen, trace=trace), rates=chosen)
 

@@ -1,8 +1,8 @@
-"""One run: clients that acquire, work and release; faults; then calm; then the end.
+"""One run: clients that acquire, work and release; first with faults, then without; then the end.
 
-1. `fault_time`: everything goes wrong that the options name. Safety is judged.
-2. `calm_time`: no faults. Whoever waits must be served: liveness is judged too.
-3. The workers stop, all callers return; clients close; nothing may be left behind.
+1. `fault_time`: everything that the options name goes wrong. Safety is judged.
+2. `calm_time`: no faults. All waiters must be served: liveness is judged too.
+3. The workers stop and all callers return; clients close; nothing may be left behind.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from tests.simulation.shared import SharedObject
 from tests.simulation.world import PREFIX, Cancelled, World
 
 SETTLE = 8.0
-"""Seconds after the last fault until liveness is judged, beside the TTL: calls may still be out
-for 4 s, streams need a second, a retry another."""
+"""Seconds from the last fault until liveness is judged, in addition to the TTL: calls may last for
+4 s more, streams need a second, and a retry another."""
 
 BACK_IN_TIME = 12.0
-"""Seconds that an acquire with a timeout may last longer than that, at the very worst: its last
-call, leaving the line, both unanswered."""
+"""Seconds by which an acquire may exceed its timeout in the worst case: its last call and leaving
+the queue, both unanswered."""
 
 
 GIVEN_BACK_IN_TIME = 9.0
-"""The same for each more of several: a slot that was held is given back, and its lease revoked,
+"""The same for each further semaphore of several: a held slot is given back, and its lease revoked,
 both unanswered."""
 
 AWAY = frozenset(KINDS) - {"resize", "garbage limit", "compaction", "evict", "delete key", "junk"}
-"""Faults after which etcd may be away for a caller. Without them, nobody may be told so."""
+"""Faults after which etcd may be unavailable to a caller. Without them, nobody may be told so."""
 
 
 class Run:
@@ -77,7 +77,7 @@ class Run:
             self.add_client()
 
     def add_client(self) -> SimClient:
-        """One more client, with its workers."""
+        """Add a client, with its workers."""
         world, options = self.world, self.options
         rate = 1.0 + options.drift * (2 * world.rng.random() - 1)
         client = SimClient(world, len(world.clients), rate=rate)
@@ -96,7 +96,7 @@ class Run:
         if error is not None and not isinstance(error, Cancelled):
             self.world.failure = self.world.failure or error
 
-    # -- what a caller does
+    # -- the callers
 
     def worker(self, client: SimClient, name: str) -> Procedure[None]:
         """Acquire, work, release, until the run stops."""
@@ -132,7 +132,7 @@ class Run:
     def _acquire(
         self, client: SimClient, stations: list[SemaphoreState]
     ) -> Procedure[list[Grant] | None]:
-        """A slot of each."""
+        """Acquire a slot of each."""
         world, options, rng = self.world, self.options, self.world.rng
         request = self._request(client, ORDINARY if len(stations) > 1 else self._wants())
         once = rng.random() < options.tries
@@ -182,13 +182,13 @@ class Run:
         *,
         once: bool,
     ) -> Procedure[multi.Taken | None]:
-        """What an acquire comes to. None: it raised what it may raise."""
+        """The result of an acquire. None: it raised an exception that is allowed."""
         world, asked, was_calm = self.world, self.world.now, self.calm
         try:
             return (yield from self._taking(stations, request, until, once=once))
         except SemaphoreClosed as closed:
             world.counters["told that it is closed"] += 1
-            # Of several the message says which.
+            # The message says which of several was closed.
             self.checkers[_named_in(closed, stations)].told_closed(client, asked)
             return None
         except Evicted as evicted:
@@ -210,7 +210,7 @@ class Run:
             return None
 
     def _wants(self) -> Wants:
-        """What the next acquire wants; where all want the same, nothing is drawn."""
+        """The weight, priority and eagerness of the next acquire; draws only if they vary."""
         options, rng = self.options, self.world.rng
         return Wants(
             rng.choice(options.weights) if len(options.weights) > 1 else 1,
@@ -266,7 +266,7 @@ class Run:
         try:
             done = (yield from release.release(grants[0])) is release.ReleaseResult.RELEASED
             client.trace("release", _show(grants[0]), "gives", done)
-        finally:  # an interruption of one does not keep the others
+        finally:  # an interruption of one does not stop the others
             if len(grants) > 1:
                 yield from self._give_back(client, grants[1:])
 
@@ -351,6 +351,6 @@ def _show(grant: Grant | None) -> str:
 
 
 def run_seed(seed: int, *, trace: bool = False, options: Options | None = None) -> Outcome:
-    """Run one seed. Every run of the same seed and options is the same, to the letter."""
+    """Run one seed. Every run of the same seed and options is exactly the same."""
     chosen = options or Options.of(seed)
     return play(chosen, lambda: Run(chosen, trace=trace))

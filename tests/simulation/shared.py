@@ -1,11 +1,10 @@
-"""One semaphore object that several simulated threads share: `acquire` and `release`, no ``with``.
+"""A semaphore object that several simulated threads share: `acquire` and `release`, no ``with``.
 
-1. The bookkeeping is the library's own (`BaseSemaphore`): which leases an object has, and which of
-   them a `release` gives back.
-2. A thread may be held up wherever it is not in a step. So some releases begin a moment after they
-   were called.
-3. Whoever releases gives back some lease of the object, not its own. At the end as many must have
-   been given back as were taken.
+1. The bookkeeping is the library's own (`BaseSemaphore`): which leases an object has, and which one
+   a `release` gives back.
+2. A thread may be suspended between any two steps. So some releases begin a moment after the call.
+3. A release gives back any lease of the object, not necessarily the caller's. At the end as many
+   must have been given back as were taken.
 """
 
 from __future__ import annotations
@@ -47,11 +46,11 @@ class SharedLease(BaseLease):
         return super()._releasing()
 
     def _on_lost(self, grant: Grant) -> None:
-        pass  # the worker hears of it in its own way
+        pass  # the worker is told in another way
 
 
 class SharedObject(BaseSemaphore[SharedLease]):
-    """What the threads of one client share."""
+    """The object that the threads of one client share."""
 
     def __init__(self, client: SimClient, name: str, checker: Checker) -> None:
         settings: dict[str, Any] = dict.fromkeys(
@@ -63,7 +62,7 @@ class SharedObject(BaseSemaphore[SharedLease]):
         self.engine = cast("Driver", client)
 
     def take(self, grant: Grant) -> None:
-        """`acquire` has got a lease for some thread."""
+        """Add a lease that `acquire` has returned to some thread."""
         self._list(grant, lambda one: SharedLease(self, one))
 
     def release(self) -> Procedure[bool | None]:

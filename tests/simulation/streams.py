@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class _Stream:
-    """What both streams have in common: an order each way, and generations."""
+    """What both streams share: message order in each direction, and generations."""
 
     def __init__(self, client: SimClient) -> None:
         self.client = client
@@ -37,7 +37,7 @@ class _Stream:
         self._down = 0.0
 
     def up(self, function: Callable[..., object], *args: Any) -> None:
-        """Send towards etcd, in order."""
+        """Send to etcd, in order."""
         link, world = self.client.link, self.client.world
         moment = max(self._up, world.now + self.client.delay()) + 1e-6
         if moment < link.up_until:
@@ -49,7 +49,7 @@ class _Stream:
         world.at(moment, self._if_current, self.generation, function, args)
 
     def down(self, function: Callable[..., object], *args: Any) -> None:
-        """Send towards the client, in order."""
+        """Send to the client, in order."""
         link, world = self.client.link, self.client.world
         moment = max(self._down, world.now + self.client.delay()) + 1e-6
         if moment < link.down_until:
@@ -68,7 +68,7 @@ class _Stream:
             function(*args)
 
     def _lose(self) -> None:
-        """A message is gone, so the stream is: noticed by a PING after a while."""
+        """A message is lost, and so the stream breaks; a PING notices that after a while."""
         world = self.client.world
         generation = self.generation
         world.after(8.0 + 3 * world.rng.random(), self._cut_if, generation)
@@ -78,7 +78,7 @@ class _Stream:
             self.cut()
 
     def cut(self) -> None:
-        """The connection breaks; it is opened again soon."""
+        """Break the connection; it is opened again soon."""
         raise NotImplementedError
 
 
@@ -119,18 +119,18 @@ class WatchStream(_Stream):
     def add(
         self, listener: Listener, key: bytes, end: bytes, start: int, only: str | None
     ) -> WatchHandle:
-        """Ask for a watch."""
+        """Request a watch."""
         entry = WatchEntry(_CountedListener(self.client, listener), key, end, start, only)
         self._send(self.book.add(entry))
         return WatchHandle(self, entry)
 
     def remove(self, entry: WatchEntry) -> None:
-        """Cancel a watch, also one that etcd has not created yet."""
+        """Cancel a watch, even one that etcd has not created yet."""
         self.book.remove(entry)
         self._send(CancelWatch(entry.id))
 
     def _send(self, request: WatchRequest) -> None:
-        """Send a request. To cancel reaches etcd at once: the book ignores what came too late."""
+        """Send a request. A cancel reaches etcd at once: the book ignores later events anyway."""
         if isinstance(request, CancelWatch):
             self._server.serve(request)
         elif self.connected:
@@ -138,7 +138,7 @@ class WatchStream(_Stream):
 
     def _create(self, request: WatchRequest) -> None:
         if not any(entry.id == request.id for entry in self.book.entries):
-            return  # cancelled on the way
+            return  # cancelled before it arrived
         world = self.client.world
         if world.etcd.leading:
             self._server.serve(request)
@@ -163,7 +163,7 @@ class WatchStream(_Stream):
         self.client.world.after(self.client.world.rng.random() * 1.0, self._reopen)
 
     def close(self) -> None:
-        """Forget etcd's end."""
+        """Close etcd's end."""
         self.generation += 1
         self.connected = False
         self._server.close()
@@ -189,7 +189,7 @@ class RenewalStream(_Stream):
         self._busy = False
 
     def send(self, lease_id: int) -> None:
-        """Ask for a renewal."""
+        """Request a renewal."""
         self.client.world.counters["renewals"] += 1
         self.up(self._arrive, lease_id)
 
@@ -212,11 +212,11 @@ class RenewalStream(_Stream):
         self._next()
 
     def on_answer(self, lease_id: int, ttl: int) -> None:
-        """Etcd has answered a renewal."""
+        """Process etcd's answer to a renewal."""
         self.client.session.leases.renewed(lease_id, float(ttl))
 
     def restart(self) -> None:
-        """Another connection; what is under way is dropped, on the way back at least."""
+        """Switch to another connection; what is in progress is dropped, at least its answer."""
         self.generation += 1
         self._queue = deque()
         self._busy = False

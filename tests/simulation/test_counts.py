@@ -1,4 +1,4 @@
-"""What is counted is what happened, under faults: by clients of themselves, by one who watches."""
+"""Under faults, the counts of clients and of an observer agree with what really happened."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Watcher:
         self.census = PrefixView(PREFIX)
         self.census.begin()
         self.census.load(world.etcd.keys(), world.etcd.revision, 0.0, 0.0)
-        self.given_back = False  # a client's transaction is under way
+        self.given_back = False  # a client's transaction is in progress
         self.really = Counter[tuple[str, str]]()
-        """By semaphore: leases granted; slots given back by a client's transaction, ended
-        otherwise.
+        """By semaphore: leases granted; slots given back by a client's transaction, and slots that
+        ended otherwise.
         """
         self._grants: set[tuple[str, int, int]] = set()
         self.told_lost_when_given_back: list[str] = []
@@ -72,7 +72,7 @@ class Watcher:
 
 @pytest.mark.parametrize("seed", sample(SEEDS, 2))
 def test_counts_are_right(seed: int) -> None:
-    """Clients: granted = given back + lost + held. The watcher: every grant; and what it calls
+    """Clients: granted = given back + lost + held. The watcher: every grant; and what it counts as
     lost was not given back.
     """
     counted(seed)
@@ -80,7 +80,7 @@ def test_counts_are_right(seed: int) -> None:
 
 @pytest.mark.slow
 def test_the_seeds_show_losses() -> None:
-    """Else the other test would show nothing."""
+    """The seeds contain losses, else the other test would show nothing."""
     totals = sum(map(counted, SEEDS), Counter[str]())
     assert totals["lost, says the watcher"] > 0
     assert totals["lost, say clients"] > 0
@@ -88,7 +88,7 @@ def test_the_seeds_show_losses() -> None:
 
 @cache
 def counted(seed: int) -> Counter[str]:
-    """Run a seed, judge what was counted, and give the losses."""
+    """Run a seed, check the counts, and return the losses."""
     options = Options.of(seed)
     run = Run(options)
     watcher = Watcher(run.world)
@@ -108,7 +108,7 @@ def counted(seed: int) -> Counter[str]:
         assert not line.held, options
         assert line.acquired == line.released + line.lost
         assert line.lost <= watcher.really[line.name, "ended"]
-        if not options.kinds & {"close", "junk"}:  # counts begin anew; slots are put by hand
+        if not options.kinds & {"close", "junk"}:  # counts restart; slots are put by hand
             assert line.acquired == watcher.really[line.name, "put"]
             assert line.overbooked == 0
     if not options.kinds & {"resize", "garbage limit"}:

@@ -1,8 +1,8 @@
 """The model of etcd is verified: the same random operations on it and on real etcds.
 
-Every answer, error, revision and watch event must be the same. What is left out, on purpose: the
-order of keys with equal create revisions (Go's sort is not stable), and how many seconds a lease
-has left (only that it has some).
+Every answer, error, revision and watch event must be the same. Two things are deliberately not
+compared: the order of keys with equal create revisions (Go's sort is not stable), and how many
+seconds a lease has left (only whether it exists).
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ TARGETS: tuple[Literal["create", "mod", "version", "lease"], ...] = (
 OPS: tuple[Literal["=", "!=", "<", ">"], ...] = ("=", "!=", "<", ">")
 ENDS = [b"k/2", b"k/5", b"k0", b"n", b"\0"]
 OPERATIONS = 10_000
-"""For each etcd. Some milliseconds for each are etcd's own disk."""
+"""Per etcd version. Each takes some milliseconds for etcd's own disk writes."""
 
 
 class Generator:
-    """Random operations, near the edges of what is there."""
+    """Random operations, near the edges of what is stored."""
 
     def __init__(self, seed: int, model: EtcdModel) -> None:
         self.rng = Random(seed)
@@ -112,7 +112,7 @@ class Generator:
 
 
 class Both:
-    """The model and a real etcd, asked the same."""
+    """The model and a real etcd, given the same operations."""
 
     def __init__(self, connection: Connection) -> None:
         self.real = connection
@@ -127,7 +127,7 @@ class Both:
 
     def transact(self, txn: Txn) -> Any:
         def real() -> TxnReply:
-            # Not `Connection.transact`, which may ask twice where that is right for the core.
+            # Not `Connection.transact`, which may send twice where that is right for the core.
             return encode.decode(self.real.call("txn", encode.encode(txn), 5.0))
 
         return self._same(
@@ -163,7 +163,7 @@ class Both:
 
 
 def _canonical(txn: Txn, reply: TxnReply) -> TxnReply:
-    """Keys with equal create revisions may come in any order, and be cut by a limit anyhow."""
+    """Normalize keys with equal create revisions, which come in any order and are cut anywhere."""
     operations = txn.success if reply.succeeded else txn.failure
     return reply._replace(replies=tuple(map(_canonical_reply, operations, reply.replies)))
 
@@ -194,7 +194,7 @@ def _outcome(ask: Callable[[], Any]) -> Any:
 
 
 def _reason(failure: Failure) -> str:
-    """Etcd's own words, without what our connection says around them."""
+    """Etcd's own words, without what our connection adds."""
     text = str(failure)
     return text[text.index("etcdserver:") :] if "etcdserver:" in text else text
 
@@ -223,7 +223,7 @@ def _step(both: Both, generator: Generator) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(4))
 def test_same_answers(both: Both, seed: int) -> None:
-    """Random transactions, grants and revocations get the same answers, errors and revisions."""
+    """Random transactions, grants and revocations give the same answers, errors and revisions."""
     generator = Generator(seed, both.model)
     for _ in range(OPERATIONS // 4):
         _step(both, generator)
@@ -232,7 +232,7 @@ def test_same_answers(both: Both, seed: int) -> None:
 
 
 def test_refusals(both: Both) -> None:
-    """Etcd's odd rules: too many operations, the same key twice, empty keys, missing leases."""
+    """Etcd's special rules: too many operations, duplicate keys, empty keys, missing leases."""
     both.transact(Txn((), tuple(Put(b"%d" % n, b"") for n in range(128))))
     both.transact(Txn((), tuple(Put(b"%d" % n, b"") for n in range(129))))
     both.transact(Txn((Compare(b"a", "create", "=", 0),) * 129, ()))
@@ -266,7 +266,7 @@ def test_refusals(both: Both) -> None:
 
 
 def test_empty_range_compares_as_one_absent_key(both: Both) -> None:
-    """All numbers of an empty range are 0; otherwise all keys must satisfy."""
+    """All numbers of an empty range are 0; otherwise all keys must satisfy the comparison."""
     both.transact(Txn((), (Put(b"k/1", b""),)))
     both.transact(Txn((), (Put(b"k/2", b""),)))
     for key, end in ((b"a", b"b"), (b"k/", b"k0"), (b"k/2", b"k0"), (b"k0", b"k/"), (b"k/1", b"")):
@@ -280,7 +280,7 @@ def test_empty_range_compares_as_one_absent_key(both: Both) -> None:
 
 
 class Told:
-    """What a watch of either kind has told."""
+    """What a watch of either kind has reported."""
 
     def __init__(self) -> None:
         self.list: list[Event] = []
@@ -306,13 +306,13 @@ class Told:
         raise AssertionError(error)
 
     def wait_for(self, events: int, gaps: int) -> None:
-        """Until that much was told."""
+        """Wait until that much was reported."""
         while len(self.list) < events or self.gaps < gaps:
             self.news.get(timeout=5.0)
 
 
 class Watched:
-    """One watch on the model and on etcd."""
+    """One watch on both the model and etcd."""
 
     def __init__(
         self, both: Both, stream: ThreadStreams, key: bytes, end: bytes, **how: Any
@@ -325,7 +325,7 @@ class Watched:
         both.model.advance(both.model.now + 0.2)
 
     def compare(self) -> None:
-        """Both have told the same."""
+        """Check that both have reported the same."""
         try:
             self.got.wait_for(len(self.expected.list), self.expected.gaps)
         except queue.Empty:
@@ -348,7 +348,7 @@ def _watch_stream(both: Both) -> Iterator[ThreadStreams]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(3))
 def test_same_events(both: Both, seed: int) -> None:
-    """Watches on keys and ranges, filtered, from the past, present and future, tell the same."""
+    """Watches on keys and ranges, filtered, from past, present and future, report the same."""
     generator = Generator(100 + seed, both.model)
     rng = generator.rng
     watches: list[Watched] = []
@@ -379,7 +379,7 @@ def test_same_events(both: Both, seed: int) -> None:
 
 @pytest.mark.parametrize("back", [0, 1, 2, 5])
 def test_watch_from_compacted_revision(both: Both, back: int) -> None:
-    """A watch that starts at the compaction's revision sees all; one before it has a gap."""
+    """A watch from the compacted revision sees everything; one from before it has a gap."""
     for number in range(10):
         both.transact(Txn((), (Put(b"k/1", b"%d" % number),)))
     compacted = both.model.revision - 3
@@ -391,7 +391,7 @@ def test_watch_from_compacted_revision(both: Both, back: int) -> None:
 
 
 def test_expired_lease(both: Both) -> None:
-    """A lease of 1 s is one of 2 s; its keys go in one revision within a tick and a half."""
+    """A TTL of 1 s becomes 2 s; the keys are deleted in one revision within a tick and a half."""
     both.grant(5, 1)
     both.transact(Txn((), (Put(b"k/2", b"", 5), Put(b"k/1", b"", 5), Put(b"k/3", b""))))
     with _watch_stream(both) as stream:

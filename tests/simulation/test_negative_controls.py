@@ -1,6 +1,6 @@
 """Seeded bugs, each of which the simulator must find within the seeds that CI runs.
 
-A check that no bug has ever tripped may check nothing. So each bug here, of a kind that real
+A check that no bug has ever triggered may check nothing. So each bug here, of a kind that real
 clients of etcd and ZooKeeper had, is put into the core or its driver, and the run must fail.
 """
 
@@ -64,7 +64,7 @@ FIRST = {
     "eager_ones_pass_who_has_left": range(PASSING, 200, 20),
     "holders_stand_in_line": range(PASSING, 200, 20),
 }
-"""Where to look first for a bug that has a theme of its own among the seeds (`Options.of`)."""
+"""The seeds to try first for a bug that has its own theme among them (`Options.of`)."""
 
 LATE = {
     "trust_only_the_watch",
@@ -78,7 +78,7 @@ LATE = {
     "a_drain_believes_its_watch",
     "chosen_before",
 }
-"""Bugs that are found after ten seeds or more: they are looked for with `--all`."""
+"""Bugs that are found only after ten seeds or more: tested with `--all`."""
 
 Patch = pytest.MonkeyPatch
 
@@ -118,7 +118,7 @@ def repeat_on_unavailable(patch: Patch) -> None:
 
 
 def no_revoke_barrier(patch: Patch) -> None:
-    """A lease whose part in a write is uncertain goes back to the pool."""
+    """A lease that was part of a write with an unknown outcome goes back to the pool."""
 
     def revoke_later(keeper: LeaseManager, lease: TtlLease) -> None:
         if keeper.closed:
@@ -130,12 +130,12 @@ def no_revoke_barrier(patch: Patch) -> None:
 
 
 def trust_only_the_watch(patch: Patch) -> None:
-    """No waiter ever reads again what a watch may not have told."""
+    """No waiter ever rereads what a watch may not have reported."""
     patch.setattr(Session, "next_reread", lambda session: math.inf)
 
 
 def deadline_counts_from_receipt(patch: Patch) -> None:
-    """A renewal's answer is taken to be as fresh as the moment it was read."""
+    """A renewal's answer is considered as fresh as the moment at which it was read."""
     right = LeaseManager.renewed
 
     def renewed(keeper: LeaseManager, lease_id: int, ttl: float) -> None:
@@ -149,7 +149,7 @@ def deadline_counts_from_receipt(patch: Patch) -> None:
 
 
 def presence_instead_of_create_revision(patch: Patch) -> None:
-    """PASS and FILL only ask whether the waiter's key is there."""
+    """PASS and FILL only check whether the waiter's key exists."""
 
     def waits(keys: Keys, waiter: Queued) -> Compare:
         return Compare(keys.waiter(waiter.who), "create", ">", 0)
@@ -158,7 +158,7 @@ def presence_instead_of_create_revision(patch: Patch) -> None:
 
 
 def no_watch_on_deletes(patch: Patch) -> None:
-    """Nobody hears of freed slots."""
+    """Nobody is told of freed slots."""
     right = SimClient.watch
 
     def watch(
@@ -181,36 +181,36 @@ class _Deaf:
 
 
 def no_count_guard_with_surplus(patch: Patch) -> None:
-    """FILL takes any free slot below the limit, whoever holds above it."""
+    """FILL takes any free slot below the limit, although slots above it are held."""
     patch.setattr(decisions, "held_count", lambda keys, seen: 0)
 
 
 def no_surplus_guard(patch: Patch) -> None:
-    """JOIN and PASS don't ask whether somebody holds above the limit."""
+    """JOIN and PASS do not check whether a slot above the limit is held."""
     always = Compare(b"/nothing", "create", "=", 0)
     everywhere(patch, conditions.no_surplus, lambda keys, limit: always)
 
 
 def stale_limit(patch: Patch) -> None:
-    """Nothing asks whether the limit is still the one that was read."""
+    """Nothing checks whether the limit is still the one that was read."""
     always = Compare(b"/nothing", "create", "=", 0)
     everywhere(patch, conditions.limit_is, lambda keys, limit: always)
 
 
 def overtaking(patch: Patch) -> None:
-    """JOIN takes a free slot although others stand in line."""
+    """JOIN takes a free slot although others are in the queue."""
     always = Compare(b"/nothing", "create", "=", 0)
     everywhere(patch, conditions.uncontended, lambda keys: always)
 
 
 def mark_cleared_over_the_waiting(patch: Patch) -> None:
-    """Who clears the mark, or gives back what nobody is known to want, asks for no newcomers."""
+    """Clearing the mark, or giving back when no waiter is known, does not check for newcomers."""
     always = Compare(b"/nothing", "create", "=", 0)
     everywhere(patch, conditions.none_waits_since, lambda keys, revision: always)
 
 
 def several_pass_to_any(patch: Patch) -> None:
-    """Several who hand over together serve those whom they know in any order."""
+    """Hand-overs in a batch serve the known waiters in any order."""
     right = transactions.pass_all
 
     def pass_all(
@@ -222,7 +222,7 @@ def several_pass_to_any(patch: Patch) -> None:
 
 
 def several_in_any_order(patch: Patch) -> None:
-    """Half of the clients, that wait while they hold, take their semaphores in the other order."""
+    """Half of the clients that wait while holding take their semaphores in the opposite order."""
     right = multi._in_order
 
     def in_order(want: multi.Want) -> bytes:
@@ -234,7 +234,7 @@ def several_in_any_order(patch: Patch) -> None:
 
 
 def several_take_what_is_free(patch: Patch) -> None:
-    """Of several semaphores those slots are taken that are free, and all are believed."""
+    """Of several semaphores the free slots are taken, and all are believed to be."""
     right = transactions.take_all
 
     def take_all(wishes: Sequence[Wish], wall: float) -> Txn:
@@ -245,7 +245,7 @@ def several_take_what_is_free(patch: Patch) -> None:
 
 
 def grant_with_a_dead_lease(patch: Patch) -> None:
-    """Whether the lease is still good is not asked when a grant is handed to its caller."""
+    """Whether the lease is still valid is not checked when a grant is returned to its caller."""
 
     def valid(lease: TtlLease, now: float) -> bool:
         return lease.state == "busy"
@@ -254,7 +254,7 @@ def grant_with_a_dead_lease(patch: Patch) -> None:
 
 
 def passing_a_heavy_head(patch: Patch) -> None:
-    """PASS leaves out who wants more than the one slot."""
+    """PASS skips waiters that need more than one slot."""
     right = decisions.hand_over
 
     def hand_over(mine: Mine, limit: Limit, queue: tuple[Queued, ...], *seen: int) -> Any:
@@ -265,7 +265,7 @@ def passing_a_heavy_head(patch: Patch) -> None:
 
 
 def part_of_a_weight(patch: Patch) -> None:
-    """FILL gives what there is to who wants more."""
+    """FILL grants what is free to a waiter that needs more."""
     right = give.give_to
 
     def first(keys: Keys, slots: Sequence[int], *rest: Any) -> Any:
@@ -275,23 +275,23 @@ def part_of_a_weight(patch: Patch) -> None:
 
 
 def no_watch_on_the_head(patch: Patch) -> None:
-    """Nobody hears that one who wanted more than was free has left the line."""
+    """Nobody is told when a waiter that needed more than was free has left the queue."""
     patch.setattr(Watches, "watch_blocker", lambda watches, head, at: None)
 
 
 def no_priorities_guard(patch: Patch) -> None:
-    """PASS and FILL don't ask whether somebody with a priority has come."""
+    """PASS and FILL do not check whether a waiter with a priority has joined."""
     always = Compare(b"/nothing", "create", "=", 0)
     everywhere(patch, conditions.priorities_are, lambda keys, revision: always)
 
 
 def below_zero_is_like_any(patch: Patch) -> None:
-    """Who has a priority below 0 is served as the line was read, whoever has come since."""
+    """A waiter with a priority below 0 is served regardless of who has joined since the look."""
     everywhere(patch, conditions.may_be_next, lambda keys, waiter, seen: ())
 
 
 def eager_ones_pass_who_has_left(patch: Patch) -> None:
-    """FILL lets eager ones pass a big one without asking whether that one waits still."""
+    """FILL lets eager waiters pass a heavy one without checking that it still waits."""
     right = transactions.fill
 
     def fill(*args: Any, passed: Queued | None = None, **how: Any) -> Txn:
@@ -301,7 +301,7 @@ def eager_ones_pass_who_has_left(patch: Patch) -> None:
 
 
 def pause_is_not_heeded(patch: Patch) -> None:
-    """A client that reads `5 paused` takes it for 5."""
+    """A client reads `5 paused` as 5."""
     patch.setattr(Limit, "room", property(lambda limit: limit.number or 0))
     patch.setattr(checks, "read_limit", _as_it_should_be)
 
@@ -313,7 +313,7 @@ def _as_it_should_be(kv: KeyValue) -> Any:
 
 
 def a_drain_believes_its_watch(patch: Patch) -> None:
-    """What a drain has read once is never read again, and a gap in its watch means empty."""
+    """A drain never rereads what it has read once, and treats a gap in its watch as empty."""
 
     def freed(box: Any, held: set[bytes], until: float) -> Procedure[None]:
         yield from perform(Wait(box, until))
@@ -333,7 +333,7 @@ def a_drain_believes_its_watch(patch: Patch) -> None:
 
 
 def a_bound_stays_with_the_lease(patch: Patch) -> None:
-    """A lease that goes back to the pool keeps the max_hold of the grant that it served."""
+    """A lease that returns to the pool keeps the max_hold of its previous grant."""
     right = TtlLease.bind
 
     def bind(lease: TtlLease, now: float, max_hold: float) -> None:
@@ -344,7 +344,7 @@ def a_bound_stays_with_the_lease(patch: Patch) -> None:
 
 
 def a_renewal_forgets_the_bound(patch: Patch) -> None:
-    """The deadline after a renewal is that of the TTL, whatever its holder wished."""
+    """The deadline after a renewal is that of the TTL, regardless of the holder's bound."""
 
     def renewed(lease: TtlLease, sent: float, ttl: float) -> None:
         lease.sent, lease.ttl = sent, ttl
@@ -354,15 +354,15 @@ def a_renewal_forgets_the_bound(patch: Patch) -> None:
 
 
 def holders_stand_in_line(patch: Patch) -> None:
-    """Who hands over takes the line as it was learned, though it may name the one who hands over:
-    a letter would be put and deleted at once.
+    """A hand-over uses the queue as it was learned, though it may list the one that hands over: a
+    letter would be put and deleted in one transaction.
     """
     everywhere(patch, decisions.without_holders, lambda line, mines: line)
 
 
 BUGS: list[tuple[Callable[[Patch], None], str]] = [
-    # Repeating takes time, too, so it may be seen first by who comes back late; or by one whose
-    # second JOIN put a lease into the line that holds a slot already, and who waits for ever.
+    # Retrying takes time, too, so it may first be noticed by a late return; or by a caller whose
+    # second JOIN queued a lease that holds a slot already, and that waits forever.
     (repeat_on_unavailable, "holds another slot|pool|nobody has it|not FIFO|came back|is stuck"),
     (no_revoke_barrier, "pool|holds another slot already|nobody has it|not FIFO"),
     (trust_only_the_watch, "a slot was free for|is stuck"),
@@ -382,7 +382,7 @@ BUGS: list[tuple[Callable[[Patch], None], str]] = [
     (no_priorities_guard, "not FIFO"),
     (below_zero_is_like_any, "not FIFO"),
     (eager_ones_pass_who_has_left, "not FIFO"),
-    (grant_with_a_dead_lease, "still relied on it|has run out"),
+    (grant_with_a_dead_lease, "still relied on it|has expired"),
     (pause_is_not_heeded, "the limit is 0"),
     (a_drain_believes_its_watch, "told that it is drained"),
     (a_bound_stays_with_the_lease, "for its max_hold, which was not over"),
@@ -399,7 +399,7 @@ BUGS: list[tuple[Callable[[Patch], None], str]] = [
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_bug_is_found(bug: Callable[[Patch], None], broken: str, monkeypatch: Patch) -> None:
-    """The bug breaks the promise that it should break, and a check says so."""
+    """The bug breaks the promise that it should break, and a check reports that."""
     bug(monkeypatch)
     for seed in (*FIRST.get(bug.__name__, ()), *SEEDS):
         error = run_seed(seed).error
@@ -411,7 +411,7 @@ def test_bug_is_found(bug: Callable[[Patch], None], broken: str, monkeypatch: Pa
 
 
 def test_a_scenario_finds_it(monkeypatch: Patch) -> None:
-    """Nobody releases, nobody comes: only the watch on the head's key tells that it has left."""
+    """Nobody releases or joins: only the watch on the head's key shows that it has left."""
     stage = SimStage(0)
     a_big_one_that_leaves(stage)
     stage.end()
@@ -423,8 +423,8 @@ def test_a_scenario_finds_it(monkeypatch: Patch) -> None:
 
 
 def test_who_waits_out_of_line_is_found(monkeypatch: Patch) -> None:
-    """Nobody misses a waiter whose key was deleted by hand. Others in line would take what is
-    freed, so in these runs few wait; without the bug they break nothing.
+    """Nobody misses a waiter whose key was deleted by hand. Others in the queue would take what is
+    freed, so few wait in these runs; without the bug they break nothing.
     """
     few = replace(QUIET, kinds=frozenset({"delete key"}), clients=1, workers=3, every=0.3)
     few = replace(few, hold=1.0, idle=1.0, fault_time=2.0, calm_time=200.0)
@@ -432,13 +432,13 @@ def test_who_waits_out_of_line_is_found(monkeypatch: Patch) -> None:
     assert [run_seed(one.seed, options=one).error for one in seeds] == [None] * len(seeds)
     monkeypatch.setattr(Waiters, "misses", lambda waiters, seen: False)
     errors = [str(run_seed(one.seed, options=one).error) for one in seeds]
-    assert any("waits out of line, and there is room" in error for error in errors), errors
+    assert any("waits out of the queue, and there is room" in error for error in errors), errors
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("bug", [stale_limit, overtaking], ids=lambda bug: bug.__name__)
 def test_state_machine_finds_it_too(bug: Callable[[Patch], None], monkeypatch: Patch) -> None:
-    """The hypothesis state machine, which tells a shorter story, sees bugs as well."""
+    """The hypothesis state machine, which produces shorter examples, finds bugs as well."""
     bug(monkeypatch)
     story = settings(SemaphoreMachine.TestCase.settings, max_examples=400, phases=[Phase.generate])
     with pytest.raises((Violation, ExceptionGroup)):

@@ -34,9 +34,9 @@ Patch = pytest.MonkeyPatch
 
 @pytest.mark.parametrize("first", sample(range(0, len(SEEDS), 20)))
 def test_no_window_holds_more_than_the_limit(first: int) -> None:
-    """Crashes, pauses, lost messages, clocks that jump; another limit, period and block; evictions,
-    junk, closings: the windows hold what they may, and where everybody wants starts, at least 95 %
-    is used as soon as nothing is faulty.
+    """Crashes, pauses, lost messages, clock jumps, changes of limit, period and block, evictions,
+    junk, closings: no window exceeds what it may hold, and if everybody wants starts, at least 95 %
+    is used once there are no faults.
     """
     for seed in SEEDS[first : first + 20]:
         outcome = run_rate(seed)
@@ -46,7 +46,7 @@ def test_no_window_holds_more_than_the_limit(first: int) -> None:
 
 @pytest.mark.parametrize("faulty", sample([False, True]))
 def test_ten_minutes(faulty: bool) -> None:
-    """10 minutes: never above the limit; without faults, at least 95 % of it is used."""
+    """Ten minutes: never above the limit; without faults, at least 95 % of it is used."""
     quiet = RateOptions.of(0)
     stormy = next(options for options in map(RateOptions.of, range(1, 99)) if _stormy(options))
     drawn = stormy if faulty else quiet
@@ -59,7 +59,7 @@ def test_ten_minutes(faulty: bool) -> None:
 
 
 def test_the_seeds_are_not_empty() -> None:
-    """What the seeds are to judge happens in them."""
+    """The situations that the seeds must judge occur in them."""
     options = [RateOptions.of(seed) for seed in SEEDS]
     assert sum(one.reshapes for one in options) >= 5
     assert sum(one.hungry and bool(one.faults.kinds) for one in options) >= 5
@@ -74,7 +74,7 @@ def _stormy(options: RateOptions) -> bool:
 
 @pytest.mark.slow
 def test_ten_thousand_a_minute_cost_a_few_hundred_transactions() -> None:
-    """Blocks: 10,000 starts in a minute for less than 1,000 transactions."""
+    """Blocks: 10,000 starts in a minute cost less than 1,000 transactions."""
     rate = Rate(10000, 60.0, default_block(10000))
     drawn = RateOptions.of(0)
     faults = replace(drawn.faults, fault_time=0.0, calm_time=125.0, clients=3, workers=4)
@@ -87,7 +87,7 @@ def test_ten_thousand_a_minute_cost_a_few_hundred_transactions() -> None:
 
 
 def used_up(stage: SimRates) -> None:
-    """Client 0 has known the limit for a while, and has no block open."""
+    """Client 0 has known the limit for a while, and has no open block."""
     stage.resize(Rate(400, 3600.0, 10))
     for _ in range(10):
         assert stage.fate(stage.begin()) == "started"
@@ -96,7 +96,7 @@ def used_up(stage: SimRates) -> None:
 
 @pytest.mark.parametrize("timeout", [0.00001, 0.0001, 0.001])
 def test_a_timeout_shorter_than_a_request_is_no_etcd_that_is_away(timeout: float) -> None:
-    """Whose time is up while the first of its client still asks etcd waits for the answer."""
+    """A caller whose time is up while its client still asks etcd waits for the answer."""
     for seed in range(10):
         stage = SimRates(seed)
         used_up(stage)
@@ -107,7 +107,7 @@ def test_a_timeout_shorter_than_a_request_is_no_etcd_that_is_away(timeout: float
 
 
 def test_who_waits_behind_one_whom_etcd_does_not_answer_is_told() -> None:
-    """It is not "none" then, however short the timeout."""
+    """The result is an error then and not "none", however short the timeout."""
     stage = SimRates(0)
     used_up(stage)
     stage.clients[0].link.up_until = 1000.0
@@ -122,12 +122,12 @@ def test_who_waits_behind_one_whom_etcd_does_not_answer_is_told() -> None:
 
 
 def given_back_at_once(patch: Patch) -> None:
-    """A slot is given back when the start is over, as that of a semaphore is."""
+    """A slot is given back when the start is over, like that of a semaphore."""
     patch.setattr(permits.Block, "due", property(lambda block: block.last))
 
 
 def _never_mind_what_is_left(patch: Patch) -> None:
-    """A lease that is valid will do for a start, however little of it is left."""
+    """Any valid lease is accepted for a start, however little of it is left."""
 
     def freshen(
         keeper: LeaseManager, lease: TtlLease, need: float, until: float
@@ -145,13 +145,13 @@ def _never_mind_what_is_left(patch: Patch) -> None:
 
 
 def handed_out_on_a_short_lease(patch: Patch) -> None:
-    """Whether the lease of a start has a period left is not asked before it is handed out."""
+    """Whether the lease of a start has a period left is not checked before it is handed out."""
     _never_mind_what_is_left(patch)
 
 
 def kept_alive_while_its_owner_lives(patch: Patch) -> None:
-    """The lease of a start is as short as any, and refreshed until the period is over: that holds
-    for as long as its owner does.
+    """The lease of a start is as short as any, and refreshed until the period is over; so it lasts
+    only as long as its owner lives.
     """
     right = permits.PermitPool.take_from
 
@@ -164,7 +164,7 @@ def kept_alive_while_its_owner_lives(patch: Patch) -> None:
 
     _never_mind_what_is_left(patch)
     patch.setattr(permits.PermitPool, "take_from", take_from)
-    patch.setattr(rates, "margin", lambda ttl: -math.inf)  # any lease will do
+    patch.setattr(rates, "margin", lambda ttl: -math.inf)  # accept any lease
     patch.setattr(rates, "lease_ttl", lambda rate: rates.MIN_TTL)
 
 
@@ -180,9 +180,7 @@ def closing_gives_everything_back(patch: Patch) -> None:
 
 
 def a_block_is_good_for_ever(patch: Patch) -> None:
-    """The starts of a block are used as long as there are any and its limit holds, without a look
-    at the clock.
-    """
+    """The starts of a block are used while its limit is in force, without checking the time."""
 
     def usable(block: permits.Block, station: SemaphoreState, now: float) -> bool:
         limit = station.limit
@@ -198,7 +196,7 @@ def a_block_is_due_from_its_first_start(patch: Patch) -> None:
 
 
 def a_block_outlives_its_limit(patch: Patch) -> None:
-    """Whether a block's limit is still in force is not asked."""
+    """Whether a block's limit is still in force is not checked."""
     right = permits.Block.usable
 
     def usable(block: permits.Block, station: SemaphoreState, now: float) -> bool:
@@ -215,12 +213,12 @@ def a_block_outlives_its_limit(patch: Patch) -> None:
 
 
 def an_open_block_hears_nothing(patch: Patch) -> None:
-    """What is left of a block is used, whatever was made of the limit, or of its slot."""
+    """The rest of a block is used, whatever has happened to the limit or its slot."""
     patch.setattr(permits.Block, "listen", lambda block, now: math.inf)
 
 
 def no_margin_for_drift(patch: Patch) -> None:
-    """Every clock is taken to run as etcd's does."""
+    """Every clock is assumed to run at the same rate as etcd's."""
     for module in (permits, rates):
         patch.setattr(module, "need", lambda period: period + permits.GRAIN)
 
@@ -236,7 +234,7 @@ BUGS: list[tuple[Callable[[Patch], None], Iterable[int]]] = [
     (a_block_outlives_its_limit, SEEDS[OPEN::10]),
     (an_open_block_hears_nothing, SEEDS[OPEN::10]),
 ]
-"""Each takes away one guard, and is found within the seeds in which nothing is found without it.
+"""Each removes one guard, and is found within the seeds in which nothing is found without it.
 Which one finds it first: ``python -m pytest -rP tests/simulation/test_rates.py | grep "found by"``.
 """
 
@@ -245,7 +243,7 @@ Which one finds it first: ``python -m pytest -rP tests/simulation/test_rates.py 
 def test_seeded_bugs_are_found(
     bug: Callable[[Patch], None], seeds: Iterable[int], monkeypatch: Patch
 ) -> None:
-    """Each is found by the windows."""
+    """Each bug is found by the windows."""
     bug(monkeypatch)
     for seed in seeds:
         error = run_rate(seed).error
@@ -256,7 +254,7 @@ def test_seeded_bugs_are_found(
 
 
 def test_refreshing_holds_until_its_owner_is_gone(monkeypatch: Patch) -> None:
-    """The control of crashes is found by crashes, and by nothing where there are none."""
+    """The bug that matters on crashes is found with crashes, and not without them."""
     kept_alive_while_its_owner_lives(monkeypatch)
     assert _violations(frozenset()) == 0
     assert _violations(frozenset({"crash"})) > 0
@@ -280,7 +278,7 @@ def _violations(kinds: frozenset[str]) -> int:
 
 
 def test_a_lease_lasts_for_what_a_start_needs() -> None:
-    """For any period: the TTL covers a start and its block, and not much more."""
+    """For any period: the TTL covers a start and its block, and little more."""
     rng = Random(1)
     for _ in range(500):
         period = math.exp(rng.uniform(math.log(0.01), math.log(100_000.0)))
@@ -292,5 +290,5 @@ def test_a_lease_lasts_for_what_a_start_needs() -> None:
 
 
 def test_default_blocks() -> None:
-    """One at a time up to 256 starts; above that never more than 256 slots."""
+    """One start per block up to 256 starts; above that never more than 256 slots."""
     assert [default_block(n) for n in (1, 256, 257, 10000)] == [1, 1, 2, 40]

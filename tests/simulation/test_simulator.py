@@ -54,10 +54,10 @@ QUIET = replace(
     break_for_good=False,
     drift=0.0,
 )
-"""No faults, and everybody waits for ever."""
+"""No faults, and everybody waits forever."""
 
 ONCE_FAILED = (2331, 2815, 3520, 4403, 4613, 6223, 14688)
-"""Seeds that found bugs beyond `SEEDS`; the track record says which."""
+"""Seeds that found bugs beyond `SEEDS`; the track record lists them."""
 
 NON_VACUOUS = (
     "unknown outcomes",
@@ -98,7 +98,7 @@ NON_VACUOUS = (
     "waiters turned away",
     "told that it is evicted",
 )
-"""What must have happened in the seeds together, or they show nothing."""
+"""What must have happened in all seeds together, or they show nothing."""
 
 _total: Counter[str] = Counter()
 
@@ -115,7 +115,7 @@ def test_seeds(first: int) -> None:
 
 @pytest.mark.parametrize("seed", sample(ONCE_FAILED))
 def test_seed_that_once_failed(seed: int) -> None:
-    """What a seed has found stays mended."""
+    """A bug that a seed has found stays fixed."""
     outcome = run_seed(seed)
     assert outcome.error is None, report(outcome)
 
@@ -135,19 +135,19 @@ def _trace(outcome: Outcome) -> str:
 
 @pytest.mark.parametrize("seed", [3, 4, 11])
 def test_same_seed_gives_same_trace(seed: int) -> None:
-    """One integer decides everything: a failing run can be repeated to the letter."""
+    """One integer determines everything: a failing run can be repeated exactly."""
     first, again = run_seed(seed, trace=True), run_seed(seed, trace=True)
     assert _trace(first) == _trace(again)
     assert first.counters == again.counters
 
 
 def test_other_seed_gives_other_trace() -> None:
-    """And another integer decides otherwise."""
+    """Another integer gives another run."""
     assert _trace(run_seed(3)) != _trace(run_seed(4))
 
 
 def test_uncontended_cycle_costs_two_transactions() -> None:
-    """An acquire is one transaction, a release is one; with no etcd lease asked for each."""
+    """An acquire is one transaction and a release is one, without an etcd lease for each."""
     counters = run_seed(1, options=replace(QUIET, clients=1, workers=1)).counters
     grants = counters["grants"]
     assert grants > 500
@@ -167,7 +167,7 @@ def test_contended_cycle_costs_the_same_however_many_wait(clients: int, workers:
 
 
 class Told(NamedTuple):
-    """A world with one client, and what its acquire came to."""
+    """A world with one client, and the result of its acquire."""
 
     world: World
     client: SimClient
@@ -177,7 +177,7 @@ class Told(NamedTuple):
 
 
 def acquiring(world: World | None = None, until: float = math.inf) -> Told:
-    """A client asks for the only slot; nothing has happened yet. `until`: by the world's clock."""
+    """A client acquires the only slot; nothing has happened yet. `until`: by the world's clock."""
     world = world or World(1)
     client = SimClient(world, len(world.clients))
     station = client.session.semaphore(PREFIX, "sem")
@@ -206,13 +206,13 @@ class InLine(NamedTuple):
 
     @property
     def key(self) -> bytes:
-        """The waiter's."""
+        """The waiter's key."""
         keys = self.waiter.station.keys
         (kv,) = self.world.etcd.keys(keys.waiters, keys.waiters_end)
         return kv.key
 
     def evict(self) -> None:
-        """As an operator does it, by a client of its own."""
+        """Evict the waiter as an operator, with a separate client."""
         station = SimClient(self.world, 9).session.semaphore(PREFIX, "sem")
         lease = self.key[-16:].decode()
         station.session.env.spawn(_nobody(inspection.evict(station, "alice", lease=lease)), "evict")
@@ -223,7 +223,7 @@ def _nobody(evicting: Procedure[object]) -> Procedure[None]:
 
 
 def in_line(until: float = math.inf) -> InLine:
-    """Somebody holds, somebody waits, for a moment now."""
+    """One client holds and another has begun to wait."""
     holder = acquiring()
     holder.world.run(1.0)
     waiter = acquiring(holder.world, until)
@@ -233,7 +233,7 @@ def in_line(until: float = math.inf) -> InLine:
 
 @pytest.mark.parametrize("silent", [False, True])
 def test_a_waiter_is_told_that_it_was_evicted(silent: bool) -> None:
-    """At once by the watch that it has; where that is silent, when it reads again."""
+    """At once by its watch; if that is silent, when it rereads."""
     line = in_line()
     if silent:
         line.world.etcd.loses = lambda event: True
@@ -276,8 +276,8 @@ def test_a_program_that_knows_no_eviction_joins_again(monkeypatch: pytest.Monkey
 
 
 def test_who_was_put_out_of_line_by_hand_takes_what_is_freed() -> None:
-    """Its key was deleted so soon that no watch is on it: when a slot is freed it looks, sees room
-    and nobody in line, and joins again.
+    """Its key was deleted so early that no watch is on it: when a slot is freed it looks, sees room
+    and an empty queue, and joins again.
     """
     line = in_line()
     line.world.operate("del", lambda: line.world.etcd.delete(line.key))
@@ -289,7 +289,7 @@ def test_who_was_put_out_of_line_by_hand_takes_what_is_freed() -> None:
 
 
 def test_holder_learns_of_an_eviction_that_no_watch_told() -> None:
-    """Delete events get lost in several etcd releases; what is held is read again."""
+    """Delete events get lost in several etcd releases; long-held slots are reread."""
     told = acquiring()
     told.world.run(1.0)
     (grant,) = told.grants
@@ -317,7 +317,7 @@ def test_a_stale_read_takes_no_slot_away() -> None:
 
 
 def test_old_news_of_a_closing_does_not_end_an_acquire() -> None:
-    """A watch that lags tells of a closing; the semaphore was registered again long since."""
+    """A lagging watch reports a closing; the semaphore was registered again long ago."""
     told = acquiring()
     while told.station.limit is None:
         told.world.run(told.world.now + 0.0002)

@@ -1,4 +1,4 @@
-"""A hypothesis state machine over the same model, driver and checks, so that failures shrink."""
+"""A hypothesis state machine on the same model, driver and checks, so that failures shrink."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ seconds = st.sampled_from([0.001, 0.02, 0.3, 1.0, 2.5, 4.0])
 
 
 class SemaphoreMachine(RuleBasedStateMachine):
-    """People, programs and the network do one thing at a time; time passes between."""
+    """Operators, programs and the network do one thing at a time; time passes in between."""
 
     @initialize(seed=st.integers(0, 3), limit=st.integers(1, 3))
     def begin(self, seed: int, limit: int) -> None:
-        """A semaphore and two clients."""
+        """Create a semaphore and two clients."""
         self.world = World(seed)
         self.checker = Checker(self.world, PREFIX, NAME)
         self.world.etcd.put(self.checker.keys.max_leases, b"%d" % limit)
@@ -42,15 +42,15 @@ class SemaphoreMachine(RuleBasedStateMachine):
         self.add_client()
 
     def pass_time(self, seconds: float) -> None:
-        """Let things happen; a violation comes out here."""
+        """Let things happen; raises any violation."""
         self.world.run(self.world.now + seconds)
 
     def clients(self) -> list[SimClient]:
-        """Those that live."""
+        """The clients that have not crashed."""
         return [client for client in self.world.clients if not client.crashed]
 
     def pick(self, number: int) -> SimClient:
-        """One of them."""
+        """One of the clients."""
         clients = self.clients()
         return clients[number % len(clients)]
 
@@ -69,7 +69,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
         then=moments,
     )
     def acquire(self, who: int, patience: float, times: int, then: float) -> None:
-        """A program wants a slot, or several."""
+        """A program acquires a slot, or several."""
         client = self.pick(who)
         for _ in range(times):
             process = client.start(self._acquire(client, patience), "worker", self._done)
@@ -114,12 +114,12 @@ class SemaphoreMachine(RuleBasedStateMachine):
 
     @rule(who=st.integers(0, 5), seconds=seconds)
     def pause(self, who: int, seconds: float) -> None:
-        """A program stands still for a while."""
+        """A program is suspended for a while."""
         client = self.pick(who)
         client.pause()
         self.world.after(seconds, client.resume)
 
-    # -- the network, etcd, people
+    # -- the network, etcd, operators
 
     @rule(seconds=seconds)
     def wait(self, seconds: float) -> None:
@@ -131,7 +131,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
         seconds=st.sampled_from([0.003, 0.02, 1.0]),
     )
     def bad_weather(self, lost: str, seconds: float) -> None:
-        """For a while no message comes through as it should."""
+        """For a while no message gets through as it should."""
         self.world.weather = Weather(**{lost: 1.0})
         self.world.after(seconds, self._clear_up)
 
@@ -154,7 +154,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
 
     @rule(seconds=seconds)
     def new_leader(self, seconds: float) -> None:
-        """The leader is gone, and another comes."""
+        """The leader is lost, and another is elected."""
         if self.world.etcd.leading:
             self.world.lose_leader()
             self.pass_time(seconds)
@@ -162,19 +162,19 @@ class SemaphoreMachine(RuleBasedStateMachine):
 
     @rule()
     def compact(self) -> None:
-        """Somebody compacts all there is."""
+        """An operator compacts everything."""
         etcd = self.world.etcd
         self.world.operate("compact", lambda: etcd.compact(etcd.revision))
 
     @rule(limit=st.sampled_from([b"0", b"1", b"2", b"4", b"abc"]))
     def resize(self, limit: bytes) -> None:
-        """Somebody changes the limit."""
+        """An operator changes the limit."""
         key = self.checker.keys.max_leases
         self.world.operate("put limit", lambda: self.world.etcd.put(key, limit))
 
     @rule(which=st.integers(0, 9), revoke=st.booleans())
     def evict(self, which: int, revoke: bool) -> None:
-        """Somebody ends a holder's or a waiter's lease, or deletes its key."""
+        """An operator ends a holder's or a waiter's lease, or deletes its key."""
         kvs = [*self.checker.slots.values(), *self.checker.waiters.values()]
         if kvs:
             kv, etcd = kvs[which % len(kvs)], self.world.etcd
@@ -184,7 +184,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
     # -- the end
 
     def teardown(self) -> None:
-        """All is well again: all who wait are served, and nothing is left behind."""
+        """After healing, all waiters are served, and nothing is left behind."""
         if not hasattr(self, "world"):
             return
         target(float(self.world.counters["most holders"]), label="most holders")
@@ -195,7 +195,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
             self.world.dispose()
 
     def all_is_well(self) -> None:
-        """Heal, let them all have a turn, close."""
+        """Heal, let everybody have a turn, close."""
         self._clear_up()
         self.pass_time(12.0 + TTL)
         if self.checker.limit == 0:
@@ -221,7 +221,7 @@ SemaphoreMachine.TestCase.settings = settings(
     max_examples=200,
     stateful_step_count=60,
     deadline=None,
-    derandomize=True,  # CI tells the same story twice; `python -m tests.simulation` explores
+    derandomize=True,  # the same examples in each CI run; `python -m tests.simulation` explores
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 

@@ -1,4 +1,4 @@
-"""Events of a run in few words."""
+"""Events of a run in short form."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from etcdsem.core.commands import (
 
 
 def brief(thing: Any) -> str:
-    """Anything that a trace may hold, in few words."""
+    """The short form of anything that a trace may contain."""
     match thing:
         case str():
             return thing

@@ -30,12 +30,12 @@ class Era:
 
     @property
     def slots(self) -> int:
-        """How many blocks it allows."""
+        """Number of blocks that it allows."""
         return self.rate.starts // self.rate.block
 
 
 class Counted:
-    """The starts of one slot that count still, made while its client's clock was as it is now."""
+    """The starts of one slot that still count, made since its client's clock last jumped."""
 
     def __init__(self, era: Era, client: SimClient) -> None:
         self.era = era
@@ -44,8 +44,8 @@ class Counted:
         self.moments: deque[float] = deque()
 
     def forget(self, now: float) -> None:
-        """Leave out those that count no more. A second of a clock that is slow is a little more
-        than one.
+        """Remove those that no longer count. One second of a slow clock is a little longer than
+        one of the world's.
         """
         past = now - self.era.rate.period + 1.01 * (self.client.offset - self.offset)
         while self.moments and self.moments[0] <= past:
@@ -58,16 +58,16 @@ class Windows:
     def __init__(self, world: World, checker: Checker, *, faulty: bool) -> None:
         self.world = world
         self.faulty = faulty
-        self.checker = checker  # it has seen each revision before
+        self.checker = checker  # it observes each revision first
         self.eras: list[Era] = []
         self.counting: dict[tuple[bytes, int, float], Counted] = {}
-        """By the key of the slot, the token with which it was granted, and the client's clock."""
+        """By the slot's key, the token of its grant, and the client's clock offset."""
         self.moments: list[float] = []  # of all starts
         world.etcd.observers.append(self._revision)
 
     @property
     def in_force(self) -> Era | None:
-        """The limit of now, if it is a rate."""
+        """The current limit, if it is a rate."""
         return self.eras[-1] if self.eras and self.eras[-1].until == math.inf else None
 
     def _revision(self, revision: Revision) -> None:
@@ -81,12 +81,12 @@ class Windows:
                 self.eras.append(Era(event.kv.mod_revision, limit.rate, limit.paused))
 
     def longest(self) -> float:
-        """The longest period that there was."""
+        """The longest period of any limit so far."""
         return max(era.rate.period for era in self.eras)
 
     def _lag(self) -> float:
-        """Seconds from a grant in etcd to its start, at most: as long as a lease may last. Without
-        faults, until a block that has just been opened has heard of another limit.
+        """Maximum seconds between a grant in etcd and its start: as long as a lease may last.
+        Without faults: until a newly opened block has heard of another limit.
         """
         if not self.faulty:
             return permits.LISTEN_AFTER + 0.2
@@ -98,7 +98,7 @@ class Windows:
         self.moments.append(now)
         era = next((one for one in self.eras if one.revision == block.revision), None)
         if era is None:
-            world.fail(f"a start under a limit that there never was, revision {block.revision}")
+            world.fail(f"a start under a limit that never existed, revision {block.revision}")
             return
         if era.paused or era.until < now - self._lag():
             world.fail(f"a start under {era}, at {now}")
@@ -141,8 +141,8 @@ class Windows:
             self.world.fail(f"{count} starts within {period} s, the limit is {limit}")
 
     def use(self, rate: Rate, since: float) -> float | None:
-        """The part that was used: a period, beside the time that it took on average from a start
-        to the one that comes as many later as the limit says. None: too few to tell.
+        """The fraction that was used: the period, divided by the average time from a start to the
+        one that is `rate.starts` later. None if there are too few.
         """
         moments = [moment for moment in self.moments if moment >= since]
         took = [b - a for a, b in zip(moments, moments[rate.starts :], strict=False)]

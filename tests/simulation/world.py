@@ -1,16 +1,17 @@
-"""The third driver of the core: simulated clients on a virtual clock, before a model of etcd.
+"""The third driver of the core: simulated clients on a virtual clock, with a model of etcd.
 
-1. One integer decides everything: all chance comes from `World.rng`, all time from `World.now`.
-2. Each step of a procedure and each callback of a listener is one event of the scheduler, so it
-   is atomic; events of different clients and streams interleave in any order.
-3. A unary call's request and reply travel apart, and independently of all other calls: delayed,
-   lost on the way there or back, held and delivered after the caller gave up. The caller then
-   sees `OutcomeUnknown`, or `NotApplied` where etcd refused before doing anything.
-4. A watch stream and a keepalive stream keep their order. A stream that breaks loses what is
-   under way; the driver opens it again and resumes each watch where it was. etcd serves a
+1. One integer determines everything: all random numbers come from `World.rng`, and all times from
+   `World.now`.
+2. Each step of a procedure and each callback of a listener is one event of the scheduler, so it is
+   atomic; events of different clients and streams interleave in any order.
+3. The request and the reply of a unary call travel separately, and independently of all other
+   calls: delayed, lost in either direction, or held and delivered after the caller gave up. The
+   caller then gets `OutcomeUnknown`, or `NotApplied` if etcd refused before doing anything.
+4. A watch stream and a keepalive stream keep their order. A stream that breaks loses the messages
+   in transit; the driver opens it again and resumes each watch where it was. etcd serves a
    keepalive stream serially: a renewal of an expired lease holds up all behind it.
-5. A paused client takes no step, but its clock goes on; what arrives meanwhile waits. A crashed
-   client takes no step ever again, and what it sent before may still arrive.
+5. A paused client takes no step, but its clock continues; messages that arrive meanwhile wait. A
+   crashed client never takes a step again, but what it sent before may still arrive.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ class Violation(AssertionError):
 
 
 class Cancelled(BaseException):
-    """What a caller throws in who does not want to wait any more."""
+    """Thrown into the procedure of a caller that does not want to wait any longer."""
 
 
 class Timer:
-    """An event of the scheduler that can be called off."""
+    """A scheduled event that can be cancelled."""
 
     __slots__ = ("args", "function")
 
@@ -52,20 +53,20 @@ class Timer:
         self.args = args
 
     def cancel(self) -> None:
-        """It does not happen."""
+        """Cancel the event."""
         self.function = None
 
 
 class Weather(NamedTuple):
-    """How bad the network is: chances for each message, seconds of latency."""
+    """How bad the network is: probabilities for each message, and seconds of latency."""
 
     lose_request: float = 0.0
     lose_reply: float = 0.0
     late: float = 0.0  # a request arrives only after its caller gave up
     refuse: float = 0.0  # no connection
     overload: float = 0.0  # etcd refuses: too many requests
-    broken: float = 0.0  # the connection breaks while a call is under way
-    stall: float = 0.0  # a step of a client comes late: a busy machine
+    broken: float = 0.0  # the connection breaks during a call
+    stall: float = 0.0  # a step of a client is delayed: a busy machine
     latency: float = 0.001
 
 
@@ -83,10 +84,10 @@ class World:
         self.weather = CALM
         self.counters: Counter[str] = Counter()
         self.clients: list[SimClient] = []
-        self.owners: dict[int, SimClient] = {}  # who asked for a lease
-        self.by_operator = False  # a person is changing keys now
+        self.owners: dict[int, SimClient] = {}  # the client that requested each lease
+        self.by_operator = False  # an operator is changing keys now
         self.no_space = False
-        self.leases_may_end = True  # because of some fault, while they are in use
+        self.leases_may_end = True  # because of faults, while they are in use
         self.on_drained: Callable[[str, SimClient, float], None] = lambda name, client, began: None
         self.failure: BaseException | None = None
         self.log: deque[tuple[Any, ...]] = deque(maxlen=None if trace else 300)
@@ -98,7 +99,7 @@ class World:
     # -- time
 
     def at(self, moment: float, function: Callable[..., object], *args: Any) -> Timer:
-        """Call a function at a moment."""
+        """Call a function at a time."""
         timer = Timer(function, args)
         self._sequence += 1
         heapq.heappush(self._events, (max(moment, self.now), self._sequence, timer))
@@ -109,7 +110,7 @@ class World:
         return self.at(self.now + delay, function, *args)
 
     def run(self, until: float) -> None:
-        """Let everything happen until a moment; raises the first violation."""
+        """Run all events until a time; raises the first violation."""
         events = self._events
         while events and events[0][0] <= until:
             moment, _, timer = heapq.heappop(events)
@@ -128,24 +129,24 @@ class World:
             raise self.failure
 
     def let_etcd_catch_up(self, moment: float) -> None:
-        """Run etcd's own loops up to a moment, each at its time."""
+        """Run etcd's own loops until a time, each iteration at its own time."""
         while (due := self.etcd.next_time()) <= moment:
             self.now = max(self.now, due)
             self.etcd.advance(due)
         self.etcd.advance(moment)
 
     def trace(self, *entry: Any) -> None:
-        """Note something for whoever reads a failing run."""
+        """Record an event for the report of a failing run."""
         self.log.append((self.now, *entry))
 
     def fail(self, message: str) -> None:
-        """Note the first violation; `run` raises it."""
+        """Record the first violation; `run` raises it."""
         self.trace("VIOLATION", message)
         if self.failure is None:
             self.failure = Violation(message)
 
     def dispose(self) -> None:
-        """End what is still parked (crashed clients' procedures), clean-up and all."""
+        """End the procedures that are still suspended (of crashed clients), with their clean-up."""
         for client in self.clients:
             client.crashed = True
             for process in client.processes:
@@ -154,7 +155,7 @@ class World:
     # -- etcd's side of a call
 
     def serve(self, request: Callable[[], Any], answer: Callable[[Any], None]) -> None:
-        """A request has arrived: perform it now, or when there is a leader, or refuse."""
+        """Perform a request that has arrived: now, or when there is a leader, or refuse it."""
         if self.etcd.leading:
             try:
                 result = request()
@@ -169,12 +170,12 @@ class World:
                 answer(OutcomeUnknown("etcdserver: request timed out, possibly due to lost leader"))
 
     def lose_leader(self) -> None:
-        """There is no leader from now on."""
+        """Lose the leader."""
         self.trace("etcd", "has no leader")
         self.etcd.lose_leader()
 
     def elect(self) -> None:
-        """There is a leader again; what waited is performed now, in any order, or never."""
+        """Elect a leader; waiting requests are performed now, in any order, or never."""
         self.trace("etcd", "has a new leader")
         self.counters["leader changes"] += 1
         self.etcd.elect()
@@ -185,7 +186,7 @@ class World:
                 self.after(self.rng.random() * 0.01, request)
 
     def operate(self, what: str, action: Callable[[], object]) -> None:
-        """What a person does with etcdctl, at once and past the network."""
+        """Do what an operator does with etcdctl, at once and without the network."""
         self.trace("operator", what)
         self.by_operator = True
         try:
