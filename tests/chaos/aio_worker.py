@@ -1,8 +1,7 @@
 """A client process like worker.py, with asyncio: tasks that acquire, work and release.
 
-Some acquires, also of starts, are cancelled. What is said to the referee blocks the loop for a
-moment, as a program with little discipline would. Signals, stdin and the report at the end are as
-in worker.py.
+Some acquires, including those of starts, are cancelled. Reporting to the referee blocks the loop
+for a moment, as in a careless program. Signals, stdin and the final report are as in worker.py.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from tests.chaos.worker import BaseWorker, Wire, Work, boottime, chosen, started
 
 
 class AioWorker(BaseWorker):
-    """All of it in one event loop."""
+    """All work in one event loop."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
@@ -32,7 +31,7 @@ class AioWorker(BaseWorker):
 
     async def life(self, number: int, client: etcdsem.aio.Client) -> None:
         rng, wire = self.rng(number), self.wire()
-        careless = number > 0  # writes without asking whether its lease is valid
+        careless = number > 0  # writes without checking whether its lease is valid
         semaphores = self.semaphores(Semaphore, client)
         while not self.draining.is_set():
             await self.once(chosen(semaphores, rng), rng, wire, careless)
@@ -82,7 +81,7 @@ class AioWorker(BaseWorker):
                 wire.say("count", what="releases that gave nothing back")
 
     async def last(self, wanted: list[Semaphore], wire: Wire, rng: random.Random) -> None:
-        """After the faults: everybody must be served, by every semaphore, and by both at once."""
+        """After the faults: every task must be served by each semaphore, and by both at once."""
         until = boottime() + self.config["patience"]
         why = "no room"
         while boottime() < until:
@@ -99,7 +98,7 @@ class AioWorker(BaseWorker):
         self.unserved.append(f"{', '.join(sem.name for sem in wanted)}: {why}")
 
     async def pace(self, name: str, client: etcdsem.aio.Client) -> None:
-        """Take starts, as often as there are some; at the end one more."""
+        """Take starts whenever there are any; at the end one more."""
         rng, wire = self.rng(name), self.wire()
         limit = RateLimit(name, client=client, register=False)
         while not self.draining.is_set():
@@ -169,11 +168,11 @@ async def warm_up(client: etcdsem.aio.Client, name: str) -> None:
 
 
 async def settled(least: dict[str, int] | None) -> dict[str, int]:
-    """What this process uses when it has come to rest; for at most 10 s while above `least`."""
+    """The resource use of this process at rest; waits for at most 10 s while above `least`."""
     until = boottime() + 10.0
     await asyncio.sleep(0.3)
     while True:
-        gc.collect()  # an exception that was caught may keep its call, and that its connection
+        gc.collect()  # a caught exception may keep its call alive, and that its connection
         now = vitals()
         high = least is not None and (
             now["threads"] > least["threads"] or now["fds"] > least["fds"]

@@ -1,7 +1,8 @@
-"""Where chaos happens: three members in containers, in network namespaces, or as plain processes.
+"""The clusters for chaos: three members in containers, in network namespaces, or as processes.
 
-All have one face, `Cluster`: members that can be killed, paused and restarted, a proxy for clients
-in front of each, and, except for plain processes, a way to cut a member off from the others.
+All have the same interface, `Cluster`: members that can be killed, paused and restarted, a proxy
+for clients in front of each, and, except for plain processes, a way to cut a member off from the
+others.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from tests.etcd.proxy import Proxy
 from tests.helpers.docker_etcd import start_containers
 
 LOGGED = ("--logger=zap",)
-"""Etcd 3.4 does not write JSON by itself; see elections.py."""
+"""etcd 3.4 does not write JSON by default; see elections.py."""
 
 
 class Member(Protocol):
-    """One member of etcd, wherever it runs."""
+    """One etcd member, wherever it runs."""
 
     name: str
     version: str
@@ -68,16 +69,16 @@ class Cluster:
 
     @property
     def endpoints(self) -> list[str]:
-        """Straight to the members."""
+        """The members' own endpoints."""
         return [member.endpoint for member in self.members]
 
     @property
     def proxied(self) -> list[str]:
-        """Through the proxies."""
+        """The proxies' endpoints."""
         return [proxy.endpoint for proxy in self.proxies]
 
     def status(self, number: int) -> dict[str, str] | None:
-        """What a member says of itself; None if it does not answer."""
+        """A member's own status; None if it does not answer."""
         member = self.members[number]
         try:
             said = member.etcdctl("endpoint", "status", "--command-timeout=2s", "-w", "fields")
@@ -87,7 +88,7 @@ class Cluster:
         return {key.strip().strip('"'): value.strip() for key, value in lines}
 
     def leader(self, timeout: float = 30.0) -> int:
-        """The number of the member that leads; waits until there is one."""
+        """The number of the current leader; waits until there is one."""
         until = time.monotonic() + timeout
         while True:
             for number in range(len(self.members)):
@@ -95,11 +96,11 @@ class Cluster:
                 if said is not None and said.get("MemberID") == said.get("Leader"):
                     return number
             if time.monotonic() > until:
-                raise AssertionError("no member leads")
+                raise AssertionError("there is no leader")
             time.sleep(0.1)
 
     def ask(self, *arguments: str, timeout: float = 60.0) -> str:
-        """Etcdctl at whichever member answers; for questions and for what may be done twice."""
+        """Run etcdctl at any member that answers; for reads, and commands that may be repeated."""
         until = time.monotonic() + timeout
         while True:
             for member in self.members:
@@ -147,7 +148,7 @@ def in_processes(binary: str) -> Iterator[Cluster]:
 
 
 def namespaces_work() -> bool:
-    """May we make network namespaces here?"""
+    """Can network namespaces be created here?"""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return False
     name = f"etcdsem-try-{os.getpid()}"
@@ -159,7 +160,7 @@ def namespaces_work() -> bool:
 
 
 class NamespacedServer(EtcdServer):
-    """A member in a network namespace of its own."""
+    """A member in its own network namespace."""
 
     def __init__(
         self, *, namespace: str, address: str, cluster: str, name: str, binary: str
@@ -185,9 +186,9 @@ class NamespacedServer(EtcdServer):
 
 
 class Namespaces:
-    """A namespace for each member, and a cable between each two of them, and to this machine.
+    """A namespace for each member, with a cable between each two of them, and to this machine.
 
-    No bridge: where Docker has set the firewall up, what a bridge forwards is dropped.
+    There is no bridge: where Docker has set up the firewall, bridged packets are dropped.
     """
 
     _made = itertools.count()  # an old namespace's cables may outlive it for a moment
@@ -232,7 +233,7 @@ class Namespaces:
             self.rejoin(number)
 
     def __exit__(self, *exc_info: object) -> None:
-        for number, name in enumerate(self.names):  # the other cables go with them
+        for number, name in enumerate(self.names):  # the other cables disappear with them
             for command in (["link", "del", f"eso{self.id}{number}"], ["netns", "del", name]):
                 subprocess.run(["ip", *command], capture_output=True, check=False)
 
@@ -244,13 +245,13 @@ class Namespaces:
         return [other for other in range(len(self.names)) if other != number]
 
     def isolate(self, number: int) -> None:
-        """What goes to the other members vanishes, without a word; clients are not concerned."""
+        """Silently drop packets to the other members; clients are unaffected."""
         for other in self._others(number):
             route = ("replace", "blackhole", f"{self.addresses[other]}/32")
             _ip("-n", self.names[number], "route", *route)
 
     def rejoin(self, number: int) -> None:
-        """The way is there (again)."""
+        """Restore the route to the other members."""
         for other in self._others(number):
             to, source = f"{self.addresses[other]}/32", self.addresses[number]
             route = ("replace", to, "dev", self._cable(number, other), "src", source)
@@ -265,7 +266,7 @@ def _ip(*arguments: str) -> None:
 
 @contextlib.contextmanager
 def in_namespaces(binary: str) -> Iterator[Cluster]:
-    """Members as processes, each in a network namespace of its own."""
+    """Members as processes, each in its own network namespace."""
     with contextlib.ExitStack() as stack:
         spaces = stack.enter_context(Namespaces(3))
         names = [f"m{number}" for number in range(3)]
@@ -293,6 +294,6 @@ def in_namespaces(binary: str) -> Iterator[Cluster]:
 
 @contextlib.contextmanager
 def on_this_machine(binary: str) -> Iterator[Cluster]:
-    """In network namespaces where that can be done, else as plain processes."""
+    """In network namespaces if possible, else as plain processes."""
     with in_namespaces(binary) if namespaces_work() else in_processes(binary) as cluster:
         yield cluster

@@ -1,10 +1,11 @@
-"""A chaos run: clients at work, faults upon them and upon etcd, and the judgement at the end.
+"""A chaos run: clients at work, faults in the clients and in etcd, and the final judgement.
 
-1. Clients are real processes: workers that use the library, some through TCP proxies, and
-   `etcdsem run` with jobs. The referee (referee.py) hears them; etcd's history is read from etcd.
-2. Faults are dealt from a shuffled deck, so each comes before any comes again; client faults and
-   etcd faults go on beside each other. Each fault's function ends it, so after the last one all
-   is whole.
+1. Clients are real processes: workers that use the library, some of them through TCP proxies, and
+   `etcdsem run` with jobs. They report to the referee (referee.py); etcd's history is read from
+   etcd.
+2. Faults are dealt from a shuffled deck, so each occurs before any occurs again; client faults and
+   etcd faults happen concurrently. Each fault's function also ends it, so after the last one
+   everything is healthy.
 3. Then everybody must be served once more, everything must be gone from etcd, and the history is
    judged at every revision.
 """
@@ -39,36 +40,38 @@ from tests.record import BROKEN
 HERE = Path(__file__).parent
 
 TTL = 3
-"""Seconds of a worker's lease: short, so that many are lost."""
+"""Seconds of a worker's lease TTL: short, so that many leases are lost."""
 
 MODULES = ("worker", "worker", "aio_worker", "aio_worker")
-"""Workers with threads and with asyncio; with the proxies, every second one, all four kinds."""
+"""Workers with threads and with asyncio; with the proxies, used by every second one, all four kinds
+occur."""
 
 PATIENCE = 90.0
-"""Seconds for everybody to be served after the last fault, on a machine with much else to do."""
+"""Seconds for everybody to be served after the last fault, on a busy machine."""
 
 Faults = dict[str, Callable[[random.Random], None]]
-"""What can be done, by name; each ends what it began."""
+"""The possible faults by name; each ends what it began."""
 
 JOB_CODES = (0, 69, 70, 75, -signal.SIGKILL)
-"""How `etcdsem run` may end: well, etcd away, lease lost, full for too long, or killed by us."""
+"""Allowed exit codes of `etcdsem run`: success, etcd unavailable, lease lost, full for too long, or
+killed by us."""
 
 BITING = "holder paused for longer than its TTL"
-"""Comes three times as often as the others: without a fence it does harm."""
+"""Occurs three times as often as the others: without a fence it does harm."""
 
 FIXED, RESIZED = "chaos-fixed", "chaos-resized"
-"""Two semaphores: one keeps its limit, the other one's is changed all the time."""
+"""Two semaphores: one keeps its limit, the other one's limit is changed all the time."""
 
 
 RATE, BLOCKS = "chaos-rate", "chaos-blocks"
 RATES = {RATE: Rate(8, 2.0, 1), BLOCKS: Rate(30, 2.0, 5)}
-"""Two rate limits, one of them in blocks. Nobody changes them by hand, but they are paused: what
-is deleted or changed by hand says nothing of the rate."""
+"""Two rate limits, one of them in blocks. They are paused but never changed by hand, since after a
+manual deletion or change nothing could be said about the rate."""
 
 
 @dataclass
 class Report:
-    """What a run has shown."""
+    """The results of a run."""
 
     kind: str
     seed: int
@@ -77,16 +80,16 @@ class Report:
     counters: Counter[str] = field(default_factory=Counter)
     vitals: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     spared: set[str] = field(default_factory=set)
-    """Workers that were never killed, so that it can be seen what they use over time."""
+    """Workers that were never killed, to observe their resource use over time."""
     circumstances: list[str] = field(default_factory=list)
-    """What was done when, on the clock of what is wrong."""
+    """What was done when, on the same clock as the entries of `wrong`."""
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The report for people."""
         return [*self._counted(), *(f"  WRONG: {one}" for one in self.wrong[:20])]
 
     def alarm(self) -> str:
-        """What is wrong, the worst first; enough to begin with, where nothing else is kept."""
+        """What is wrong, the worst first; enough to start from if nothing else is kept."""
         worst = (one[:1500] for one in self.wrong[:5])
         return "\n".join([*worst, *self.circumstances, *self._counted()])
 
@@ -97,7 +100,7 @@ class Report:
 
 
 class WorkerProcess:
-    """A worker.py or aio_worker.py, running."""
+    """A running worker.py or aio_worker.py."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.who: str = config["who"]
@@ -119,20 +122,20 @@ class WorkerProcess:
             del self.errors[:-200]
 
     def wait_ready(self) -> None:
-        """It has begun; raises AssertionError with what it said if it has ended instead."""
+        """Wait until it has begun; raises AssertionError with its output if it ended instead."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line == "ready\n", f"{self.who}: {line} {''.join(self.errors)}"
 
     def drain(self) -> None:
-        """Tell it to come to an end."""
+        """Tell it to finish."""
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):
             self.process.stdin.write("drain\n")
             self.process.stdin.flush()
 
     def last_words(self) -> dict[str, Any] | None:
-        """Its report; None if it has none to give."""
+        """Its final report; None if it gives none."""
         assert self.process.stdout is not None
         try:
             self.process.wait(PATIENCE + 60)
@@ -145,7 +148,7 @@ class WorkerProcess:
         return report
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """SIGKILL it."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -156,7 +159,7 @@ class WorkerProcess:
 
 
 class Chaos:
-    """One run. `run()` gives the report; an AssertionError means that it could not be held."""
+    """One run. `run()` returns the report; an AssertionError means that it could not be done."""
 
     def __init__(
         self,
@@ -169,7 +172,7 @@ class Chaos:
         spared: int = 0,
         control: str | None = None,
     ) -> None:
-        self.control = control  # the only fault: one that is in the workers, see worker.py
+        self.control = control  # the only fault, in the workers; see worker.py
         self.spared = spared
         self.cluster = cluster
         self.seconds = seconds
@@ -189,14 +192,14 @@ class Chaos:
         self.read_up_to = 0
         self.lock = threading.Lock()
         self.highest_term = 0
-        self.done: list[tuple[float, str]] = []  # which fault began when
+        self.done: list[tuple[float, str]] = []  # when each fault began
         self.logs: dict[str, str] = {}  # of the members, at the end
-        self.ahead = 0.0  # seconds that their clock, which is the wall's, is ahead of ours
+        self.ahead = 0.0  # seconds by which the members' wall clock is ahead of ours
 
-    # -- the whole
+    # -- the run
 
     def run(self) -> Report:
-        """Set up, do harm, let everybody be served, and judge."""
+        """Set up, cause faults, let everybody be served, and judge."""
         cluster = self.cluster
         cluster.ask("put", f"/etcdsem/{FIXED}/max_leases", "2")
         cluster.ask("put", f"/etcdsem/{RESIZED}/max_leases", "3")
@@ -323,7 +326,7 @@ class Chaos:
         wishes = rng.choice([[], [], ["--priority", "5"], ["--eager"]])
         return [rng.choice([FIXED, RESIZED]), *wishes]
 
-    # -- harm
+    # -- faults
 
     def _do_harm(self, began: float, faults: Faults, seed: int) -> None:
         rng = random.Random(f"{self.seed}-{seed}")
@@ -377,10 +380,10 @@ class Chaos:
             faults["member cut off from its peers"] = lambda rng: self._isolate(False, rng)
         return faults
 
-    # -- harm to clients
+    # -- faults of clients
 
     def _victim(self, *, holder: bool = False) -> WorkerProcess:
-        """A worker; one that is at work, if there is one."""
+        """A worker, preferably one that is at work."""
         pids = {worker.process.pid: worker for worker in self.workers}
         until = boottime() + 5.0
         while holder and boottime() < until:
@@ -421,10 +424,10 @@ class Chaos:
     def _evicting(
         self, act: Callable[[], int], *, slot: int | None = None, lease: str | None = None
     ) -> None:
-        """Evict by hand, and tell the referee from when on: who was evicted may not know yet."""
+        """Evict by hand, and tell the referee since when: the evicted client may not know yet."""
         eviction = Eviction(RESIZED, slot, lease, boottime())
         self.referee.evicted(eviction)
-        with contextlib.suppress(AssertionError):  # it may still land, at whichever revision
+        with contextlib.suppress(AssertionError):  # it may still land, at any revision
             eviction.revision = act()
 
     def _holder(self) -> Belief | None:
@@ -449,8 +452,8 @@ class Chaos:
                 self._tell("del", rng.choice(keys))
 
     def _tell(self, *arguments: str) -> int:
-        """Etcdctl once, and etcd's revision then; an AssertionError if it is not known whether it
-        was done.
+        """Run etcdctl once and return etcd's revision; raises AssertionError if it is unknown
+        whether the command was done.
         """
         member = self.rng.choice(self.cluster.members)
         try:
@@ -468,7 +471,7 @@ class Chaos:
             self._tell("put", f"/etcdsem/{RESIZED}/max_leases", str(rng.choice([1, 2, 3, 5])))
 
     def _pause_grants(self, rng: random.Random) -> None:
-        """An operator pauses one with plain puts, and resumes it, whatever that takes."""
+        """An operator pauses one with plain puts, and resumes it, however long that takes."""
         name = rng.choice([RESIZED, *RATES])
         key, limit = f"/etcdsem/{name}/max_leases", str(RATES.get(name, rng.choice([2, 3])))
         with contextlib.suppress(AssertionError):
@@ -485,8 +488,8 @@ class Chaos:
 
     @contextlib.contextmanager
     def _nothing_paused(self) -> Iterator[None]:
-        """A put that a member had not answered may take effect after a later one: so what is
-        paused after all is resumed, again and again.
+        """Repeatedly resume what is paused: a put that a member had not answered may take effect
+        after a later one.
         """
         over = threading.Event()
 
@@ -506,7 +509,7 @@ class Chaos:
             over.set()
             thread.join()
 
-    # -- harm to etcd
+    # -- faults of etcd
 
     def _heal(self) -> None:
         for member in self.cluster.members:
@@ -542,7 +545,7 @@ class Chaos:
         self._stall(self.cluster.members[:2], seconds)
 
     def _stall(self, members: Sequence[Member], seconds: float) -> None:
-        """Let some members stand still for a while."""
+        """Suspend some members for a while."""
         for member in members:
             member.pause()
         try:
@@ -606,21 +609,22 @@ class Chaos:
     # -- the judgement
 
     def _read_history(self) -> None:
-        """Read on in the history of both semaphores, up to now."""
+        """Continue reading the history of both semaphores, up to now."""
         until = 0
         for name, changes in self.history.items():
             member = self.cluster.members[-1]
             new, at = read_history_since(member, name, self.read_up_to + 1)
             changes += new
             until = min(until, at) if until else at
-        for name, changes in self.history.items():  # both to the same revision
+        for name, changes in self.history.items():  # both up to the same revision
             self.history[name] = [change for change in changes if change.revision <= until]
         self.read_up_to = until
 
     def _nothing_left(self) -> None:
-        """No key but the limits, no lease: at the latest when those of the killed have ended.
+        """Check that nothing but the limits is left once the leases of killed clients have ended.
 
-        Starts end by their leases after their clients have, so the mark of their line may stay.
+        Starts end by their leases after their clients have ended, so the contended mark of a rate
+        limit may stay.
         """
         until = boottime() + 30.0
         marks = {f"/etcdsem/{name}/contended" for name in RATES}
@@ -680,7 +684,7 @@ class Chaos:
             self.counters[f"starts of {rate}, most in a window"] = starts.most(told, rate)
 
     def _all_recorded(self) -> None:
-        """Every grant that a client told of is in etcd's history, with that slot and token."""
+        """Check that each reported grant is in etcd's history, with that slot and token."""
         recorded = {
             (change.key, change.revision)
             for changes in self.history.values()
@@ -692,7 +696,7 @@ class Chaos:
                 self._broken(f"{name}: slot {slot}, token {token} was believed, never granted")
 
     def _members_agree(self) -> None:
-        """All members have the same data, else it was etcd that broke its promise (#13766)."""
+        """Check that all members have the same data; else etcd broke its own promise (#13766)."""
         hashes = set()
         for member in self.cluster.members:
             said = json.loads(
@@ -703,7 +707,7 @@ class Chaos:
             self._wrong(f"etcd's members have different data: {hashes}")
 
     def evidence(self) -> dict[str, Any]:
-        """All that is needed to find out afterwards what went wrong; plain JSON."""
+        """Everything that is needed to find out afterwards what went wrong, as plain JSON."""
         return {
             "report": self.report.lines(),
             "wrong": self.report.wrong,
@@ -725,7 +729,7 @@ class Chaos:
         }
 
     def _broken(self, what: str) -> None:
-        """It is the semaphore that has failed, not the machine."""
+        """Record a failure of the semaphore itself, not of the machine."""
         with self.lock:
             self.report.wrong.insert(0, f"{BROKEN}: {what}")
 

@@ -1,7 +1,7 @@
-"""A crowd of waiters in one process: so many clients, so many threads each, for one semaphore.
+"""Many waiters for one semaphore in one process: several clients with several threads each.
 
-A script of its own: argv is endpoint, name, clients, waiters for each. Says "granted TIME" when one
-is served, who then holds until a line comes on stdin. Ends with its stdin.
+A separate script; its arguments are endpoint, name, clients, and waiters per client. It prints
+"granted TIME" when one is served, which then holds until a line arrives on stdin. Then it ends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def wait(client: etcdsem.Client, name: str) -> None:
         try:
             lease = sem.acquire_lease()
         except EtcdSemError:
-            time.sleep(1.0)  # etcd could not take so many at once
+            time.sleep(1.0)  # etcd could not handle so many at once
             continue
         print(f"granted {time.clock_gettime(time.CLOCK_MONOTONIC)}", flush=True)
         threading.Event().wait()
@@ -36,7 +36,7 @@ def main() -> None:
         for _ in range(each):
             threading.Thread(target=wait, args=(client, name), daemon=True).start()
         if clients > 1:
-            time.sleep(0.1)  # connections cost the most, and this is not about them
+            time.sleep(0.1)  # connecting costs the most, and is not measured here
     sys.stdin.readline()
     os._exit(0)
 

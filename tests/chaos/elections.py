@@ -1,11 +1,11 @@
-"""Who led when, by the logs of etcd's members themselves.
+"""Which member led when, according to the logs of etcd's members.
 
-A member that stood still, or was cut off, takes itself for the leader until it hears of another.
+A member that was suspended or cut off believes that it is the leader until it hears of another one.
 Before 3.4.31 and 3.5.13 it does harm (#15247):
 
-1. It answers renewals of which the new leader does not know.
-2. When it goes on, it has leases revoked that the new leader has renewed. It revokes 16 at a time,
-   and does not stop when it has heard: where it can't reach the new leader yet, each of them takes
+1. It answers renewals that the new leader does not know of.
+2. When it resumes, it revokes leases that the new leader has renewed. It revokes 16 at a time, and
+   does not stop when it has heard of the new leader: if it cannot reach it yet, each of them takes
    until its request times out, 7 s, and only then come the next 16.
 """
 
@@ -26,9 +26,9 @@ class StaleLeader(NamedTuple):
 
     member: str
     begin: float
-    """When that was elected."""
+    """When the other one was elected."""
     end: float
-    """When it heard of that, or, if that was later, told of the last revocation that had failed."""
+    """When it heard of that, or, if later, reported the last failed revocation."""
 
 
 class _Event(NamedTuple):
@@ -38,11 +38,11 @@ class _Event(NamedTuple):
 
 
 def stale_leaders(logs: Mapping[str, str], ahead: float) -> list[StaleLeader]:
-    """All of them, in the order in which they begin.
+    """All stale leaders, in the order in which they begin.
 
     Args:
         logs: of each member, as lines of JSON (``--logger=zap``).
-        ahead: the logs' clock less the one that is wanted, in seconds.
+        ahead: seconds by which the logs' clock is ahead of the clock to use.
     """
     events = {name: _events(log, ahead) for name, log in logs.items()}
     elected = [one for all_ in events.values() for one in all_ if one.what == "leads"]
@@ -58,10 +58,10 @@ def stale_leaders(logs: Mapping[str, str], ahead: float) -> list[StaleLeader]:
 
 
 def _last_order(events: list[_Event]) -> float:
-    """When one who led gave its last order, by what it said from then on; -inf if it was killed."""
+    """When a leader gave its last order, judged by its later events; -inf if it was killed."""
     last = math.inf
     for at, what, _ in events:
-        if what == "starts":  # a dead one gives none
+        if what == "starts":  # it was dead, and gave no orders
             return last if last < math.inf else -math.inf
         if what == "leads":
             return last

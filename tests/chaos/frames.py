@@ -1,4 +1,4 @@
-"""A proxy that reads HTTP/2 frames, and can make the watches silent while all else goes on."""
+"""A proxy that parses HTTP/2 frames, and can silence the watches while everything else works."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _DATA, _HEADERS = 0, 1
 
 
 class MutingProxy(Proxy):
-    """While `muted`, what etcd says on Watch streams is thrown away, frame by frame.
+    """While `muted`, it drops what etcd sends on Watch streams, frame by frame.
 
-    gRPC writes the path of a call as plain text when it is new to a connection, and a client
-    opens its watch stream first on its connection for streams.
+    gRPC writes the path of a call as plain text when it is new to a connection, and a client opens
+    its watch stream first on its connection for streams.
     """
 
     def __init__(self, target: str) -> None:
         self.muted = False
-        self.silenced = 0  # frames that were thrown away
+        self.silenced = 0  # number of dropped frames
         self._watches: dict[socket.socket, set[int]] = {}
         super().__init__(target)
 

@@ -1,7 +1,8 @@
-"""A job under `etcdsem run`: it works, tells the referee, and checks nothing: it is ended in time.
+"""A job under `etcdsem run`: it works and reports to the referee. It checks nothing, since
+`etcdsem run` ends it in time.
 
-A script of its own, made to start fast: argv is the referee's port, seconds to work, and when
-`etcdsem run` was started. With --rate it holds nothing: it tells of its start, and ends.
+A separate script, made to start fast. Its arguments are the referee's port, seconds to work, and
+when `etcdsem run` was started. With --rate it holds nothing: it reports its start, and ends.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def main() -> None:
 
 
 def tell_of_start(port: int, asked: float) -> None:
-    """It was handed out after that, and what `etcdsem run` says it has waited (in milliseconds)."""
+    """Report a start: it was handed out no earlier than `asked` plus the wait (in milliseconds)."""
     low = asked + float(os.environ["ETCDSEM_WAITED"]) - 0.001
     start = {"op": "start", "name": os.environ["ETCDSEM_NAME"], "who": "run", "client": ""}
     with socket.create_connection(("127.0.0.1", port)) as wire, wire.makefile("rwb") as file:

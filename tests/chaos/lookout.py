@@ -1,9 +1,9 @@
-"""Measure how late a dead holder's slot is used again while a crowd waits, and what that costs.
+"""Measure how soon a dead holder's slot is used again while many wait, and what that costs.
 
     python -m tests.chaos.lookout --processes 10 --clients 100 --waiters 1
 
-`--clients` is for each process, `--waiters` for each client. Requests are counted by etcd itself
-(/metrics), from the DELETE of the dead holder's slot on.
+`--clients` is per process, `--waiters` per client. Requests are counted by etcd itself (/metrics),
+from the DELETE of the dead holder's slot on.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ HOLD = (
 
 @dataclass
 class Lateness:
-    """What was seen. Times in seconds."""
+    """The measurements. Times in seconds."""
 
     waiters: int
     clients: int
     ttl: int
     kill_to_delete: float
     delete_to_grant: float
-    """In etcd's own order: the DELETE seen, the next grant seen, by one watch."""
+    """In etcd's own order: from the DELETE to the next grant, as seen by one watch."""
     kill_to_acquired: float
     """Until acquire() returned in the waiter's process."""
     requests: int
-    """Requests that etcd served in the time after the DELETE, less those of an idle crowd."""
+    """Requests that etcd served after the DELETE, minus those of idle waiters."""
     looks: list[tuple[float, int]]
-    """Seconds since the DELETE, and how many requests there had been by then."""
+    """Seconds since the DELETE, and the number of requests by then."""
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The report for people."""
         return [
             f"{self.waiters} waiters in {self.clients} clients, TTL {self.ttl} s:",
             f"  kill to DELETE            {self.kill_to_delete:7.3f} s",
@@ -68,7 +68,7 @@ class Lateness:
 
 
 def served(etcd: EtcdServer) -> int:
-    """How many unary requests etcd has taken so far (transactions and reads)."""
+    """Number of unary requests that etcd has served so far (transactions and reads)."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"{etcd.client_url}/metrics", timeout=10) as answer:
         text = answer.read().decode()
@@ -83,7 +83,7 @@ def served(etcd: EtcdServer) -> int:
 
 
 class SlotEvents:
-    """What happens to the slots, in etcd's order, with the time when it was seen."""
+    """The events of the slots in etcd's order, with the time at which each was seen."""
 
     def __init__(self, etcd: EtcdServer, name: str) -> None:
         self.seen: list[tuple[str, float]] = []
@@ -107,7 +107,7 @@ class SlotEvents:
                 self._changed.notify_all()
 
     def wait_for(self, kind: str, seconds: float) -> float:
-        """When it was seen first."""
+        """When an event of this kind was first seen."""
         with self._changed:
             found = self._changed.wait_for(lambda: kind in dict(self.seen), seconds)
             assert found, f"no {kind} within {seconds} s: {self.seen}"
@@ -121,7 +121,7 @@ class SlotEvents:
 def measure(
     etcd: EtcdServer, *, processes: int, clients: int, waiters: int, ttl: int, after: float
 ) -> Lateness:
-    """Kill a holder under a crowd. `after`: seconds for which requests are counted."""
+    """Kill a holder while many wait. `after`: seconds for which requests are counted."""
     name = "lookout"
     total = processes * clients * waiters
     with contextlib.ExitStack() as stack:
@@ -143,10 +143,10 @@ def measure(
             time.sleep(0.5)
         events = SlotEvents(etcd, name)
         stack.callback(events.close)
-        time.sleep(4.0)  # for the watches of waiters' keys, which come after 3 s, and for rest
+        time.sleep(4.0)  # for the watches of waiters' keys, which come after 3 s, and to settle
         before_idle = served(etcd)
         time.sleep(3.0)
-        idle = (served(etcd) - before_idle) / 3.0  # re-reads, a second
+        idle = (served(etcd) - before_idle) / 3.0  # rereads per second
         holder.kill()
         killed = time.monotonic()
         deleted = events.wait_for("delete", ttl + 30)
@@ -176,7 +176,7 @@ def _count(sem: Semaphore) -> int:
     try:
         return len(sem.status(ttl=False).waiters)
     except EtcdSemError:
-        return 0  # etcd has much to do
+        return 0  # etcd is busy
 
 
 def _start(stack: contextlib.ExitStack, *arguments: str) -> subprocess.Popen[str]:

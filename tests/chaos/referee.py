@@ -1,13 +1,13 @@
-"""The referee: a server that no semaphore controls. It hears who is at work, and keeps a store.
+"""The referee: a server outside of any semaphore. It hears who is at work, and keeps a store.
 
-1. Clients tell it over a TCP connection of their own, which no fault touches: one line of JSON for
-   each message, one line back. Times are CLOCK_BOOTTIME, which all processes of a machine share.
+1. Clients report to it over a separate TCP connection that no fault touches: one line of JSON per
+   message, one line back. Times are CLOCK_BOOTTIME, which all processes of a machine share.
 2. A *belief* is the time for which a client was certain of its grant: from the moment when acquire
    returned to the last moment at which it found the lease valid. Beliefs in one slot must never
-   overlap, except after an eviction by hand, which is told with `evicted`.
+   overlap, except after a manual eviction, which is reported with `evicted`.
 3. The *store* checks fencing tokens for each slot: a write with a token lower than the highest seen
-   for that slot is refused. Beside it lies a store that does not check; what it would have got
-   wrong is counted, and shows that the faults bite.
+   for that slot is refused. A second store does not check; the stale writes that it accepts are
+   counted, and show that the faults have an effect.
 4. *Starts* of rate limits are judged in starts.py.
 """
 
@@ -40,7 +40,7 @@ def boottime() -> float:
 
 @dataclass
 class Belief:
-    """One grant, as its client saw it."""
+    """One grant, as seen by its client."""
 
     semaphore: str
     slot: int
@@ -55,13 +55,13 @@ class Belief:
 
 @dataclass
 class Eviction:
-    """Somebody was evicted by hand, not before the time `start`."""
+    """A client was evicted by hand, not before the time `start`."""
 
     semaphore: str
-    slot: int | None  # either the slot
+    slot: int | None  # either the slot is given
     lease: str | None  # or the lease
     start: float
-    revision: float = math.inf  # etcd's, when it was done; infinite if that is not known
+    revision: float = math.inf  # etcd's revision when it was done; infinite if unknown
 
     def concerns(self, belief: Belief) -> bool:
         """May it have ended this grant, perhaps before its client had begun to work?"""
@@ -73,23 +73,23 @@ class Eviction:
 
 
 ECHO = 5.0
-"""Seconds after the last order of a stale leader in which that may show: it is on its way, and a
-lease that it has renewed ends at most a TTL later."""
+"""Seconds after the last order of a stale leader in which it may have an effect: it is in transit,
+and a lease that it has renewed ends at most a TTL later."""
 
 
 @dataclass
 class Store:
-    """Writes to slots; `checked` refuses stale ones."""
+    """A store of writes to slots; if `checked`, it refuses stale ones."""
 
     checked: bool
     highest: dict[tuple[str, int], int] = field(default_factory=dict)
     last: dict[tuple[str, int], int] = field(default_factory=dict)
     accepted: int = 0
     refused: int = 0
-    stale: int = 0  # accepted, though somebody with a higher token had written before
+    stale: int = 0  # accepted although a higher token had written before
 
     def write(self, semaphore: str, slot: int, token: int) -> bool:
-        """Write in the name of a token; False if that is refused."""
+        """Write with a token; False if that is refused."""
         place = (semaphore, slot)
         highest = self.highest.get(place, 0)
         if token < highest and self.checked:
@@ -103,7 +103,7 @@ class Store:
 
 
 class Referee:
-    """The server; `port` is where clients find it."""
+    """The server; clients connect to `port`."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -139,7 +139,7 @@ class Referee:
             request_queue_size = 128
 
             def handle_error(self, request: Any, client_address: Any) -> None:
-                referee.counters["connections cut"] += 1  # clients are killed in mid-sentence
+                referee.counters["connections cut"] += 1  # clients are killed while sending
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self.port: int = self._server.server_address[1]
@@ -157,10 +157,10 @@ class Referee:
         self._server.shutdown()
         self._server.server_close()
 
-    # -- what clients say
+    # -- messages of clients
 
     def hear(self, said: dict[str, Any]) -> dict[str, Any]:
-        """One message, and the answer to it."""
+        """Process one message, and return the answer."""
         with self.lock:
             match said["op"]:
                 case "begin":
@@ -221,15 +221,15 @@ class Referee:
         self._believe(said).ended = True
         self._at_work[said["semaphore"]].discard(said["token"])
 
-    # -- what the conductor asks and tells
+    # -- called by the conductor
 
     def at_work(self, accept: Callable[[Belief], bool] = lambda belief: True) -> list[Belief]:
-        """Who is at work now, as far as was told."""
+        """The beliefs of clients that are at work, as far as was reported."""
         with self.lock:
             return [b for b in self.beliefs.values() if not b.ended and accept(b)]
 
     def gone(self, pid: int) -> None:
-        """A process was killed: it works no more."""
+        """Record that a process was killed and no longer works."""
         with self.lock:
             for belief in self.beliefs.values():
                 if belief.pid == pid and not belief.ended:
@@ -237,12 +237,12 @@ class Referee:
                     self._at_work[belief.semaphore].discard(belief.token)
 
     def evicted(self, eviction: Eviction) -> None:
-        """Somebody was evicted by hand."""
+        """Record a manual eviction."""
         with self.lock:
             self.evictions.append(eviction)
 
     def judge(self) -> list[str]:
-        """All that is wrong with what was believed and written."""
+        """Everything that is wrong with the beliefs and writes."""
         with self.lock:
             wrong = [f"granted twice: {double}" for double in self.doubles]
             if self.fenced.stale:
@@ -264,7 +264,7 @@ class Referee:
             return wrong
 
     def judge_starts(self, name: str, rate: Rate) -> list[str]:
-        """All that is wrong with the starts of a rate limit."""
+        """Everything that is wrong with the starts of a rate limit."""
         with self.lock:
             told = self.starts.get(name, [])
             wrong = []
@@ -282,9 +282,9 @@ class Referee:
             return wrong
 
     def _etcd_revoked_early(self, moment: float) -> bool:
-        """Before 3.4.31 and 3.5.13 a leader that stood still revokes, when it goes on, leases that
-        were renewed meanwhile; and one that is cut off answers renewals for a while, of which the
-        next leader does not know. Nothing that a client does can help it.
+        """Before 3.4.31 and 3.5.13 a leader that was suspended revokes, when it resumes, leases
+        that were renewed meanwhile; and one that is cut off answers renewals for a while that the
+        next leader does not know of. No client can prevent that.
         """
         near = any(one.begin <= moment <= one.end + ECHO for one in self.stale_leaders)
         return self.revokes_early and near

@@ -1,13 +1,13 @@
-"""The long run: more seeds of the simulator, longer chaos, and what processes use over time.
+"""The long run: more seeds of the simulator, longer chaos, and resource use over time.
 
     python -m tests.chaos.soak --seeds 0:2000 --seconds 600        (make soak)
 
-Chaos runs on each of `--on`: containers (where a Docker engine answers) and machine (network
-namespaces, or plain processes). Two of its workers are never killed; their memory, threads and
-file descriptors are printed over time and judged: none may grow. Ten processes use a rate limit for
+Chaos runs on each of `--on`: containers (if a Docker engine answers) and machine (network
+namespaces, or plain processes). Two of its workers are never killed; their memory, threads and file
+descriptors are printed over time and must not grow. Ten processes use a rate limit for
 `--rate-seconds` (tests/rates), and each ordinary program works for `--ordinary-seconds`
-(tests/ordinary). Each one-line fault of `tests.mutants` must be caught. Ends with 1 if anything is
-wrong.
+(tests/ordinary). Each one-line fault of `tests.mutants` must be caught. The exit code is 1 if
+anything is wrong.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from tests.chaos.conductor import Chaos, Report
 ROWS = 12
 
 GROWTH = {"rss": 25_000_000, "threads": 6, "fds": 12}
-"""How much more of each the last quarter may show than the second one, at the median."""
+"""Allowed growth of each median from the second quarter of the run to the last."""
 
 Vitals = list[dict[str, Any]]
 
 
 def table(who: str, vitals: Vitals) -> list[str]:
-    """A process's use over time, in a few rows."""
+    """A process's resource use over time, in a few rows."""
     lines = [f"{who}:   seconds    RSS MB   threads   files"]
     step = max(1, len(vitals) // ROWS)
     for one in vitals[::step]:
@@ -48,7 +48,7 @@ def table(who: str, vitals: Vitals) -> list[str]:
 
 
 def grown(who: str, vitals: Vitals) -> list[str]:
-    """What has grown between the second and the last quarter."""
+    """What has grown from the second to the last quarter."""
     quarter = len(vitals) // 4
     if quarter < 2:
         return []
@@ -62,7 +62,7 @@ def grown(who: str, vitals: Vitals) -> list[str]:
 
 
 def chaos(cluster: Cluster, *, seconds: float, seed: int) -> Report:
-    """One run of chaos, with what its longest-lived workers used."""
+    """One run of chaos; prints the resource use of the workers that were never killed."""
     run = Chaos(cluster, seconds=seconds, seed=seed, spared=2)
     report = run.run()
     print("\n".join(report.lines()), flush=True)
@@ -76,7 +76,7 @@ def chaos(cluster: Cluster, *, seconds: float, seed: int) -> Report:
 
 
 def keep(run: Chaos) -> Path:
-    """Write down what there is to find out what went wrong: etcd's history, who believed what."""
+    """Save the evidence for an analysis: etcd's history and the clients' beliefs."""
     path = Path(f"chaos-{run.report.kind}-{run.seed}.json".replace(" ", "-"))
     path.write_text(json.dumps(run.evidence(), indent=1))
     print(f"kept for a closer look: {path}", flush=True)
@@ -84,14 +84,14 @@ def keep(run: Chaos) -> Path:
 
 
 def simulate(seeds: str) -> int:
-    """The simulator over these seeds; gives its exit code."""
+    """Run the simulator over these seeds; returns its exit code."""
     print(f"simulator, seeds {seeds}", flush=True)
     command = [sys.executable, "-m", "tests.simulation", "--seeds", seeds, "--keep-going"]
     return subprocess.run(command, check=False).returncode
 
 
 def pace(seconds: float) -> int:
-    """Ten processes at one rate limit; gives pytest's exit code."""
+    """Run ten processes at one rate limit; returns pytest's exit code."""
     print(f"ten processes at a rate limit, {seconds:.0f} s", flush=True)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/rates"]
     command += ["--all", "--rate-seconds", str(seconds)]
@@ -99,7 +99,7 @@ def pace(seconds: float) -> int:
 
 
 def work(seconds: float) -> int:
-    """The ordinary programs, one after the other; gives pytest's exit code."""
+    """Run the ordinary programs, one after the other; returns pytest's exit code."""
     print(f"ordinary programs, {seconds:.0f} s each", flush=True)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ordinary"]
     command += ["--all", "--ordinary-seconds", str(seconds), "--timeout", str(seconds + 300)]
@@ -107,14 +107,14 @@ def work(seconds: float) -> int:
 
 
 def mutants() -> int:
-    """Put one-line faults into a copy of the package; gives the exit code of `tests.mutants`."""
+    """Put one-line faults into a copy of the package; returns the exit code of `tests.mutants`."""
     print("one-line faults", flush=True)
     command = [sys.executable, "-m", "tests.mutants"]
     return subprocess.run(command, cwd=Path(__file__).parents[2], check=False).returncode
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it all; the exit code is 1 if anything is wrong."""
+    """Run everything; the exit code is 1 if anything is wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,14 +1,14 @@
-"""Starts of rate limits, as the referee hears of them, and their judgement.
+"""Starts of rate limits, as reported to the referee, and their judgement.
 
-1. Whoever was handed out a start says so at once. The referee stamps it by its own clock, `told`:
-   it was handed out before that. And not before `low`: that is when its caller asked, plus the
-   seconds that `acquire` says it has waited. All are CLOCK_BOOTTIME, which all processes of a
+1. A worker reports each start at once. The referee stamps it by its own clock, `told`: it was
+   handed out before that. And it was handed out no earlier than `low`: when its caller asked, plus
+   the seconds that `acquire` says it has waited. All are CLOCK_BOOTTIME, which all processes of a
    machine share.
-2. So more than `limit` starts for which the last `told` comes less than a period after the first
-   `low` were handed out within one period, for certain (as in tests/rates/use.py). There is no
-   margin, and no false alarm: who was stopped between its start and its telling is late, which
-   excuses itself. How late the telling is at the median is printed: what is given back early by
-   less than that cannot be seen.
+2. So if for more than `limit` starts the last `told` comes less than a period after the first
+   `low`, they were certainly handed out within one period (as in tests/rates/use.py). There is no
+   margin and no false alarm: a worker that was suspended between its start and its report is late,
+   which excuses it. The median delay of the reports is printed: slots that are given back early by
+   less than that go unnoticed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tests.rates.use import Span, most_in_a_window
 
 
 class Start(NamedTuple):
-    """A start was handed out."""
+    """A start that was handed out."""
 
     name: str
     who: str
     client: str
-    """As etcd's keys name it; empty if that is not known."""
+    """The client ID in etcd's keys; empty if unknown."""
     low: float
     told: float
 
@@ -40,7 +40,7 @@ class Start(NamedTuple):
 
 
 def too_many(starts: Sequence[Start], rate: Rate) -> list[list[Start]]:
-    """Each set of starts, more than the limit, that were handed out within one period."""
+    """Each set of more starts than the limit that were handed out within one period."""
     ordered = sorted(starts, key=lambda one: one.low)
     lows = [one.low for one in ordered]
     found: list[list[Start]] = []
@@ -54,17 +54,17 @@ def too_many(starts: Sequence[Start], rate: Rate) -> list[list[Start]]:
 
 
 def most(starts: Sequence[Start], rate: Rate) -> int:
-    """The most in any window of the period, for certain."""
+    """The largest number that was certainly in one window of the period."""
     return most_in_a_window([Span(one.low, one.told) for one in starts], rate.period)
 
 
 def blur(starts: Sequence[Start]) -> int:
-    """Half of them were told within so many microseconds."""
+    """The median delay of the reports in microseconds."""
     return round(1e6 * statistics.median(one.told - one.low for one in starts)) if starts else 0
 
 
 def unrecorded(starts: Sequence[Start], rate: Rate, changes: Sequence[Change]) -> list[str]:
-    """Who has told of more starts than etcd's history of the keys has granted to it."""
+    """Clients that have reported more starts than etcd's history has granted to them."""
     granted: Counter[str] = Counter()
     for change in changes:
         if change.kind == "put" and "/leases/" in change.key:

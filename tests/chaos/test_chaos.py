@@ -1,4 +1,4 @@
-"""Random faults upon real clients and a real cluster, and the judgement: see conductor.py."""
+"""Random faults in real clients and a real cluster, and the judgement: see conductor.py."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.conftest import chosen
 from tests.helpers.docker_etcd import engine_or_skip
 
 LONG_ENOUGH = 45.0
-"""Seconds after which a run must have shown what it is for."""
+"""Seconds after which a run must have shown what it is meant to show."""
 
 
 def run(make: Callable[[], AbstractContextManager[Cluster]], config: pytest.Config) -> None:
-    """A run as the options want it; nothing may be wrong, and it must not have been empty.
+    """Run chaos as the options say; nothing may be wrong, and enough must have happened.
 
-    Faults come at random. If they did not bite, there is another run: a promise that is broken in
-    either of them is one.
+    Faults come at random. If too little happened, there is a second run; a promise that is broken
+    in either run fails the test.
     """
     seconds: float = config.getoption("--chaos-seconds")
     for last in (False, True):
@@ -40,7 +40,7 @@ def run(make: Callable[[], AbstractContextManager[Cluster]], config: pytest.Conf
 
 
 def missing(counters: Counter[str], seconds: float) -> Iterator[str]:
-    """What has not happened often enough for the run to say anything."""
+    """What has not happened often enough for the run to be meaningful."""
     least = {"served after the last fault": 1}
     if seconds >= LONG_ENOUGH:
         least |= {
@@ -51,7 +51,7 @@ def missing(counters: Counter[str], seconds: float) -> Iterator[str]:
             "raft terms": 3,
             "evictions by hand": 1,
             "etcdsem run ended with 0": 1,
-            "stale writes without a fence": 1,  # else the faults did not bite
+            "stale writes without a fence": 1,  # else the faults had no effect
             "stale writes refused by the fence": 1,
             "leases of both at once": 5,
             **{f"starts of {rate}": 2 * rate.starts for rate in RATES.values()},
@@ -72,8 +72,8 @@ def test_chaos_in_containers(request: pytest.FixtureRequest) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_chaos_on_this_machine(request: pytest.FixtureRequest) -> None:
-    """Three members as processes, in network namespaces where that can be done; of the system's
-    etcd 3.4 where there is one, so that both versions are tried.
+    """Three members as processes, in network namespaces if possible, with the system's etcd 3.4 if
+    there is one, so that both versions are tested.
     """
     binaries = chosen(request.config)
     binary = binaries.get("3.4") or next(iter(binaries.values()))

@@ -1,4 +1,4 @@
-"""Leaders that did not know of their successors are found in the members' logs, and those alone."""
+"""Stale leaders, and only those, are found in the members' logs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AHEAD = 1_000_000.0
 
 
 def log(*events: tuple[float, str]) -> str:
-    """Lines as etcd writes them."""
+    """Log lines as written by etcd."""
     lines = [
         {
             "level": "info",
@@ -34,13 +34,13 @@ NEXT = log((0.0, "b became follower at term 2"), (4.0, "b became leader at term 
 
 
 def found(*events: tuple[float, str]) -> list[StaleLeader]:
-    """What is found of a member that has led since 1.0, while another one leads from 4.0 on."""
+    """The stale leaders if one member has led since 1.0, and another one leads from 4.0 on."""
     own = log((0.0, "starting an etcd server"), (1.0, "a became leader at term 2"), *events)
     return stale_leaders({"m1": own, "m2": NEXT}, AHEAD)
 
 
 def test_who_heard_of_it_late() -> None:
-    """From the election of the next leader until it heard of that."""
+    """It is stale from the election of the next leader until it hears of it."""
     assert found((6.5, "a became follower at term 3")) == [StaleLeader("m1", 4.0, 6.5)]
     assert found() == [StaleLeader("m1", 4.0, math.inf)]
 
@@ -51,25 +51,25 @@ def test_who_had_stepped_down_before() -> None:
 
 
 def test_who_goes_on_revoking() -> None:
-    """A leader is stale until it has tried to revoke the last of the leases that it saw end; what
-    it revokes when it leads again is right.
+    """A leader is stale until it has tried to revoke the last of the leases that it saw expire; its
+    revocations after it leads again are right.
     """
     failed = [(at, "failed to revoke lease") for at in (2.0, 5.0, 13.5, 13.6, 30.0)]
     heard = (6.5, "a became follower at term 3")
     again = (20.0, "a became leader at term 4")
     stale = found(*failed[:2], heard, *failed[2:4], again, *failed[4:])
-    assert [one.member for one in stale] == ["m1", "m2"]  # which has not heard of term 4
+    assert [one.member for one in stale] == ["m1", "m2"]  # m2 has not heard of term 4
     assert stale[0].end == pytest.approx(13.6, abs=1e-6)
 
 
 def test_who_was_killed() -> None:
-    """Dead is not stale, however late it comes back."""
+    """A dead leader is not stale, however late it comes back."""
     restarted = (9.0, "starting an etcd server"), (9.1, "a became follower at term 3")
     assert found(*restarted) == []
 
 
 def test_a_leader_that_stands_still(each_binary: str) -> None:
-    """On a real cluster: it is stale until it goes on, by our clock too."""
+    """On a real cluster: it is stale until it resumes, also by our clock."""
     with on_this_machine(each_binary) as cluster:
         number = cluster.leader()
         old = cluster.members[number]

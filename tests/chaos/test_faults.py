@@ -1,4 +1,4 @@
-"""Faults one by one, where a chaos run could not show exactly what is right: docs/chaos.md."""
+"""Single faults, where a chaos run could not show exactly what is right: docs/chaos.md."""
 
 from __future__ import annotations
 
@@ -43,9 +43,8 @@ say('write', slot, token)
 def test_without_a_fence_a_paused_holder_does_harm(
     etcd: EtcdServer, client: Client, name: str, workers: list[Worker]
 ) -> None:
-    """The control: a holder that is paused for longer than its TTL and then writes, without
-    asking, overwrites its successor in a store that does not check tokens. One that does
-    refuses it.
+    """The control: a holder that is paused for longer than its TTL and then writes without checking
+    overwrites its successor in a store that does not check tokens. One that does refuses it.
     """
     fenced, unfenced = Store(checked=True), Store(checked=False)
     workers.append(Worker(etcd, CARELESS, name))
@@ -73,7 +72,7 @@ def test_without_a_fence_a_paused_holder_does_harm(
 def test_a_suspended_machine_has_lost_its_lease(
     etcd: EtcdServer, client: Client, name: str, workers: list[Worker]
 ) -> None:
-    """CLOCK_BOOTTIME runs on while a machine is suspended; on waking the lease is lost at once."""
+    """CLOCK_BOOTTIME counts suspension, so on waking up the lease is lost at once."""
     code = """
 import threading
 real, asleep = time.clock_gettime, 0.0
@@ -96,7 +95,7 @@ say('released', sem.release(), len(lost))
 
 
 def cut_off(up: str, down: str, etcd: EtcdServer, name: str) -> None:
-    """A holder whose first endpoint goes silent, this way or that, and whose second is well."""
+    """A holder whose first endpoint becomes silent in one way, and whose second one is fine."""
     with Proxy(etcd.endpoint) as proxy, etcdsem.connect([proxy.endpoint, etcd.endpoint]) as client:
         sem = Semaphore(1, name, client=client, lease_timeout=15)
         sem.acquire()
@@ -114,7 +113,7 @@ def cut_off(up: str, down: str, etcd: EtcdServer, name: str) -> None:
 
 @pytest.mark.slow
 def test_cut_off_from_one_endpoint(etcd: EtcdServer, name: str) -> None:
-    """Both ways or one way: the lease is kept by way of the other endpoint, the waiter keeps its
+    """In both directions or one: the lease is kept through the other endpoint, the waiter keeps its
     place, and the hand-over arrives.
     """
     ways = [("hold", "hold"), ("hold", "pass"), ("pass", "hold")]
@@ -126,9 +125,9 @@ def test_cut_off_from_one_endpoint(etcd: EtcdServer, name: str) -> None:
 
 @pytest.mark.slow
 def test_a_member_cut_off_from_its_peers_is_left(etcd_binary: str, name: str) -> None:
-    """It takes connections and knows nothing: holders and waiters go on with another one."""
+    """It accepts connections but is useless: holders and waiters continue with another one."""
     if not namespaces_work():
-        pytest.skip("network namespaces can not be made here (they need root and `ip`)")
+        pytest.skip("network namespaces cannot be created here (they need root and `ip`)")
     with in_namespaces(etcd_binary) as cluster:
         grey = cluster.leader()
         others = [one for at, one in enumerate(cluster.endpoints) if at != grey]
@@ -151,8 +150,8 @@ def test_a_member_cut_off_from_its_peers_is_left(etcd_binary: str, name: str) ->
 
 
 def test_an_acquire_whose_answer_is_lost_holds_one_slot(etcd: EtcdServer, name: str) -> None:
-    """It was applied, nobody heard: the next attempt has another lease, and the first one's slot
-    is free again by the time it returns or soon after.
+    """It was applied, but the answer was lost: the next attempt uses another lease, and the first
+    one's slot is free again when it returns or soon after.
     """
     with Proxy(etcd.endpoint) as proxy, etcdsem.connect(proxy.endpoint) as client:
         sem = Semaphore(3, name, client=client, lease_timeout=30)
@@ -179,7 +178,7 @@ def test_a_request_that_arrives_long_after_we_gave_up(etcd: EtcdServer, name: st
         sem = Semaphore(1, name, client=client, lease_timeout=30)
         with sem:
             pass
-        proxy.up = "hold"  # JOIN goes in here, and comes out when its lease is revoked
+        proxy.up = "hold"  # JOIN is held here, and delivered when its lease has been revoked
         began = time.monotonic()
         assert sem.acquire(timeout=30)
         assert time.monotonic() - began > 3, "it was not held, or not for long"
@@ -198,7 +197,7 @@ def test_a_request_that_arrives_long_after_we_gave_up(etcd: EtcdServer, name: st
 def test_a_silent_watch_delays_no_longer_than_the_validation_interval(
     etcd: EtcdServer, client: Client, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Etcd grants, frees, and says nothing of it: the waiter finds out by itself."""
+    """Grants and freed slots are not reported: the waiter finds out by itself."""
     monkeypatch.setenv("ETCDSEM_VALIDATION_INTERVAL", "2s")  # 1 to 3 s
     holder = Semaphore(1, name, client=client)
     with MutingProxy(etcd.endpoint) as proxy, etcdsem.connect(proxy.endpoint) as deaf:
@@ -208,7 +207,7 @@ def test_a_silent_watch_delays_no_longer_than_the_validation_interval(
             assert holder.acquire(timeout=30)
             waiters = Waiters(sem, 1)
             proxy.muted = True
-            holder.release()  # a hand-over, whose letter is never heard of
+            holder.release()  # a hand-over whose letter never arrives
             began = time.monotonic()
             waiters.join()
             assert time.monotonic() - began < 10.0
@@ -222,8 +221,8 @@ def test_a_silent_watch_delays_no_longer_than_the_validation_interval(
 
 @pytest.mark.slow
 def test_a_storm_of_expiries(fresh_etcd: EtcdServer, name: str, workers: list[Worker]) -> None:
-    """5,000 leases end together with that of a holder who was killed: the slot is used again when
-    etcd, which revokes 1,000 a second, has got through.
+    """5,000 leases end together with that of a holder that was killed: the slot is used again when
+    etcd, which revokes 1,000 a second, has got through them.
     """
     count, ttl = 5000, 8
     code = """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @pytest.mark.slow
 def test_a_thousand_waiters(fresh_etcd: EtcdServer) -> None:
     """A thousand threads in ten processes wait; each process is one client, one of whose threads
-    looks for all. The slot is used again within TTL + 1.5 s, and etcd hears of few.
+    looks for all. The slot is used again within TTL + 1.5 s, and etcd gets few requests.
     """
     seen = measure(fresh_etcd, processes=10, clients=1, waiters=100, ttl=5, after=3.0)
     print("\n".join(seen.lines()))
@@ -27,8 +27,8 @@ def test_a_thousand_waiters(fresh_etcd: EtcdServer) -> None:
 
 @pytest.mark.parametrize("clients", sample([5, 30]))
 def test_many_clients_do_not_stampede(fresh_etcd: EtcdServer, clients: int) -> None:
-    """Each waiter is a client of its own and sees the slot come free: their looks are spread over
-    two seconds and not made at once; and the first comes soon all the same.
+    """Each waiter is a separate client and sees the slot become free: their looks are spread over
+    two seconds and not made at once; yet the first one comes soon.
     """
     seen = measure(fresh_etcd, processes=4, clients=clients, waiters=1, ttl=5, after=4.0)
     print("\n".join(seen.lines()))

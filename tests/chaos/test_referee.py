@@ -1,4 +1,4 @@
-"""The referee sees two in one slot; what etcd itself has done wrong it counts apart."""
+"""The referee notices two holders of one slot; etcd's own mistakes are counted separately."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.chaos.referee import ECHO, Belief, Referee
 
 
 def two_in_one_slot(at: float) -> Referee:
-    """One who still works at that moment, and another who is granted the same slot then."""
+    """One client that still works at that moment, and another that is granted the slot then."""
     referee = Referee()
     for token, start, last in ((7, at - 2.0, at + 1.0), (9, at, at + 0.5)):
         belief = Belief("sem", 2, token, f"{token:x}", "w", token, start, last, ended=True)
@@ -30,7 +30,7 @@ def test_two_believed_in_one_slot() -> None:
     [(True, 101.0, 0), (True, 96.0, 0), (True, 99.9 - ECHO, 1), (False, 101.0, 1)],
 )
 def test_a_leader_that_stood_still(buggy: bool, end: float, wrong: int) -> None:
-    """Only an etcd with the bug is excused, and only around that."""
+    """Only an etcd with the bug is excused, and only around that time."""
     referee = two_in_one_slot(100.0)
     referee.revokes_early = buggy
     referee.stale_leaders.append(StaleLeader("m1", end - 3.0, end))
@@ -39,8 +39,8 @@ def test_a_leader_that_stood_still(buggy: bool, end: float, wrong: int) -> None:
 
 
 def test_who_stood_still_since_the_grant() -> None:
-    """A process that is stopped between its grant and telling of it tells late, and that its lease
-    is valid no more: it never believed that it had the slot.
+    """A process that is suspended between its grant and its report reports late, with an invalid
+    lease: it never believed that it had the slot.
     """
 
     def told(*, valid: bool) -> list[str]:

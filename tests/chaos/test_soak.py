@@ -1,4 +1,4 @@
-"""The long run, made short: that it runs, prints and judges."""
+"""A shortened long run: it runs, prints and judges."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.chaos.conductor import RATES, Chaos
 
 
 def test_a_short_soak(capfd: pytest.CaptureFixture[str], etcd_binary: str) -> None:
-    """Some seeds, some seconds of chaos, a table for each worker that was spared."""
+    """Some seeds, some seconds of chaos, and a table for each worker that was never killed."""
     options = ["--seeds", "0:3", "--seconds", "6", "--on", "machine", "--etcd", etcd_binary]
     options += ["--rate-seconds", "0", "--ordinary-seconds", "0", "--no-mutants"]
     assert soak.main(options) == 0
@@ -27,7 +27,7 @@ def test_a_short_soak(capfd: pytest.CaptureFixture[str], etcd_binary: str) -> No
 def test_an_alarm_leaves_evidence(
     etcd_binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Etcd's history, beliefs and faults of a run are kept, so that an alarm can be explained."""
+    """The history, beliefs and faults of a run are kept, so that an alarm can be analyzed."""
     monkeypatch.chdir(tmp_path)
     with on_this_machine(etcd_binary) as cluster:
         run = Chaos(cluster, seconds=3.0, seed=1)
@@ -43,7 +43,7 @@ def test_an_alarm_leaves_evidence(
 
 
 def test_growth_is_seen() -> None:
-    """What grows from quarter to quarter is told; what only goes up and down is not."""
+    """Growth from quarter to quarter is reported; ups and downs are not."""
     flat = [{"t": t, "rss": 50_000_000 + t % 7 * 1000, "threads": 9, "fds": 20} for t in range(40)]
     leak = [{**one, "fds": 20 + 2 * at} for at, one in enumerate(flat)]
     assert soak.grown("w", flat) == []

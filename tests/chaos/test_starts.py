@@ -1,4 +1,4 @@
-"""The referee sees too many starts in a period: by itself, and in a run with a fault put in."""
+"""The referee notices too many starts in a period: alone, and in a run with a seeded fault."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIMIT = Rate(3, 2.0, 1)
 
 
 def start(low: float, late: float = 0.001, client: str = "c") -> Start:
-    """A start that was told of a moment after it was handed out."""
+    """A start that was reported a moment after it was handed out."""
     return Start("rate", "w", client, low, low + late)
 
 
@@ -29,15 +29,15 @@ def start(low: float, late: float = 0.001, client: str = "c") -> Start:
     [
         ([start(0.0), start(0.1), start(0.2), start(2.01)], 0),
         ([start(0.0), start(0.1), start(0.2), start(1.99)], 1),
-        ([start(0.0), start(0.1), start(0.2), start(1.9995)], 0),  # told when the period was over
-        # The second was stopped on its way, so its start may have been long before it was told.
+        ([start(0.0), start(0.1), start(0.2), start(1.9995)], 0),  # reported after the period
+        # The second was suspended, so its start may have been long before its report.
         ([start(0.0), start(0.1, late=2.05), start(0.2), start(2.01), start(2.02)], 0),
         ([start(0.0), start(0.1, late=1.8), start(0.2), start(1.5)], 1),
         ([start(5.0), start(1.0), start(5.1), start(5.2), start(5.3)], 1),  # in any order
     ],
 )
 def test_too_many_for_certain(starts: list[Start], found: int) -> None:
-    """More than the limit within one period, whatever happened between start and telling."""
+    """More than the limit within one period, whatever happened between start and report."""
     assert len(too_many(starts, LIMIT)) == found
     referee = Referee()
     with referee:
@@ -46,7 +46,7 @@ def test_too_many_for_certain(starts: list[Start], found: int) -> None:
 
 
 def test_only_near_a_stale_leader_etcd_is_to_blame() -> None:
-    """And only an etcd that has the bug."""
+    """And only with an etcd that has the bug."""
     with Referee() as referee:
         referee.starts["rate"] = [start(50.0 + 0.1 * number) for number in range(4)]
         referee.stale_leaders.append(StaleLeader("m1", 40.0, 48.0))
@@ -58,7 +58,7 @@ def test_only_near_a_stale_leader_etcd_is_to_blame() -> None:
 
 
 def test_what_is_excused_hides_nothing_else() -> None:
-    """Though it is more, and overlaps."""
+    """Not even if it is larger, and overlaps."""
     with Referee() as referee:
         referee.revokes_early = True
         referee.stale_leaders.append(StaleLeader("m1", 40.0, 45.0))
@@ -68,7 +68,7 @@ def test_what_is_excused_hides_nothing_else() -> None:
 
 
 def test_a_start_that_etcd_has_not_granted() -> None:
-    """As many starts as blocks were put for a client, and no more."""
+    """Only as many starts are allowed as blocks were put for a client."""
     value = b'{"client":"c"}'
     granted = [Change(7, "put", "/etcdsem/rate/leases/00000", value, 7, 1)]
     assert not unrecorded([start(1.0)], LIMIT, granted)
@@ -80,8 +80,8 @@ def test_a_start_that_etcd_has_not_granted() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("control", [worker.TOO_EARLY, worker.LAWLESS])
 def test_a_fault_in_the_workers_is_found(etcd_binary: str, control: str) -> None:
-    """Negative controls, on a real cluster: slots are given back after 0.6 periods, or nobody asks
-    for a start.
+    """Negative controls on a real cluster: slots are given back after 0.6 periods, or starts are
+    taken without asking.
     """
     with on_this_machine(etcd_binary) as cluster:
         seed = random.SystemRandom().randrange(1000)

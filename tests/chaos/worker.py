@@ -1,9 +1,9 @@
-"""A client process: threads that acquire, work and release, and tell the referee. A turn takes one
-semaphore, or both at once. Beside them a thread for each rate limit takes its starts.
+"""A client process: threads that acquire, work and release, and report to the referee. Each turn
+takes one semaphore, or both at once. In addition one thread per rate limit takes its starts.
 
-Run as a module, with its configuration as JSON in argv. It is told on its stdin to "drain":
-then each thread is served once more by each semaphore, all is closed, and what is left of threads
-and file descriptors is counted. SIGUSR1 makes it hold the GIL, SIGUSR2 makes its wall clock jump.
+Run as a module, with its configuration as JSON in argv. When it reads "drain" on its stdin, each
+thread is served once more by each semaphore, everything is closed, and the remaining threads and
+file descriptors are counted. SIGUSR1 makes it hold the GIL, SIGUSR2 makes its wall clock jump.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ LENGTHS = [0.0, 0.0, 0.01, 0.01, 0.03, 0.03, 0.1, 0.1, 1.0, 1.0]
 """Seconds of work."""
 
 BOTH = 0.2
-"""The share of turns that take both semaphores at once."""
+"""The fraction of turns that take both semaphores at once."""
 
 TOO_EARLY, LAWLESS = "slots of starts are given back too early", "starts are not asked for"
-"""Faults that are put in, for a negative control."""
+"""Faults that can be seeded, for a negative control."""
 
 
 def boottime() -> float:
@@ -65,7 +65,7 @@ class Wire:
 
 
 class BaseWorker:
-    """What both kinds have."""
+    """The common parts of both kinds."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
@@ -75,14 +75,14 @@ class BaseWorker:
         self.unserved: list[str] = []
 
     def rng(self, what: object) -> random.Random:
-        """The dice of one of its threads or tasks."""
+        """The random numbers of one of its threads or tasks."""
         return random.Random(f"{self.config['seed']}-{self.who}-{what}")
 
     def wire(self) -> Wire:
         return Wire(self.config["referee"])
 
     def semaphores(self, kind: Callable[..., S], client: object) -> list[S]:
-        """Those that one of its threads or tasks takes leases of."""
+        """The semaphore objects of one of its threads or tasks."""
         settings = {
             "client": client,
             "lease_timeout": self.config["ttl"],
@@ -98,7 +98,7 @@ class BaseWorker:
         wire.close()
 
     def report(self, before: dict[str, int], after: dict[str, int]) -> str:
-        """Its last words."""
+        """Its final report."""
         return json.dumps(
             {
                 "served": self.served,
@@ -121,7 +121,7 @@ class Worker(BaseWorker):
 
     def life(self, number: int) -> None:
         rng, wire = self.rng(number), self.wire()
-        careless = number > 0  # writes without asking whether its lease is valid
+        careless = number > 0  # writes without checking whether its lease is valid
         semaphores = self.semaphores(Semaphore, self.client)
         while not self.draining.is_set():
             wanted = chosen(semaphores, rng)
@@ -170,7 +170,7 @@ class Worker(BaseWorker):
                 wire.say("count", what="releases that gave nothing back")
 
     def last(self, wanted: list[Semaphore], wire: Wire, rng: random.Random) -> None:
-        """After the faults: everybody must be served, by every semaphore, and by both at once."""
+        """After the faults: every thread must be served by each semaphore, and by both at once."""
         until = boottime() + self.config["patience"]
         why = "no room"
         while boottime() < until:
@@ -191,7 +191,7 @@ class Worker(BaseWorker):
     # -- starts of a rate limit
 
     def pace(self, name: str) -> None:
-        """Take starts, as often as there are some; at the end one more."""
+        """Take starts whenever there are any; at the end one more."""
         rng, wire = self.rng(name), self.wire()
         limit = RateLimit(name, client=self.client, register=False)
         while not self.draining.is_set():
@@ -227,7 +227,7 @@ class Worker(BaseWorker):
         wire.close()
 
     def run(self) -> int:
-        # Once before counting, since gRPC keeps some threads and files of its own for good.
+        # Once before counting, since gRPC keeps some threads and files permanently.
         with etcdsem.connect(self.config["endpoints"]) as client:
             warm_up(client, self.config["semaphores"][0])
         before = settled(None)
@@ -250,7 +250,7 @@ class Worker(BaseWorker):
 
 
 class Work:
-    """What is told to the referee of leases that are held together."""
+    """Reports leases that are held together to the referee."""
 
     def __init__(self, who: str, leases: Sequence[Held], wire: Wire, *, careless: bool) -> None:
         self._wire = wire
@@ -261,16 +261,16 @@ class Work:
                 one = {"semaphore": lease.name, "slot": slot, "token": lease.fencing_token}
                 self._slots.append((lease, one))
                 begun = {"who": who, "pid": os.getpid(), "lease": lease.id}
-                t = boottime()  # as in `step`: the process may have stood still since the grant
+                t = boottime()  # as in `step`: the process may have been suspended since the grant
                 wire.say("begin", t=t, valid=lease.valid, **one, **begun)
         if len(leases) > 1:
             wire.say("count", what="leases of both at once")
 
     def step(self) -> bool:
-        """A write for each slot; False if any lease is valid no more."""
+        """Write once for each slot; False if any lease is no longer valid."""
         going = True
         for lease, one in self._slots:
-            t = boottime()  # before asking: what is valid after t was valid at t
+            t = boottime()  # before the check: a lease that is valid after t was valid at t
             valid = lease.valid
             going = going and valid
             if valid or self._careless:
@@ -278,14 +278,14 @@ class Work:
         return going
 
     def end(self) -> None:
-        """It has ended."""
+        """Report the end of the work."""
         for lease, one in self._slots:
             t, valid = boottime(), lease.valid
             self._wire.say("end", t=t, valid=valid, **one)
 
 
 class Held(Protocol):
-    """A lease, of either library."""
+    """A lease of either library."""
 
     @property
     def name(self) -> str: ...
@@ -300,25 +300,25 @@ class Held(Protocol):
 
 
 def chosen(semaphores: list[S], rng: random.Random) -> list[S]:
-    """Which of them a turn takes."""
+    """The semaphores of one turn."""
     if rng.random() < BOTH:
         return rng.sample(semaphores, 2)
     return [rng.choice(semaphores)]
 
 
 def started(who: str, name: str, client: str, asked: float, start: Start) -> dict[str, Any]:
-    """What is told to the referee of a start that was asked for then."""
+    """The report of a start that was requested at `asked`."""
     return {"who": who, "name": name, "client": client, "low": asked + start.waited}
 
 
 def break_rules(control: str | None) -> None:
-    """Put a fault in."""
+    """Seed a fault."""
     if control == TOO_EARLY:
         permits.need = lambda period: 0.6 * period
 
 
 def wants(rng: random.Random) -> dict[str, Any]:
-    """What an acquire asks for: most one slot in its turn, some more, or before others."""
+    """The request of an acquire: mostly one slot in FIFO order, sometimes more, or a priority."""
     weight = rng.choice([1, 1, 1, 1, 2])
     return {
         "weight": weight,
@@ -337,7 +337,7 @@ def warm_up(client: etcdsem.Client, name: str) -> None:
 
 
 def vitals() -> dict[str, int]:
-    """What this process uses."""
+    """The resource use of this process."""
     with open("/proc/self/statm") as file:
         pages = int(file.read().split()[1])
     return {
@@ -348,7 +348,7 @@ def vitals() -> dict[str, int]:
 
 
 def open_files() -> list[str]:
-    """What they are, and for sockets, with whom and in which state (as ss prints it)."""
+    """The open files, and for sockets their peers and states (as printed by ss)."""
     files = []
     for fd in os.listdir("/proc/self/fd"):
         try:
@@ -368,7 +368,7 @@ def open_files() -> list[str]:
 
 
 def settled(least: dict[str, int] | None) -> dict[str, int]:
-    """The same when it has come to rest; for at most 10 s while it is above `least`."""
+    """The resource use at rest; waits for at most 10 s while it is above `least`."""
     until = boottime() + 10.0
     time.sleep(0.3)
     while True:
@@ -384,7 +384,8 @@ def settled(least: dict[str, int] | None) -> dict[str, int]:
 def take_signals(config: dict[str, Any], module: Any, clock: types.ModuleType) -> None:
     """SIGUSR1 holds the GIL for longer than the TTL, SIGUSR2 makes `module`'s wall clock jump."""
     libc = ctypes.PyDLL(None)  # a PyDLL's functions keep the GIL
-    # For etcdsem alone: gRPC hands absolute times to its C core, whose clock must jump with ours.
+    # For etcdsem only: gRPC passes absolute times to its C core, whose clock would have to jump,
+    # too.
     jumping = types.ModuleType("time")
     jumping.__dict__.update(clock.__dict__)
     module.time = jumping
