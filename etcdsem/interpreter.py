@@ -17,7 +17,7 @@ def why_not() -> str:
     if getattr(sys, "frozen", False):
         return f"this program was frozen (sys.frozen), so {sys.executable} is not a Python"
     if not sys.executable:
-        return "sys.executable is not set, as where Python is embedded in another program"
+        return "sys.executable is not set, as when Python is embedded in another program"
     if not os.path.basename(sys.executable).lower().startswith(_NAMES):
         return f"sys.executable is {sys.executable}, which is not a Python"
     return ""

@@ -61,7 +61,7 @@ class PrefixMirror:
                 self._ask()
                 trouble = ""
             except Failure as failure:
-                trouble = str(public_error(failure, "look at the semaphores"))
+                trouble = str(public_error(failure, "read the semaphores"))
             except EtcdSemError as error:
                 trouble = str(error)
             if trouble != self._trouble:
@@ -87,7 +87,7 @@ class PrefixMirror:
                 view.expect(counted[0], counted[1], driver.now())
         while view.state != "live":
             if driver.now() >= until:
-                raise NotApplied("events were missed again and again while all keys were read")
+                raise NotApplied("events were missed repeatedly while all keys were read")
             self._read_all(until)
 
     def _listen(self, until: float) -> None:

@@ -152,7 +152,7 @@ def evict(
                 Junk(kv.key.decode(), "had no etcd lease"),
             )
         raise EtcdSemError(
-            f"semaphore {semaphore.name!r}: slot {number} changed hands just now; nobody was "
+            f"semaphore {semaphore.name!r}: slot {number} has just changed hands; nobody was "
             "evicted"
         )
     for kv in waiting if slot is None else ():
@@ -160,7 +160,7 @@ def evict(
             yield from _evict_waiter(semaphore, kv, by)
             return next(w for w in seen.waiters if w.lease_id == lease_hex(kv.lease))
     what = f"slot {slot}" if slot is not None else f"lease {lease}"
-    raise NobodyThere(f"semaphore {semaphore.name!r}: nobody has {what}; see etcdsem status")
+    raise NobodyThere(f"semaphore {semaphore.name!r}: {what} is not in use; see etcdsem status")
 
 
 def _evict_waiter(semaphore: SemaphoreState, kv: KeyValue, by: str) -> Procedure[None]:
@@ -172,7 +172,7 @@ def _evict_waiter(semaphore: SemaphoreState, kv: KeyValue, by: str) -> Procedure
     txn = transactions.evict_waiter(keys, path, kv.create_revision, letter, lease.id)
     if not transactions.evicted((yield from read(session, txn)), lease.id):
         raise EtcdSemError(
-            f"semaphore {semaphore.name!r}: that waiter has left or was granted just now; "
+            f"semaphore {semaphore.name!r}: the waiter has just left or been granted; "
             "nobody was evicted"
         )
 

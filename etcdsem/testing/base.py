@@ -100,7 +100,7 @@ class Wire:
                 if self._closed or self._time.ended:
                     raise NotApplied("the client was closed", _ENDPOINT)
                 if self.cut:
-                    raise NotConnected("it was cut off (etcdsem.testing)", _ENDPOINT)
+                    raise NotConnected("cut off by etcdsem.testing", _ENDPOINT)
                 return function()
         finally:
             self._time.deliver()

@@ -35,7 +35,7 @@ def read_holders(
             junk.append(
                 _junk(
                     kv,
-                    "has no etcd lease, so it blocks its slot until somebody deletes it "
+                    "has no etcd lease, so it blocks its slot until it is deleted "
                     f"(etcdsem evict {keys.name} --slot {slot})",
                 )
             )

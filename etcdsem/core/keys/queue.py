@@ -47,7 +47,7 @@ def fault_of_waiter(keys: Keys, kv: KeyValue) -> str | None:
     if match is None:
         return "not a waiter's key: expected waiters/<client>/<lease>"
     if kv.lease == 0:
-        return "has no etcd lease, so nobody can be granted in its place; delete it"
+        return "has no etcd lease, so it can never be granted a slot; delete it"
     if kv.lease != int(match[2], 16):
         return "is attached to another etcd lease than the one it names; delete it"
     return None
