@@ -612,7 +612,7 @@ def test_pickled(memory: Memory) -> None:
         timeout=60,
         check=False,
     )
-    assert "in memory" in done.stderr
+    assert "in-memory" in done.stderr
 
 
 def test_a_forked_child_has_no_part_in_it(memory: Memory) -> None:

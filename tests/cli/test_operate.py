@@ -240,7 +240,7 @@ def test_a_limit_is_changed_by_a_difference(etcd: EtcdServer, name: str) -> None
     for difference, said in (("-11", "-1"), ("+99990", "100000")):
         done = ran(etcd, "limit", name, difference)
         assert done.returncode == 64
-        assert f"the limit is 10; {difference} would make it {said}, and it must" in done.stderr
+        assert f"the limit is 10; {difference} would make it {said}, but it must" in done.stderr
     assert ran(etcd, "limit", name, "-10").stdout == f"{name}: 10 -> 0\n"
 
 

@@ -572,7 +572,7 @@ def test_a_plain_task_with_the_asyncio_semaphore(cluster: Cluster, name: str) ->
 
     async def main() -> None:
         async with distributed.Client(cluster.scheduler, asynchronous=True) as client:
-            with pytest.raises(etcdsem.WrongEventLoop, match="Dask tasks that are plain functions"):
+            with pytest.raises(etcdsem.WrongEventLoop, match="plain functions in Dask tasks"):
                 await client.submit(tasks.without_a_loop, 0, sem=sem, pure=False)
             blocking = etcdsem.Semaphore(1, name)
             times = await client.gather(client.map(tasks.occupy, range(6), sem=blocking))

@@ -524,7 +524,7 @@ def test_more_calls_than_the_server_takes() -> None:
         patient = asyncio.create_task(ask(one, 20, "/patient"))
         await asyncio.sleep(0)
         cancelled.cancel()
-        with pytest.raises(RpcError, match="takes no more") as caught:
+        with pytest.raises(RpcError, match="accepts no more") as caught:
             await waits
         assert caught.value.code == NOT_PROCESSED
         talk = scripted.talks[0]

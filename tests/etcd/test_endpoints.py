@@ -301,7 +301,7 @@ def test_nothing_there() -> None:
         assert "sends nothing" in message or "no answer in time" in message
     both = refused("127.0.0.1:1,no-such-host.invalid:2379")
     assert "127.0.0.1:1: Failed to connect" in both
-    assert "no-such-host.invalid:2379: there is no host" in both
+    assert "no-such-host.invalid:2379: no such host" in both
 
 
 def test_the_port_for_peers(any_etcd: EtcdServer, name: str) -> None:

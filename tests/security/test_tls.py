@@ -207,8 +207,8 @@ def test_texts_of_other_releases() -> None:
     """The same reasons in the words of other releases of OpenSSL; what is unknown is shown."""
     words = {
         "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed": "authority",
-        "[SSL: RECORD_LAYER_FAILURE] record layer failure (_ssl.c:1000)": "no TLS",
-        "[SSL: WRONG_VERSION_NUMBER] wrong version number": "no TLS",
+        "[SSL: RECORD_LAYER_FAILURE] record layer failure (_ssl.c:1000)": "not speak TLS",
+        "[SSL: WRONG_VERSION_NUMBER] wrong version number": "not speak TLS",
         "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert certificate required": "client cert",
         "[SSL: SSLV3_ALERT_BAD_CERTIFICATE] sslv3 alert bad certificate": "client certificate",
         "[SSL: SOMETHING_NEW] something new": "TLS: [SSL: SOMETHING_NEW]",
