@@ -185,7 +185,7 @@ def test_a_release_that_etcd_cannot_be_told_says_so(
         with caplog.at_level(logging.WARNING, logger="etcdsem"):
             assert sem.release() is False
         (said,) = (one.getMessage() for one in caplog.records if "not be released" in one.message)
-        assert re.search(rf"{name}: slot 0 could not be released: .+TTL of 30s is over", said)
+        assert re.search(rf"{name}: slot 0 could not be released: .+TTL of 30s expires", said)
         proxy.failing = 0
         with etcdsem.connect(etcd.endpoint) as other:
             eventually(lambda: Semaphore(None, name, client=other).get_value() == 0)

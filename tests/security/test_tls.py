@@ -167,7 +167,7 @@ def test_files_that_hold_something_else(
     junk = tmp_path / "junk.pem"
     junk.write_text("hello")
     ours, other = authority.issue("ours"), stranger.issue("other")
-    with pytest.raises(InvalidSetting, match=r"cacert.*junk\.pem.*no certificate"):
+    with pytest.raises(InvalidSetting, match=r"cacert.*junk\.pem.*no PEM certificate"):
         etcdsem.connect(one_way.endpoint, cacert=str(junk))
     with pytest.raises(InvalidSetting, match=r"cert.*junk\.pem"):
         etcdsem.connect(one_way.endpoint, cert=str(junk), key=ours.key)
