@@ -126,7 +126,7 @@ class ClientLock:
         self._actions.append(action)
 
     def log(self, record: Callable[[], object]) -> None:
-        """Defer a log record. A thread that serves no client logs it when its call ends."""
+        """Defer a log record. Threads that do not serve the client log it as their call ends."""
         (self._records if _thread.serves else _thread.records).append(record)
 
     @property
