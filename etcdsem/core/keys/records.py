@@ -15,7 +15,7 @@ from etcdsem.model import MAX_PRIORITY, MAX_WEIGHT
 
 
 class Wants(NamedTuple):
-    """A request that differs from one slot in FIFO order."""
+    """What is requested; by default one slot in FIFO order."""
 
     weight: int = 1
     """Number of slots."""

@@ -67,7 +67,7 @@ class Look(NamedTuple):
 
     @property
     def until(self) -> int:
-        """All waiters that joined up to this revision are in `queue`."""
+        """All current waiters that joined up to this revision are in `queue`."""
         if self.complete:
             return self.revision
         return self.queue[-1].created if self.queue else 0
