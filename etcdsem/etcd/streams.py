@@ -216,7 +216,7 @@ class Streams:
         return level, "etcdsem: the streams broke: %s", failure
 
     def _refused(self, failure: Failure) -> None:
-        """Our login was refused, and with it all watches."""
+        """This client was refused, and with it all its watches."""
         with self._guard:
             with self._lock:
                 tell = self._book.refuse_all(failure)

@@ -9,8 +9,8 @@
    crashes etcd 3.5.0 to 3.5.4 (etcd #14110).
 3. There are no counters: a connection that a thread forgets through an interruption disappears with
    the objects that held it. All steps that threads share are single list operations.
-4. A connection that has been idle for `IDLE_TIME` is closed by the next caller. It is not reused,
-   since a device on the way may have silently forgotten it.
+4. A connection that has been idle for `IDLE_TIME` is closed by the next thread that comes by. It
+   is not reused, since a device on the way may have silently forgotten it.
 """
 
 from __future__ import annotations
