@@ -61,5 +61,5 @@ class RealClock:
 
     async def wait(self, box: Mailbox, until: float) -> object:
         if not isinstance(box, Box):
-            raise AssertionError("a mailbox of another driver")
+            raise AssertionError("the mailbox belongs to another driver")
         return await box.next(boot_time, until)

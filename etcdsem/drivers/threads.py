@@ -115,7 +115,7 @@ class RealClock:
 
     def wait(self, box: Mailbox, until: float) -> object:
         if not isinstance(box, queue.SimpleQueue):
-            raise AssertionError("a mailbox of another driver")
+            raise AssertionError("the mailbox belongs to another driver")
         main = threading.current_thread() is threading.main_thread()
         nap = _MAIN_NAP if main else LONGEST_NAP
         while True:
