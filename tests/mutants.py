@@ -138,8 +138,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a JOIN for several slots takes the free ones although the first is held",
         "core/transactions/join.py",
-        "branch = (Txn(free, ",
-        "branch = (Txn(free[1:], ",
+        "return (Txn(free, ",
+        "return (Txn(free[1:], ",
         "core/test_transactions.py::test_join_of_several_slots_takes_all_or_none",
     ),
     Mutant(

@@ -39,7 +39,7 @@ from etcdsem.core.keys import (
 )
 from etcdsem.core.limits import learn_known, semaphore_closed, wrong_kind
 from etcdsem.core.listeners import CallbackListener
-from etcdsem.core.retry import PATIENCE, read, sleep, transact
+from etcdsem.core.retry import out_of_patience, read, sleep, transact
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import EtcdSemError, EtcdUnavailable, InvalidSetting
 from etcdsem.model import MAX_LIMIT, Rate
@@ -198,27 +198,16 @@ def drain(
     """
     yield from pause(semaphore, by, reason, rate=rate)
     env = semaphore.session.env
-    box, backoff = env.mailbox(), Backoff(0.1, 1.0)
-    began = env.now()
+    box = env.mailbox()
     watches: list[Watch] = []
     try:
         while True:
             now = env.now()
-            if semaphore.session.closed:
-                raise EtcdSemError(f"semaphore {semaphore.name!r}: its client was closed")
-            try:
-                revision, held = yield from _holding(semaphore, until)
-            except (NotApplied, OutcomeUnknown):
-                away = env.now() - max(semaphore.session.leases.last_contact, began)
-                if env.now() + backoff.pause >= until or away >= PATIENCE:
-                    raise
-                yield from sleep(semaphore.session, backoff.take(env.random()))
-                continue
+            revision, held = yield from _holding_patiently(semaphore, until)
             if not held:
                 return True
             if now >= until:
                 return False
-            backoff.reset()
             if not watches:
                 watches = _watch(semaphore, box, revision + 1)
                 if on_wait is not None:
@@ -227,6 +216,24 @@ def drain(
     finally:
         for watch in watches:
             watch.cancel()
+
+
+def _holding_patiently(
+    semaphore: SemaphoreState, until: float
+) -> Procedure[tuple[int, set[bytes]]]:
+    """Read the held slots; if etcd is unavailable, retry for a while."""
+    session, backoff = semaphore.session, Backoff(0.1, 1.0)
+    began = session.env.now()
+    while True:
+        if session.closed:
+            raise EtcdSemError(f"semaphore {semaphore.name!r}: its client was closed")
+        try:
+            return (yield from _holding(semaphore, until))
+        except (NotApplied, OutcomeUnknown):
+            ends = session.env.now() + backoff.pause >= until
+            if ends or out_of_patience(session, began):
+                raise
+        yield from sleep(session, backoff.take(session.env.random()))
 
 
 def _holding(semaphore: SemaphoreState, until: float) -> Procedure[tuple[int, set[bytes]]]:

@@ -81,6 +81,13 @@ class Txn(NamedTuple):
     failure: tuple[Operation, ...] = ()
 
 
+class FixedTxn(Txn):
+    """A transaction that is built once and sent often, alone or nested."""
+
+    encoded: bytes = b""
+    """For the driver, which may keep the encoded request here."""
+
+
 Operation: TypeAlias = Put | Delete | Range | Txn
 
 

@@ -259,14 +259,11 @@ def next_fill(
         return None
     free, counted_at = room_seen(keys, seen, MAX_FILL)
     surplus = counted_at > 0
-    if surplus:
-        most = 1
-    if not free:
+    most = 1 if surplus else most
+    if not free or (seen.complete and not seen.queue):
         return None
     if not seen.complete and (seen.priorities or not seen.queue):
         return ReadAll()
-    if not seen.queue:
-        return None
     cut = len(free) == MAX_FILL
     pairs: list[tuple[tuple[int, ...], Queued]] = []
     behind: list[Queued] = []

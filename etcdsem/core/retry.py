@@ -116,6 +116,59 @@ def sleep(session: Session, seconds: float) -> Procedure[None]:
     yield from perform(Wait(session.env.mailbox(), session.env.now() + seconds))
 
 
+class _Retry:
+    """When attempts are repeated."""
+
+    def __init__(
+        self, session: Session, what: str, until: float, *, once: bool, seen_full: bool
+    ) -> None:
+        self.session = session
+        self.what = what
+        self.until = until
+        self.once = once
+        self.seen_full = seen_full
+        self.began = session.env.now()
+        self.late = False
+        self.backoff = Backoff(0.02, 1.0)
+
+    def after_retryable(self, again: TryAgain | LeaseNotFound) -> float | None:
+        """Seconds until the next attempt; None: it was full. Raises an error at the deadline.
+
+        LeaseNotFound: etcd has ended a lease of the pool. That is definite; another one will do.
+        """
+        env, what = self.session.env, self.what
+        if self.session.closed:
+            return 0.0
+        env.log(logging.WARNING, "%s: %s; trying again", what, again)
+        self.seen_full = self.seen_full or (isinstance(again, TryAgain) and again.full)
+        if env.now() >= self.until:
+            if self.seen_full:
+                return None
+            if self.late:
+                raise public_error(NotApplied(str(again)), what) from again
+            self.late = True  # one more attempt, since this says nothing about being full
+        return 0.01 * env.random()
+
+    def after_failure(self, failure: Failure) -> float | None:
+        """Seconds until the next attempt; None: it was full. Raises an error if it is pointless."""
+        session = self.session
+        now = session.env.now()
+        ends = now + self.backoff.pause >= self.until
+        if _hopeless(session, failure):
+            raise failure
+        if self.once or ends or (self.until == math.inf and out_of_patience(session, self.began)):
+            if self.seen_full and ends:
+                return None
+            raise public_error(failure, self.what) from failure
+        return self.backoff.take(session.env.random())
+
+
+def out_of_patience(session: Session, began: float) -> bool:
+    """Has etcd been unavailable for as long as a call without a timeout waits?"""
+    away = session.env.now() - max(session.leases.last_contact, began)
+    return away >= (PATIENCE if session.reached else session.first_contact)
+
+
 def retry_attempts(
     session: Session,
     what: str,
@@ -130,9 +183,7 @@ def retry_attempts(
     `what` names the operation in errors; `seen_full`: it was full before.
     """
     env = session.env
-    began = env.now()
-    late = False
-    backoff = Backoff(0.02, 1.0)
+    retry = _Retry(session, what, until, once=once, seen_full=seen_full)
     while True:
         if session.closed:
             raise EtcdSemError(f"{what}: its client was closed")
@@ -140,35 +191,16 @@ def retry_attempts(
             outcome = yield from attempt()
             if outcome is not None or once or env.now() >= until:
                 return outcome
-            seen_full = True
+            retry.seen_full = True
             continue
         except (TryAgain, LeaseNotFound) as again:
-            # LeaseNotFound: etcd has ended a lease of the pool. Definite; another one will do.
-            if session.closed:
-                continue
-            env.log(logging.WARNING, "%s: %s; trying again", what, again)
-            seen_full = seen_full or (isinstance(again, TryAgain) and again.full)
-            if env.now() >= until:
-                if seen_full:
-                    return None
-                if late:
-                    raise public_error(NotApplied(str(again)), what) from again
-                late = True  # one more attempt, since this says nothing about being full
-            wait = 0.01 * env.random()
+            pause = retry.after_retryable(again)
         except (NoSpace, NotApplied, OutcomeUnknown) as failure:
-            now = env.now()
-            heard = session.leases.last_contact
-            away = now - max(heard, began)
-            patience = PATIENCE if session.reached else session.first_contact
-            if _hopeless(session, failure):
-                raise
-            if once or now + backoff.pause >= until or (until == math.inf and away >= patience):
-                if seen_full and now + backoff.pause >= until:
-                    return None
-                raise public_error(failure, what) from failure
-            wait = backoff.take(env.random())
-        if wait:
-            yield from sleep(session, min(wait, max(0.0, until - env.now())))
+            pause = retry.after_failure(failure)
+        if pause is None:
+            return None
+        if pause:
+            yield from sleep(session, min(pause, max(0.0, until - env.now())))
 
 
 def sender(session: Session) -> Callable[[Txn], Procedure[TxnReply]]:

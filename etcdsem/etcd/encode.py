@@ -10,6 +10,7 @@ from etcdsem.core.commands import (
     Delete,
     DeleteReply,
     Event,
+    FixedTxn,
     KeyValue,
     Operation,
     Put,
@@ -66,29 +67,34 @@ _COMPARED = {
 
 
 def encode(txn: Txn) -> bytes:
-    """Encode a transaction as a TxnRequest."""
-    written: list[bytes] = []
-    for compare in txn.compare:
-        body = _compare(compare)
-        written += (b"\x0a", _varint(len(body)), body)
-    for operation in txn.success:
-        body = _operation(operation)
-        written += (b"\x12", _varint(len(body)), body)
-    for operation in txn.failure:
-        body = _operation(operation)
-        written += (b"\x1a", _varint(len(body)), body)
+    """A transaction as a TxnRequest."""
+    if isinstance(txn, FixedTxn):
+        if not txn.encoded:
+            txn.encoded = _encode(txn)
+        return txn.encoded
+    return _encode(txn)
+
+
+def _encode(txn: Txn) -> bytes:
+    written = [_compare(compare) for compare in txn.compare]
+    written += [_operation(b"\x12", operation) for operation in txn.success]
+    written += [_operation(b"\x1a", operation) for operation in txn.failure]
     return b"".join(written)
 
 
+@lru_cache(4096)
 def _compare(compare: Compare) -> bytes:
+    """A Compare in a TxnRequest."""
     key, target, op, number, end = compare
     before_key, before_number = _COMPARED[target, op]
     body = before_key + _varint(len(key)) + key + before_number + _varint(number)
-    return body + b"\x82\x04" + _varint(len(end)) + end if end else body
+    if end:
+        body += b"\x82\x04" + _varint(len(end)) + end
+    return b"\x0a" + _varint(len(body)) + body
 
 
-def _operation(operation: Operation) -> bytes:
-    """Encode a RequestOp."""
+def _operation(tag: bytes, operation: Operation) -> bytes:
+    """A RequestOp in a TxnRequest, in the field with this tag."""
     if isinstance(operation, Put):
         key, value, lease = operation
         body = b"\x0a" + _varint(len(key)) + key
@@ -96,21 +102,24 @@ def _operation(operation: Operation) -> bytes:
             body += b"\x12" + _varint(len(value)) + value
         if lease:
             body += b"\x18" + _varint(lease)
-        return b"\x12" + _varint(len(body)) + body
-    if isinstance(operation, Txn):
+        body = b"\x12" + _varint(len(body)) + body
+    elif isinstance(operation, Txn):
         body = encode(operation)
-        return b"\x22" + _varint(len(body)) + body
-    return _same_again(operation)
+        body = b"\x22" + _varint(len(body)) + body
+    else:
+        return _same_again(tag, operation)
+    return tag + _varint(len(body)) + body
 
 
 @lru_cache(4096)
-def _same_again(operation: Range | Delete) -> bytes:
-    """Cached: the reads of a semaphore and the deletes of its few keys recur."""
+def _same_again(tag: bytes, operation: Range | Delete) -> bytes:
+    """Operations that are repeated: the reads of a semaphore, and the deletes of its few keys."""
     body = b"\x0a" + _varint(len(operation.key)) + operation.key
     if operation.end:
         body += b"\x12" + _varint(len(operation.end)) + operation.end
     if isinstance(operation, Delete):
-        return b"\x1a" + _varint(len(body)) + body
+        body = b"\x1a" + _varint(len(body)) + body
+        return tag + _varint(len(body)) + body
     if operation.limit:
         body += b"\x18" + _varint(operation.limit)
     if operation.oldest_first:
@@ -119,7 +128,8 @@ def _same_again(operation: Range | Delete) -> bytes:
         body += b"\x40\x01"
     if operation.count_only:
         body += b"\x48\x01"
-    return b"\x0a" + _varint(len(body)) + body
+    body = b"\x0a" + _varint(len(body)) + body
+    return tag + _varint(len(body)) + body
 
 
 def _range(message: rpc.RangeRequest, scan: Range) -> None:

@@ -209,11 +209,6 @@ MOST_LINES = 400
 MOST_LINES_OF_A_FUNCTION = 40
 
 TOO_LONG = {
-    "etcdsem.core.admin:drain",
-    "etcdsem.core.decisions:next_fill",
-    "etcdsem.core.retry:retry_attempts",
-    "etcdsem.core.transactions.give:pass_on",
-    "etcdsem.core.transactions.join:join",
     "etcdsem.etcd.connection",
     "etcdsem.etcd.connection:calling",
     "etcdsem.etcd.http2",

@@ -54,10 +54,9 @@ def pass_on(
 ) -> Txn:
     """PASS to the first of `queue` that still waits, trying `depth` of them.
 
-    With `priorities`, the mark's revision, `queue` is the whole queue as it was at revision `seen`.
-    Then the letter does not list the next waiters: they may be others by that time.
-
-    Success with the innermost else, and failure, return a Look: see `read_pass`.
+    With `priorities`, the mark's revision, `queue` is the whole queue at revision `seen`; the
+    letter does not list the next waiters then, since others may come before them. Success with the
+    innermost else, and failure, return a Look: see `read_pass`.
     """
     if mine.more or any(waiter.weight > 1 for waiter in queue[:depth]):
         raise AssertionError("PASS hands one slot to a waiter that needs one")
@@ -65,8 +64,7 @@ def pass_on(
     forget = (Delete(keys.letter(mine.who)),) if mine.letter else ()
     lines = write_list(queue[:MAX_LISTED])
     for place in range(min(depth, len(queue)) - 1, -1, -1):
-        waiter = queue[place]
-        behind = queue[place + 1 :]
+        waiter, behind = queue[place], queue[place + 1 :]
         give = (
             *give_to(keys, (mine.slot,), waiter, () if priorities else lines[place + 1 :], wall),
             *forget,

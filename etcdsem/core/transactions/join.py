@@ -9,6 +9,7 @@ from typing import NamedTuple
 from etcdsem.core.commands import (
     Compare,
     Delete,
+    FixedTxn,
     KeyValue,
     Operation,
     Put,
@@ -60,48 +61,75 @@ def join(
     """JOIN, or without `stand_in_line` TRY. It takes the first free slot of `slots`; with a weight
     above 1 it takes all of them (exactly that many), or none.
 
-    `counted_at`: the held slots were counted at this revision and are fewer than the limit. Then
-    the condition that none was created since replaces "nobody above the limit" (junk may sort
-    there).
+    `counted_at`: at this revision fewer slots than the limit were held. Then the condition that
+    none was created since replaces "nobody above the limit" (junk may sort there).
     """
-    if any(slot >= limit.room for slot in slots):
+    room = limit.room
+    if slots and max(slots) >= room:
         raise AssertionError(f"slots {slots} were not chosen by the limit {limit}")
-    tail: tuple[Operation, ...] = (
-        Range(keys.max_leases),
-        _count(keys, limit.room <= COUNT_BY_NAME),
-    )
     if stand_in_line:
         waiting = record(identity.client, identity.extras, lease, "since", wall)
-        tail = (
-            Put(keys.waiter(who), waiting, lease),
-            Put(keys.contended, HERE),
-            *tail,
-        )
-        if wants.priority:
-            tail = (*tail, Put(keys.priorities, HERE))
+        tail = _queue_up(keys, Put(keys.waiter(who), waiting, lease), wants, room)
+        if_known = Txn((is_known(keys),), tail)
     else:
-        tail = (*tail, Range(keys.contended, count_only=True))
+        if_known = _why_not(keys, room <= COUNT_BY_NAME)
+        tail = if_known.success
     branch = tail
-    if wants.weight > 1 and len(slots) not in (0, wants.weight):
-        raise AssertionError(f"{len(slots)} slots for a lease of weight {wants.weight}")
     if slots:
         holding = record(identity.client, identity.extras, lease, "acquired", wall)
-    if slots and wants.weight > 1:
-        free = tuple(slot_is_free(keys, slot) for slot in slots)
-        branch = (Txn(free, tuple(Put(keys.slot(s), holding, lease) for s in slots), tail),)
-    elif slots:
-        for slot in reversed(slots):
-            put = (Put(keys.slot(slot), holding, lease),)
-            branch = (Txn((slot_is_free(keys, slot),), put, branch),)
+        branch = _take(keys, slots, holding, lease, wants.weight, tail)
     guard = none_held_since(keys, counted_at) if counted_at else no_surplus(keys, limit)
-    # Deletes a key that never exists. etcd before 3.4.42 and 3.5.28 does not check a role's rights
-    # within nested transactions (CVE-2026-33343), so this rejects a role that may only read.
-    rights = Delete(keys.rights)
+    rights = _check_rights(keys)
     return Txn(
         compare=(limit_is(keys, limit), guard, uncontended(keys)),
         success=(*branch, rights),
-        failure=(Txn((is_known(keys),), tail), rights),
+        failure=(if_known, rights),
     )
+
+
+def _queue_up(keys: Keys, put: Put, wants: Wants, room: int) -> tuple[Operation, ...]:
+    """What JOIN does if no slot is free."""
+    reads = _why_not(keys, room <= COUNT_BY_NAME).success[:2]
+    marks = (Put(keys.priorities, HERE),) if wants.priority else ()
+    return (put, Put(keys.contended, HERE), *reads, *marks)
+
+
+@lru_cache(1024)
+def _why_not(keys: Keys, few: bool) -> FixedTxn:
+    """What TRY reads if no slot is free, in a transaction on condition that there is a limit."""
+    reads = (Range(keys.max_leases), _count(keys, few), Range(keys.contended, count_only=True))
+    return FixedTxn((is_known(keys),), reads)
+
+
+def _take(
+    keys: Keys,
+    slots: Sequence[int],
+    holding: bytes,
+    lease: int,
+    weight: int,
+    otherwise: tuple[Operation, ...],
+) -> tuple[Operation, ...]:
+    """Put the record into the first free slot, or with a weight above 1 into all of them."""
+    if weight > 1:
+        if len(slots) != weight:
+            raise AssertionError(f"{len(slots)} slots for a lease of weight {weight}")
+        free = tuple(slot_is_free(keys, slot) for slot in slots)
+        puts = tuple(Put(keys.slot(slot), holding, lease) for slot in slots)
+        return (Txn(free, puts, otherwise),)
+    branch = otherwise
+    for slot in reversed(slots):
+        key = keys.slot(slot)
+        free = (Compare(key, "create", "=", 0),)
+        branch = (Txn(free, (Put(key, holding, lease),), branch),)
+    return branch
+
+
+@lru_cache(1024)
+def _check_rights(keys: Keys) -> Delete:
+    """Delete a key that never exists. etcd before 3.4.42 and 3.5.28 does not check a role's rights
+    within nested transactions (CVE-2026-33343), so this rejects a role that may only read.
+    """
+    return Delete(keys.rights)
 
 
 @lru_cache(1024)
