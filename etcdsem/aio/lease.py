@@ -35,15 +35,21 @@ class Lease(BaseLease):
     It is refreshed in the background until it is released or lost. Lost is final.
     """
 
-    lost: Lost
-    """Set once the lease is lost (expired, revoked, evicted, or the semaphore was closed). It can
-    be awaited."""
     _package = "etcdsem.aio"
     _driver: AioDriver
+    _event: Lost | None = None
 
     def __init__(self, semaphore: Issuer, driver: AioDriver, grant: Grant) -> None:
-        self.lost = Lost()
         super().__init__(semaphore, driver, grant)
+
+    @property
+    def lost(self) -> Lost:
+        """Set once the lease is lost (expired, revoked, evicted, or the semaphore was closed). It
+        can be awaited.
+        """
+        if self._event is None:
+            self._event = Lost()
+        return self._event
 
     async def release(self) -> bool:
         """Give it back. False, and no exception, if it was lost or etcd did not confirm it."""

@@ -56,6 +56,8 @@ _MAIN_NAP = 0.5
 """Seconds after which the main thread wakes: the kernel may deliver Ctrl-C to another thread, and
 then the main thread notices it only when it wakes."""
 
+_NOTHING: AbstractContextManager[None] = contextlib.nullcontext()
+
 T = TypeVar("T")
 
 
@@ -130,7 +132,7 @@ class RealClock:
         threading.Thread(target=function, name=name, daemon=True).start()
 
     def busy(self) -> AbstractContextManager[object]:
-        return contextlib.nullcontext()
+        return _NOTHING
 
 
 class ThreadDriver(Driver):

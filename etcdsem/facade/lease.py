@@ -42,9 +42,9 @@ class Issuer(Protocol):
 class BaseLease:
     """A lease as both libraries see it."""
 
-    lost: Event
     owner: Owner = "nobody"
     _package = "etcdsem"
+    _event: Event | None = None
 
     def __init__(self, semaphore: Issuer, driver: Driver, grant: Grant) -> None:
         self._semaphore = semaphore
@@ -64,6 +64,11 @@ class BaseLease:
             "a lease cannot be copied or pickled: it belongs to the process that acquired it. Send "
             "the semaphore instead, and the fencing token to the service that checks it."
         )
+
+    @property
+    def lost(self) -> Event:
+        """Set once the lease is lost."""
+        raise NotImplementedError
 
     @property
     def _here(self) -> bool:
@@ -190,7 +195,11 @@ class BaseLease:
         """End a block that raised no exception."""
         lost = self._grant.state != "released" and not self.valid
         yield from self._releasing()
-        lost = lost or self._grant.state == "lost" or self.lost.is_set()
+        lost = (
+            lost
+            or self._grant.state == "lost"
+            or (self._event is not None and self._event.is_set())
+        )
         if lost and self._semaphore.raise_on_loss:
             raise LeaseLost(self._describe_loss())
 

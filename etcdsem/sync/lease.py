@@ -15,13 +15,20 @@ class Lease(BaseLease):
     It is refreshed in the background until it is released or lost. Lost is final.
     """
 
-    lost: threading.Event
-    """Set once the lease is lost (expired, revoked, evicted, or the semaphore was closed)."""
     _driver: ThreadDriver
+    _event: threading.Event | None = None
 
     def __init__(self, semaphore: Issuer, driver: ThreadDriver, grant: Grant) -> None:
-        self.lost = threading.Event()
         super().__init__(semaphore, driver, grant)
+
+    @property
+    def lost(self) -> threading.Event:
+        """Set once the lease is lost (expired, revoked, evicted, or the semaphore was closed)."""
+        if self._event is not None:
+            return self._event
+        # Few programs look at it, and an event costs more than the rest of a lease.
+        event: threading.Event = self.__dict__.setdefault("_event", threading.Event())
+        return event  # of several threads that come here at once, all get the same
 
     def release(self) -> bool:
         """Give it back.

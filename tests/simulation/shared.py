@@ -37,7 +37,7 @@ class SharedLease(BaseLease):
     """A lease of a shared object."""
 
     def __init__(self, shared: SharedObject, grant: Grant) -> None:
-        self.lost = _Flag()
+        self._event = _Flag()
         self._checker = shared.checker
         super().__init__(shared, shared.engine, grant)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from etcdsem.core.commands import KeyValue
@@ -76,16 +77,18 @@ def _dump(value: object) -> bytes:
 
 def record(client: str, extras: bytes, lease_id: int, moment: str, wall: float) -> bytes:
     """One line of JSON that shows people who holds or waits; `moment` names the time field."""
-    host, pid, _ = client.rsplit(".", 2)
-    head = (
-        f'{{"owner":"{host}:{pid}","host":"{host}","pid":{pid},"client":"{client}",'
-        f'"lease":"{lease_hex(lease_id)}","{moment}":"{timestamp(wall)}"'
-    )
+    head = f'{_head(client)}"{lease_hex(lease_id)}","{moment}":"{timestamp(wall)}"'
     if not extras:
         return head.encode() + b"}"
     fields = json.loads(head + "}")
     fields.update(json.loads(extras))
     return _dump(fields)
+
+
+@lru_cache(64)
+def _head(client: str) -> str:
+    host, pid, _ = client.rsplit(".", 2)
+    return f'{{"owner":"{host}:{pid}","host":"{host}","pid":{pid},"client":"{client}","lease":'
 
 
 def load_record(value: bytes) -> dict[str, Any]:
