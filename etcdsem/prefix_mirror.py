@@ -39,8 +39,8 @@ class PrefixMirror:
 
     def __init__(self, client: Client) -> None:
         self._driver = client._driver
-        self._census = PrefixView(client.prefix)
-        self.prefix = self._census.prefix
+        self._view = PrefixView(client.prefix)
+        self.prefix = self._view.prefix
         self.full_reads = 0
         """How often all keys were read."""
         self._turn = threading.Lock()
@@ -74,10 +74,10 @@ class PrefixMirror:
         """The time, and all semaphores and rate limits by name. They may change after the block."""
         with self._driver.turn:
             now = self._driver.now()
-            yield now, [line for _, line in sorted(self._census.lines.items())]
+            yield now, [line for _, line in sorted(self._view.lines.items())]
 
     def _ask(self) -> None:
-        driver, view = self._driver, self._census
+        driver, view = self._driver, self._view
         until = driver.now() + PATIENCE
         self._listen(until)
         if view.state == "live":
@@ -92,7 +92,7 @@ class PrefixMirror:
 
     def _listen(self, until: float) -> None:
         """Make sure that the watch is up; raises a Failure if it cannot be."""
-        driver, view = self._driver, self._census
+        driver, view = self._driver, self._view
         with driver.turn:
             if self._watch is None:
                 self._refused = None
@@ -110,15 +110,15 @@ class PrefixMirror:
             raise self._refused
 
     def _events(self, events: Sequence[Event]) -> None:
-        self._census.apply(events, self._driver.now())
+        self._view.apply(events, self._driver.now())
 
     def _no_watch(self, error: Failure) -> None:
         self._watch, self._refused = None, error
-        self._census.lost()
+        self._view.lost()
         self._watching.set()
 
     def _read_all(self, until: float) -> None:
-        driver, view = self._driver, self._census
+        driver, view = self._driver, self._view
         with driver.turn:
             view.begin()
         try:
@@ -130,7 +130,7 @@ class PrefixMirror:
         self.full_reads += 1
 
     def _load(self, until: float) -> Procedure[None]:
-        view, session = self._census, self._driver.session
+        view, session = self._view, self._driver.session
         scan = Txn((), (Range(view.start, view.end),))
         reply = yield from transact(session, scan, until)
         kvs = transactions.as_range(reply.replies[0]).kvs

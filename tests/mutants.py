@@ -412,7 +412,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a limit of 0, or a pause, refuses those who wait for several slots",
         "core/semaphore.py",
-        "waiter.wants.weight > limit.room > 0:",
+        "waiter.demand.weight > limit.room > 0:",
         "waiter.wants.weight > limit.room:",
         "core/test_semaphore_state.py::test_a_raised_limit_calls_the_first_waiter",
     ),
@@ -502,11 +502,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "core/test_semaphore_state.py::test_refused_watches_tell_all_who_wait",
     ),
     Mutant(
-        "a letter reaches nobody",
+        "a grant message reaches nobody",
         "core/watches.py",
         "waiter.box.put(GrantMessage(kv))",
         "pass",
-        "core/test_semaphore_state.py::test_a_letter_goes_to_the_waiter_with_its_lease",
+        "core/test_semaphore_state.py::test_a_message_goes_to_the_waiter_with_its_lease",
     ),
     Mutant(
         "one who was served stays in the known line",

@@ -17,7 +17,7 @@ from typing import Any, Self
 from etcdsem.aio.bound import Bound
 from etcdsem.aio.lease import Lease
 from etcdsem.core.grants import Grant
-from etcdsem.core.keys import ORDINARY, Wants
+from etcdsem.core.keys import ORDINARY, Demand
 from etcdsem.facade import multi
 from etcdsem.facade.decorators import AsyncDecorator
 from etcdsem.facade.semaphore import BaseSemaphore
@@ -27,20 +27,20 @@ from etcdsem.model import Duration, timeout_seconds
 class LeasingSemaphore(AsyncDecorator, Bound, BaseSemaphore[Lease]):
     """The part of a semaphore that acquires and releases."""
 
-    async def _acquired(self, timeout: Duration | None, wants: Wants) -> bool:
-        return await self._acquire(timeout, None, _to_nobody, wants) is not None
+    async def _acquired(self, timeout: Duration | None, demand: Demand) -> bool:
+        return await self._acquire(timeout, None, _to_nobody, demand) is not None
 
     async def _acquired_lease(
-        self, timeout: Duration | None, on_wait: Callable[[], object] | None, wants: Wants
+        self, timeout: Duration | None, on_wait: Callable[[], object] | None, demand: Demand
     ) -> Lease | None:
-        return await self._acquire(timeout, on_wait, _to_caller, wants)
+        return await self._acquire(timeout, on_wait, _to_caller, demand)
 
     async def _acquire(
         self,
         timeout: Duration | None,
         on_wait: Callable[[], object] | None,
         keep: Callable[[Lease], object],
-        wants: Wants,
+        demand: Demand,
     ) -> Lease | None:
         """`keep` gets the lease in the step in which it is granted."""
         limit = timeout_seconds(timeout)
@@ -54,7 +54,7 @@ class LeasingSemaphore(AsyncDecorator, Bound, BaseSemaphore[Lease]):
             return lease
 
         state = client._state(self.name, self._prefix)
-        acquiring = self._acquiring(state, limit, on_wait, lease_of, wants=wants)
+        acquiring = self._acquiring(state, limit, on_wait, lease_of, demand=demand)
         return await client._run(acquiring, f"acquire {self.name!r}")
 
     async def _release_oldest(self) -> bool:
@@ -102,10 +102,12 @@ class Held(AsyncDecorator, AbstractAsyncContextManager[Lease, None]):
     left gives its lease back.
     """
 
-    def __init__(self, semaphore: LeasingSemaphore, timeout: Duration | None, wants: Wants) -> None:
+    def __init__(
+        self, semaphore: LeasingSemaphore, timeout: Duration | None, demand: Demand
+    ) -> None:
         self._semaphore = semaphore
         self._timeout = timeout
-        self._wants = wants
+        self._wants = demand
         self._entered = False
         self._lease: Lease | None = None
 

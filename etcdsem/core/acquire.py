@@ -43,7 +43,7 @@ from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
 from etcdsem.core.transactions import Held
 from etcdsem.core.try_now import granted, try_now
-from etcdsem.core.wait import open_watches, wait_in_line
+from etcdsem.core.wait import open_watches, wait_in_queue
 from etcdsem.core.waiters import LocalWaiter
 from etcdsem.errors import EtcdSemError
 
@@ -113,9 +113,9 @@ def attempt(
     limit = semaphore.limit or (yield from known_limit(semaphore))
     if wrong_kind(semaphore, limit, rate=request.rate) is not None:
         yield from refuse_wrong_kind(semaphore, rate=request.rate, until=until)
-    if too_heavy(semaphore, request.wants.weight):  # the known limit may be outdated
+    if too_heavy(semaphore, request.demand.weight):  # the known limit may be outdated
         learned(semaphore, (yield from transact(session, limit_read(semaphore), until)))
-        refuse_too_heavy(semaphore, request.wants.weight)
+        refuse_too_heavy(semaphore, request.demand.weight)
     join = semaphore.watches.ready and not once
     lease = yield from take_lease(session.leases, request.ttl)
     lease.refresh = min(request.refresh, lease.ttl / 2)
@@ -160,10 +160,12 @@ def _take_together(
 ) -> Procedure[Grant | NotBatched]:
     """Take a slot in a shared batch if other callers of this client are active too."""
     limit = semaphore.limit
-    if limit is None or not semaphore.slots.may_share or request.wants.weight > 1:
+    if limit is None or not semaphore.slots.may_share or request.demand.weight > 1:
         return NOT_BATCHED
     take = transactions.Take(lease.id, request.asking(limit))
-    part: Part[transactions.Take | transactions.Mine] = Part(take, semaphore.session.env.mailbox())
+    part: Part[transactions.Take | transactions.HeldSlots] = Part(
+        take, semaphore.session.env.mailbox()
+    )
     held = yield from together(semaphore.slots.group, part, until, sender(semaphore.session))
     if not isinstance(held, Held):
         return NOT_BATCHED
@@ -189,7 +191,7 @@ def _join(
 ) -> Procedure[Grant | None]:
     """JOIN, and wait if that put us in the queue. `look`: a count may not show all the room."""
     env, who = semaphore.session.env, semaphore.session.who(lease)
-    weight = request.wants.weight
+    weight = request.demand.weight
     limit, slots = yield from _slots_to_try(semaphore, weight, until, look=look)
     txn = transactions.join(
         semaphore.keys,
@@ -199,17 +201,17 @@ def _join(
         who,
         request.asking(limit),
         env.wall(),
-        stand_in_line=True,
-        wants=request.wants,
+        queue_up=True,
+        demand=request.demand,
     )
-    waiter = LocalWaiter(lease, who, env.mailbox(), env.now(), request.wants)
+    waiter = LocalWaiter(lease, who, env.mailbox(), env.now(), request.demand)
     semaphore.waiters.enter(waiter)  # before JOIN: the grant message may overtake JOIN's answer
     lease.on_lost = waiter.lost
     try:
         reply = yield from alone_in_group(semaphore.session, semaphore.slots.group, txn, until)
         del txn  # thousands may wait for long, so free everything that is no longer needed
         keys = semaphore.keys
-        result = transactions.read_join(keys, reply, slots, stand_in_line=True, weight=weight)
+        result = transactions.read_join(keys, reply, slots, queue_up=True, weight=weight)
         if isinstance(result, Held):
             return granted(semaphore, lease, who, result)
         if isinstance(result, transactions.Full):
@@ -219,7 +221,7 @@ def _join(
         if request.on_wait is not None:
             env.call(request.on_wait, "on_wait")
         del reply, result, slots
-        return (yield from wait_in_line(semaphore, waiter, until, room=room))
+        return (yield from wait_in_queue(semaphore, waiter, until, room=room))
     finally:
         semaphore.waiters.exit(waiter)
         if lease.on_lost is not None and lease.id not in semaphore.grants:
@@ -233,7 +235,7 @@ def _queued(
     semaphore.queue.set_contended(True)
     waiter.joined(result.created)
     semaphore.learn(result.limit, revision)
-    return result.limit is not None and result.held + waiter.wants.weight <= result.limit.room
+    return result.limit is not None and result.held + waiter.demand.weight <= result.limit.room
 
 
 def _slots_to_try(

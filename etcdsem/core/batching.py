@@ -36,7 +36,7 @@ from etcdsem.core.commands import (
 )
 from etcdsem.core.decisions import spread
 from etcdsem.core.keys import Limit
-from etcdsem.core.transactions import Mine, Take
+from etcdsem.core.transactions import HeldSlots, Take
 
 LANES = 2
 """Requests of a client to one semaphore that may be in progress before others are gathered."""
@@ -192,7 +192,7 @@ def _tell(parts: Iterable[Part[W]], note: Callable[[], object]) -> None:
 
 
 def deal(
-    parts: Sequence[Take | Mine],
+    parts: Sequence[Take | HeldSlots],
     limit: Limit,
     recent: Iterable[int],
     held: Container[int],
@@ -205,7 +205,7 @@ def deal(
     takers = sum(isinstance(part, Take) for part in parts)
     room = limit.room
     wanted = min(takers * 3, AT_MOST)
-    used = {part.slot for part in parts if isinstance(part, Mine)}
+    used = {part.slot for part in parts if isinstance(part, HeldSlots)}
     pool: list[int] = []
     for most, slots in ((takers, recent), (wanted, spread(room, draw))):
         for slot in slots:

@@ -12,7 +12,7 @@ from math import gcd
 from typing import NamedTuple, TypeAlias
 
 from etcdsem.core.keys import Keys, Limit, Queued, slot_number
-from etcdsem.core.transactions import MAX_DEPTH, Look, Mine
+from etcdsem.core.transactions import MAX_DEPTH, HeldSlots, Look
 from etcdsem.model import MAX_WEIGHT
 
 HEAL_DELAY = 0.02
@@ -166,7 +166,7 @@ def held_count(keys: Keys, seen: Look) -> int:
     return sum(slot_number(keys, kv.key) is not None for kv in seen.slots)
 
 
-def clients_in_line(seen: Look) -> int:
+def waiting_clients(seen: Look) -> int:
     """How many clients wait, estimated from the part of the queue that was read."""
     if not seen.queue:
         return 0
@@ -199,7 +199,7 @@ def has_surplus(keys: Keys, seen: Look) -> bool:
 
 
 def give_back(
-    keys: Keys, mine: Mine, seen: Look
+    keys: Keys, mine: HeldSlots, seen: Look
 ) -> Gone | Retire | Vacate | Pass | Ask | Clear | ReadAll:
     """How to give back a slot, or all slots of a lease, after this look."""
     mine_there = {kv.key for kv in seen.slots if kv.mod_revision == mine.token}
@@ -215,7 +215,7 @@ def give_back(
 
 
 def hand_over(
-    mine: Mine, limit: Limit, queue: tuple[Queued, ...], priorities: int = 0, seen: int = 0
+    mine: HeldSlots, limit: Limit, queue: tuple[Queued, ...], priorities: int = 0, seen: int = 0
 ) -> Pass | Vacate | Ask:
     """How to give back to a known queue: a single slot goes to a first waiter that needs one."""
     queue = without_holders(queue, (mine,))
@@ -226,7 +226,7 @@ def hand_over(
     return Pass(limit, queue, priorities, seen)
 
 
-def without_holders(line: tuple[Queued, ...], mines: Sequence[Mine]) -> tuple[Queued, ...]:
+def without_holders(line: tuple[Queued, ...], mines: Sequence[HeldSlots]) -> tuple[Queued, ...]:
     """The queue without those that give back now. A holder does not wait, so such an entry is older
     than the grant; and etcd rejects a transaction that both puts and deletes its grant message.
     """
@@ -273,7 +273,7 @@ def next_fill(
         if not free or len(pairs) == most or (cut and not fits):
             behind += seen.queue[place:]
             break
-        if fits and (blocked is None or waiter.wants.eager):
+        if fits and (blocked is None or waiter.demand.eager):
             pairs.append((tuple(free[: waiter.weight]), waiter))
             del free[: waiter.weight]
             passed = blocked

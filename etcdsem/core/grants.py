@@ -14,7 +14,7 @@ from etcdsem.core.commands import Event, Watch
 from etcdsem.core.leases import TICK, TtlLease
 from etcdsem.core.listeners import CallbackListener, WatchGroup
 from etcdsem.core.slot_audit import verify
-from etcdsem.core.transactions import Mine
+from etcdsem.core.transactions import HeldSlots
 from etcdsem.model import duration_text, warning_ahead
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ class Grant:
     __slots__ = (
         "acquired_wall",
         "counted",
+        "has_message",
         "lease",
-        "letter",
         "limit",
         "lost_reason",
         "on_lost",
@@ -62,7 +62,7 @@ class Grant:
         slot: int,
         token: int,
         *,
-        letter: bool,
+        has_message: bool,
         more: tuple[int, ...] = (),
     ) -> None:
         self.semaphore = semaphore
@@ -71,7 +71,7 @@ class Grant:
         self.slot = slot
         self.slots = (slot, *more)
         self.token = token
-        self.letter = letter
+        self.has_message = has_message
         self.limit = (semaphore.limit.number or 0) if semaphore.limit else 0
         self.since = semaphore.session.env.now()
         self.acquired_wall = semaphore.session.env.wall()
@@ -87,9 +87,9 @@ class Grant:
         semaphore.grants.add(self)
 
     @property
-    def mine(self) -> Mine:
+    def held_slots(self) -> HeldSlots:
         """What a transaction needs to give this grant back."""
-        return Mine(self.slot, self.token, self.who, self.letter, self.slots[1:])
+        return HeldSlots(self.slot, self.token, self.who, self.has_message, self.slots[1:])
 
     def valid(self, now: float) -> bool:
         """Is it held, and is its lease before its deadline?"""

@@ -40,7 +40,7 @@ WAITERS_ASKED = 256
 """For how many waiters etcd is asked how long their lease has left. etcd answers for one lease per
 request, and 5,000 of them take 2 s even with many in progress at once; nobody reads so many."""
 
-LETTER_TTL = 60
+EVICTION_TTL = 60
 """Seconds for which a waiter can read that it was evicted: several times as long as a watch may be
 silent before it rereads."""
 
@@ -135,7 +135,7 @@ def evict(
         number = slot_number(keys, kv.key)
         if number is None or (number != slot if slot is not None else kv.lease != wanted):
             continue
-        who = _letter_of(seen.holders, number)
+        who = _message_owner(seen.holders, number)
         mine = [number]
         if kv.lease:  # all slots of one lease end together
             together = (one for one in slots if one.lease == kv.lease)
@@ -165,11 +165,11 @@ def evict(
 
 def _evict_waiter(semaphore: SemaphoreState, kv: KeyValue, by: str) -> Procedure[None]:
     session, keys = semaphore.session, semaphore.keys
-    lease = yield from take_lease(session.leases, LETTER_TTL)
+    lease = yield from take_lease(session.leases, EVICTION_TTL)
     session.leases.leave(lease)  # the message disappears with it
-    letter = write_eviction(by, session.env.wall())
+    message = write_eviction(by, session.env.wall())
     path = kv.key[len(keys.waiters) :]
-    txn = transactions.evict_waiter(keys, path, kv.create_revision, letter, lease.id)
+    txn = transactions.evict_waiter(keys, path, kv.create_revision, message, lease.id)
     if not transactions.evicted((yield from read(session, txn)), lease.id):
         raise EtcdSemError(
             f"semaphore {semaphore.name!r}: the waiter has just left or been granted; "
@@ -177,7 +177,7 @@ def _evict_waiter(semaphore: SemaphoreState, kv: KeyValue, by: str) -> Procedure
         )
 
 
-def _letter_of(holders: Iterable[Holder], slot: int) -> bytes | None:
+def _message_owner(holders: Iterable[Holder], slot: int) -> bytes | None:
     for holder in holders:
         if holder.slot == slot and holder.client:
             return f"{holder.client}/{holder.lease_id}".encode()

@@ -32,10 +32,10 @@ from typing import Literal, NamedTuple, TypeAlias
 from etcdsem.core.commands import Event, KeyValue
 from etcdsem.core.keys import (
     ORDINARY,
+    Demand,
     Keys,
     Limit,
     Stated,
-    Wants,
     read_limit,
     slot_number,
     stated,
@@ -61,7 +61,7 @@ class Present(NamedTuple):
     carried: int | None
     """The limit that the program carries if it is not the one in force."""
     lease: int
-    wants: Wants = ORDINARY
+    demand: Demand = ORDINARY
     """What a waiter requests."""
 
     @property
@@ -125,7 +125,7 @@ class SemaphoreView:
         waiting = list(self.waiting.values())
         if not waiting:
             return 0
-        return min(waiting, key=lambda one: (-one.wants.priority, one.token)).wants.weight
+        return min(waiting, key=lambda one: (-one.demand.priority, one.token)).demand.weight
 
     def drifting(self) -> int:
         """How many holders and waiters carry a limit that is not the one in force."""
@@ -366,7 +366,7 @@ class PrefixView:
 
 def _present(kv: KeyValue, now: float) -> Present:
     said = stated(kv)
-    return Present(kv.mod_revision, now, said.carried, kv.lease, said.wants)
+    return Present(kv.mod_revision, now, said.carried, kv.lease, said.demand)
 
 
 def _age(said: Stated, wall: float) -> float:

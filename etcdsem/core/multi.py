@@ -35,7 +35,7 @@ from etcdsem.core.request import AcquireRequest
 from etcdsem.core.retry import TryAgain, retry_attempts, transact
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
-from etcdsem.core.transactions import Held, Look, Wish
+from etcdsem.core.transactions import Held, Look, SlotRequest
 from etcdsem.core.try_now import publish
 from etcdsem.model import MAX_SEMAPHORES
 
@@ -47,83 +47,83 @@ TRIES = 8
 faster."""
 
 
-class Want(NamedTuple):
+class SemaphoreRequest(NamedTuple):
     """A slot of one semaphore, and the parameters of its lease."""
 
     semaphore: SemaphoreState
     request: AcquireRequest
 
 
-class Full(NamedTuple):
+class NoRoom(NamedTuple):
     """There was no room in this one, or others were waiting for it."""
 
-    want: Want
+    part: SemaphoreRequest
 
 
 class Taken(NamedTuple):
     """A grant of each; or `full` says which one had none."""
 
     grants: list[Grant]
-    full: Full | None = None
+    full: NoRoom | None = None
 
 
-def acquire_all(wants: Sequence[Want], until: float, *, once: bool) -> Procedure[Taken]:
+def acquire_all(parts: Sequence[SemaphoreRequest], until: float, *, once: bool) -> Procedure[Taken]:
     """A grant of each, in the order given; or which one was full at `until` (`once`: right now).
 
     All semaphores must be different, and of one session. Raises what `acquire` raises.
     """
-    if not 1 <= len(wants) <= MAX_SEMAPHORES or len({want.semaphore for want in wants}) < len(
-        wants
+    if not 1 <= len(parts) <= MAX_SEMAPHORES or len({part.semaphore for part in parts}) < len(
+        parts
     ):
-        raise AssertionError(f"not several different semaphores: {wants}")
-    env = wants[0].semaphore.session.env
+        raise AssertionError(f"not several different semaphores: {parts}")
+    env = parts[0].semaphore.session.env
     began = env.now()
     hand: list[Grant] = []
-    for semaphore, request in wants:
+    for semaphore, request in parts:
         semaphore.stats.pending += 1
         semaphore.stats.carried = request.carried
     try:
         try:
-            full = yield from _take_all(wants, until, hand, once=once)
+            full = yield from _take_all(parts, until, hand, once=once)
         finally:
-            for want in wants:
-                want.semaphore.stats.pending -= 1
+            for part in parts:
+                part.semaphore.stats.pending -= 1
         if full is None:
-            yield from refuse_starved(wants[0].semaphore.session)
+            yield from refuse_starved(parts[0].semaphore.session)
         for grant in hand:
             grant.count(env.now() - began)
-        places = {want.semaphore: place for place, want in enumerate(wants)}
+        places = {part.semaphore: place for place, part in enumerate(parts)}
         taken = Taken(sorted(hand, key=lambda grant: places[grant.semaphore]), full)
     except BaseException:
         yield from _put_back(hand)
         raise
     if full is not None:
-        for want in wants:
-            want.semaphore.stats.timeouts += 1
+        for part in parts:
+            part.semaphore.stats.timeouts += 1
     return taken
 
 
 def _take_all(
-    wants: Sequence[Want], until: float, hand: list[Grant], *, once: bool
-) -> Procedure[Full | None]:
+    parts: Sequence[SemaphoreRequest], until: float, hand: list[Grant], *, once: bool
+) -> Procedure[NoRoom | None]:
     """Put all of them into `hand`; else return which one was full, with `hand` empty."""
-    full = yield from _free_ones(wants, until, hand, once=once)
+    full = yield from _free_ones(parts, until, hand, once=once)
     if full is None or once:
         return full
-    for _ in range(ROUNDS if len(wants) > 1 else 0):
-        if not (yield from _stand(full.want, until, hand)):
+    for _ in range(ROUNDS if len(parts) > 1 else 0):
+        if not (yield from _stand(full.part, until, hand)):
             return full
-        others = [want for want in wants if want is not full.want]
+        others = [part for part in parts if part is not full.part]
         blocked = yield from _free_ones(others, until, hand, once=False, seen=full)
         if blocked is None and _all_valid(hand):
             return None
         yield from _put_back(hand)
         full = blocked or full
     while True:
-        for want in sorted(wants, key=_in_order):
-            if not (yield from _stand(want, until, hand)):
+        for part in sorted(parts, key=_in_order):
+            if not (yield from _stand(part, until, hand)):
                 yield from _put_back(hand)
-                return Full(want)
+                return NoRoom(part)
             if not _all_valid(hand):
                 break
         else:
@@ -131,8 +131,8 @@ def _take_all(
         yield from _put_back(hand)
 
 
-def _in_order(want: Want) -> bytes:
-    return want.semaphore.keys.base
+def _in_order(part: SemaphoreRequest) -> bytes:
+    return part.semaphore.keys.base
 
 
 def _all_valid(hand: list[Grant]) -> bool:
@@ -153,9 +153,9 @@ def _put_back(hand: list[Grant]) -> Procedure[None]:
         raise interruption
 
 
-def _stand(want: Want, until: float, hand: list[Grant]) -> Procedure[bool]:
+def _stand(part: SemaphoreRequest, until: float, hand: list[Grant]) -> Procedure[bool]:
     """Wait in one queue like any other waiter; False if it was full until then."""
-    semaphore, request = want
+    semaphore, request = part
 
     what = f"acquire {semaphore.name!r}"
     grant = yield from retry_attempts(
@@ -177,24 +177,24 @@ def _stand(want: Want, until: float, hand: list[Grant]) -> Procedure[bool]:
 
 
 def _free_ones(
-    wants: Sequence[Want],
+    parts: Sequence[SemaphoreRequest],
     until: float,
     hand: list[Grant],
     *,
     once: bool,
-    seen: Full | None = None,
-) -> Procedure[Full | None]:
+    seen: NoRoom | None = None,
+) -> Procedure[NoRoom | None]:
     """Put all of these into `hand` without waiting, or return the one that prevents it.
 
     `seen`: the one that prevented it before.
     """
-    session = wants[0].semaphore.session
+    session = parts[0].semaphore.session
 
-    what = f"acquire {', '.join(repr(want.semaphore.name) for want in wants)}"
+    what = f"acquire {', '.join(repr(part.semaphore.name) for part in parts)}"
     taken = yield from retry_attempts(
         session,
         what,
-        lambda: _attempt(session, wants, until, once=once),
+        lambda: _attempt(session, parts, until, once=once),
         until,
         once=once,
         seen_full=seen is not None,
@@ -204,26 +204,26 @@ def _free_ones(
     if taken.full is not None:
         return taken.full
     hand += taken.grants
-    for want, grant in zip(wants, taken.grants, strict=True):
-        if want.request.max_hold is not None:
-            grant.bind(want.request.max_hold)
+    for part, grant in zip(parts, taken.grants, strict=True):
+        if part.request.max_hold is not None:
+            grant.bind(part.request.max_hold)
     return None
 
 
 def _attempt(
-    session: Session, wants: Sequence[Want], until: float, *, once: bool
+    session: Session, parts: Sequence[SemaphoreRequest], until: float, *, once: bool
 ) -> Procedure[Taken | None]:
     """One attempt, with one lease for each."""
-    for want in wants:
-        yield from known_limit(want.semaphore)
-        yield from refuse_wrong_kind(want.semaphore, rate=want.request.rate, until=until)
+    for part in parts:
+        yield from known_limit(part.semaphore)
+        yield from refuse_wrong_kind(part.semaphore, rate=part.request.rate, until=until)
     leases: list[TtlLease] = []
     try:
-        for _, request in wants:
+        for _, request in parts:
             lease = yield from take_lease(session.leases, request.ttl)
             leases.append(lease)
             lease.refresh = min(request.refresh, lease.ttl / 2)
-        taken = yield from _take_at_once(session, wants, leases, until, once=once)
+        taken = yield from _take_at_once(session, parts, leases, until, once=once)
     except (NotApplied, AccessDenied):
         for lease in leases:
             session.leases.give_back(lease)  # nothing was written
@@ -244,64 +244,64 @@ def _attempt(
 
 def _take_at_once(
     session: Session,
-    wants: Sequence[Want],
+    parts: Sequence[SemaphoreRequest],
     leases: Sequence[TtlLease],
     until: float,
     *,
     once: bool,
 ) -> Procedure[Taken]:
     """ALL, until it succeeds or one of them prevents it."""
-    several = [want.semaphore.keys for want in wants]
-    choices = yield from _first_choices(wants)
+    several = [part.semaphore.keys for part in parts]
+    choices = yield from _first_choices(parts)
     for _ in range(TRIES):
         if choices is None:
             txn = Txn((), transactions.look_at_all(several))
         else:
-            txn = transactions.take_all(_wishes(wants, leases, choices), session.env.wall())
+            txn = transactions.take_all(_slot_requests(parts, leases, choices), session.env.wall())
         reply = yield from transact(session, txn, until)
         if choices is not None and reply.succeeded:
-            return Taken(_granted(session, wants, leases, choices, reply.revision))
+            return Taken(_granted(session, parts, leases, choices, reply.revision))
         choices = []
-        for want, seen in zip(wants, transactions.read_all_looks(several, reply), strict=True):
-            choice = _choice(want, seen)
+        for part, seen in zip(parts, transactions.read_all_looks(several, reply), strict=True):
+            choice = _choice(part, seen)
             if choice is None:
                 if once and seen.contended and seen.limit is not None and seen.limit.room:
                     # As for a single one: perhaps it is not full, but a heal is due.
-                    yield from reconcile(want.semaphore, until=session.env.now() + RPC_TIMEOUT)
-                return Taken([], Full(want))
+                    yield from reconcile(part.semaphore, until=session.env.now() + RPC_TIMEOUT)
+                return Taken([], NoRoom(part))
             choices.append(choice)
             if seen.contended:
-                mark = transactions.uncontend(want.semaphore.keys, seen.revision)
+                mark = transactions.uncontend(part.semaphore.keys, seen.revision)
                 yield from transact(session, mark, until)
-    return Taken([], Full(wants[0]))
+    return Taken([], NoRoom(parts[0]))
 
 
 class _Choice(NamedTuple):
-    """The slot to take, and the limit used to choose it; see `Wish`."""
+    """The slot to take, and the limit used to choose it; see `SlotRequest`."""
 
     limit: Limit
     slot: int
     counted_at: int = 0
 
 
-def _first_choices(wants: Sequence[Want]) -> Procedure[list[_Choice] | None]:
+def _first_choices(parts: Sequence[SemaphoreRequest]) -> Procedure[list[_Choice] | None]:
     """A slot of each, chosen without a look; None if one has no room as far as is known."""
     choices: list[_Choice] = []
-    for want in wants:
-        limit = yield from known_limit(want.semaphore)
+    for part in parts:
+        limit = yield from known_limit(part.semaphore)
         if limit.room == 0:
             return None
-        slots = want.semaphore.slots.candidates(limit)
+        slots = part.semaphore.slots.candidates(limit)
         choices.append(_Choice(limit, slots[0] if slots else 0))
     return choices
 
 
-def _choice(want: Want, seen: Look) -> _Choice | None:
+def _choice(part: SemaphoreRequest, seen: Look) -> _Choice | None:
     """A free slot after a look; None if there is none, or somebody waits."""
-    semaphore = want.semaphore
+    semaphore = part.semaphore
     semaphore.queue.set_contended(seen.contended)
     limit = learn_known(semaphore, seen.limit, seen.revision)
-    wrong = wrong_kind(semaphore, limit, rate=want.request.rate)
+    wrong = wrong_kind(semaphore, limit, rate=part.request.rate)
     if wrong is not None:
         raise wrong
     if seen.has_waiters:
@@ -313,25 +313,25 @@ def _choice(want: Want, seen: Look) -> _Choice | None:
     return _Choice(limit, free[place], counted_at)
 
 
-def _wishes(
-    wants: Sequence[Want], leases: Sequence[TtlLease], choices: Sequence[_Choice]
-) -> list[Wish]:
+def _slot_requests(
+    parts: Sequence[SemaphoreRequest], leases: Sequence[TtlLease], choices: Sequence[_Choice]
+) -> list[SlotRequest]:
     return [
-        Wish(
-            keys=want.semaphore.keys,
+        SlotRequest(
+            keys=part.semaphore.keys,
             limit=choice.limit,
             slot=choice.slot,
             lease=lease.id,
-            identity=want.request.asking(choice.limit),
+            identity=part.request.asking(choice.limit),
             counted_at=choice.counted_at,
         )
-        for want, lease, choice in zip(wants, leases, choices, strict=True)
+        for part, lease, choice in zip(parts, leases, choices, strict=True)
     ]
 
 
 def _granted(
     session: Session,
-    wants: Sequence[Want],
+    parts: Sequence[SemaphoreRequest],
     leases: Sequence[TtlLease],
     choices: Sequence[_Choice],
     revision: int,
@@ -341,6 +341,6 @@ def _granted(
     if not all(lease.valid(now) for lease in leases):
         raise TryAgain("slots were granted, but a lease had expired in the meantime")
     return [
-        publish(want.semaphore, lease, session.who(lease), Held(choice.slot, revision))
-        for want, lease, choice in zip(wants, leases, choices, strict=True)
+        publish(part.semaphore, lease, session.who(lease), Held(choice.slot, revision))
+        for part, lease, choice in zip(parts, leases, choices, strict=True)
     ]

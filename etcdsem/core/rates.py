@@ -218,7 +218,7 @@ def _usable(
     """
     session = semaphore.session
     # A caller granted from the queue does not know by which limit; it may have changed meanwhile.
-    if grant.letter or semaphore.limit is None:
+    if grant.has_message or semaphore.limit is None:
         limit = yield from learn_limit(semaphore)
     else:
         limit = semaphore.limit

@@ -45,7 +45,7 @@ def reconcile(
             semaphore.waiters.request_reconcile()
             return
         semaphore.learn(seen.limit, seen.revision)
-        semaphore.waiters.saw_clients(decisions.clients_in_line(seen))
+        semaphore.waiters.saw_clients(decisions.waiting_clients(seen))
         if seen.limit is None:
             semaphore.closed(seen.revision)
             return
@@ -118,9 +118,9 @@ def recheck(semaphore: SemaphoreState, until: float) -> Procedure[None]:
     if seen.limit is None:
         semaphore.closed(seen.revision)
         return
-    granted = {kv.lease for kv in seen.letters}
-    for letter in seen.letters:
-        semaphore.watches.deliver(letter)
+    granted = {kv.lease for kv in seen.messages}
+    for message in seen.messages:
+        semaphore.watches.deliver(message)
     for waiting in list(semaphore.waiters):
         if (
             0 < waiting.created <= seen.revision

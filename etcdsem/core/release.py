@@ -32,7 +32,7 @@ from etcdsem.core.reconcile import reconcile
 from etcdsem.core.retry import alone_in_group, sender, sleep, transact
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
-from etcdsem.core.transactions import Look, Mine
+from etcdsem.core.transactions import HeldSlots, Look
 from etcdsem.model import duration_text
 
 RELEASE_PATIENCE = 5.0
@@ -150,7 +150,7 @@ class Vacated(NamedTuple):
 class Step(NamedTuple):
     """How one of the steps of `decisions` is carried out."""
 
-    build: Callable[[SemaphoreState, Mine, Any], Txn]
+    build: Callable[[SemaphoreState, HeldSlots, Any], Txn]
     read: Callable[[SemaphoreState, Any, TxnReply], ReleaseResult | Vacated | Look]
     """A Look means that nothing was given back, and shows why."""
     group: Callable[[SemaphoreState], Group[Any, Any]] | None = None
@@ -160,31 +160,31 @@ class Step(NamedTuple):
 # Each builder gets the semaphore's state, what to give back, and the step.
 
 
-def _drop(semaphore: SemaphoreState, held: Mine, _step: Drop) -> Txn:
+def _drop(semaphore: SemaphoreState, held: HeldSlots, _step: Drop) -> Txn:
     return transactions.drop(semaphore.keys, held)
 
 
-def _ask(semaphore: SemaphoreState, _held: Mine, _step: Ask) -> Txn:
+def _ask(semaphore: SemaphoreState, _held: HeldSlots, _step: Ask) -> Txn:
     return Txn((), transactions.look(semaphore.keys))
 
 
-def _ask_all(semaphore: SemaphoreState, _held: Mine, _step: ReadAll) -> Txn:
+def _ask_all(semaphore: SemaphoreState, _held: HeldSlots, _step: ReadAll) -> Txn:
     return Txn((), transactions.look(semaphore.keys, 0))
 
 
-def _clear(semaphore: SemaphoreState, held: Mine, step: Clear) -> Txn:
+def _clear(semaphore: SemaphoreState, held: HeldSlots, step: Clear) -> Txn:
     return transactions.clear(semaphore.keys, held, step.revision)
 
 
-def _retire(semaphore: SemaphoreState, held: Mine, _step: Retire) -> Txn:
+def _retire(semaphore: SemaphoreState, held: HeldSlots, _step: Retire) -> Txn:
     return transactions.retire(semaphore.keys, held)
 
 
-def _vacate(semaphore: SemaphoreState, held: Mine, _step: Vacate) -> Txn:
+def _vacate(semaphore: SemaphoreState, held: HeldSlots, _step: Vacate) -> Txn:
     return transactions.vacate(semaphore.keys, held)
 
 
-def _pass(semaphore: SemaphoreState, held: Mine, step: Pass) -> Txn:
+def _pass(semaphore: SemaphoreState, held: HeldSlots, step: Pass) -> Txn:
     return transactions.pass_on(
         semaphore.keys,
         held,
@@ -263,9 +263,9 @@ revoking the lease."""
 
 def _give_back(grant: Grant) -> Procedure[ReleaseResult]:
     """Take step after step; each is decided from what the one before has seen."""
-    semaphore, held = grant.semaphore, grant.mine
+    semaphore, held = grant.semaphore, grant.held_slots
     step: decisions.GiveBack = Drop()
-    if grant.letter or semaphore.waiters:
+    if grant.has_message or semaphore.waiters:
         step = _next_step(semaphore, held) if semaphore.queue.waiters else Ask()
     for _ in range(MOST_STEPS):
         if isinstance(step, Gone):
@@ -287,7 +287,7 @@ def _give_back(grant: Grant) -> Procedure[ReleaseResult]:
 
 
 def _take_step(
-    semaphore: SemaphoreState, held: Mine, step: decisions.GiveBack
+    semaphore: SemaphoreState, held: HeldSlots, step: decisions.GiveBack
 ) -> Procedure[ReleaseResult | Vacated | Look | NotBatched]:
     """Take a step in a batch with other callers of this client if there are any, else alone.
 
@@ -295,11 +295,11 @@ def _take_step(
     """
     slots = semaphore.slots
     if slots.passing.busy and _may_gather(step) and not held.more:
-        part: Part[Mine] = Part(held, semaphore.session.env.mailbox())
+        part: Part[HeldSlots] = Part(held, semaphore.session.env.mailbox())
         passed = yield from together(slots.passing, part, math.inf, sender(semaphore.session))
         return passed if isinstance(passed, Look | NotBatched) else ReleaseResult.RELEASED
     if isinstance(step, Drop) and slots.may_share and not held.more:
-        shared: Part[transactions.Take | Mine] = Part(held, semaphore.session.env.mailbox())
+        shared: Part[transactions.Take | HeldSlots] = Part(held, semaphore.session.env.mailbox())
         gave = yield from together(slots.group, shared, math.inf, sender(semaphore.session))
         if gave is not NOT_BATCHED:
             return ReleaseResult.RELEASED
@@ -319,7 +319,7 @@ def _may_gather(step: decisions.GiveBack) -> bool:
     return isinstance(step, Ask | Clear)
 
 
-def _next_step(semaphore: SemaphoreState, held: Mine) -> Ask | Pass | Vacate | Clear:
+def _next_step(semaphore: SemaphoreState, held: HeldSlots) -> Ask | Pass | Vacate | Clear:
     """How to give back a slot, given what is known of the queue."""
     queue = semaphore.queue
     if semaphore.limit is None or queue.until == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from etcdsem.core.keys import ORDINARY, Identity, Limit, Wants
+from etcdsem.core.keys import ORDINARY, Demand, Identity, Limit
 
 
 class AcquireRequest(NamedTuple):
@@ -18,7 +18,7 @@ class AcquireRequest(NamedTuple):
     """Called once the caller is in the queue."""
     carried: int | None = None
     """The limit that the program carries; stored in its record if it is not the one in force."""
-    wants: Wants = ORDINARY
+    demand: Demand = ORDINARY
     """How many slots the lease must hold, and its place in the queue."""
     max_hold: float | None = None
     """Seconds after the grant at which the lease ends."""
@@ -27,4 +27,4 @@ class AcquireRequest(NamedTuple):
 
     def asking(self, limit: Limit) -> Identity:
         """The identity and requirements as they are written to etcd."""
-        return self.identity.carrying(self.carried, limit).wanting(self.wants)
+        return self.identity.carrying(self.carried, limit).demanding(self.demand)

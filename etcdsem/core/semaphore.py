@@ -77,7 +77,7 @@ class SemaphoreState:
         if raised:
             self.waiters.wake_leader(reread=False)
         for waiter in self.waiters:
-            if waiter.wants.weight > limit.room > 0:
+            if waiter.demand.weight > limit.room > 0:
                 waiter.box.put(TooHeavy())
 
     def closed(self, revision: int) -> None:

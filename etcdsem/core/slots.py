@@ -12,8 +12,8 @@ from etcdsem.core.keys import Limit
 from etcdsem.core.transactions import (
     Gave,
     Held,
+    HeldSlots,
     Look,
-    Mine,
     Take,
     batch,
     pass_all,
@@ -39,7 +39,9 @@ class Slots:
         self._recent: dict[int, None] = {}  # given back lately and likely free, oldest first
         self.group = Group(self._batch)  # callers that take or give back while the queue is empty
         # Hand-overs run one after the other, else they would try the same waiters.
-        self.passing: Group[Mine, bool | Look] = Group(self._pass_all, lanes=1, most=PASSED_AT_MOST)
+        self.passing: Group[HeldSlots, bool | Look] = Group(
+            self._pass_all, lanes=1, most=PASSED_AT_MOST
+        )
 
     def freed(self, slot: int) -> None:
         """Record that this client has given the slot back; it is tried first next time."""
@@ -67,7 +69,7 @@ class Slots:
         """Is it worthwhile to share a transaction with other callers of this client?"""
         return self.group.busy and not self._semaphore.queue.contended
 
-    def _batch(self, parts: Sequence[Take | Mine]) -> Batch[Held | Gave]:
+    def _batch(self, parts: Sequence[Take | HeldSlots]) -> Batch[Held | Gave]:
         """One transaction for several callers that take or give back."""
         semaphore = self._semaphore
         env, limit = semaphore.session.env, semaphore.limit or _NO_LIMIT
@@ -82,7 +84,7 @@ class Slots:
 
         return batch(semaphore.keys, limit, parts, hands, env.wall()), read
 
-    def _pass_all(self, mines: Sequence[Mine]) -> Batch[bool | Look]:
+    def _pass_all(self, mines: Sequence[HeldSlots]) -> Batch[bool | Look]:
         """One transaction for several callers that hand over to waiters."""
         semaphore, queue = self._semaphore, self._semaphore.queue
         waiters, until = light(without_holders(queue.waiters, mines), queue.until)

@@ -28,7 +28,7 @@ def publish(semaphore: SemaphoreState, lease: TtlLease, who: bytes, held: Held) 
     """The grant of a slot that was taken; its lease was found valid a moment ago."""
     semaphore.queue.set_contended(False)
     semaphore.queue.forget()
-    return Grant(semaphore, lease, who, held.slot, held.token, letter=False, more=held.more)
+    return Grant(semaphore, lease, who, held.slot, held.token, has_message=False, more=held.more)
 
 
 def try_now(
@@ -40,7 +40,7 @@ def try_now(
     thorough: bool,
 ) -> Procedure[Grant | None]:
     """TRY. None: not granted; if `thorough`, because it is full, or others are in the queue."""
-    if request.wants.weight > 1:
+    if request.demand.weight > 1:
         return (yield from _try_heavy(semaphore, request, lease, until, thorough=thorough))
     session, keys = semaphore.session, semaphore.keys
     # The slots are chosen by one limit, and the transaction succeeds only while it is unchanged.
@@ -89,7 +89,7 @@ def _try_heavy(
 ) -> Procedure[Grant | None]:
     """TRY for several slots: first look which are free, then take all of them or none."""
     session, keys = semaphore.session, semaphore.keys
-    weight = request.wants.weight
+    weight = request.demand.weight
     for _ in range(8):
         seen, limit = yield from look_with_limit(semaphore, until)
         refuse_too_heavy(semaphore, weight)
@@ -120,7 +120,7 @@ def _take_now(
     until: float,
 ) -> Procedure[Grant | transactions.Full]:
     """TRY's transaction: the grant, or why there was none."""
-    session, keys, wants = semaphore.session, semaphore.keys, request.wants
+    session, keys, demand = semaphore.session, semaphore.keys, request.demand
     who = session.who(lease)
     txn = transactions.join(
         keys,
@@ -130,12 +130,12 @@ def _take_now(
         who,
         request.asking(limit),
         session.env.wall(),
-        stand_in_line=False,
+        queue_up=False,
         counted_at=counted_at,
-        wants=wants,
+        demand=demand,
     )
     reply = yield from alone_in_group(semaphore.session, semaphore.slots.group, txn, until)
-    result = transactions.read_join(keys, reply, slots, stand_in_line=False, weight=wants.weight)
+    result = transactions.read_join(keys, reply, slots, queue_up=False, weight=demand.weight)
     if isinstance(result, Held):
         return granted(semaphore, lease, who, result)
     if not isinstance(result, transactions.Full):

@@ -11,7 +11,7 @@ import math
 from etcdsem.core import decisions, transactions
 from etcdsem.core.commands import AccessDenied, Failure, NotApplied, Procedure, Wait, perform
 from etcdsem.core.grants import Grant
-from etcdsem.core.keys import read_eviction, read_letter
+from etcdsem.core.keys import read_eviction, read_message
 from etcdsem.core.leases import RPC_TIMEOUT
 from etcdsem.core.limits import refuse_too_heavy, semaphore_closed, too_heavy
 from etcdsem.core.reconcile import recheck, reconcile_or_recheck
@@ -47,7 +47,7 @@ def open_watches(semaphore: SemaphoreState, until: float) -> Procedure[bool]:
     raise NotApplied(f"no watch could be set up in time{starved and f' ({starved})'}")
 
 
-def wait_in_line(
+def wait_in_queue(
     semaphore: SemaphoreState, waiter: LocalWaiter, until: float, *, room: bool
 ) -> Procedure[Grant | None]:
     """Wait in the queue until granted, or until it is time to leave."""
@@ -57,7 +57,7 @@ def wait_in_line(
     if waiters.leads(waiter) and waiters.reconcile_due:
         reconcile_at = env.now()
     while True:
-        if too_heavy(semaphore, waiter.wants.weight):
+        if too_heavy(semaphore, waiter.demand.weight):
             return (yield from _leave_too_heavy(semaphore, waiter))
         wake = min(until, reconcile_at, reread_at if waiters.leads(waiter) else math.inf)
         note = yield from perform(Wait(waiter.box, wake))
@@ -109,7 +109,7 @@ def _leave_too_heavy(semaphore: SemaphoreState, waiter: LocalWaiter) -> Procedur
     grant = yield from _leave(semaphore, waiter)
     if grant is not None:
         return grant
-    refuse_too_heavy(semaphore, waiter.wants.weight)
+    refuse_too_heavy(semaphore, waiter.demand.weight)
     raise TryAgain("the limit was too low for this weight, and was raised again", full=True)
 
 
@@ -147,9 +147,9 @@ def _reconcile_for_client(semaphore: SemaphoreState, until: float) -> Procedure[
     return done
 
 
-def _open(semaphore: SemaphoreState, waiter: LocalWaiter, letter: GrantMessage) -> Grant | None:
+def _open(semaphore: SemaphoreState, waiter: LocalWaiter, message: GrantMessage) -> Grant | None:
     """The grant in a grant message; None if it is outdated or not ours. Raises Evicted."""
-    kv = letter.kv
+    kv = message.kv
     if kv.mod_revision <= waiter.created:
         return None
     by = read_eviction(kv.value)
@@ -157,7 +157,7 @@ def _open(semaphore: SemaphoreState, waiter: LocalWaiter, letter: GrantMessage) 
         raise Evicted(f"acquire {semaphore.name!r}: evicted from the queue {by}")
     if kv.lease != waiter.lease.id:
         return None
-    content = read_letter(kv.value, semaphore.queue.until)
+    content = read_message(kv.value, semaphore.queue.until)
     if content is None:
         semaphore.session.env.log(
             logging.WARNING,
@@ -169,10 +169,10 @@ def _open(semaphore: SemaphoreState, waiter: LocalWaiter, letter: GrantMessage) 
     slots, queue = content
     if queue:
         semaphore.queue.learn(queue, queue[-1].created)
-    if not waiter.wants.priority and not waiter.wants.eager:  # those may pass others
+    if not waiter.demand.priority and not waiter.demand.eager:  # those may pass others
         semaphore.queue.served(waiter.created)
-    if len(slots) != waiter.wants.weight:  # the sender does not support weights
-        raise TryAgain(f"{len(slots)} slots were granted instead of {waiter.wants.weight}")
+    if len(slots) != waiter.demand.weight:  # the sender does not support weights
+        raise TryAgain(f"{len(slots)} slots were granted instead of {waiter.demand.weight}")
     if not waiter.lease.valid(semaphore.session.env.now()):
         raise TryAgain("a slot was granted, but the lease had expired in the meantime")
     semaphore.waiters.exit(waiter)
@@ -183,7 +183,7 @@ def _open(semaphore: SemaphoreState, waiter: LocalWaiter, letter: GrantMessage) 
         waiter.who,
         slot,
         kv.mod_revision,
-        letter=True,
+        has_message=True,
         more=tuple(more),
     )
 
@@ -203,9 +203,9 @@ def _leave(semaphore: SemaphoreState, waiter: LocalWaiter) -> Procedure[Grant | 
         )
         session.leases.revoke_later(waiter.lease)
         return None
-    left, letter, empty = transactions.read_leave(reply)
+    left, message, empty = transactions.read_leave(reply)
     if not left:
-        grant = _open(semaphore, waiter, GrantMessage(letter)) if letter is not None else None
+        grant = _open(semaphore, waiter, GrantMessage(message)) if message is not None else None
         if grant is None:
             session.leases.revoke_later(waiter.lease)
         return grant

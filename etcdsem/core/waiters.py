@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from etcdsem.core.commands import Event, Failure, KeyValue, Mailbox, Watch
-from etcdsem.core.keys import ORDINARY, Wants
+from etcdsem.core.keys import ORDINARY, Demand
 from etcdsem.core.leases import TtlLease
 from etcdsem.core.transactions import Look
 
@@ -66,12 +66,12 @@ class PlaceLost(NamedTuple):
 class LocalWaiter:
     """One waiter. Its place in the queue is known once JOIN was answered."""
 
-    __slots__ = ("box", "created", "lease", "since", "wants", "watch", "who")
+    __slots__ = ("box", "created", "demand", "lease", "since", "watch", "who")
 
     def __init__(
-        self, lease: TtlLease, who: bytes, box: Mailbox, since: float, wants: Wants = ORDINARY
+        self, lease: TtlLease, who: bytes, box: Mailbox, since: float, demand: Demand = ORDINARY
     ) -> None:
-        self.wants = wants
+        self.demand = demand
         self.lease = lease
         self.since = since
         self.who = who
@@ -138,7 +138,7 @@ class Waiters:
     @property
     def backfilling(self) -> bool:
         """Is one of them eager? Then the whole queue must be searched for waiters to backfill."""
-        return any(waiter.wants.eager for waiter in self._by_lease.values())
+        return any(waiter.demand.eager for waiter in self._by_lease.values())
 
     def enter(self, waiter: LocalWaiter) -> None:
         """Add a waiter that is about to join the queue."""

@@ -46,7 +46,7 @@ def parts_of(
     return parts
 
 
-def refuse_wants(weight: int, priority: int, backfill: bool) -> None:
+def refuse_demand(weight: int, priority: int, backfill: bool) -> None:
     """Raise InvalidSetting for options that `acquire_all` does not support."""
     given = {"weight": weight != 1, "priority": priority != 0, "backfill": bool(backfill)}
     for what, is_so in given.items():
@@ -103,8 +103,8 @@ def acquiring(
     """
     env = parts[0].state.session.env
     until = math.inf if limit is None else env.now() + limit
-    wants = [
-        multi.Want(
+    demand = [
+        multi.SemaphoreRequest(
             part.state,
             part.semaphore._request(
                 part.state,
@@ -113,9 +113,9 @@ def acquiring(
         )
         for part in parts
     ]
-    taken = yield from multi.acquire_all(wants, until, once=limit == 0)
+    taken = yield from multi.acquire_all(demand, until, once=limit == 0)
     if taken.full is not None:
-        return taken.full.want.semaphore.name
+        return taken.full.part.semaphore.name
     try:  # an interruption may come, as in `BaseSemaphore._acquiring`
         leases = tuple(
             part.semaphore._list(grant, part.lease_of)

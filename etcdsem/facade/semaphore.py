@@ -14,7 +14,7 @@ from etcdsem.core import admin, inspection, lifecycle, rates
 from etcdsem.core.acquire import acquire
 from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
-from etcdsem.core.keys import ORDINARY, Wants
+from etcdsem.core.keys import ORDINARY, Demand
 from etcdsem.core.limits import check_kind, learn_limit, wrong_kind
 from etcdsem.core.release import release
 from etcdsem.core.request import AcquireRequest
@@ -42,12 +42,12 @@ from etcdsem.model import (
 )
 
 
-def read_wants(weight: int, priority: int, backfill: bool, eager: bool | None) -> Wants:
+def read_demand(weight: int, priority: int, backfill: bool, eager: bool | None) -> Demand:
     """What an acquire asks for; raises InvalidSetting for invalid arguments."""
     if eager is not None:
         warnings.warn("eager= is now called backfill=", DeprecationWarning, stacklevel=3)
         backfill = backfill or eager
-    return Wants(check_weight(weight), check_priority(priority), bool(backfill))
+    return Demand(check_weight(weight), check_priority(priority), bool(backfill))
 
 
 L = TypeVar("L", bound=BaseLease)
@@ -162,12 +162,12 @@ class BaseSemaphore(Named, Generic[L]):
         on_wait: Callable[[], object] | None,
         lease_of: Callable[[Grant], L],
         *,
-        wants: Wants,
+        demand: Demand,
     ) -> Procedure[L | None]:
         # The lease is created in the procedure, so that no interruption comes between the grant
         # and the listing.
         until = math.inf if limit is None else state.session.env.now() + limit
-        request = self._request(state, on_wait, wants)
+        request = self._request(state, on_wait, demand)
         while True:
             grant = yield from acquire(state, request, until, once=limit == 0)
             if grant is None:
@@ -204,7 +204,7 @@ class BaseSemaphore(Named, Generic[L]):
         return started is not None
 
     def _request(
-        self, state: SemaphoreState, on_wait: Callable[[], object] | None, wants: Wants = ORDINARY
+        self, state: SemaphoreState, on_wait: Callable[[], object] | None, demand: Demand = ORDINARY
     ) -> AcquireRequest:
         return AcquireRequest(
             self.lease_timeout,
@@ -212,7 +212,7 @@ class BaseSemaphore(Named, Generic[L]):
             state.session.identity(self.owner, self.labels, self.max_hold),
             on_wait,
             self.max_leases,
-            wants,
+            demand,
             self.max_hold,
         )
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from etcdsem.core.grants import Grant
-from etcdsem.core.keys import ORDINARY, Wants
+from etcdsem.core.keys import ORDINARY, Demand
 from etcdsem.facade import multi
 from etcdsem.facade.decorators import Decorator
 from etcdsem.facade.semaphore import BaseSemaphore
@@ -26,10 +26,10 @@ from etcdsem.sync.lease import Lease
 class LeasingSemaphore(Decorator, Bound, BaseSemaphore[Lease]):
     """The part of a semaphore that acquires and releases."""
 
-    def _acquired(self, timeout: Duration | None, wants: Wants) -> bool:
+    def _acquired(self, timeout: Duration | None, demand: Demand) -> bool:
         taken: list[Lease] = []
         try:
-            self._acquire(timeout, None, taken.append, wants)
+            self._acquire(timeout, None, taken.append, demand)
             return bool(taken)
         except BaseException:
             for lease in taken:  # interrupted after the grant
@@ -37,7 +37,7 @@ class LeasingSemaphore(Decorator, Bound, BaseSemaphore[Lease]):
             raise
 
     def _acquired_lease(
-        self, timeout: Duration | None, on_wait: Callable[[], object] | None, wants: Wants
+        self, timeout: Duration | None, on_wait: Callable[[], object] | None, demand: Demand
     ) -> Lease | None:
         taken: list[Lease] = []
 
@@ -46,7 +46,7 @@ class LeasingSemaphore(Decorator, Bound, BaseSemaphore[Lease]):
             taken.append(lease)
 
         try:
-            return self._acquire(timeout, on_wait, keep, wants)
+            return self._acquire(timeout, on_wait, keep, demand)
         except BaseException:
             for lease in taken:  # interrupted after the grant
                 lease.release()
@@ -57,7 +57,7 @@ class LeasingSemaphore(Decorator, Bound, BaseSemaphore[Lease]):
         timeout: Duration | None,
         on_wait: Callable[[], object] | None,
         keep: Callable[[Lease], object],
-        wants: Wants,
+        demand: Demand,
     ) -> Lease | None:
         """`keep` gets the lease in the step in which it is granted. If an interruption comes later,
         the caller gives it back.
@@ -72,7 +72,7 @@ class LeasingSemaphore(Decorator, Bound, BaseSemaphore[Lease]):
             return lease
 
         state = client._state(self.name, self._prefix)
-        acquiring = self._acquiring(state, limit, on_wait, lease_of, wants=wants)
+        acquiring = self._acquiring(state, limit, on_wait, lease_of, demand=demand)
         return client._run(acquiring, f"acquire {self.name!r}")
 
     def _release_oldest(self) -> bool:
@@ -109,10 +109,12 @@ class Held(Decorator, AbstractContextManager[Lease, None]):
 
     _lease: Lease | None = None
 
-    def __init__(self, semaphore: LeasingSemaphore, timeout: Duration | None, wants: Wants) -> None:
+    def __init__(
+        self, semaphore: LeasingSemaphore, timeout: Duration | None, demand: Demand
+    ) -> None:
         self._semaphore = semaphore
         self._timeout = timeout
-        self._wants = wants
+        self._wants = demand
         self._entered = False
 
     def _block(self) -> Self:

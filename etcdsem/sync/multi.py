@@ -44,7 +44,7 @@ def acquire_all(
         SemaphoreClosed: one of them is not registered (any more); the message names it.
         EtcdUnavailable: etcd was unreachable, as for `Semaphore.acquire`.
     """
-    multi.refuse_wants(weight, priority, backfill)
+    multi.refuse_demand(weight, priority, backfill)
     return leases_of_all(semaphores, timeout, on_wait)
 
 
@@ -63,7 +63,7 @@ def hold_all(
         AcquireTimeout: the timeout came first; the body did not run.
         LeaseLost: at the end of the block, if a lease was lost meanwhile (see `raise_on_loss`).
     """
-    multi.refuse_wants(weight, priority, backfill)
+    multi.refuse_demand(weight, priority, backfill)
     return HeldAll(semaphores, timeout)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from etcdsem.facade.semaphore import check_dask_arguments, read_wants
+from etcdsem.facade.semaphore import check_dask_arguments, read_demand
 from etcdsem.model import Duration, Holder, Status, Waiter
 from etcdsem.sync.blocks import Held, LeasingSemaphore
 from etcdsem.sync.client import Client
@@ -119,7 +119,7 @@ class Semaphore(LeasingSemaphore):
                 client's `dial_timeout` at first contact, or later for 60 s.
             EtcdSemError: no thread could be started to refresh the lease, or the client is closed.
         """
-        return self._acquired(timeout, read_wants(weight, priority, backfill, eager))
+        return self._acquired(timeout, read_demand(weight, priority, backfill, eager))
 
     def acquire_lease(
         self,
@@ -136,8 +136,8 @@ class Semaphore(LeasingSemaphore):
         `on_wait` is called once the call has to wait: by the blocking class in a thread of its own,
         in `etcdsem.aio` in the event loop, where it may be a coroutine function.
         """
-        wants = read_wants(weight, priority, backfill, eager)
-        return self._acquired_lease(timeout, on_wait, wants)
+        demand = read_demand(weight, priority, backfill, eager)
+        return self._acquired_lease(timeout, on_wait, demand)
 
     def release(self) -> bool:
         """Give back this object's oldest lease: a lost one first, one that a caller or a block has
@@ -171,7 +171,7 @@ class Semaphore(LeasingSemaphore):
             AcquireTimeout: the timeout came first; the body did not run.
             LeaseLost: at the end of the block, if the lease was lost (see `raise_on_loss`).
         """
-        return Held(self, timeout, read_wants(weight, priority, backfill, eager))
+        return Held(self, timeout, read_demand(weight, priority, backfill, eager))
 
     def _block(self) -> Held:
         return self.hold()

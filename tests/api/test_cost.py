@@ -82,7 +82,7 @@ def test_a_crowd_of_one_client_hands_over_together(any_etcd: EtcdServer, name: s
 
 
 def test_nothing_is_refused(any_etcd: EtcdServer, name: str) -> None:
-    """Two clients of five threads each, at limit 5: their threads open letters and read answers in
+    """Two clients of five threads each, at limit 5: their threads open messages and read answers in
     any order, and none of them takes a holder for one who waits.
     """
     limit, threads, cycles = 5, 5, 300

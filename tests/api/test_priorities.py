@@ -62,7 +62,7 @@ def test_what_is_held_is_taken_from_nobody(client: Client, name: str) -> None:
 def test_a_priority_that_comes_in_between_is_seen(
     any_etcd: EtcdServer, client: Client, name: str
 ) -> None:
-    """A holder knows from its letter who is next. Then somebody comes with a priority: the
+    """A holder knows from its grant message who is next. Then somebody comes with a priority: the
     hand-over that was thought of does not hold, and another is made.
     """
     sem = Semaphore(1, name, client=client)

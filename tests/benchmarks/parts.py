@@ -71,9 +71,9 @@ class Bench:
         )
 
     def writes(self, lease: int = 0, listed: int = 0) -> Cycle:
-        """Our writes: slot, letter, and the deletes of a letter and a waiter; waiter and mark."""
+        """Our writes: slot, message, and the deletes of a message and a waiter; waiter, mark."""
         here, there = b"a", b"b"
-        letter = b"0\n" + b"x" * 75 * listed
+        message = b"0\n" + b"x" * 75 * listed
 
         def give() -> Txn:
             return Txn(
@@ -81,8 +81,8 @@ class Bench:
                 (
                     Put(self.keys.slot(2), VALUE, lease),
                     Delete(self.keys.waiter(here)),
-                    Put(self.keys.letter(here), letter, lease),
-                    Delete(self.keys.letter(there)),
+                    Put(self.keys.message(here), message, lease),
+                    Delete(self.keys.message(there)),
                 ),
                 (),
             )
@@ -141,7 +141,7 @@ class Bench:
         )
 
         def give() -> Txn:
-            mine = transactions.Mine(0, token, self.who(turn), True)
+            mine = transactions.HeldSlots(0, token, self.who(turn), True)
             lease = self.leases[(turn + 1) % 2]
             first = Queued(self.who(turn + 1), lease, created, b"")
             line = (first, *others)
@@ -165,7 +165,7 @@ class Bench:
             self.who(turn),
             self.identity,
             time.time(),
-            stand_in_line=True,
+            queue_up=True,
         )
 
     def _enters(self, turn: int) -> int:
@@ -186,10 +186,10 @@ KINDS: dict[str, Callable[[Bench], Cycle]] = {
     "two transactions of one put: the floor": lambda bench: bench.puts(),
     "our six writes (two are deletes)": lambda bench: bench.writes(),
     "... attached to leases": lambda bench: bench.writes(bench.leases[0]),
-    "... with a list of 32 who wait in the letter": lambda b: b.writes(b.leases[0], 32),
+    "... with a list of 32 who wait in the grant message": lambda b: b.writes(b.leases[0], 32),
     "... with our nine conditions, and JOIN's two reads": lambda bench: bench.conditions(32),
     "PASS and JOIN as they are: conditions nested, records": lambda bench: bench.ours(32),
-    "PASS and JOIN of two clients: no list in the letter": lambda bench: bench.ours(),
+    "PASS and JOIN of two clients: no list in the grant message": lambda bench: bench.ours(),
 }
 
 

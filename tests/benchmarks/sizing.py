@@ -100,7 +100,7 @@ TITLES = {
 # ---------------------------------------------------------------- the crowd, in one process
 
 
-async def stand_in_line(endpoint: str, crowd: Crowd) -> None:
+async def queue_up(endpoint: str, crowd: Crowd) -> None:
     """Say `waiting` when all are in line, and stay there until stdin ends."""
     from etcdsem.aio import Semaphore, connect
 
@@ -326,7 +326,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.crowd:
         logging.disable(logging.CRITICAL)
-        asyncio.run(stand_in_line(options.crowd[0], Crowd(*json.loads(options.crowd[1]))))
+        asyncio.run(queue_up(options.crowd[0], Crowd(*json.loads(options.crowd[1]))))
         return
     if options.predict:
         for name, value in formulas(options.predict, DEFAULT_REFRESH).items():

@@ -45,7 +45,7 @@ class AioWorker(BaseWorker):
     ) -> tuple[Lease, ...] | None:
         if len(wanted) > 1:
             return await etcdsem.aio.acquire_all(*wanted, timeout=timeout)
-        lease = await wanted[0].acquire_lease(timeout, **(worker.wants(rng) if rng else {}))
+        lease = await wanted[0].acquire_lease(timeout, **(worker.demand(rng) if rng else {}))
         return None if lease is None else (lease,)
 
     async def once(

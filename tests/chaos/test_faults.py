@@ -207,7 +207,7 @@ def test_a_silent_watch_delays_no_longer_than_the_validation_interval(
             assert holder.acquire(timeout=30)
             waiters = Waiters(sem, 1)
             proxy.muted = True
-            holder.release()  # a hand-over whose letter never arrives
+            holder.release()  # a hand-over whose grant message never arrives
             began = time.monotonic()
             waiters.join()
             assert time.monotonic() - began < 10.0

@@ -137,7 +137,7 @@ class Worker(BaseWorker):
     ) -> tuple[Lease, ...] | None:
         if len(wanted) > 1:
             return etcdsem.acquire_all(*wanted, timeout=timeout)
-        lease = wanted[0].acquire_lease(timeout, **(wants(rng) if rng else {}))
+        lease = wanted[0].acquire_lease(timeout, **(demand(rng) if rng else {}))
         return None if lease is None else (lease,)
 
     def once(
@@ -317,7 +317,7 @@ def break_rules(control: str | None) -> None:
         permits.need = lambda period: 0.6 * period
 
 
-def wants(rng: random.Random) -> dict[str, Any]:
+def demand(rng: random.Random) -> dict[str, Any]:
     """The request of an acquire: mostly one slot in FIFO order, sometimes more, or a priority."""
     weight = rng.choice([1, 1, 1, 1, 2])
     return {

@@ -27,9 +27,9 @@ def limit(room: int) -> Limit:
     return Limit(room, 7, registered=True, text=str(room))
 
 
-def give(slot: int) -> tx.Mine:
+def give(slot: int) -> tx.HeldSlots:
     """A slot that is given back."""
-    return tx.Mine(slot, 5, b"me", letter=False)
+    return tx.HeldSlots(slot, 5, b"me", has_message=False)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -38,7 +38,7 @@ def test_slots_are_dealt_once(seed: int) -> None:
     rng = random.Random(seed)
     room = rng.choice((1, 2, 5, 40, 500))
     held = set(rng.sample(range(room), rng.randrange(room)))
-    parts: list[tx.Take | tx.Mine] = [tx.Take(n, ME) for n in range(rng.randrange(1, 30))]
+    parts: list[tx.Take | tx.HeldSlots] = [tx.Take(n, ME) for n in range(rng.randrange(1, 30))]
     gives = [give(slot) for slot in list(held)[:3]]
     recent = [slot for slot in range(room) if slot not in held][: rng.randrange(4)]
     hands = deal([*parts, *gives], limit(room), recent, held, rng.random())
@@ -49,7 +49,7 @@ def test_slots_are_dealt_once(seed: int) -> None:
     assert [hand[0] for hand in hands[: len(recent)] if hand] == recent[: len(parts)]
 
 
-def run(table: Table, parts: list[tx.Take | tx.Mine], hands: list[list[int]]) -> list[object]:
+def run(table: Table, parts: list[tx.Take | tx.HeldSlots], hands: list[list[int]]) -> list[object]:
     """What a batch comes to for each part."""
     reply = table.do(tx.batch(table.keys, table.limit, parts, hands, 0.0))
     return list(tx.read_batch(reply, parts, hands))
@@ -100,7 +100,7 @@ def test_a_batch_by_an_old_limit_takes_nothing(table: Table) -> None:
     old = table.limit
     table.resize(1)
     table.limit = old
-    parts: list[tx.Take | tx.Mine] = [mine, tx.Take(table.lease(), ME)]
+    parts: list[tx.Take | tx.HeldSlots] = [mine, tx.Take(table.lease(), ME)]
     assert run(table, parts, [[], [1 - mine.slot]]) == [GAVE, None]
     assert table.holders() == {}
 
@@ -131,7 +131,7 @@ def test_a_dead_lease_fails_all_of_it(table: Table) -> None:
 def test_the_largest_batch_is_taken(any_etcd: EtcdServer, name: str) -> None:
     """Sixty-four parts are within etcd's 128 operations, all levels together."""
     wide = Table(any_etcd, name, 300)
-    parts: list[tx.Take | tx.Mine] = [tx.Take(wide.lease(), ME) for _ in range(64)]
+    parts: list[tx.Take | tx.HeldSlots] = [tx.Take(wide.lease(), ME) for _ in range(64)]
     hands = deal(parts, wide.limit, (), set(), 0.5)
     assert all(
         isinstance(took, tx.Held)
@@ -144,7 +144,7 @@ def test_the_largest_batch_is_taken(any_etcd: EtcdServer, name: str) -> None:
 
 
 def hand_over(
-    table: Table, mines: list[tx.Mine], line: tuple[Queued, ...], until: int
+    table: Table, mines: list[tx.HeldSlots], line: tuple[Queued, ...], until: int
 ) -> tx.Passed | tx.Look:
     """What PASS of several comes to."""
     reply = table.do(tx.pass_all(table.keys, table.limit, mines, line, until, 0.0))
@@ -160,14 +160,14 @@ def wide(any_etcd: EtcdServer, name: str) -> Iterator[Table]:
 
 
 def test_several_pass_to_several(wide: Table) -> None:
-    """Each of the first in line has a slot and a letter, which lists those behind."""
+    """Each of the first in line has a slot and a grant message, which lists those behind."""
     mines = [wide.hold() for _ in range(4)][:2]
     first, second, third = (wide.wait() for _ in range(3))
     passed = hand_over(wide, mines, (first, second, third), third.created)
     assert passed == tx.Passed((True, True), cleared=False, line=None)
     assert [wide.holders()[mine.slot] for mine in mines] == [first.lease, second.lease]
-    assert wide.letter(first) == ((mines[0].slot,), (third,))
-    assert wide.letter(second) == ((mines[1].slot,), (third,))
+    assert wide.message(first) == ((mines[0].slot,), (third,))
+    assert wide.message(second) == ((mines[1].slot,), (third,))
     assert wide.look().queue == (third,)
 
 
@@ -231,7 +231,7 @@ def test_they_are_kept_for_who_has_come_since(wide: Table) -> None:
 
 
 def test_the_largest_hand_over_is_taken(any_etcd: EtcdServer, name: str) -> None:
-    """Thirty-two slots, each with a letter, are within etcd's 128 operations."""
+    """Thirty-two slots, each with a grant message, are within etcd's 128 operations."""
     wide = Table(any_etcd, name, 33)
     mines = [wide.hold() for _ in range(33)]
     line = tuple(wide.wait() for _ in range(32))
@@ -240,7 +240,7 @@ def test_the_largest_hand_over_is_taken(any_etcd: EtcdServer, name: str) -> None
     assert passed == tx.Passed((True,) * 32, cleared=False, line=((), wide.look().revision))
     token = wide.look().slots[0].mod_revision
     again = [
-        mine._replace(token=token, who=waiter.who, letter=True)
+        mine._replace(token=token, who=waiter.who, has_message=True)
         for mine, waiter in zip(given, line, strict=True)
     ]
     passed = hand_over(wide, again, (), line[-1].created)

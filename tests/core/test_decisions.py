@@ -8,10 +8,10 @@ from etcdsem.core import decisions
 from etcdsem.core.commands import KeyValue
 from etcdsem.core.decisions import FEW
 from etcdsem.core.keys import Keys, Limit, Queued
-from etcdsem.core.transactions import MAX_DEPTH, Look, Mine
+from etcdsem.core.transactions import MAX_DEPTH, HeldSlots, Look
 
 KEYS = Keys("/etcdsem", "x", "host.1.a")
-MINE = Mine(1, 50, b"host.1.a/0", letter=False)
+MINE = HeldSlots(1, 50, b"host.1.a/0", has_message=False)
 FIRST = Queued(b"host.2.b/0000000000000002", 2, 60, b"")
 SECOND = Queued(b"host.3.c/0000000000000003", 3, 61, b"")
 
@@ -154,10 +154,10 @@ def test_a_crowd_spreads_out() -> None:
     queue = tuple(
         Queued(f"host.{n % 10}.x/{n:016x}".encode(), n, 60 + n, b"") for n in range(1, 21)
     )
-    assert decisions.clients_in_line(look(1, {})) == 0
-    assert decisions.clients_in_line(look(1, {}, queue)) == 10
+    assert decisions.waiting_clients(look(1, {})) == 0
+    assert decisions.waiting_clients(look(1, {}, queue)) == 10
     behind = look(1, {}, queue, complete=False)._replace(waiting=200)
-    assert decisions.clients_in_line(behind) == 100
+    assert decisions.waiting_clients(behind) == 100
     assert decisions.healing_window(0) == decisions.healing_window(1) == decisions.HEAL_DELAY
     for clients in (10, 100, 400):
         expected_first = decisions.healing_window(clients) / clients

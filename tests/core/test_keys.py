@@ -8,21 +8,21 @@ import pytest
 
 from etcdsem.core.commands import KeyValue
 from etcdsem.core.keys import (
-    MAX_LETTER,
+    MAX_MESSAGE,
     Identity,
     Keys,
     Queued,
     client_id,
     read_holders,
-    read_letter,
     read_limit,
+    read_message,
     read_queue,
     read_waiters,
     record,
     slot_number,
     stated,
-    write_letter,
     write_list,
+    write_message,
 )
 from etcdsem.model import Rate
 
@@ -109,8 +109,8 @@ def test_client_ids_are_safe_in_keys() -> None:
     assert host.isascii()
     assert len(host) == 63
     who = f"{made}/{1:016x}".encode()
-    letter = write_letter((0,), write_list([Queued(who, 1, 2, b"")]))
-    assert read_letter(letter) is not None
+    message = write_message((0,), write_list([Queued(who, 1, 2, b"")]))
+    assert read_message(message) is not None
 
 
 def test_records_say_who() -> None:
@@ -136,24 +136,24 @@ def test_records_say_who() -> None:
     )
 
 
-def test_a_letter_carries_the_line() -> None:
+def test_a_grant_message_carries_the_line() -> None:
     """What is written is read again, owner and labels too."""
     identity = Identity.of(ME, "me", {"a": "b"})
     value = record(ME, identity.extras, 1, "since", 0.0)
     queue = read_queue(KEYS, [waiter(1, 3, value), waiter(2, 4)])
     assert queue[0].extras == identity.extras
-    letter = write_letter((7,), write_list(queue))
-    assert read_letter(letter) == read_letter(letter, 3) == ((7,), queue)
-    assert read_letter(letter, 4) == ((7,), ())  # known already
-    assert read_letter(write_letter((3, 0, 99998), write_list(queue))) == ((3, 0, 99998), queue)
+    message = write_message((7,), write_list(queue))
+    assert read_message(message) == read_message(message, 3) == ((7,), queue)
+    assert read_message(message, 4) == ((7,), ())  # known already
+    assert read_message(write_message((3, 0, 99998), write_list(queue))) == ((3, 0, 99998), queue)
 
 
-def test_a_long_letter_is_cut() -> None:
+def test_a_long_grant_message_is_cut() -> None:
     """A list of large records is cut at 4 KiB, and what is left is the line's head."""
     queue = [Queued(f"{ME}/{n:016x}".encode(), n, n, b"x" * 1000) for n in range(1, 40)]
-    letter = write_letter((0,), write_list(queue))
-    assert len(letter) < MAX_LETTER + 1200
-    read = read_letter(letter)
+    message = write_message((0,), write_list(queue))
+    assert len(message) < MAX_MESSAGE + 1200
+    read = read_message(message)
     assert read is not None
     assert list(read[1]) == queue[: len(read[1])]
 
@@ -161,9 +161,9 @@ def test_a_long_letter_is_cut() -> None:
 @pytest.mark.parametrize(
     "value", [b"", b"slot", b"slot x", b"{}", b"slot 1\nnobody", b"slot 1\na.1.b/1 x", b"\xff\x00"]
 )
-def test_letters_of_others_are_no_letters(value: bytes) -> None:
+def test_messages_of_others_are_no_messages(value: bytes) -> None:
     """What nobody of ours wrote is not read as a grant."""
-    assert read_letter(value) is None
+    assert read_message(value) is None
 
 
 def test_waiters_that_cannot_be_are_named() -> None:

@@ -74,20 +74,22 @@ def test_an_answer_after_the_deadline_of_one_lease_grants_nothing(etcd: Memory, 
     client = etcd.client()
     engine, session = client._driver, client._driver.session
     pair = [Semaphore(1, name, client=client) for name in "ab"]
-    wants, choices, leases = [], [], []
+    parts, choices, leases = [], [], []
     for number, sem in enumerate(pair):
         station = client._state(sem.name)
         limit = engine.run(limits.known_limit(station))
-        wants.append(multi.Want(station, AcquireRequest(30, 10.0, Identity(session.client, b""))))
+        parts.append(
+            multi.SemaphoreRequest(station, AcquireRequest(30, 10.0, Identity(session.client, b"")))
+        )
         choices.append(multi._Choice(limit, 0))
         leases.append(TtlLease(number + 1, 30, 30.0, engine.now()))
     leases[stale].deadline = engine.now()
     with pytest.raises(retry.TryAgain):
-        multi._granted(session, wants, leases, choices, 50)
+        multi._granted(session, parts, leases, choices, 50)
     assert session.grants() == []
     leases[stale].deadline = engine.now() + 0.1
     leases[stale].overdue = False
-    granted = multi._granted(session, wants, leases, choices, 50)
+    granted = multi._granted(session, parts, leases, choices, 50)
     assert session.grants() == granted
     for grant in granted:
         grant.detach()

@@ -48,7 +48,7 @@ def test_a_slot_that_was_granted_by_another_limit_is_not_used(
     grant = fetched(client)
     if changed is not None:
         etcd.put("/etcdsem/api/max_leases", changed)
-    grant.letter = True  # as if it came from the line
+    grant.has_message = True  # as if it came from the line
     block = client._driver.run(rates._usable(grant.semaphore, grant))
     assert block == "changed" or usable
     assert isinstance(block, permits.Block) == usable

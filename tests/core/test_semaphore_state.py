@@ -12,7 +12,7 @@ from etcdsem import Semaphore
 from etcdsem.core import wait
 from etcdsem.core.commands import AccessDenied, Event, KeyValue, Listener, Watch
 from etcdsem.core.grants import WATCH_HELD_AFTER, Grant
-from etcdsem.core.keys import ORDINARY, Limit, Queued, Wants
+from etcdsem.core.keys import ORDINARY, Demand, Limit, Queued
 from etcdsem.core.leases import TtlLease
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import FORGET_AFTER, Session
@@ -50,13 +50,13 @@ def test_watches_outlast_the_moment_before_their_first_waiter_is_in_line() -> No
 
 
 def test_who_was_served_does_not_come_back_into_line() -> None:
-    """Threads open their letters in any order, so an older list may be learned after a newer one:
+    """Threads open their messages in any order, so an older list may be learned after a newer one:
     it names those who were served meanwhile.
     """
     with etcdsem.testing.memory(autojump=0) as etcd:
         semaphore = etcd.client()._state("db")
         line = tuple(Queued(b"host.1.a/%016x" % n, n, 100 + n, b"") for n in range(4))
-        semaphore.queue.served(line[1].created)  # a letter of a newer sender
+        semaphore.queue.served(line[1].created)  # a grant message of a newer sender
         semaphore.queue.learn(line, line[-1].created)
         assert semaphore.queue.waiters == line[2:]
         semaphore.queue.forget()
@@ -110,13 +110,13 @@ def limit(number: int, revision: int = 10) -> Limit:
     return Limit(number, revision, registered=True, text=str(number))
 
 
-def wait_in_line(
-    semaphore: SemaphoreState, lease_id: int = 7, wants: Wants = ORDINARY
+def wait_in_queue(
+    semaphore: SemaphoreState, lease_id: int = 7, demand: Demand = ORDINARY
 ) -> tuple[LocalWaiter, Box]:
     """A local waiter whose key was created at revision 50."""
     env = semaphore.session.env
     lease, box = TtlLease(lease_id, 30, 30.0, env.now()), Box()
-    waiting = LocalWaiter(lease, semaphore.session.who(lease), box, env.now(), wants)
+    waiting = LocalWaiter(lease, semaphore.session.who(lease), box, env.now(), demand)
     waiting.created = 50
     semaphore.waiters.enter(waiting)
     return waiting, box
@@ -127,7 +127,7 @@ def hold(semaphore: SemaphoreState, slot: int = 0, lease_id: int = 5, token: int
     lease = TtlLease(lease_id, 30, 30.0, semaphore.session.env.now())
     semaphore.session.leases.adopt(lease)
     who = semaphore.session.who(lease)
-    return Grant(semaphore, lease, who, slot, token, letter=False)
+    return Grant(semaphore, lease, who, slot, token, has_message=False)
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_after_a_gap_everything_is_read_again(
     semaphore: SemaphoreState, hand: Hand, which: str
 ) -> None:
     """Whichever watch may have missed something."""
-    waiting, box = wait_in_line(semaphore)
+    waiting, box = wait_in_queue(semaphore)
     hand.time += WATCH_WAITER_AFTER
     semaphore.tidy(hand.time)
     semaphore.watches.watch_blocker(line(1)[0], 200)
@@ -249,8 +249,8 @@ def test_an_eviction_is_told_at_once(semaphore: SemaphoreState, hand: Hand, how:
 def test_the_end_of_a_waiters_key_is_a_reason_to_look(
     semaphore: SemaphoreState, hand: Hand
 ) -> None:
-    """Not a verdict: the letter may come on another way."""
-    waiting, box = wait_in_line(semaphore)
+    """Not a verdict: the grant message may come on another way."""
+    waiting, box = wait_in_queue(semaphore)
     hand.time += WATCH_WAITER_AFTER
     semaphore.tidy(hand.time)
     watch = hand.of(semaphore.keys.waiter(waiting.who))
@@ -265,8 +265,8 @@ def test_the_end_of_a_waiters_key_is_a_reason_to_look(
 
 def test_a_freed_slot_calls_the_first_waiter(semaphore: SemaphoreState, hand: Hand) -> None:
     """And when that one leaves before it has looked, the next has the duty."""
-    first, first_box = wait_in_line(semaphore, 7)
-    _, second_box = wait_in_line(semaphore, 8)
+    first, first_box = wait_in_queue(semaphore, 7)
+    _, second_box = wait_in_queue(semaphore, 8)
     hand.of(semaphore.keys.leases).listener.events([deleted(semaphore.keys.slot(0), 60)])
     assert (first_box.notes, second_box.notes) == ([ReconcileNote(reread=False)], [])
     semaphore.waiters.exit(first)
@@ -276,7 +276,7 @@ def test_a_freed_slot_calls_the_first_waiter(semaphore: SemaphoreState, hand: Ha
 
 def test_news_that_is_no_duty_leaves_the_duty(semaphore: SemaphoreState, hand: Hand) -> None:
     """A slot was freed, and then the key of a waiter ended: there is still a slot to be seen to."""
-    first, _ = wait_in_line(semaphore, 7)
+    first, _ = wait_in_queue(semaphore, 7)
     hand.time += WATCH_WAITER_AFTER
     semaphore.tidy(hand.time)
     hand.of(semaphore.keys.leases).listener.events([deleted(semaphore.keys.slot(0), 60)])
@@ -286,7 +286,7 @@ def test_news_that_is_no_duty_leaves_the_duty(semaphore: SemaphoreState, hand: H
 
 def test_watches_stay_while_somebody_waits(semaphore: SemaphoreState, hand: Hand) -> None:
     """And for a while after the last waiter."""
-    waiting, _ = wait_in_line(semaphore)
+    waiting, _ = wait_in_queue(semaphore)
     hand.time += 10 * WATCH_AFTER_LAST_WAITER
     semaphore.tidy(hand.time)
     assert semaphore.watches.ready
@@ -305,7 +305,7 @@ def test_semaphores_in_use_are_not_forgotten(hand: Hand) -> None:
     states = [session.semaphore("/etcdsem", f"s{number}") for number in range(1005)]
     states[0].stats.pending = 1
     hold(states[1])
-    wait_in_line(states[2])
+    wait_in_queue(states[2])
     states[3].stats.overbooked = 1
     hand.time += FORGET_AFTER + 1.0  # all watches are set up now: nothing else is due
     session._tidy(hand.time)
@@ -313,19 +313,19 @@ def test_semaphores_in_use_are_not_forgotten(hand: Hand) -> None:
     assert len(session.semaphores) <= 1000
 
 
-def test_a_letter_goes_to_the_waiter_with_its_lease(semaphore: SemaphoreState, hand: Hand) -> None:
+def test_a_message_goes_to_the_waiter_with_its_lease(semaphore: SemaphoreState, hand: Hand) -> None:
     """And to nobody else."""
-    _, box = wait_in_line(semaphore, 7)
-    _, other = wait_in_line(semaphore, 8)
+    _, box = wait_in_queue(semaphore, 7)
+    _, other = wait_in_queue(semaphore, 8)
     watch = hand.of(semaphore.keys.my_grants)
-    event = put(semaphore.keys.letter(b"host.1.a/7"), b"slot 0", 60, lease=7)
+    event = put(semaphore.keys.message(b"host.1.a/7"), b"slot 0", 60, lease=7)
     watch.listener.events([event])
     assert (box.notes, other.notes) == ([GrantMessage(event.kv)], [])
 
 
 def test_a_raised_limit_calls_the_first_waiter(semaphore: SemaphoreState, hand: Hand) -> None:
     """A lowered one doesn't, but tells who wants more than that; old news changes nothing."""
-    _, box = wait_in_line(semaphore, wants=Wants(weight=2))
+    _, box = wait_in_queue(semaphore, demand=Demand(weight=2))
     limits = hand.of(semaphore.keys.max_leases).listener
     limits.events([put(semaphore.keys.max_leases, b"3", 60)])
     assert box.notes == [ReconcileNote(reread=False)]
@@ -340,7 +340,7 @@ def test_a_raised_limit_calls_the_first_waiter(semaphore: SemaphoreState, hand: 
 
 def test_a_closed_semaphore_tells_all_waiters(semaphore: SemaphoreState, hand: Hand) -> None:
     """Unless it was registered again since."""
-    _, box = wait_in_line(semaphore)
+    _, box = wait_in_queue(semaphore)
     limits = hand.of(semaphore.keys.max_leases).listener
     semaphore.learn(limit(2, 80), 80)
     limits.events([deleted(semaphore.keys.max_leases, 70)])
@@ -354,7 +354,7 @@ def test_a_closed_semaphore_tells_all_waiters(semaphore: SemaphoreState, hand: H
 
 def test_refused_watches_tell_all_who_wait(semaphore: SemaphoreState, hand: Hand) -> None:
     """Etcd refuses our user: waiters, and those who expect the watches, get the reason."""
-    _, box = wait_in_line(semaphore)
+    _, box = wait_in_queue(semaphore)
     expecting = Box()
     semaphore.watches.expect(expecting)
     error = AccessDenied("permission denied")
@@ -367,7 +367,7 @@ def test_refused_watches_tell_all_who_wait(semaphore: SemaphoreState, hand: Hand
 
 def test_who_stands_in_the_way_is_watched(semaphore: SemaphoreState, hand: Hand) -> None:
     """One at a time, from the revision of the look on; when it leaves, somebody must look."""
-    _, box = wait_in_line(semaphore)
+    _, box = wait_in_queue(semaphore)
     first, second = line(2)
     semaphore.watches.watch_blocker(first, 200)
     watch = hand.of(semaphore.keys.waiter(first.who))

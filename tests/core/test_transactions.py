@@ -13,10 +13,10 @@ import pytest
 from etcdsem.core import transactions as tx
 from etcdsem.core.commands import Delete, LeaseNotFound, Put, Range, RangeReply, Txn
 from etcdsem.core.keys import (
+    Demand,
     Queued,
-    Wants,
     read_eviction,
-    read_letter,
+    read_message,
     write_eviction,
 )
 from tests.helpers.tables import ME, Table
@@ -24,8 +24,8 @@ from tests.helpers.tables import ME, Table
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
 
-TWO = Wants(weight=2)
-EAGER = Wants(eager=True)
+TWO = Demand(weight=2)
+EAGER = Demand(eager=True)
 
 
 def test_join_takes_what_is_free_and_then_waits(table: Table) -> None:
@@ -75,7 +75,7 @@ def test_join_of_several_slots_takes_all_or_none(table: Table) -> None:
     for held, free in ((0, 1), (1, 0)):
         lease = table.lease()
         table.do(Txn((), (Put(table.keys.slot(held), b"{}", lease),)))
-        waiting, result = table.join(wants=TWO)
+        waiting, result = table.join(demand=TWO)
         assert isinstance(result, tx.Waiting)
         assert table.holders() == {held: lease}, f"slot {free} was taken"
         for one in (lease, waiting):
@@ -113,7 +113,7 @@ def test_drop_and_its_echo(table: Table) -> None:
     assert list(table.holders()) == [other.slot]
 
 
-GivingBack = Callable[[Table, tx.Mine, int], Txn]
+GivingBack = Callable[[Table, tx.HeldSlots, int], Txn]
 
 WAYS: dict[str, GivingBack] = {
     "drop": lambda table, mine, now: tx.drop(table.keys, mine),
@@ -183,14 +183,14 @@ def test_drop_refuses_when_somebody_waits(table: Table) -> None:
 
 
 def test_pass_and_its_echo(table: Table) -> None:
-    """The first in line has the slot and the letter; an echo changes nothing."""
+    """The first in line has the slot and the grant message; an echo changes nothing."""
     mine, _ = table.hold(), table.hold()
     first, second = table.wait(), table.wait()
     passing = tx.pass_on(table.keys, mine, table.limit, (first, second), 2, 0.0)
     reply = table.do(passing)
     assert tx.read_pass(table.keys, reply, (first, second)) == first
     assert table.holders()[mine.slot] == first.lease
-    assert table.letter(first) == ((mine.slot,), (second,))
+    assert table.message(first) == ((mine.slot,), (second,))
     assert table.look().queue == (second,)
     assert isinstance(tx.read_pass(table.keys, table.do(passing), (first, second)), tx.Look)
     assert table.holders()[mine.slot] == first.lease
@@ -292,7 +292,7 @@ def test_fill_and_its_guards(table: Table) -> None:
         tx.fill(table.keys, seen, [((mine.slot,), stale)], (), 0.0, surplus=False, last=False)
     ).succeeded
     assert table.do(filling).succeeded
-    assert table.letter(waiter) == ((mine.slot,), (behind,))
+    assert table.message(waiter) == ((mine.slot,), (behind,))
     assert not table.do(filling).succeeded
     assert table.look().queue == (behind,)
 
@@ -344,7 +344,7 @@ def test_fill_by_count_only_if_none_was_created_since(table: Table) -> None:
 
 
 @pytest.fixture
-def blocked(table: Table) -> tuple[tx.Mine, Queued, Queued]:
+def blocked(table: Table) -> tuple[tx.HeldSlots, Queued, Queued]:
     """Both slots are held; a big one waits, and an eager one behind it. One slot becomes free:
     which one that was, the big one, the eager one.
     """
@@ -354,7 +354,7 @@ def blocked(table: Table) -> tuple[tx.Mine, Queued, Queued]:
     return mine, big, eager
 
 
-def passing(table: Table, seen: tx.Look, blocked: tuple[tx.Mine, Queued, Queued]) -> Txn:
+def passing(table: Table, seen: tx.Look, blocked: tuple[tx.HeldSlots, Queued, Queued]) -> Txn:
     """FILL for the eager one, that passes the big one."""
     mine, big, eager = blocked
     pairs = [((mine.slot,), eager)]
@@ -370,12 +370,12 @@ def test_vacate_frees_the_slot_and_brings_the_line(table: Table) -> None:
     seen = tx.read_vacate(table.keys, reply)
     assert seen is not None
     assert seen.queue == (big, eager)
-    assert [one.wants for one in seen.queue] == [TWO, EAGER]
+    assert [one.demand for one in seen.queue] == [TWO, EAGER]
     assert (seen.revision, seen.contended, seen.complete) == (reply.revision, True, True)
     assert len(seen.slots) == 1
     assert list(table.holders()) == [other.slot]
     assert mark < table.mark() == reply.revision, "put by this very transaction"
-    assert table.letter(big) is table.letter(eager) is None
+    assert table.message(big) is table.message(eager) is None
 
 
 def test_vacate_all_slots_of_a_lease_or_none(table: Table) -> None:
@@ -408,34 +408,36 @@ def test_vacate_once(table: Table) -> None:
     assert table.holders() == holders
 
 
-def test_vacate_takes_the_letter_along(table: Table) -> None:
+def test_vacate_takes_the_grant_message_along(table: Table) -> None:
     """Of a slot that came with one."""
     mine, _ = table.hold(), table.hold()
     waiter = table.wait()
     reply = table.do(tx.pass_on(table.keys, mine, table.limit, (waiter,), 1, 0.0))
     assert tx.read_pass(table.keys, reply, (waiter,)) == waiter
-    assert table.letter(waiter) == ((mine.slot,), ())
-    handed = tx.Mine(mine.slot, reply.revision, waiter.who, letter=True)
+    assert table.message(waiter) == ((mine.slot,), ())
+    handed = tx.HeldSlots(mine.slot, reply.revision, waiter.who, has_message=True)
     assert table.do(tx.vacate(table.keys, handed)).succeeded
-    assert table.letter(waiter) is None
+    assert table.message(waiter) is None
     assert mine.slot not in table.holders()
 
 
 def test_an_eager_one_passes_a_big_one(
-    table: Table, blocked: tuple[tx.Mine, Queued, Queued]
+    table: Table, blocked: tuple[tx.HeldSlots, Queued, Queued]
 ) -> None:
     """It gets the slot, the big one keeps its place; once."""
     mine, big, eager = blocked
     filling = passing(table, table.look(), blocked)
     assert table.do(filling).succeeded
     assert table.holders()[mine.slot] == eager.lease
-    assert table.letter(eager) == ((mine.slot,), ())
+    assert table.message(eager) == ((mine.slot,), ())
     assert table.look().queue == (big,)
     assert not table.do(filling).succeeded
     assert table.look().queue == (big,)
 
 
-def test_who_is_passed_must_be_there(table: Table, blocked: tuple[tx.Mine, Queued, Queued]) -> None:
+def test_who_is_passed_must_be_there(
+    table: Table, blocked: tuple[tx.HeldSlots, Queued, Queued]
+) -> None:
     """It has left: what was decided about it does not hold, and the line is brought."""
     _, big, eager = blocked
     seen = table.look()
@@ -445,24 +447,24 @@ def test_who_is_passed_must_be_there(table: Table, blocked: tuple[tx.Mine, Queue
     assert not reply.succeeded
     assert tx.read_look(table.keys, reply, reply.revision).queue == (eager,)
     assert table.holders() == held
-    assert table.letter(eager) is None
+    assert table.message(eager) is None
 
 
 def test_who_is_passed_must_stand_where_it_stood(
-    table: Table, blocked: tuple[tx.Mine, Queued, Queued]
+    table: Table, blocked: tuple[tx.HeldSlots, Queued, Queued]
 ) -> None:
     """It has left and come back: that is another place in line, behind the eager one."""
     _, big, eager = blocked
     seen = table.look()
     table.do(tx.leave(table.keys, big.who, big.created))
-    table.do(table.joining(big.lease, wants=TWO))
+    table.do(table.joining(big.lease, demand=TWO))
     assert not table.do(passing(table, seen, blocked)).succeeded
     assert [one.who for one in table.look().queue] == [eager.who, big.who]
 
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_nobody_is_passed_by_an_old_limit(
-    table: Table, blocked: tuple[tx.Mine, Queued, Queued], number: int
+    table: Table, blocked: tuple[tx.HeldSlots, Queued, Queued], number: int
 ) -> None:
     """Lowered there may be no room, raised the big one may have it."""
     seen = table.look()
@@ -473,7 +475,9 @@ def test_nobody_is_passed_by_an_old_limit(
     assert len(table.look().queue) == 2
 
 
-def test_a_pause_keeps_the_eager_out(table: Table, blocked: tuple[tx.Mine, Queued, Queued]) -> None:
+def test_a_pause_keeps_the_eager_out(
+    table: Table, blocked: tuple[tx.HeldSlots, Queued, Queued]
+) -> None:
     """It changes the limit's key, so what was under way grants nothing."""
     seen = table.look()
     paused = tx.change_limit(table.keys, table.limit.revision, b"2 paused")
@@ -483,7 +487,7 @@ def test_a_pause_keeps_the_eager_out(table: Table, blocked: tuple[tx.Mine, Queue
 
 
 def test_a_big_one_gets_all_or_nothing(
-    table: Table, blocked: tuple[tx.Mine, Queued, Queued]
+    table: Table, blocked: tuple[tx.HeldSlots, Queued, Queued]
 ) -> None:
     """FILL for two slots of which one is held: neither; when both are free: both."""
     mine, big, _eager = blocked
@@ -498,20 +502,20 @@ def test_a_big_one_gets_all_or_nothing(
     table.do(Txn((), (Delete(table.keys.slot(other)),)))
     assert table.do(filling(table.look())).succeeded
     assert table.holders() == dict.fromkeys(slots, big.lease)
-    assert table.letter(big) == (slots, ())
+    assert table.message(big) == (slots, ())
 
 
 def test_leave_both_ways(table: Table) -> None:
-    """Gone from the line; or granted meanwhile, and then the letter is brought."""
+    """Gone from the line; or granted meanwhile, and then the grant message is brought."""
     mine, _ = table.hold(), table.hold()
     leaver, stays = table.wait(), table.wait()
-    left, letter, empty = tx.read_leave(table.do(tx.leave(table.keys, leaver.who, leaver.created)))
-    assert (left, letter, empty) == (True, None, False)
+    left, message, empty = tx.read_leave(table.do(tx.leave(table.keys, leaver.who, leaver.created)))
+    assert (left, message, empty) == (True, None, False)
     table.do(tx.pass_on(table.keys, mine, table.limit, (stays,), 1, 0.0))
-    left, letter, _ = tx.read_leave(table.do(tx.leave(table.keys, stays.who, stays.created)))
+    left, message, _ = tx.read_leave(table.do(tx.leave(table.keys, stays.who, stays.created)))
     assert not left
-    assert letter is not None
-    assert read_letter(letter.value) == ((mine.slot,), ())
+    assert message is not None
+    assert read_message(message.value) == ((mine.slot,), ())
 
 
 def test_evict_exactly_one(table: Table) -> None:
@@ -525,23 +529,23 @@ def test_evict_exactly_one(table: Table) -> None:
 
 
 def test_evict_exactly_one_waiter(table: Table) -> None:
-    """The stay in line that was seen, once; its letter says so also if it was sent twice."""
+    """The stay in line that was seen, once; its grant message says so also if it was sent twice."""
     table.hold(), table.hold()
     waiter, note, later = table.wait(), table.lease(), table.lease()
-    letter = write_eviction("alice", 0.0)
-    former = tx.evict_waiter(table.keys, waiter.who, waiter.created - 1, letter, note)
+    message = write_eviction("alice", 0.0)
+    former = tx.evict_waiter(table.keys, waiter.who, waiter.created - 1, message, note)
     assert not tx.evicted(table.do(former), note)
-    evict = tx.evict_waiter(table.keys, waiter.who, waiter.created, letter, note)
+    evict = tx.evict_waiter(table.keys, waiter.who, waiter.created, message, note)
     for _ in range(2):
         assert tx.evicted(table.do(evict), note)
     assert table.look().queue == ()
-    again = tx.evict_waiter(table.keys, waiter.who, waiter.created, letter, later)
+    again = tx.evict_waiter(table.keys, waiter.who, waiter.created, message, later)
     assert not tx.evicted(table.do(again), later)
     left, kv, _ = tx.read_leave(table.do(tx.leave(table.keys, waiter.who, waiter.created)))
     assert not left
     assert kv is not None
     assert read_eviction(kv.value) == "by alice at 1970-01-01T00:00:00.000Z"
-    assert read_letter(kv.value) is None
+    assert read_message(kv.value) is None
 
 
 def test_close_spares_what_is_in_use(table: Table) -> None:
@@ -556,7 +560,7 @@ def test_close_spares_what_is_in_use(table: Table) -> None:
 def test_slots_above_the_limit_are_never_asked_for(table: Table) -> None:
     """Nothing in JOIN itself says "below the limit", so its builder does."""
     with pytest.raises(AssertionError, match="limit"):
-        tx.join(table.keys, table.limit, [2], 1, b"", ME, 0.0, stand_in_line=True)
+        tx.join(table.keys, table.limit, [2], 1, b"", ME, 0.0, queue_up=True)
 
 
 # ---------------------------------------------------------------- of several semaphores
@@ -575,7 +579,7 @@ def take_both(table: Table, second: Table, slots: tuple[int, int] = (0, 0)) -> b
     tables = (table, second)
     before = [one.holders() for one in tables]
     wishes = [
-        tx.Wish(one.keys, one.limit, slot, one.lease(), ME)
+        tx.SlotRequest(one.keys, one.limit, slot, one.lease(), ME)
         for one, slot in zip(tables, slots, strict=True)
     ]
     reply = table.do(tx.take_all(wishes, 0.0))

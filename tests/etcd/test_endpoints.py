@@ -50,7 +50,7 @@ def silent() -> Iterator[str]:
 
 
 def hand_over(sem: Semaphore) -> None:
-    """Hold, let one wait, give it to that one: calls, watch and letter all work."""
+    """Hold, let one wait, give it to that one: calls, watch and message all work."""
     assert sem.acquire(timeout=20)
     waiters = Waiters(sem, 1)
     assert sem.release()

@@ -9,13 +9,13 @@ from etcdsem.core import transactions as tx
 from etcdsem.core.commands import Range, RangeReply, Txn, TxnReply
 from etcdsem.core.keys import (
     ORDINARY,
+    Demand,
     Identity,
     Keys,
     Limit,
     Queued,
-    Wants,
     lease_hex,
-    read_letter,
+    read_message,
 )
 from etcdsem.etcd.connection import Connection
 from etcdsem.etcd.settings import read_settings
@@ -53,45 +53,47 @@ class Table:
         """The name of a client with this lease in keys."""
         return f"{CLIENT}/{lease_hex(lease)}".encode()
 
-    def slots(self, wants: Wants) -> list[int]:
+    def slots(self, demand: Demand) -> list[int]:
         """The slots that a JOIN tries: all of them, or as many as its weight."""
-        return list(range(self.limit.room if wants.weight == 1 else wants.weight))
+        return list(range(self.limit.room if demand.weight == 1 else demand.weight))
 
-    def joining(self, lease: int, *, line: bool = True, wants: Wants = ORDINARY) -> Txn:
+    def joining(self, lease: int, *, line: bool = True, demand: Demand = ORDINARY) -> Txn:
         """JOIN or TRY."""
         return tx.join(
             self.keys,
             self.limit,
-            self.slots(wants),
+            self.slots(demand),
             lease,
             self.who(lease),
-            ME.wanting(wants),
+            ME.demanding(demand),
             0.0,
-            stand_in_line=line,
-            wants=wants,
+            queue_up=line,
+            demand=demand,
         )
 
     def join(
-        self, *, line: bool = True, wants: Wants = ORDINARY
+        self, *, line: bool = True, demand: Demand = ORDINARY
     ) -> tuple[int, tx.Held | tx.Waiting | tx.Full]:
         """JOIN or TRY with a new lease."""
         lease = self.lease()
-        reply = self.do(self.joining(lease, line=line, wants=wants))
+        reply = self.do(self.joining(lease, line=line, demand=demand))
         return lease, tx.read_join(
-            self.keys, reply, self.slots(wants), stand_in_line=line, weight=wants.weight
+            self.keys, reply, self.slots(demand), queue_up=line, weight=demand.weight
         )
 
-    def hold(self, wants: Wants = ORDINARY) -> tx.Mine:
+    def hold(self, demand: Demand = ORDINARY) -> tx.HeldSlots:
         """JOIN that must get a slot."""
-        lease, held = self.join(wants=wants)
+        lease, held = self.join(demand=demand)
         assert isinstance(held, tx.Held)
-        return tx.Mine(held.slot, held.token, self.who(lease), letter=False, more=held.more)
+        return tx.HeldSlots(
+            held.slot, held.token, self.who(lease), has_message=False, more=held.more
+        )
 
-    def wait(self, wants: Wants = ORDINARY) -> Queued:
+    def wait(self, demand: Demand = ORDINARY) -> Queued:
         """JOIN that must wait."""
-        lease, waiting = self.join(wants=wants)
+        lease, waiting = self.join(demand=demand)
         assert isinstance(waiting, tx.Waiting)
-        return Queued(self.who(lease), lease, waiting.created, ME.wanting(wants).extras)
+        return Queued(self.who(lease), lease, waiting.created, ME.demanding(demand).extras)
 
     def look(self) -> tx.Look:
         """A look at the current state."""
@@ -102,11 +104,11 @@ class Table:
         """The slots and their leases."""
         return {int(kv.key[-5:]): kv.lease for kv in self.look().slots}
 
-    def letter(self, waiter: Queued) -> tuple[tuple[int, ...], tuple[Queued, ...]] | None:
-        """The letter for a waiter."""
-        reply = self.do(Txn((), (Range(self.keys.letter(waiter.who)),))).replies[0]
+    def message(self, waiter: Queued) -> tuple[tuple[int, ...], tuple[Queued, ...]] | None:
+        """The grant message for a waiter."""
+        reply = self.do(Txn((), (Range(self.keys.message(waiter.who)),))).replies[0]
         assert isinstance(reply, RangeReply)
-        return read_letter(reply.kvs[0].value) if reply.kvs else None
+        return read_message(reply.kvs[0].value) if reply.kvs else None
 
     def mark(self) -> int:
         """The mod revision of the mark; 0 if it does not exist."""

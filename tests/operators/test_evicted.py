@@ -113,7 +113,7 @@ def test_evicted_in_asyncio(any_etcd: EtcdServer, name: str) -> None:
 
 
 def test_evicted_in_memory() -> None:
-    """The etcd for users' tests knows it too; the letter ends after a while."""
+    """The etcd for users' tests knows it too; the grant message ends after a while."""
     with memory(autojump=0) as etcd, ThreadPoolExecutor() as pool:
         sem = Semaphore(1, "db", client=etcd.client())
         assert sem.acquire()

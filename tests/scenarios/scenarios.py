@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, Protocol
 
-from etcdsem.core.keys import ORDINARY, Wants
+from etcdsem.core.keys import ORDINARY, Demand
 
 Fate = Literal["granted", "full", "closed", "cancelled", "too heavy"]
 
@@ -30,7 +30,7 @@ class Stage(Protocol):
     """Where a scenario is played. The semaphore is registered with a limit; clients: 0, 1."""
 
     def begin(
-        self, *, client: int = 0, timeout: float | None = None, wants: Wants = ORDINARY
+        self, *, client: int = 0, timeout: float | None = None, demand: Demand = ORDINARY
     ) -> Attempt:
         """Somebody begins to acquire; back when that is decided, or they stand in line."""
 
@@ -198,7 +198,7 @@ def a_big_one_in_its_turn(stage: Stage) -> None:
     """All or nothing, not passed by small ones, with room enough for it at last."""
     three = [stage.begin(client=number % 2) for number in range(3)]
     assert all(stage.fate(one) == "granted" for one in three)
-    big = stage.begin(client=1, wants=Wants(weight=2))
+    big = stage.begin(client=1, demand=Demand(weight=2))
     small = stage.begin()
     assert stage.release(three[0])
     assert stage.held() == 2
@@ -219,7 +219,7 @@ def a_big_one_in_its_turn(stage: Stage) -> None:
 def a_big_one_that_leaves(stage: Stage) -> None:
     """Who stands behind it is served at once, though no slot is freed."""
     two = [stage.begin() for _ in range(2)]
-    big = stage.begin(client=1, wants=Wants(weight=3))
+    big = stage.begin(client=1, demand=Demand(weight=3))
     small = stage.begin()
     assert stage.pending(small)
     stage.cancel(big)
@@ -231,7 +231,7 @@ def a_big_one_that_leaves(stage: Stage) -> None:
 
 def big_ones_in_turn(stage: Stage) -> None:
     """Many want more than half of the slots, or all of them: one after the other has them."""
-    line = [stage.begin(client=n % 2, wants=Wants(weight=2 + n % 2)) for n in range(6)]
+    line = [stage.begin(client=n % 2, demand=Demand(weight=2 + n % 2)) for n in range(6)]
     for place, one in enumerate(line):
         assert stage.fate(one) == "granted"
         assert len(one.slots) == 2 + place % 2
@@ -242,10 +242,10 @@ def big_ones_in_turn(stage: Stage) -> None:
 
 def more_than_the_limit(stage: Stage) -> None:
     """It is refused at once, and after a shrink."""
-    assert stage.fate(stage.begin(wants=Wants(weight=4), timeout=5)) == "too heavy"
+    assert stage.fate(stage.begin(demand=Demand(weight=4), timeout=5)) == "too heavy"
     one = stage.begin()
     assert stage.fate(one) == "granted"
-    big = stage.begin(client=1, wants=Wants(weight=3))
+    big = stage.begin(client=1, demand=Demand(weight=3))
     assert stage.pending(big)
     stage.resize(2)
     assert stage.fate(big) == "too heavy"
@@ -256,9 +256,9 @@ def more_than_the_limit(stage: Stage) -> None:
 def eager_ones_pass(stage: Stage) -> None:
     """One that is eager takes what a big one in front of it leaves free; others don't."""
     two = [stage.begin(), stage.begin()]
-    big = stage.begin(client=1, wants=Wants(weight=3))
+    big = stage.begin(client=1, demand=Demand(weight=3))
     patient = stage.begin()
-    eager = stage.begin(client=1, wants=Wants(eager=True))
+    eager = stage.begin(client=1, demand=Demand(eager=True))
     assert stage.fate(eager) == "granted"
     assert stage.pending(big)
     assert stage.pending(patient)
@@ -274,7 +274,7 @@ def the_highest_first(stage: Stage) -> None:
     """By priority, then by who came first."""
     three = [stage.begin() for _ in range(3)]
     wanted = [0, -1, 7, 0, 7]
-    line = [stage.begin(client=n % 2, wants=Wants(priority=p)) for n, p in enumerate(wanted)]
+    line = [stage.begin(client=n % 2, demand=Demand(priority=p)) for n, p in enumerate(wanted)]
     order = [line[place] for place in (2, 4, 0, 3, 1)]
     held = list(three)
     for place, one in enumerate(order):

@@ -16,7 +16,7 @@ from etcdsem import aio
 from etcdsem.core import acquire, admin, release, transactions
 from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
-from etcdsem.core.keys import ORDINARY, Identity, Wants
+from etcdsem.core.keys import ORDINARY, Demand, Identity
 from etcdsem.core.request import AcquireRequest
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import SemaphoreClosed, WeightExceedsLimit
@@ -81,16 +81,16 @@ class RealStage:
         self.observer = etcdsem.connect(etcd.endpoint)
         self.seen = etcdsem.Semaphore(LIMIT, name, client=self.observer)
 
-    def start(self, attempt: RealAttempt, timeout: float | None, wants: Wants) -> None:
+    def start(self, attempt: RealAttempt, timeout: float | None, demand: Demand) -> None:
         """Begin, in whatever way."""
         raise NotImplementedError
 
     def begin(
-        self, *, client: int = 0, timeout: float | None = None, wants: Wants = ORDINARY
+        self, *, client: int = 0, timeout: float | None = None, demand: Demand = ORDINARY
     ) -> RealAttempt:
         attempt = RealAttempt(client)
         before = self.waiting()
-        self.start(attempt, timeout, wants)
+        self.start(attempt, timeout, demand)
         if timeout is None:
             eventually(lambda: attempt.outcome.done() or self.waiting() > before)
         return attempt
@@ -159,11 +159,11 @@ class ThreadStage(RealStage):
         self.clients = [etcdsem.connect(etcd.endpoint) for _ in range(2)]
         self.semaphores = [etcdsem.Semaphore(LIMIT, name, client=one) for one in self.clients]
 
-    def start(self, attempt: RealAttempt, timeout: float | None, wants: Wants) -> None:
+    def start(self, attempt: RealAttempt, timeout: float | None, demand: Demand) -> None:
         def work() -> None:
             try:
                 sem = self.semaphores[attempt.client]
-                attempt.outcome.set_result(sem.acquire_lease(timeout, **wants._asdict()))
+                attempt.outcome.set_result(sem.acquire_lease(timeout, **demand._asdict()))
             except BaseException as error:
                 attempt.outcome.set_exception(error)
 
@@ -207,11 +207,11 @@ class AioStage(RealStage):
 
         return asyncio.run_coroutine_threadsafe(work(), self.loop).result(30)
 
-    def start(self, attempt: RealAttempt, timeout: float | None, wants: Wants) -> None:
+    def start(self, attempt: RealAttempt, timeout: float | None, demand: Demand) -> None:
         async def work() -> None:
             try:
                 sem = self.semaphores[attempt.client]
-                lease = await sem.acquire_lease(timeout, **wants._asdict())
+                lease = await sem.acquire_lease(timeout, **demand._asdict())
                 attempt.outcome.set_result(lease)
             except BaseException as error:
                 attempt.outcome.set_exception(error)
@@ -296,11 +296,11 @@ class SimStage:
             self.world.run(self.world.now + 0.002)
 
     def begin(
-        self, *, client: int = 0, timeout: float | None = None, wants: Wants = ORDINARY
+        self, *, client: int = 0, timeout: float | None = None, demand: Demand = ORDINARY
     ) -> SimAttempt:
         one, attempt, before = self.clients[client], SimAttempt(), self.waiting()
         until = math.inf if timeout is None else one.now() + timeout
-        request = AcquireRequest(10, 3.0, Identity.of(one.id, None, {}), wants=wants)
+        request = AcquireRequest(10, 3.0, Identity.of(one.id, None, {}), demand=demand)
         station = one.session.semaphore(PREFIX, "scenario")
         procedure = acquire.acquire(station, request, until, once=timeout == 0)
         attempt.process = one.start(procedure, "worker", attempt.ended)

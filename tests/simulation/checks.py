@@ -41,8 +41,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from etcdsem.core.commands import KeyValue
 from etcdsem.core.keys import (
     ORDINARY,
+    Demand,
     Keys,
-    Wants,
     addressee,
     read_eviction,
     read_limit,
@@ -65,15 +65,15 @@ class Belief(NamedTuple):
     grant: Grant
 
 
-def wants_of(kv: KeyValue) -> Wants:
+def demand_of(kv: KeyValue) -> Demand:
     """The weight, priority and eagerness of a holder or waiter."""
     special = any(word in kv.value for word in (b'"weight"', b'"priority"', b'"eager"'))
-    return stated(kv).wants if special else ORDINARY
+    return stated(kv).demand if special else ORDINARY
 
 
 def _place(kv: KeyValue) -> tuple[int, int]:
     """The sort key of the queue."""
-    return -wants_of(kv).priority, kv.create_revision
+    return -demand_of(kv).priority, kv.create_revision
 
 
 class Checker:
@@ -219,7 +219,7 @@ class Checker:
                 world.counters["hand-overs under fault"] += 1
             first = min(queue, key=_place, default=came)
             if _place(first) < _place(came):
-                if wants_of(came).eager and wants_of(first).weight > 1:
+                if demand_of(came).eager and demand_of(first).weight > 1:
                     world.counters["eager grants"] += 1
                 else:
                     world.fail(f"{kv.key!r} went to waiter {came} before {first}: not FIFO")
@@ -231,7 +231,7 @@ class Checker:
     def _check_weights(self, granted: list[KeyValue]) -> None:
         leases = [kv.lease for kv in granted]
         for kv in granted:
-            weight, got = wants_of(kv).weight, leases.count(kv.lease)
+            weight, got = demand_of(kv).weight, leases.count(kv.lease)
             if got != weight:
                 self.world.fail(f"{got} slots were granted to a lease of weight {weight}: {kv}")
             self.world.counters["heavy grants"] += weight > 1
@@ -306,8 +306,8 @@ class Checker:
     def _next_wants(self) -> int:
         """How many slots must be free so that somebody must be served."""
         first = min(self.waiters.values(), key=_place)
-        eager = [wants_of(kv).weight for kv in self.waiters.values() if wants_of(kv).eager]
-        return min([wants_of(first).weight, *eager])
+        eager = [demand_of(kv).weight for kv in self.waiters.values() if demand_of(kv).eager]
+        return min([demand_of(first).weight, *eager])
 
     def _somebody_lives(self) -> bool:
         owners = (self.world.owners.get(kv.lease) for kv in self.waiters.values())
@@ -418,7 +418,7 @@ class Checker:
         is room.
         """
         now, left_out = self.world.now, dict[int, float]()
-        room = self._room() - sum(wants_of(kv).weight for kv in self.waiters.values())
+        room = self._room() - sum(demand_of(kv).weight for kv in self.waiters.values())
         held = {kv.lease for kv in self.slots.values()}
         for client in self.world.clients:
             station = client.session.semaphores.get(self.station) if client.fine else None
@@ -428,7 +428,7 @@ class Checker:
                 if now > evicted + self.told_bound:
                     self.world.fail(f"client {client.number} still waits, though it was evicted")
                 out = waiting.created and self.keys.waiter(waiting.who) not in self.waiters
-                if out and lease not in held and waiting.wants.weight <= room:
+                if out and lease not in held and waiting.demand.weight <= room:
                     left_out[lease] = self._left_out.get(lease, now)
                     if now > max(left_out[lease], self.calm_since) + self.left_out_bound:
                         self.world.fail(

@@ -139,9 +139,9 @@ class Operators:
     def _evict_waiter(self, keys: Keys, kv: KeyValue) -> None:
         etcd, lease = self.world.etcd, self.world.rng.getrandbits(62) + 1
         etcd.grant(lease, 5)
-        letter = write_eviction("operator", 1.7e9 + self.world.now)
+        message = write_eviction("operator", 1.7e9 + self.world.now)
         who = kv.key[len(keys.waiters) :]
-        etcd.transact(evict_waiter(keys, who, kv.create_revision, letter, lease))
+        etcd.transact(evict_waiter(keys, who, kv.create_revision, message, lease))
 
     def _delete_key(self) -> None:
         checker = self._checker()

@@ -111,9 +111,9 @@ class Options:
     @classmethod
     def _themed(cls, seed: int) -> Options:
         options = cls._drawn(seed)
-        wants = Random(f"what they want, {seed}")
+        demand = Random(f"what they want, {seed}")
         if seed % 10 == 5:
-            return options._crowd(wants)
+            return options._crowd(demand)
         if seed % 10 == SEVERAL:
             # Several at once of few slots: callers crowd each other out, and wait while holding.
             return replace(
@@ -121,14 +121,14 @@ class Options:
                 clients=min(options.clients + 1, 4),
                 workers=min(options.workers + 1, 4),
                 semaphores=3,
-                limit=wants.choice((1, 1, 2)),
+                limit=demand.choice((1, 1, 2)),
                 hold=min(options.hold, 0.2),
-                several=wants.choice((0.4, 0.7, 1.0)),
+                several=demand.choice((0.4, 0.7, 1.0)),
             )
         if seed % 20 == PASSING:
-            return options._passing(wants)
+            return options._passing(demand)
         if seed % 10 != 8:
-            return options._wanting(wants)
+            return options._wanting(demand)
         # Long holds behind a failing network: a late deadline would keep relying on a lost lease.
         return replace(
             options,

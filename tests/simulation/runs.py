@@ -12,7 +12,7 @@ import math
 from etcdsem.core import acquire, multi, release
 from etcdsem.core.commands import NoSpace, NotApplied, OutcomeUnknown, Procedure, Wait, perform
 from etcdsem.core.grants import Grant
-from etcdsem.core.keys import ORDINARY, Identity, Wants
+from etcdsem.core.keys import ORDINARY, Demand, Identity
 from etcdsem.core.request import AcquireRequest
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import (
@@ -153,8 +153,8 @@ class Run:
         if taken.full is not None:
             world.counters["told that it is full"] += 1
             if once:
-                full = self.checkers[taken.full.want.semaphore.name]
-                full.told_full(client, asked, request.wants.weight)
+                full = self.checkers[taken.full.part.semaphore.name]
+                full.told_full(client, asked, request.demand.weight)
             return None
         if len(stations) > 1:
             world.counters["several at once"] += 1
@@ -164,13 +164,13 @@ class Run:
             self.checkers[station.name].acquired(client, grant, request.max_hold)
         return taken.grants
 
-    def _request(self, client: SimClient, wants: Wants) -> AcquireRequest:
+    def _request(self, client: SimClient, demand: Demand) -> AcquireRequest:
         options, max_hold = self.options, self.options.max_hold
         if max_hold is not None and self.world.rng.random() < 0.5:
             max_hold = None
         identity = Identity.of(client.id, None, {}, max_hold=max_hold)
         return AcquireRequest(
-            options.ttl, options.refresh, identity, wants=wants, max_hold=max_hold
+            options.ttl, options.refresh, identity, demand=demand, max_hold=max_hold
         )
 
     def _taken(
@@ -196,7 +196,7 @@ class Run:
             return None
         except WeightExceedsLimit:
             checker = self.checkers[stations[0].name]
-            checker.told_too_heavy(client, asked, request.wants.weight)
+            checker.told_too_heavy(client, asked, request.demand.weight)
             return None
         except (EtcdUnavailable, EtcdRefused, NoSpace, NotApplied, OutcomeUnknown) as error:
             world.counters[f"acquire raises {type(error).__name__}"] += 1
@@ -209,10 +209,10 @@ class Run:
                 raise
             return None
 
-    def _wants(self) -> Wants:
+    def _wants(self) -> Demand:
         """The weight, priority and eagerness of the next acquire; draws only if they vary."""
         options, rng = self.options, self.world.rng
-        return Wants(
+        return Demand(
             rng.choice(options.weights) if len(options.weights) > 1 else 1,
             rng.choice(options.priorities) if len(options.priorities) > 1 else 0,
             eager=options.eager > 0 and rng.random() < options.eager,
@@ -227,11 +227,11 @@ class Run:
         once: bool,
     ) -> Procedure[multi.Taken]:
         if len(stations) > 1:
-            wants = [multi.Want(station, request) for station in stations]
-            return (yield from multi.acquire_all(wants, until, once=once))
+            demand = [multi.SemaphoreRequest(station, request) for station in stations]
+            return (yield from multi.acquire_all(demand, until, once=once))
         grant = yield from acquire.acquire(stations[0], request, until, once=once)
         if grant is None:
-            return multi.Taken([], multi.Full(multi.Want(stations[0], request)))
+            return multi.Taken([], multi.NoRoom(multi.SemaphoreRequest(stations[0], request)))
         return multi.Taken([grant])
 
     def _work(

@@ -34,7 +34,7 @@ from etcdsem.core.keys import Keys, Limit, Queued, read_limit
 from etcdsem.core.lease_manager import LeaseManager
 from etcdsem.core.leases import TtlLease, margin
 from etcdsem.core.session import Session
-from etcdsem.core.transactions import Mine, Wish, conditions, give
+from etcdsem.core.transactions import HeldSlots, SlotRequest, conditions, give
 from etcdsem.core.waiters import Waiters
 from etcdsem.core.watchbook import WatchHandle
 from etcdsem.core.watches import Watches
@@ -214,7 +214,7 @@ def several_pass_to_any(patch: Patch) -> None:
     right = transactions.pass_all
 
     def pass_all(
-        keys: Keys, limit: Limit, mines: Sequence[Mine], line: Sequence[Queued], *rest: Any
+        keys: Keys, limit: Limit, mines: Sequence[HeldSlots], line: Sequence[Queued], *rest: Any
     ) -> Txn:
         return right(keys, limit, mines, line[::-1], *rest)
 
@@ -225,10 +225,10 @@ def several_in_any_order(patch: Patch) -> None:
     """Half of the clients that wait while holding take their semaphores in the opposite order."""
     right = multi._in_order
 
-    def in_order(want: multi.Want) -> bytes:
-        client = want.semaphore.session.env
+    def in_order(part: multi.SemaphoreRequest) -> bytes:
+        client = part.semaphore.session.env
         turned = isinstance(client, SimClient) and client.number % 2
-        return bytes(255 - byte for byte in right(want)) if turned else right(want)
+        return bytes(255 - byte for byte in right(part)) if turned else right(part)
 
     patch.setattr(multi, "_in_order", in_order)
 
@@ -237,7 +237,7 @@ def several_take_what_is_free(patch: Patch) -> None:
     """Of several semaphores the free slots are taken, and all are believed to be."""
     right = transactions.take_all
 
-    def take_all(wishes: Sequence[Wish], wall: float) -> Txn:
+    def take_all(wishes: Sequence[SlotRequest], wall: float) -> Txn:
         parts = [right([wish], wall) for wish in wishes]
         return Txn((), tuple(Txn(part.compare, part.success) for part in parts))
 
@@ -257,7 +257,7 @@ def passing_a_heavy_head(patch: Patch) -> None:
     """PASS skips waiters that need more than one slot."""
     right = decisions.hand_over
 
-    def hand_over(mine: Mine, limit: Limit, queue: tuple[Queued, ...], *seen: int) -> Any:
+    def hand_over(mine: HeldSlots, limit: Limit, queue: tuple[Queued, ...], *seen: int) -> Any:
         light = tuple(queued for queued in queue if queued.weight == 1)
         return right(mine, limit, light or queue, *seen)
 
@@ -355,7 +355,7 @@ def a_renewal_forgets_the_bound(patch: Patch) -> None:
 
 def holders_stand_in_line(patch: Patch) -> None:
     """A hand-over uses the queue as it was learned, though it may list the one that hands over: a
-    letter would be put and deleted in one transaction.
+    message would be put and deleted in one transaction.
     """
     everywhere(patch, decisions.without_holders, lambda line, mines: line)
 

@@ -248,7 +248,7 @@ def test_a_waiter_is_told_that_it_was_evicted(silent: bool) -> None:
 
 
 def test_who_leaves_the_line_is_told_that_it_was_evicted() -> None:
-    """Its time is up before any watch has told it: LEAVE finds the letter."""
+    """Its time is up before any watch has told it: LEAVE finds the grant message."""
     line = in_line(until=3.0)
     line.world.etcd.loses = lambda event: True
     line.evict()
@@ -260,9 +260,9 @@ def test_who_leaves_the_line_is_told_that_it_was_evicted() -> None:
 
 
 def test_a_program_that_knows_no_eviction_joins_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An older one ignores the letter, notices that its key is gone, and is served in the end."""
+    """An older one ignores the message, notices that its key is gone, and is served in the end."""
     monkeypatch.setattr(wait, "read_eviction", lambda value: None)
-    monkeypatch.setattr(watches, "addressee", lambda keys, letter: 0)
+    monkeypatch.setattr(watches, "addressee", lambda keys, message: 0)
     line = in_line()
     former = line.key
     line.evict()

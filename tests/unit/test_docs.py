@@ -27,7 +27,7 @@ def names(path: Path) -> set[str]:
     return found
 
 
-def wanting(page: Path) -> list[str]:
+def demanding(page: Path) -> list[str]:
     """The tests that a page names and that are not there."""
     missing = []
     for file, test in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?", page.read_text()):
@@ -42,7 +42,7 @@ def wanting(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_tests_that_are_named_exist(page: Path) -> None:
     """Each `tests/...py::test_...` of a page is there."""
-    assert not wanting(page)
+    assert not demanding(page)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

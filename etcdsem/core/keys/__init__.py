@@ -5,7 +5,7 @@
     waiters/<client>/<lease> a waiter's record; attached to the waiter's etcd lease
     contended                "1" while somebody waits, or waited since the last clear
     priorities               "1" while somebody with a priority waits, or waited since the last look
-    grants/<client>/<lease>  the grant message ("letter") that tells a waiter its slot, attached to
+    grants/<client>/<lease>  the grant message that tells a waiter its slot, attached to
                              its etcd lease; or that it was evicted, attached to a lease that nobody
                              refreshes
 
@@ -19,40 +19,40 @@
 
 from __future__ import annotations
 
-from etcdsem.core.keys.layout import CARRIED, MAX_HOLD, MAX_LETTER, Keys, client_id, lease_hex
+from etcdsem.core.keys.layout import CARRIED, MAX_HOLD, MAX_MESSAGE, Keys, client_id, lease_hex
 from etcdsem.core.keys.limit import Limit, read_limit, write_paused, write_resized, write_resumed
 from etcdsem.core.keys.listing import read_holders, read_waiters, slot_number
 from etcdsem.core.keys.queue import (
     Queued,
     addressee,
     read_eviction,
-    read_letter,
+    read_message,
     read_queue,
     waits,
     write_eviction,
-    write_letter,
     write_list,
+    write_message,
 )
-from etcdsem.core.keys.records import ORDINARY, Identity, Stated, Wants, record, stated
+from etcdsem.core.keys.records import ORDINARY, Demand, Identity, Stated, record, stated
 
 __all__ = [
     "CARRIED",
     "MAX_HOLD",
-    "MAX_LETTER",
+    "MAX_MESSAGE",
     "ORDINARY",
+    "Demand",
     "Identity",
     "Keys",
     "Limit",
     "Queued",
     "Stated",
-    "Wants",
     "addressee",
     "client_id",
     "lease_hex",
     "read_eviction",
     "read_holders",
-    "read_letter",
     "read_limit",
+    "read_message",
     "read_queue",
     "read_waiters",
     "record",
@@ -60,8 +60,8 @@ __all__ = [
     "stated",
     "waits",
     "write_eviction",
-    "write_letter",
     "write_list",
+    "write_message",
     "write_paused",
     "write_resized",
     "write_resumed",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-MAX_LETTER = 4096
-"""Bytes after which the list of waiters in a letter is cut; etcd allows 1.5 MiB per request."""
+MAX_MESSAGE = 4096
+"""Bytes at which the list of waiters in a grant message is cut; etcd allows 1.5 MiB per request."""
 
 CARRIED = "carries_limit"
 """The record field with the limit that the program carries, if that is not the one in force: after
@@ -68,8 +68,8 @@ class Keys:
         """The key of a waiter; `who` is ``<client>/<lease>``."""
         return self.waiters + who
 
-    def letter(self, who: bytes) -> bytes:
-        """The key of the letter for a waiter."""
+    def message(self, who: bytes) -> bytes:
+        """The key of the grant message for a waiter."""
         return self.grants + who
 
 

@@ -9,7 +9,7 @@ from etcdsem.core.commands import KeyValue
 from etcdsem.core.keys.layout import SLOT, Keys, lease_hex
 from etcdsem.core.keys.limit import Limit
 from etcdsem.core.keys.queue import fault_of_waiter
-from etcdsem.core.keys.records import labels_of, load_record, max_hold_of, wants_of
+from etcdsem.core.keys.records import demand_of, labels_of, load_record, max_hold_of
 from etcdsem.core.keys.values import moment_of, text_of
 from etcdsem.model import Holder, Junk, Waiter
 
@@ -54,7 +54,7 @@ def read_holders(
                 acquired_at=moment_of(fields, "acquired"),
                 labels=labels_of(fields),
                 over_limit=limit is not None and limit.number is not None and slot >= limit.number,
-                weight=wants_of(fields).weight,
+                weight=demand_of(fields).weight,
                 max_hold=max_hold_of(fields),
             )
         )
@@ -73,7 +73,7 @@ def read_waiters(keys: Keys, kvs: Iterable[KeyValue]) -> tuple[list[Waiter], lis
         fields = load_record(kv.value)
         client = kv.key[len(keys.waiters) :].split(b"/")[0].decode()
         host, pid, _ = client.rsplit(".", 2)
-        wants = wants_of(fields)
+        demand = demand_of(fields)
         one = Waiter(
             position=0,
             owner=text_of(fields.get("owner")) or f"{host}:{pid}",
@@ -83,11 +83,11 @@ def read_waiters(keys: Keys, kvs: Iterable[KeyValue]) -> tuple[list[Waiter], lis
             lease_id=lease_hex(kv.lease),
             since=moment_of(fields, "since"),
             labels=labels_of(fields),
-            weight=wants.weight,
-            priority=wants.priority,
-            eager=wants.eager,
+            weight=demand.weight,
+            priority=demand.priority,
+            eager=demand.eager,
         )
-        waiters.append(((-wants.priority, kv.create_revision), one))
+        waiters.append(((-demand.priority, kv.create_revision), one))
     waiters.sort(key=lambda pair: pair[0])
     return [replace(one, position=at) for at, (_, one) in enumerate(waiters, 1)], junk
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from etcdsem.core.commands import KeyValue
-from etcdsem.core.keys.layout import DIGITS, MAX_LETTER, SPECIAL, WHO, Keys
-from etcdsem.core.keys.records import ORDINARY, Wants, extras_of, load_record, wants_of
+from etcdsem.core.keys.layout import DIGITS, MAX_MESSAGE, SPECIAL, WHO, Keys
+from etcdsem.core.keys.records import ORDINARY, Demand, demand_of, extras_of, load_record
 from etcdsem.core.keys.values import timestamp
 
 
@@ -26,19 +26,19 @@ class Queued(NamedTuple):
         return self.who.split(b"/")[0].decode()
 
     @property
-    def wants(self) -> Wants:
+    def demand(self) -> Demand:
         """What it requests."""
-        return wants_of(load_record(self.extras)) if SPECIAL.search(self.extras) else ORDINARY
+        return demand_of(load_record(self.extras)) if SPECIAL.search(self.extras) else ORDINARY
 
     @property
     def weight(self) -> int:
         """Number of slots that it waits for."""
-        return self.wants.weight
+        return self.demand.weight
 
     @property
     def place(self) -> tuple[int, int]:
         """The sort key for serving: by priority, then in order of arrival."""
-        return -self.wants.priority, self.created
+        return -self.demand.priority, self.created
 
 
 def fault_of_waiter(keys: Keys, kv: KeyValue) -> str | None:
@@ -68,22 +68,22 @@ def read_queue(keys: Keys, kvs: Iterable[KeyValue]) -> tuple[Queued, ...]:
 
 
 def write_list(queue: Iterable[Queued]) -> list[bytes]:
-    """The lines of a letter that list waiters."""
+    """The lines of a grant message that list waiters."""
     return [b"\n%s %d %s" % (q.who, q.created, q.extras) for q in queue]
 
 
-def write_letter(slots: Sequence[int], lines: Iterable[bytes]) -> bytes:
-    """A letter: the slot or slots, and the next waiters as far as the sender knows.
+def write_message(slots: Sequence[int], lines: Iterable[bytes]) -> bytes:
+    """A grant message: the slot or slots, and the next waiters as far as the sender knows.
 
-    A long list is cut: it is only a hint, and each level of a PASS carries a letter.
+    A long list is cut: it is only a hint, and each level of a PASS carries a grant message.
     """
-    letter = b"slot " + b",".join([b"%d" % slot for slot in slots]) + b"".join(lines)
-    end = letter.find(b"\n", MAX_LETTER) if len(letter) > MAX_LETTER else -1
-    return letter if end < 0 else letter[:end]
+    message = b"slot " + b",".join([b"%d" % slot for slot in slots]) + b"".join(lines)
+    end = message.find(b"\n", MAX_MESSAGE) if len(message) > MAX_MESSAGE else -1
+    return message if end < 0 else message[:end]
 
 
-def read_letter(value: bytes, known: int = 0) -> tuple[tuple[int, ...], tuple[Queued, ...]] | None:
-    """The slots and the queue in a letter, or None if it is not one that etcdsem wrote.
+def read_message(value: bytes, known: int = 0) -> tuple[tuple[int, ...], tuple[Queued, ...]] | None:
+    """The slots and the queue in a grant message, or None if it is not one that etcdsem wrote.
 
     The queue is not parsed if nobody in it joined after revision `known`.
     """
@@ -109,17 +109,17 @@ _EVICTED = re.compile(rb"evicted (by .{1,300})", re.DOTALL)
 
 
 def write_eviction(by: str, wall: float) -> bytes:
-    """The letter that tells a waiter that it was evicted: by whom, and when (`wall`)."""
+    """The grant message that tells a waiter that it was evicted: by whom, and when (`wall`)."""
     return f"evicted by {by} at {timestamp(wall)}".encode()
 
 
 def read_eviction(value: bytes) -> str | None:
-    """By whom and when, if the letter reports an eviction; else None."""
+    """By whom and when, if the grant message reports an eviction; else None."""
     match = _EVICTED.fullmatch(value)
     return match[1].decode("utf-8", "replace") if match else None
 
 
-def addressee(keys: Keys, letter: bytes) -> int:
-    """The lease of the waiter that a letter's key names; 0 if it is not a letter's key."""
-    match = WHO.fullmatch(letter[len(keys.grants) :])
+def addressee(keys: Keys, message: bytes) -> int:
+    """The lease of the waiter that the key of a grant message names; 0 if it is another key."""
+    match = WHO.fullmatch(message[len(keys.grants) :])
     return int(match[2], 16) if match else 0

@@ -15,7 +15,7 @@ from etcdsem.core.keys.values import moment_of, text_of, timestamp
 from etcdsem.model import MAX_PRIORITY, MAX_WEIGHT
 
 
-class Wants(NamedTuple):
+class Demand(NamedTuple):
     """What is requested; by default one slot in FIFO order."""
 
     weight: int = 1
@@ -26,7 +26,7 @@ class Wants(NamedTuple):
     """May pass waiters that need more slots than are free."""
 
 
-ORDINARY = Wants()
+ORDINARY = Demand()
 
 
 class Identity(NamedTuple):
@@ -54,12 +54,12 @@ class Identity(NamedTuple):
             extras[MAX_HOLD] = int(max_hold) if max_hold == int(max_hold) else max_hold
         return cls(client, _dump(extras) if extras else b"")
 
-    def wanting(self, wants: Wants) -> Identity:
+    def demanding(self, demand: Demand) -> Identity:
         """A copy that requests something special."""
-        if wants == ORDINARY:
+        if demand == ORDINARY:
             return self
         extras = json.loads(self.extras) if self.extras else {}
-        return Identity(self.client, _dump({**extras, **_special(wants)}))
+        return Identity(self.client, _dump({**extras, **_special(demand)}))
 
     def carrying(self, told: int | None, limit: Limit) -> Identity:
         """A copy for a program that carries another limit than the one in force; None: carries
@@ -113,7 +113,7 @@ def extras_of(value: bytes) -> bytes:
     carried = _carried(fields)
     if carried is not None:
         extras[CARRIED] = carried
-    extras.update(_special(wants_of(fields)))
+    extras.update(_special(demand_of(fields)))
     max_hold = max_hold_of(fields)
     if max_hold is not None:
         extras[MAX_HOLD] = max_hold
@@ -133,9 +133,9 @@ def _carried(fields: Mapping[str, Any]) -> int | None:
     return carried if isinstance(carried, int) and not isinstance(carried, bool) else None
 
 
-def wants_of(fields: Mapping[str, Any]) -> Wants:
+def demand_of(fields: Mapping[str, Any]) -> Demand:
     """Number of slots, priority and eagerness in a record."""
-    return Wants(
+    return Demand(
         _number(fields.get("weight"), 1, MAX_WEIGHT, ORDINARY.weight),
         _number(fields.get("priority"), -MAX_PRIORITY, MAX_PRIORITY, ORDINARY.priority),
         fields.get("eager") is True,
@@ -148,9 +148,9 @@ def _number(value: object, least: int, most: int, default: int) -> int:
     return value
 
 
-def _special(wants: Wants) -> dict[str, object]:
+def _special(demand: Demand) -> dict[str, object]:
     """The fields that differ from the default, as they are written into records."""
-    named = zip(Wants._fields, wants, ORDINARY, strict=True)
+    named = zip(Demand._fields, demand, ORDINARY, strict=True)
     return {name: value for name, value, ordinary in named if value != ordinary}
 
 
@@ -172,7 +172,7 @@ class Stated(NamedTuple):
     """The start of the hold or wait, by its writer's clock."""
     carried: int | None
     """The limit that its program carries, if that is not the one in force."""
-    wants: Wants
+    demand: Demand
     """What its lease holds, or waits for."""
     max_hold: float | None
     """Seconds after which its holder ends it."""
@@ -184,6 +184,6 @@ def stated(kv: KeyValue) -> Stated:
     return Stated(
         moment_of(fields, "acquired") or moment_of(fields, "since"),
         _carried(fields),
-        wants_of(fields),
+        demand_of(fields),
         max_hold_of(fields),
     )

@@ -25,7 +25,7 @@
    A lease of weight k is k slots that are taken, granted and given back together, in one
    transaction: they have the same token, and belong to the same etcd lease.
 4. A held slot's key is never rewritten: its mod revision is the fencing token. A grant message (a
-   "letter") is put in the same transaction, so its mod revision is the same number.
+   "message") is put in the same transaction, so its mod revision is the same number.
 5. Comparisons over a range that may be empty: etcd compares one absent key, all numbers 0.
 6. Every operation that decides is a write, or a linearizable read: etcd answers a transaction
    without operations from local, possibly stale, state.
@@ -58,8 +58,8 @@ from etcdsem.core.transactions.conditions import (
     QUEUE_READ,
     Full,
     Held,
+    HeldSlots,
     Look,
-    Mine,
     Waiting,
     as_range,
     look,
@@ -85,7 +85,7 @@ from etcdsem.core.transactions.join import (
     read_recheck,
     recheck,
 )
-from etcdsem.core.transactions.multi import Wish, look_at_all, read_all_looks, take_all
+from etcdsem.core.transactions.multi import SlotRequest, look_at_all, read_all_looks, take_all
 
 __all__ = [
     "COUNT_BY_NAME",
@@ -95,13 +95,13 @@ __all__ = [
     "Full",
     "Gave",
     "Held",
+    "HeldSlots",
     "Look",
-    "Mine",
     "Passed",
     "Recheck",
+    "SlotRequest",
     "Take",
     "Waiting",
-    "Wish",
     "as_range",
     "batch",
     "change_limit",

@@ -65,23 +65,23 @@ def close(keys: Keys, *, force: bool) -> Txn:
 
 def evict_slot(keys: Keys, slots: Sequence[int], token: int, who: bytes | None) -> Txn:
     """EVICT exactly this holder: delete its keys, so nobody else can lose a slot by it."""
-    letter = (Delete(keys.letter(who)),) if who else ()
+    message = (Delete(keys.message(who)),) if who else ()
     mine = tuple(slot_is_mine(keys, slot, token) for slot in slots)
-    return Txn(mine, (*(Delete(keys.slot(slot)) for slot in slots), *letter))
+    return Txn(mine, (*(Delete(keys.slot(slot)) for slot in slots), *message))
 
 
-def evict_waiter(keys: Keys, who: bytes, created: int, letter: bytes, lease: int) -> Txn:
-    """EVICT exactly this waiter. A letter tells it why, so that it does not join again.
+def evict_waiter(keys: Keys, who: bytes, created: int, message: bytes, lease: int) -> Txn:
+    """EVICT exactly this waiter. A grant message tells it why, so that it does not join again.
 
-    The letter is not attached to the waiter's own lease: clients that do not know such letters
-    would take it for a slot's, and wait forever. They ignore a letter with another lease, and join
-    again. Failure returns the letter that is there: this one, if it was sent twice.
+    The message is not attached to the waiter's own lease: clients that do not know such messages
+    would take it for a slot's, and wait forever. They ignore a message with another lease, and join
+    again. Failure returns the message that is there: this one, if it was sent twice.
     """
     key = keys.waiter(who)
     return Txn(
         (Compare(key, "create", "=", created),),
-        (Delete(key), Put(keys.letter(who), letter, lease)),
-        (Range(keys.letter(who)),),
+        (Delete(key), Put(keys.message(who), message, lease)),
+        (Range(keys.message(who)),),
     )
 
 

@@ -10,13 +10,13 @@ from etcdsem.core.keys import Identity, Keys, Limit, Queued, read_queue, record,
 from etcdsem.core.transactions.conditions import (
     MAX_LISTED,
     Held,
+    HeldSlots,
     Look,
-    Mine,
     as_range,
     as_txn,
+    first_waiters,
     limit_is,
     look,
-    next_in_line,
     no_surplus,
     none_waits_since,
     priorities_are,
@@ -39,7 +39,7 @@ class Take(NamedTuple):
 def batch(
     keys: Keys,
     limit: Limit,
-    parts: Sequence[Take | Mine],
+    parts: Sequence[Take | HeldSlots],
     slots: Sequence[Sequence[int]],
     wall: float,
 ) -> Txn:
@@ -52,7 +52,7 @@ def batch(
     takes: list[Operation] = []
     gives: list[Operation] = []
     for part, hand in zip(parts, slots, strict=True):
-        if isinstance(part, Mine):
+        if isinstance(part, HeldSlots):
             gives.append(Txn((slot_is_mine(keys, part.slot, part.token),), delete_mine(keys, part)))
         elif hand:
             if any(slot >= limit.room for slot in hand):
@@ -73,7 +73,7 @@ class Gave(NamedTuple):
 
 
 def read_batch(
-    reply: TxnReply, parts: Sequence[Take | Mine], slots: Sequence[Sequence[int]]
+    reply: TxnReply, parts: Sequence[Take | HeldSlots], slots: Sequence[Sequence[int]]
 ) -> list[Held | Gave | None]:
     """The result of each part; None if nothing was done for it."""
     if not reply.succeeded:
@@ -83,7 +83,7 @@ def read_batch(
     gave = iter(gives)
     results: list[Held | Gave | None] = []
     for part, hand in zip(parts, slots, strict=True):
-        if isinstance(part, Mine):
+        if isinstance(part, HeldSlots):
             results.append(Gave() if next(gave).succeeded else None)
         elif hand and taking.succeeded:
             results.append(_which(as_txn(next(took)), hand, reply.revision))
@@ -102,7 +102,12 @@ def _which(inner: TxnReply, hand: Sequence[int], revision: int) -> Held | None:
 
 
 def pass_all(
-    keys: Keys, limit: Limit, mines: Sequence[Mine], line: Sequence[Queued], until: int, wall: float
+    keys: Keys,
+    limit: Limit,
+    mines: Sequence[HeldSlots],
+    line: Sequence[Queued],
+    until: int,
+    wall: float,
 ) -> Txn:
     """PASS of several slots at once, to as many of the first in `line`.
 
@@ -120,7 +125,7 @@ def pass_all(
     lines = write_list(line[len(mines) : len(mines) + MAX_LISTED])
     done: list[Operation] = []
     for mine, waiter in zip(mines, line, strict=False):
-        forget = (Delete(keys.letter(mine.who)),) if mine.letter else ()
+        forget = (Delete(keys.message(mine.who)),) if mine.has_message else ()
         give = give_to(keys, (mine.slot,), waiter, lines, wall)
         done.append(Txn((still_waits(keys, waiter),), (*give, *forget)))
     spare = [gone for mine in mines[len(line) :] for gone in delete_mine(keys, mine)]
@@ -128,7 +133,7 @@ def pass_all(
         spare.append(Delete(keys.contended))
         done.append(Txn((none_waits_since(keys, until),), tuple(spare)))
     if not lines:
-        done.append(next_in_line(keys))
+        done.append(first_waiters(keys))
     if len({mine.slot for mine in mines}) < len(mines):
         done = []  # a slot is listed twice, so one was taken by hand; etcd would reject the rest
     return Txn(
@@ -149,7 +154,7 @@ class Passed(NamedTuple):
 
 
 def read_pass_all(
-    keys: Keys, reply: TxnReply, mines: Sequence[Mine], line: Sequence[Queued]
+    keys: Keys, reply: TxnReply, mines: Sequence[HeldSlots], line: Sequence[Queued]
 ) -> Passed | Look:
     """Read the answer to `pass_all`; a Look if nothing was done."""
     if not reply.succeeded:

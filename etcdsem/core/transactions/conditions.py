@@ -16,7 +16,7 @@ QUEUE_READ = 32
 """Waiters read at a time. Their list travels with the slot from holder to holder."""
 
 MAX_LISTED = 64
-"""Waiters that a client remembers, and lists in a letter."""
+"""Waiters that a client remembers, and lists in a grant message."""
 
 COUNT_BY_NAME = 64
 """Up to this limit JOIN counts held slots by name; above it junk is counted too, and free slots
@@ -78,13 +78,13 @@ class Look(NamedTuple):
         return self.contended and (bool(self.queue) or not self.complete)
 
 
-class Mine(NamedTuple):
-    """The slot to give back. `letter`: it came with a letter, which must be deleted too."""
+class HeldSlots(NamedTuple):
+    """The slot to give back. `message`: it came with a grant message, which must be deleted too."""
 
     slot: int
     token: int
     who: bytes
-    letter: bool
+    has_message: bool
     more: tuple[int, ...] = ()
     """The other slots of a lease that holds several."""
 
@@ -114,7 +114,7 @@ def slot_is_mine(keys: Keys, slot: int, token: int) -> Compare:
     return Compare(keys.slot(slot), "mod", "=", token)
 
 
-def all_are_mine(keys: Keys, mine: Mine) -> tuple[Compare, ...]:
+def all_are_mine(keys: Keys, mine: HeldSlots) -> tuple[Compare, ...]:
     """All slots of the lease are held by it."""
     return tuple(slot_is_mine(keys, slot, mine.token) for slot in mine.slots)
 
@@ -141,7 +141,7 @@ def priorities_are(keys: Keys, revision: int) -> Compare:
 
 def may_be_next(keys: Keys, waiter: Queued, seen: int) -> tuple[Compare, ...]:
     """Nobody can have joined ahead of it since the queue was read at revision `seen`."""
-    return (none_waits_since(keys, seen),) if waiter.wants.priority < 0 else ()
+    return (none_waits_since(keys, seen),) if waiter.demand.priority < 0 else ()
 
 
 def none_held_since(keys: Keys, revision: int) -> Compare:
@@ -157,7 +157,7 @@ def none_waits_since(keys: Keys, revision: int) -> Compare:
 # ---------------------------------------------------------------- looks
 
 
-def next_in_line(keys: Keys, queue: int = QUEUE_READ) -> Range:
+def first_waiters(keys: Keys, queue: int = QUEUE_READ) -> Range:
     """The first waiters in the queue."""
     return Range(keys.waiters, keys.waiters_end, limit=queue, oldest_first=True)
 
@@ -168,7 +168,7 @@ def look(keys: Keys, queue: int = QUEUE_READ) -> tuple[Range, ...]:
     return (
         Range(keys.max_leases),
         Range(keys.leases, keys.leases_end, keys_only=True),
-        next_in_line(keys, queue),
+        first_waiters(keys, queue),
         Range(keys.contended, keys_only=True),
         Range(keys.priorities, keys_only=True),
     )

@@ -67,4 +67,4 @@ def uncontend(keys: Keys, revision: int) -> Txn:
 
 
 def _priority(waiter: Queued) -> int:
-    return waiter.wants.priority
+    return waiter.demand.priority

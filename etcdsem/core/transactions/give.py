@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from etcdsem.core.commands import Delete, Operation, Put, RangeReply, Txn, TxnReply
-from etcdsem.core.keys import Keys, Limit, Queued, record, write_letter, write_list
+from etcdsem.core.keys import Keys, Limit, Queued, record, write_list, write_message
 from etcdsem.core.transactions.conditions import (
     HERE,
     MAX_LISTED,
+    HeldSlots,
     Look,
-    Mine,
     all_are_mine,
     as_txn,
     limit_is,
@@ -26,13 +26,13 @@ from etcdsem.core.transactions.conditions import (
 )
 
 
-def delete_mine(keys: Keys, mine: Mine) -> tuple[Operation, ...]:
-    """Delete all slots of a lease, and the letter that came with it."""
+def delete_mine(keys: Keys, mine: HeldSlots) -> tuple[Operation, ...]:
+    """Delete all slots of a lease, and the grant message that came with it."""
     slots = tuple(Delete(keys.slot(slot)) for slot in mine.slots)
-    return (*slots, Delete(keys.letter(mine.who))) if mine.letter else slots
+    return (*slots, Delete(keys.message(mine.who))) if mine.has_message else slots
 
 
-def drop(keys: Keys, mine: Mine) -> Txn:
+def drop(keys: Keys, mine: HeldSlots) -> Txn:
     """DROP. Success means given back; failure returns a Look."""
     return Txn(
         (*all_are_mine(keys, mine), uncontended(keys)),
@@ -43,7 +43,7 @@ def drop(keys: Keys, mine: Mine) -> Txn:
 
 def pass_on(
     keys: Keys,
-    mine: Mine,
+    mine: HeldSlots,
     limit: Limit,
     queue: Sequence[Queued],
     depth: int,
@@ -55,13 +55,13 @@ def pass_on(
     """PASS to the first of `queue` that still waits, trying `depth` of them.
 
     With `priorities`, the mark's revision, `queue` is the whole queue at revision `seen`; the
-    letter does not list the next waiters then, since others may come before them. Success with the
+    message does not list the next waiters then, since others may come before them. Success with the
     innermost else, and failure, return a Look: see `read_pass`.
     """
     if mine.more or any(waiter.weight > 1 for waiter in queue[:depth]):
         raise AssertionError("PASS hands one slot to a waiter that needs one")
     branch: tuple[Operation, ...] = look(keys)
-    forget = (Delete(keys.letter(mine.who)),) if mine.letter else ()
+    forget = (Delete(keys.message(mine.who)),) if mine.has_message else ()
     lines = write_list(queue[:MAX_LISTED])
     for place in range(min(depth, len(queue)) - 1, -1, -1):
         waiter, behind = queue[place], queue[place + 1 :]
@@ -90,18 +90,18 @@ def unmark(keys: Keys, priorities: int, behind: Sequence[Queued]) -> tuple[Opera
 
 def end_priorities(priorities: int, behind: Sequence[Queued]) -> bool:
     """Is no waiter with a priority left behind those that are served now?"""
-    return priorities > 0 and not any(queued.wants.priority for queued in behind)
+    return priorities > 0 and not any(queued.demand.priority for queued in behind)
 
 
 def give_to(
     keys: Keys, slots: Sequence[int], waiter: Queued, behind: Sequence[bytes], wall: float
 ) -> tuple[Operation, ...]:
-    """Grant slots to a waiter with a letter, and remove it from the queue."""
+    """Grant slots to a waiter with a grant message, and remove it from the queue."""
     holding = record(waiter.client, waiter.extras, waiter.lease, "acquired", wall)
     return (
         *(Put(keys.slot(slot), holding, waiter.lease) for slot in slots),
         Delete(keys.waiter(waiter.who)),
-        Put(keys.letter(waiter.who), write_letter(slots, behind), waiter.lease),
+        Put(keys.message(waiter.who), write_message(slots, behind), waiter.lease),
     )
 
 
@@ -116,7 +116,7 @@ def read_pass(keys: Keys, reply: TxnReply, tried: Sequence[Queued]) -> Queued | 
     return read_look(keys, inner, reply.revision)
 
 
-def clear(keys: Keys, mine: Mine, revision: int) -> Txn:
+def clear(keys: Keys, mine: HeldSlots, revision: int) -> Txn:
     """CLEAR: nobody waited at `revision` or has joined since. Failure returns a Look."""
     return Txn(
         (*all_are_mine(keys, mine), none_waits_since(keys, revision)),
@@ -125,12 +125,12 @@ def clear(keys: Keys, mine: Mine, revision: int) -> Txn:
     )
 
 
-def retire(keys: Keys, mine: Mine) -> Txn:
+def retire(keys: Keys, mine: HeldSlots) -> Txn:
     """RETIRE: give the slot back without a hand-over."""
     return Txn(all_are_mine(keys, mine), delete_mine(keys, mine))
 
 
-def vacate(keys: Keys, mine: Mine) -> Txn:
+def vacate(keys: Keys, mine: HeldSlots) -> Txn:
     """VACATE: give back slots that do not fit what the first waiter needs. Success returns a Look,
     and the releaser follows with a FILL; if it dies before, the watches on deletes trigger it.
 

@@ -20,10 +20,10 @@ from etcdsem.core.commands import (
 )
 from etcdsem.core.keys import (
     ORDINARY,
+    Demand,
     Identity,
     Keys,
     Limit,
-    Wants,
     read_limit,
     record,
     slot_number,
@@ -54,11 +54,11 @@ def join(
     identity: Identity,
     wall: float,
     *,
-    stand_in_line: bool,
+    queue_up: bool,
     counted_at: int = 0,
-    wants: Wants = ORDINARY,
+    demand: Demand = ORDINARY,
 ) -> Txn:
-    """JOIN, or without `stand_in_line` TRY. It takes the first free slot of `slots`; with a weight
+    """JOIN, or without `queue_up` TRY. It takes the first free slot of `slots`; with a weight
     above 1 it takes all of them (exactly that many), or none.
 
     `counted_at`: at this revision fewer slots than the limit were held. Then the condition that
@@ -67,9 +67,9 @@ def join(
     room = limit.room
     if slots and max(slots) >= room:
         raise AssertionError(f"slots {slots} were not chosen by the limit {limit}")
-    if stand_in_line:
+    if queue_up:
         waiting = record(identity.client, identity.extras, lease, "since", wall)
-        tail = _queue_up(keys, Put(keys.waiter(who), waiting, lease), wants, room)
+        tail = _queue_up(keys, Put(keys.waiter(who), waiting, lease), demand, room)
         if_known = Txn((is_known(keys),), tail)
     else:
         if_known = _why_not(keys, room <= COUNT_BY_NAME)
@@ -77,7 +77,7 @@ def join(
     branch = tail
     if slots:
         holding = record(identity.client, identity.extras, lease, "acquired", wall)
-        branch = _take(keys, slots, holding, lease, wants.weight, tail)
+        branch = _take(keys, slots, holding, lease, demand.weight, tail)
     guard = none_held_since(keys, counted_at) if counted_at else no_surplus(keys, limit)
     rights = _check_rights(keys)
     return Txn(
@@ -87,10 +87,10 @@ def join(
     )
 
 
-def _queue_up(keys: Keys, put: Put, wants: Wants, room: int) -> tuple[Operation, ...]:
+def _queue_up(keys: Keys, put: Put, demand: Demand, room: int) -> tuple[Operation, ...]:
     """What JOIN does if no slot is free."""
     reads = _why_not(keys, room <= COUNT_BY_NAME).success[:2]
-    marks = (Put(keys.priorities, HERE),) if wants.priority else ()
+    marks = (Put(keys.priorities, HERE),) if demand.priority else ()
     return (put, Put(keys.contended, HERE), *reads, *marks)
 
 
@@ -151,7 +151,7 @@ def _counted(keys: Keys, found: RangeReply) -> int:
 
 
 def read_join(
-    keys: Keys, reply: TxnReply, slots: Sequence[int], *, stand_in_line: bool, weight: int = 1
+    keys: Keys, reply: TxnReply, slots: Sequence[int], *, queue_up: bool, weight: int = 1
 ) -> Held | Waiting | Full:
     """The result of a JOIN or TRY."""
     inner = reply
@@ -168,27 +168,27 @@ def read_join(
         inner = as_txn(reply.replies[0])
         if not inner.succeeded:
             return Full(0, False, None)
-    found, count = map(as_range, inner.replies[2:4] if stand_in_line else inner.replies[:2])
+    found, count = map(as_range, inner.replies[2:4] if queue_up else inner.replies[:2])
     limit = read_limit(found.kvs[0]) if found.kvs else None
-    if stand_in_line:
+    if queue_up:
         return Waiting(reply.revision, _counted(keys, count), limit)
     return Full(_counted(keys, count), as_range(inner.replies[2]).count > 0, limit)
 
 
 def leave(keys: Keys, who: bytes, created: int) -> Txn:
-    """LEAVE. Success means that it has left the queue; failure returns the letter, if any."""
+    """LEAVE. Success: it has left the queue. Failure returns the grant message, if any."""
     return Txn(
         (Compare(keys.waiter(who), "create", "=", created),),
         (
             Delete(keys.waiter(who)),
             Range(keys.waiters, keys.waiters_end, limit=1, keys_only=True),
         ),
-        (Range(keys.letter(who)),),
+        (Range(keys.message(who)),),
     )
 
 
 def read_leave(reply: TxnReply) -> tuple[bool, KeyValue | None, bool]:
-    """(has left, the letter, whether the queue is empty now)."""
+    """(has left, the grant message, whether the queue is empty now)."""
     found = as_range(reply.replies[-1])
     if reply.succeeded:
         return True, None, found.count == 0
@@ -212,16 +212,16 @@ class Recheck(NamedTuple):
 
     revision: int
     waiting: frozenset[bytes]
-    letters: tuple[KeyValue, ...]
+    messages: tuple[KeyValue, ...]
     limit: Limit | None
 
 
 def read_recheck(keys: Keys, reply: TxnReply) -> Recheck:
     """Read the answers to `recheck`."""
-    waiting, letters, limit = map(as_range, reply.replies)
+    waiting, messages, limit = map(as_range, reply.replies)
     return Recheck(
         revision=reply.revision,
         waiting=frozenset(kv.key[len(keys.waiters) :] for kv in waiting.kvs),
-        letters=letters.kvs,
+        messages=messages.kvs,
         limit=read_limit(limit.kvs[0]) if limit.kvs else None,
     )

@@ -19,7 +19,7 @@ from etcdsem.core.transactions.conditions import (
 )
 
 
-class Wish(NamedTuple):
+class SlotRequest(NamedTuple):
     """A slot to take of one of several semaphores. `counted_at` as in `join`."""
 
     keys: Keys
@@ -30,7 +30,7 @@ class Wish(NamedTuple):
     counted_at: int = 0
 
 
-def take_all(wishes: Sequence[Wish], wall: float) -> Txn:
+def take_all(wishes: Sequence[SlotRequest], wall: float) -> Txn:
     """ALL: take each slot if all are free and no queue has a waiter, else nothing.
 
     Failure returns a Look of each.
