@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import warnings
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -99,8 +100,14 @@ class Waiter:
     """Number of slots it waits for; all of them are granted at once."""
     priority: int = 0
     """Higher priorities are served first; equal priorities in order of arrival."""
-    eager: bool = False
-    """True for a waiter that may pass heavier ones that need more slots than are free."""
+    backfill: bool = False
+    """Whether it may pass waiters that need more slots than are free."""
+
+    @property
+    def eager(self) -> bool:
+        """Deprecated name of `backfill`."""
+        warnings.warn("Waiter.eager is now called backfill", DeprecationWarning, stacklevel=2)
+        return self.backfill
 
 
 @dataclass(frozen=True)

@@ -111,5 +111,6 @@ def waiter_data(one: Waiter) -> dict[str, Any]:
         "labels": dict(one.labels),
         "weight": one.weight,
         "priority": one.priority,
-        "eager": one.eager,
+        "eager": one.backfill,  # the old name of the next
+        "backfill": one.backfill,
     }

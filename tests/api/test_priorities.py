@@ -1,4 +1,4 @@
-"""Who is served first: priorities, and eager ones that pass those who want much."""
+"""Who is served first: priorities, and backfill requests that pass large ones."""
 
 from __future__ import annotations
 
@@ -133,10 +133,12 @@ def test_eager_ones_pass_who_wants_more_than_is_free(
         held = [take(sem) for _ in range(3)]
         big = Asking(sem, weight=3)
         small = Asking(sem)
-        eager = Asking(here, backfill=True)
-        assert [one.eager for one in sem.waiters()] == [False, False, True]
+        backfill = Asking(here, backfill=True)
+        waiters = sem.waiters()
+        assert [one.backfill for one in waiters] == [False, False, True]
+        assert [one.eager for one in waiters] == [False, False, True]  # the deprecated name
         held[0].release()
-        lease = eager.get()
+        lease = backfill.get()
         held[1].release()
         lease.release()
         Asking(here, backfill=True).get().release()

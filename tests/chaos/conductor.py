@@ -323,7 +323,7 @@ class Chaos:
     def _what_to_run(rng: random.Random) -> list[str]:
         if rng.random() < 0.2:
             return [RATE, "--rate", str(RATES[RATE])]
-        wishes = rng.choice([[], [], ["--priority", "5"], ["--eager"]])
+        wishes = rng.choice([[], [], ["--priority", "5"], ["--backfill"]])
         return [rng.choice([FIXED, RESIZED]), *wishes]
 
     # -- faults

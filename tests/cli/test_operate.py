@@ -67,7 +67,7 @@ def test_status_json(etcd: EtcdServer, name: str, used: tuple[Cli, Cli]) -> None
     ]  # fmt: skip
     assert list(waiter) == [
         "position", "owner", "host", "pid", "client", "lease", "since", "ttl", "labels",
-        "weight", "priority", "eager",
+        "weight", "priority", "eager", "backfill",
     ]  # fmt: skip
     assert holder["slot"] == 0
     assert holder["pid"] == used[0].pid
@@ -109,7 +109,7 @@ def test_status_of_weights_and_priorities(etcd: EtcdServer, client: Client, name
     assert [line.split()[2] for line in lines[3:6]] == ["3"] * 3
     assert lines[7].split()[:4] == ["PLACE", "WAITER", "WANTS", "FOR"]
     wants = [line.split(maxsplit=2)[2] for line in lines[8:]]
-    shown = ("weight 4, priority 5 ", "weight 2 ", "weight 2, eager ", "- ")
+    shown = ("weight 4, priority 5 ", "weight 2 ", "weight 2, backfill ", "- ")
     assert all(map(str.startswith, wants, shown)), wants
     client.pause(name)
     headline = ran(etcd, "status", name).stdout.splitlines()[0]

@@ -1,4 +1,4 @@
-"""``etcdsem run --weight``, ``--priority`` and ``--eager``: what the command gets, who is next."""
+"""``etcdsem run --weight``, ``--priority``, ``--backfill``: what COMMAND gets, who is next."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
 
 Start = Callable[..., Cli]
+
+DEPRECATED = "etcdsem: --eager is deprecated: use --backfill"
 
 HOLD = ("sh", "-c", 'echo "held $ETCDSEM_SLOTS"; read x')
 
@@ -129,17 +131,22 @@ def test_the_highest_priority_runs_first(etcd: EtcdServer, name: str, start: Sta
     assert keys(etcd, name) == ["max_leases"]
 
 
-def test_an_eager_one_passes_a_big_one(etcd: EtcdServer, name: str, start: Start) -> None:
-    """Small ones that are not eager wait behind the big one, though a slot is free."""
+@pytest.mark.parametrize("option", ["--backfill", "--eager"])
+def test_a_backfill_request_passes_a_big_one(
+    etcd: EtcdServer, name: str, start: Start, option: str
+) -> None:
+    """Other small requests wait behind the big one, though a slot is free. --eager warns."""
     held = start(etcd, "run", name, "-l", "2", "--", *HOLD, stdin=subprocess.PIPE)
     held.expect("held")
     big = start(etcd, "run", name, "--weight", "2", "--", *HOLD, stdin=subprocess.PIPE)
     big.expect("place 1 of 1 in the queue", err=True)
     small = start(etcd, "run", name, "--", *HOLD, stdin=subprocess.PIPE)
     small.expect("place 2 of 2 in the queue", err=True)
-    eager = ran(etcd, "run", name, "--eager", "-w", "20", "--", "echo", "ran")
-    assert (eager.returncode, eager.stdout) == (0, "ran\n"), eager.stderr
-    assert ran(etcd, "run", name, "--eager", "-n", "--", "true").returncode == 75
+    passing = ran(etcd, "run", name, option, "-w", "20", "--", "echo", "ran")
+    assert (passing.returncode, passing.stdout) == (0, "ran\n"), passing.stderr
+    warned = passing.stderr.count(DEPRECATED)
+    assert warned == (option == "--eager"), passing.stderr
+    assert ran(etcd, "run", name, option, "-n", "--", "true").returncode == 75
     assert big.out.empty()
     assert small.out.empty()
     let_go(held)
@@ -148,3 +155,27 @@ def test_an_eager_one_passes_a_big_one(etcd: EtcdServer, name: str, start: Start
     small.expect("held")
     let_go(small)
     assert keys(etcd, name) == ["max_leases"]
+
+
+@pytest.mark.parametrize("options", [["--eager"], ["--backfill", "--eager"], ["--eager"] * 2])
+@pytest.mark.parametrize("command", ["run", "hold"])
+def test_eager_is_the_old_name_of_backfill(command: str, options: list[str]) -> None:
+    """It prints one warning, then does what --backfill does; help does not list it."""
+    work = ["--", "true"] if command == "run" else []
+    at = [command, "--endpoints", "127.0.0.1:1", "-w", "0.1"]
+    done = ran(None, *at, "n", *options, *work)
+    assert done.returncode == 69
+    assert done.stderr.splitlines().count(DEPRECATED) == 1, done.stderr
+    text = ran(None, command, "--help").stdout
+    assert "--backfill" in text
+    assert "--eager" not in text
+
+
+def test_eager_is_refused_where_backfill_is() -> None:
+    """With several names, and with a rate alone: 64, with the new name in the error."""
+    several = ran(None, "run", "a=1", "b=1", "--eager", "--", "true")
+    assert several.returncode == 64
+    assert "--backfill works with one NAME only" in several.stderr
+    rate = ran(None, "run", "a", "--rate", "9/1s", "--eager", "--", "true")
+    assert rate.returncode == 64
+    assert "--backfill and --max-hold apply to leases" in rate.stderr

@@ -54,7 +54,7 @@ def wait_for_lease(request: LeaseRequest, client: Client, signals: Signals) -> L
             left,
             weight=request.weight,
             priority=request.priority,
-            backfill=request.eager,
+            backfill=request.backfill,
             on_wait=on_wait,
         )
 

@@ -11,7 +11,7 @@ import click
 from etcdsem import model
 from etcdsem.cli import exit_codes
 from etcdsem.cli.options import WholeNumber
-from etcdsem.cli.output import exact
+from etcdsem.cli.output import exact, say
 from etcdsem.cli.run.supervisor import slack
 from etcdsem.errors import InvalidSetting
 from etcdsem.intervals import read_intervals
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-ORDINARY: Final = {"weight": 1, "priority": 0, "eager": False}
+ORDINARY: Final = {"weight": 1, "priority": 0, "backfill": False}
 """The options that ask for more than one slot in queue order, with their defaults."""
 
 
@@ -42,7 +42,7 @@ class LeaseRequest(NamedTuple):
     quiet: bool
     weight: int
     priority: int
-    eager: bool
+    backfill: bool
     spare: float
     """Seconds that remain of the lease when a refresh has failed."""
     max_hold: float | None = None
@@ -62,6 +62,21 @@ class LeaseRequest(NamedTuple):
     def shown(self) -> str:
         """Their names, for messages."""
         return ", ".join(self.names)
+
+
+_EAGER = "etcdsem.eager"
+
+
+def _eager(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Accept --eager, the deprecated name of --backfill, for one more release."""
+    if value and not ctx.resilient_parsing:
+        say("--eager is deprecated: use --backfill")
+        ctx.meta[_EAGER] = True
+
+
+def _backfill(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    """Return the option's value. Click reads the options that were given, so --eager too, first."""
+    return value or ctx.meta.get(_EAGER, False)
 
 
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
@@ -106,10 +121,12 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "served in order of arrival.  [0]",
     ),
     click.option(
-        "--eager",
+        "--backfill",
         is_flag=True,
+        callback=_backfill,
         help="Overtake waiters that need more slots than are free. They may then wait forever.",
     ),
+    click.option("--eager", is_flag=True, hidden=True, expose_value=False, callback=_eager),
     click.option(
         "-t",
         "--lease-timeout",
@@ -157,12 +174,12 @@ def read_request(
     rate: str | None = None,
     more: Sequence[tuple[str, int | None]] = (),
     priority: int = 0,
-    eager: bool = False,
+    backfill: bool = False,
 ) -> LeaseRequest:
     """Check the options, without etcd. Raises UsageError, InvalidName or InvalidSetting."""
     seconds = _wait_seconds(wait, nonblock=nonblock)
     if rate is not None and limit is None:
-        _refuse_lease_options(weight, priority, eager, max_hold)
+        _refuse_lease_options(weight, priority, backfill, max_hold)
     intervals = read_intervals(lease_timeout, None)
     return LeaseRequest(
         name=model.check_name(name),
@@ -178,7 +195,7 @@ def read_request(
         quiet=quiet,
         weight=model.check_weight(weight),
         priority=model.check_priority(priority),
-        eager=eager,
+        backfill=backfill,
         max_hold=model.max_hold_seconds(max_hold, what="--max-hold"),
         rate=None if rate is None else model.read_rate(rate),
     )
@@ -193,8 +210,8 @@ def _wait_seconds(wait: str | None, *, nonblock: bool) -> float | None:
 def _refuse_lease_options(*given: object) -> None:
     if given != (*ORDINARY.values(), None):
         raise click.UsageError(
-            "--weight, --priority, --eager and --max-hold apply to leases: with --rate, also give "
-            "-l N"
+            "--weight, --priority, --backfill and --max-hold apply to leases: with --rate, also "
+            "give -l N"
         )
 
 

@@ -205,7 +205,7 @@ def _wants(one: Waiter) -> str:
     """Return what it wants beyond one slot in queue order, as text."""
     words = [f"weight {one.weight}"] if one.weight > 1 else []
     words += [f"priority {one.priority}"] if one.priority else []
-    words += ["eager"] if one.eager else []
+    words += ["backfill"] if one.backfill else []
     return ", ".join(words) or "-"
 
 
