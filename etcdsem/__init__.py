@@ -8,6 +8,8 @@
 Importing this loads no protobuf; that happens with the first connection.
 """
 
+from typing import TYPE_CHECKING
+
 from etcdsem.errors import (
     AcquireTimeout,
     EtcdRefused,
@@ -28,15 +30,15 @@ from etcdsem.errors import (
 )
 from etcdsem.model import (
     CloseResult,
+    Denied,
     Duration,
     Holder,
     Junk,
-    Later,
     LimitInfo,
     Overview,
     Pause,
+    Permit,
     Rate,
-    Start,
     Status,
     Waiter,
 )
@@ -51,12 +53,31 @@ from etcdsem.sync import (
     hold_all,
 )
 
+if TYPE_CHECKING:
+    Start = Permit
+    Later = Denied
+else:
+
+    def __getattr__(name: str) -> object:
+        """Return a class by its deprecated name, for one more release."""
+        now = {"Start": "Permit", "Later": "Denied"}.get(name)
+        if now is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import warnings
+
+        warnings.warn(
+            f"etcdsem.{name} is now called etcdsem.{now}", DeprecationWarning, stacklevel=2
+        )
+        return globals()[now]
+
+
 __version__ = "0.1.0"
 
 __all__ = [
     "AcquireTimeout",
     "Client",
     "CloseResult",
+    "Denied",
     "Duration",
     "EtcdRefused",
     "EtcdSemError",
@@ -67,7 +88,6 @@ __all__ = [
     "InvalidName",
     "InvalidSetting",
     "Junk",
-    "Later",
     "Lease",
     "LeaseLost",
     "LimitInfo",
@@ -75,12 +95,12 @@ __all__ = [
     "Overview",
     "Pause",
     "PermissionDenied",
+    "Permit",
     "Rate",
     "RateLimit",
     "ReleasedTooOften",
     "Semaphore",
     "SemaphoreClosed",
-    "Start",
     "Status",
     "Waiter",
     "WeightExceedsLimit",

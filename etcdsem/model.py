@@ -111,8 +111,8 @@ class Waiter:
 
 
 @dataclass(frozen=True)
-class Start:
-    """A start granted by a rate limit: go ahead now. Always true."""
+class Permit:
+    """A permit that a rate limit granted, from this moment. Always true."""
 
     waited: float
     """Seconds between the call and the grant."""
@@ -122,11 +122,11 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Later:
-    """The rate limit has no start available now. Always false."""
+class Denied:
+    """A rate limit has no permit now. Always false."""
 
     retry_after: float
-    """Estimated seconds until a start becomes available, from the times recorded in etcd."""
+    """Estimated seconds until a permit may be free, from the times recorded in etcd."""
 
     def __bool__(self) -> Literal[False]:
         return False

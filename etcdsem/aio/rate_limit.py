@@ -10,7 +10,7 @@ from etcdsem.aio.client import Client
 from etcdsem.aio.loop_check import methods_need_loop  # asyncio only
 from etcdsem.facade.decorators import AsyncDecorator
 from etcdsem.facade.rate_limit import BaseRateLimit
-from etcdsem.model import Duration, Later, Start, Status, timeout_seconds
+from etcdsem.model import Denied, Duration, Permit, Status, timeout_seconds
 
 
 @methods_need_loop  # asyncio only
@@ -64,7 +64,7 @@ class RateLimit(AsyncDecorator, Bound, BaseRateLimit):
 
     async def acquire(
         self, timeout: Duration | None = None, *, on_wait: Callable[[], object] | None = None
-    ) -> Start | None:
+    ) -> Permit | None:
         """Wait for a permit. Waiters are served in order of arrival.
 
         Args:
@@ -72,7 +72,7 @@ class RateLimit(AsyncDecorator, Bound, BaseRateLimit):
             on_wait: called once the call has to wait, as for `Semaphore.acquire_lease`.
 
         Returns:
-            A `Start`, which has the seconds `waited`; None if there was no permit until the
+            A `Permit`, which has the seconds `waited`; None if there was no permit until the
             timeout.
 
         Raises:
@@ -80,10 +80,10 @@ class RateLimit(AsyncDecorator, Bound, BaseRateLimit):
             EtcdUnavailable: etcd was unreachable for the whole timeout.
         """
         limit = timeout_seconds(timeout)
-        return await self._run(self._starting(self._state(), limit, on_wait), "acquire")
+        return await self._run(self._acquiring(self._state(), limit, on_wait), "acquire")
 
-    async def try_acquire(self) -> Start | Later:
-        """A permit if there is one now, else `Later`, which is false and has `retry_after`."""
+    async def try_acquire(self) -> Permit | Denied:
+        """A `Permit` if there is one now, else `Denied`, which is false and has `retry_after`."""
         return await self._run(self._trying(self._state()), "acquire")
 
     async def __aenter__(self) -> Self:

@@ -75,7 +75,7 @@ def age(moment: datetime | None) -> str:
 
 
 def used(held: int, rate: Rate | None) -> int:
-    """Return what counts against the limit: slots, or the starts of a rate limit's slots."""
+    """Return what counts against the limit: slots, or the permits of a rate limit's slots."""
     return held if rate is None else rate.block * held
 
 
@@ -134,7 +134,7 @@ def _plain_table(
         echo(line.rstrip())
 
 
-_FOLDED = ("NAME", "HOLDER", "STARTED BY", "WAITER", "WANTS", "LABELS")
+_FOLDED = ("NAME", "HOLDER", "GRANTED TO", "WAITER", "WANTS", "LABELS")
 """Columns that may wrap on a narrow terminal; a lease ID must stay in one piece for copying."""
 
 

@@ -12,7 +12,7 @@ from etcdsem.core.limits import learn_limit
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import InvalidSetting
 from etcdsem.facade.semaphore import Named, register_rate
-from etcdsem.model import Duration, Later, Start, Status, make_rate
+from etcdsem.model import Denied, Duration, Permit, Status, make_rate
 
 
 class BaseRateLimit(Named):
@@ -43,24 +43,24 @@ class BaseRateLimit(Named):
     def __repr__(self) -> str:
         return f"<{self._package}.RateLimit {self.name!r}, {self.wanted or 'as registered'}>"
 
-    def _starting(
+    def _acquiring(
         self,
         state: SemaphoreState,
         timeout: float | None,
         on_wait: Callable[[], object] | None = None,
-    ) -> Procedure[Start | None]:
+    ) -> Procedure[Permit | None]:
         until = math.inf if timeout is None else state.session.env.now() + timeout
         identity = state.session.identity(self.owner, self.labels)
         request = rates.permit_request(identity, on_wait)
-        started = yield from rates.start(state, request, until, once=timeout == 0)
-        return Start(started.waited) if started is not None else None
+        granted = yield from rates.start(state, request, until, once=timeout == 0)
+        return Permit(granted.waited) if granted is not None else None
 
-    def _trying(self, state: SemaphoreState) -> Procedure[Start | Later]:
-        start = yield from self._starting(state, 0.0)
-        if start is not None:
-            return start
+    def _trying(self, state: SemaphoreState) -> Procedure[Permit | Denied]:
+        permit = yield from self._acquiring(state, 0.0)
+        if permit is not None:
+            return permit
         seen = yield from inspection.status(state, ttl=False)
-        return Later(rates.next_free(seen, state.session.env.wall()))
+        return Denied(rates.next_free(seen, state.session.env.wall()))
 
     def _registering(self, state: SemaphoreState) -> Procedure[None]:
         if self.wanted is None:

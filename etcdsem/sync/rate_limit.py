@@ -8,7 +8,7 @@ from typing import Self
 
 from etcdsem.facade.decorators import Decorator
 from etcdsem.facade.rate_limit import BaseRateLimit
-from etcdsem.model import Duration, Later, Start, Status, timeout_seconds
+from etcdsem.model import Denied, Duration, Permit, Status, timeout_seconds
 from etcdsem.sync.bound import Bound
 from etcdsem.sync.client import Client
 
@@ -63,7 +63,7 @@ class RateLimit(Decorator, Bound, BaseRateLimit):
 
     def acquire(
         self, timeout: Duration | None = None, *, on_wait: Callable[[], object] | None = None
-    ) -> Start | None:
+    ) -> Permit | None:
         """Wait for a permit. Waiters are served in order of arrival.
 
         Args:
@@ -71,7 +71,7 @@ class RateLimit(Decorator, Bound, BaseRateLimit):
             on_wait: called once the call has to wait, as for `Semaphore.acquire_lease`.
 
         Returns:
-            A `Start`, which has the seconds `waited`; None if there was no permit until the
+            A `Permit`, which has the seconds `waited`; None if there was no permit until the
             timeout.
 
         Raises:
@@ -79,10 +79,10 @@ class RateLimit(Decorator, Bound, BaseRateLimit):
             EtcdUnavailable: etcd was unreachable for the whole timeout.
         """
         limit = timeout_seconds(timeout)
-        return self._run(self._starting(self._state(), limit, on_wait), "acquire")
+        return self._run(self._acquiring(self._state(), limit, on_wait), "acquire")
 
-    def try_acquire(self) -> Start | Later:
-        """A permit if there is one now, else `Later`, which is false and has `retry_after`."""
+    def try_acquire(self) -> Permit | Denied:
+        """A `Permit` if there is one now, else `Denied`, which is false and has `retry_after`."""
         return self._run(self._trying(self._state()), "acquire")
 
     def __enter__(self) -> Self:

@@ -83,15 +83,15 @@ def test_no_window_holds_more_and_nothing_is_wasted(
 
 
 def test_try_says_when_to_come_back(client: Client, name: str) -> None:
-    """A start; then `Later`, which is false, and says for how long."""
+    """A permit; then `Denied`, which is false, and says for how long."""
     limit = RateLimit(name, 1, "30s", client=client)
-    start = limit.try_acquire()
-    assert start
-    assert isinstance(start, etcdsem.Start)
-    later = limit.try_acquire()
-    assert isinstance(later, etcdsem.Later)
-    assert not later
-    assert 20 < later.retry_after <= 30.1
+    permit = limit.try_acquire()
+    assert permit
+    assert isinstance(permit, etcdsem.Permit)
+    denied = limit.try_acquire()
+    assert isinstance(denied, etcdsem.Denied)
+    assert not denied
+    assert 20 < denied.retry_after <= 30.1
     assert limit.acquire(timeout=0.05) is None
 
 
@@ -280,7 +280,7 @@ def test_asyncio(etcd: EtcdServer, name: str) -> None:
             await asyncio.gather(*(work() for _ in range(45)))
             async with limit:
                 pass
-            assert isinstance(await limit.try_acquire(), etcdsem.Start | etcdsem.Later)
+            assert isinstance(await limit.try_acquire(), etcdsem.Permit | etcdsem.Denied)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.01):
                     while True:

@@ -14,33 +14,33 @@ import etcdsem
 from etcdsem import (
     Client,
     CloseResult,
+    Denied,
     Duration,
-    Later,
     Lease,
+    Permit,
     RateLimit,
     ReleasedTooOften,
     Semaphore,
-    Start,
     aio,
 )
 
 
-def wait_for_a_start(api: RateLimit) -> float:
+def wait_for_a_permit(api: RateLimit) -> float:
     """The pattern of docs/rate-limits.md."""
-    while not (start := api.try_acquire()):
-        assert_type(start, Later)
-        time.sleep(start.retry_after)
-    assert_type(start, Start)
-    return start.waited
+    while not (permit := api.try_acquire()):
+        assert_type(permit, Denied)
+        time.sleep(permit.retry_after)
+    assert_type(permit, Permit)
+    return permit.waited
 
 
-async def wait_for_a_start_in_a_loop(api: aio.RateLimit) -> float:
+async def wait_for_a_permit_in_a_loop(api: aio.RateLimit) -> float:
     """The same, awaited."""
-    if not (start := await api.try_acquire()):
-        assert_type(start, Later)
-        return start.retry_after
-    assert_type(start, Start)
-    return start.waited
+    if not (permit := await api.try_acquire()):
+        assert_type(permit, Denied)
+        return permit.retry_after
+    assert_type(permit, Permit)
+    return permit.waited
 
 
 def blocking(sem: Semaphore, api: RateLimit, client: Client, patience: Duration) -> None:
@@ -55,7 +55,7 @@ def blocking(sem: Semaphore, api: RateLimit, client: Client, patience: Duration)
         assert_type(lease, Lease)
     with etcdsem.hold_all(sem, sem) as leases:
         assert_type(leases, tuple[Lease, ...])
-    assert_type(api.acquire(patience), Start | None)
+    assert_type(api.acquire(patience), Permit | None)
     removed = client.close_semaphore("a")
     assert_type(removed, CloseResult)
     assert_type(removed.holders, tuple[str, ...])
@@ -77,7 +77,7 @@ async def in_a_loop(
     async with aio.hold_all(sem, sem) as leases:
         assert_type(leases, tuple[aio.Lease, ...])
     assert_type(await aio.acquire_all(sem, sem), tuple[aio.Lease, ...] | None)
-    assert_type(await api.acquire(patience), Start | None)
+    assert_type(await api.acquire(patience), Permit | None)
     assert_type(await client.close_semaphore("a"), CloseResult)
 
 

@@ -28,7 +28,7 @@ def test_a_command_runs_in_its_turn(etcd: EtcdServer, name: str) -> None:
         assert float(told[2]) >= 0
     done = ran(etcd, "run", name, "--rate", "2/1h", "-n", "--", *show)
     assert done.returncode == 75
-    assert f"{name}: no start was free" in done.stderr
+    assert f"{name}: no permit was free" in done.stderr
     done = ran(etcd, "run", name, "--rate", "2/1h", "-w", "3", "-E", "9", "--", *show)
     assert done.returncode == 9
 

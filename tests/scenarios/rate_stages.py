@@ -23,7 +23,7 @@ from etcdsem.core.commands import Procedure
 from etcdsem.core.keys import Identity
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import SemaphoreClosed
-from etcdsem.model import Later, Rate, Start
+from etcdsem.model import Denied, Permit, Rate
 from tests.helpers.waiting import eventually
 from tests.scenarios.rates import FIRST_RATE, Asked, RateFate
 from tests.simulation.checks import Checker
@@ -44,10 +44,10 @@ class RateAttempt:
 
     def __init__(self, client: int) -> None:
         self.client = client
-        self.outcome: Future[Start | None] = Future()
+        self.outcome: Future[Permit | None] = Future()
         self.lo = self.hi = math.nan
 
-    def started(self, before: float, start: Start | None, after: float) -> None:
+    def started(self, before: float, start: Permit | None, after: float) -> None:
         """`acquire` was called and has returned."""
         if start is not None:
             self.lo, self.hi = before + start.waited, after
@@ -119,9 +119,9 @@ class ThreadRates(_Judged):
         return not _own(asked).outcome.done()
 
     def retry_after(self, client: int) -> float:
-        later = self.limits[client].try_acquire()
-        assert isinstance(later, Later)
-        return later.retry_after
+        denied = self.limits[client].try_acquire()
+        assert isinstance(denied, Denied)
+        return denied.retry_after
 
     def resize(self, rate: Rate) -> None:
         """With the block, too: as ``etcdsem rate`` does."""
@@ -257,9 +257,9 @@ class AioRates(_Judged):
         return not _own(asked).outcome.done()
 
     def retry_after(self, client: int) -> float:
-        later = self.do(lambda: self.limits[client].try_acquire())
-        assert isinstance(later, Later)
-        return later.retry_after
+        denied = self.do(lambda: self.limits[client].try_acquire())
+        assert isinstance(denied, Denied)
+        return denied.retry_after
 
     def resize(self, rate: Rate) -> None:
         """With the block, too: as ``etcdsem rate`` does."""
@@ -381,7 +381,7 @@ class SimRates(_Judged):
             if error is not None:
                 attempt.outcome.set_exception(error)
             else:
-                start = None if started is None else Start(started.waited)
+                start = None if started is None else Permit(started.waited)
                 attempt.started(asked, start, self.world.now)
 
         station = one.session.semaphore(PREFIX, "scenario")

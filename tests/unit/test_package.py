@@ -298,3 +298,13 @@ def test_public_names_exist_and_are_documented() -> None:
     for name in etcdsem.__all__:
         thing = getattr(etcdsem, name)
         assert isinstance(thing, str) or thing.__doc__, name
+
+
+@pytest.mark.parametrize(("old", "now"), [("Start", "Permit"), ("Later", "Denied")])
+def test_deprecated_names(old: str, now: str) -> None:
+    """They warn, and are the classes of today; they are not among the public names."""
+    with pytest.warns(DeprecationWarning, match=f"etcdsem.{old} is now called etcdsem.{now}"):
+        assert getattr(etcdsem, old) is getattr(etcdsem, now)
+    assert old not in etcdsem.__all__
+    with pytest.raises(AttributeError, match="module 'etcdsem' has no attribute 'Soon'"):
+        etcdsem.Soon  # type: ignore[attr-defined]  # noqa: B018

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def rate(ctx: click.Context, /, name: str, rate: str | None, as_json: bool) -> None:
     """Show the usage of the rate limit NAME, or change it to RATE, for all clients at once.
 
-    RATE is N/PERIOD or N/PERIOD/BLOCK: 100/1m allows at most 100 starts in any minute, and
-    10000/1m/50 hands them out in blocks of 50. Starts already made still count. A paused rate
+    RATE is N/PERIOD or N/PERIOD/BLOCK: 100/1m grants at most 100 permits in any minute, and
+    10000/1m/50 hands them out in blocks of 50. Permits already granted still count. A paused rate
     limit stays paused.
 
     \b

@@ -126,8 +126,8 @@ _SEMAPHORE_COUNTED: _Families = (
 _RATE_NOW: _Families = (
     (
         "max_starts",
-        "Starts allowed in any window of one period. Missing if the stored value is not a rate: "
-        "then nothing starts.",
+        "Permits granted at most in any window of one period. Missing if the stored value is not "
+        "a rate: then nothing is granted.",
         lambda view, now: view.limit.rate.starts if view.limit and view.limit.rate else None,
     ),
     (
@@ -137,14 +137,14 @@ _RATE_NOW: _Families = (
     ),
     (
         "block_starts",
-        "Starts that a client takes at a time; 1 without blocks.",
+        "Permits that a client takes at a time; 1 without blocks.",
         lambda view, now: view.limit.rate.block if view.limit and view.limit.rate else None,
     ),
     ("unreadable", "1 if the stored value is not a rate, else 0.", _is_unreadable),
-    ("paused", "1 while an operator has paused it and nothing starts, else 0.", _is_paused),
+    ("paused", "1 while an operator has paused it and nothing is granted, else 0.", _is_paused),
     (
         "used_starts",
-        "Starts in the current period, which count against the limit. A block counts as a whole.",
+        "Permits in the current period, which count against the limit. A block counts as a whole.",
         lambda view, now: _in_starts(view, len(view.held)),
     ),
     ("pending_starts", "Waiters currently in the queue (with blocks: clients).", _waiting),
@@ -155,7 +155,7 @@ _RATE_NOW: _Families = (
     ),
     (
         "overbooked_starts",
-        "Starts in the current period beyond the limit, because it was lowered meanwhile.",
+        "Permits in the current period beyond the limit, because it was lowered meanwhile.",
         lambda view, now: _in_starts(view, _beyond(view, now)),
     ),
     ("junk_keys", "Unrecognized keys; see etcdsem status.", _unrecognized),
@@ -164,12 +164,12 @@ _RATE_NOW: _Families = (
 _RATE_COUNTED: _Families = (
     (
         "starts_total",
-        "Starts granted. A block counts as a whole, when it is granted.",
+        "Permits granted. A block counts as a whole, when it is granted.",
         lambda view, now: view.acquired,
     ),
     (
         "overbooked_total",
-        "Starts granted beyond the limit in force. Must always be 0.",
+        "Permits granted beyond the limit in force. Must always be 0.",
         lambda view, now: _in_starts(view, view.overbooked),
     ),
 )

@@ -28,7 +28,7 @@ from etcdsem.clock import boot_time
 from etcdsem.errors import EtcdUnavailable, SemaphoreClosed
 
 if TYPE_CHECKING:
-    from etcdsem import Client, Lease, Semaphore, Start
+    from etcdsem import Client, Lease, Permit, Semaphore
     from etcdsem.cli.run.multi import MultiLease
 
 T = TypeVar("T")
@@ -75,10 +75,10 @@ def wait_for_leases(
     return _wait(ready, request, client, signals, "no lease was free", "status")
 
 
-def wait_for_start(request: LeaseRequest, client: Client, signals: Signals) -> Start | None:
-    """Wait for a start of a rate limit, like `wait_for_lease()`."""
+def wait_for_permit(request: LeaseRequest, client: Client, signals: Signals) -> Permit | None:
+    """Wait for a permit of a rate limit, like `wait_for_lease()`."""
 
-    def ready() -> _Acquire[Start]:
+    def ready() -> _Acquire[Permit]:
         from etcdsem import RateLimit
 
         rate = request.rate
@@ -94,7 +94,7 @@ def wait_for_start(request: LeaseRequest, client: Client, signals: Signals) -> S
         )
         return lambda left, on_wait: limit.acquire(left, on_wait=on_wait)
 
-    return _wait(ready, request, client, signals, "no start was free", "rate")
+    return _wait(ready, request, client, signals, "no permit was free", "rate")
 
 
 def _wait(

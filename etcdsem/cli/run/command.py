@@ -137,7 +137,8 @@ Environment variables set for COMMAND:
 With --rate and without --limit, only ETCDSEM_NAME, ETCDSEM_RATE and
 ETCDSEM_WAITED (in seconds) are set.
 
-With --limit and --rate, COMMAND needs both a lease and a start of the rate limit NAME.rate.
+With --limit and --rate, COMMAND needs both a lease and a permit of the rate limit
+NAME.rate.
 
 With several NAMES, COMMAND runs once it has a lease of each; a -- must follow the names.
 Write the limits with the names: A=5 B=2. It waits in one queue at a time, and only after
@@ -167,8 +168,8 @@ Durations are in seconds, or like 250ms, 30s, 1m30s, 2h.
 @click.option(
     "--rate",
     metavar="N/PERIOD",
-    help="Allow at most N starts in any PERIOD, e.g. 100/1m; registered under NAME. COMMAND "
-    "starts in its turn, holds no lease, and may run for any length of time.",
+    help="Grant at most N permits in any PERIOD, e.g. 100/1m; registered under NAME. COMMAND "
+    "starts when it gets a permit, holds no lease, and may run for any length of time.",
 )
 @click.option(
     "--on-lost",

@@ -24,7 +24,7 @@ from etcdsem.cli.run.acquire_worker import (
     give_back,
     stopped_while_waiting,
     wait_for_leases,
-    wait_for_start,
+    wait_for_permit,
 )
 from etcdsem.cli.run.job_metrics import JobMetrics
 from etcdsem.cli.run.launcher import Launcher
@@ -115,18 +115,18 @@ class _Job:
         return self._hold(self._lease)
 
     def _run_at_rate(self) -> int:
-        """Run the command when its start is granted. There is no lease that could be lost."""
+        """Run the command when its permit is granted. There is no lease that could be lost."""
         request = self._plan.request
-        start = wait_for_start(request, self._client, self._signals)
-        if start is None:
+        permit = wait_for_permit(request, self._client, self._signals)
+        if permit is None:
             return request.conflict_code
         self._metrics.granted()
         self._signals.hear_stop()
-        self._signals.stop(0)  # last check; the start is used up either way
+        self._signals.stop(0)  # last check; the permit is used up either way
         additions = {
             "ETCDSEM_NAME": request.name,
             "ETCDSEM_RATE": str(request.rate),
-            "ETCDSEM_WAITED": f"{start.waited:.3f}",
+            "ETCDSEM_WAITED": f"{permit.waited:.3f}",
         }
         return self._supervise(_Nothing(), additions, math.inf, ttl=math.inf, terminate=False)
 

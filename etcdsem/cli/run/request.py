@@ -50,7 +50,7 @@ class LeaseRequest(NamedTuple):
 
     @property
     def only_rate(self) -> bool:
-        """Whether only a start of a rate limit is requested, and no lease."""
+        """Whether only a permit of a rate limit is requested, and no lease."""
         return self.rate is not None and self.limit is None
 
     @property

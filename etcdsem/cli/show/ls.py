@@ -18,7 +18,7 @@ _NUMBERS = frozenset({"LIMIT", "HELD", "WAITING"})
 def ls(ctx: click.Context, /, as_json: bool) -> None:
     """List all semaphores below the prefix: limit, slots held, and number of waiters.
 
-    For a rate limit, HELD is the number of starts that count in the current period.
+    For a rate limit, HELD is the number of permits that count in the current period.
 
     \b
     Examples:

@@ -46,7 +46,7 @@ _HOLDERS: Final = ("SLOT", "HOLDER", "WEIGHT", "FOR", "ENDS", "TTL", "TOKEN", "L
 
 _WAITERS: Final = ("PLACE", "WAITER", "WANTS", "FOR", "TTL", "LEASE", "LABELS")
 
-_OF_RATES: Final = {"HOLDER": "STARTED BY", "FOR": "AGO"}
+_OF_RATES: Final = {"HOLDER": "GRANTED TO", "FOR": "AGO"}
 
 
 def print_status(seen: Status) -> None:

@@ -58,7 +58,7 @@ def top(ctx: click.Context, /, interval: str, sort: str, count: int | None, as_j
     waited (OLDEST).
 
     OLDEST compares the clock of the waiter's machine with the local one. For a rate limit, HELD is
-    the number of starts that count in the current period.
+    the number of permits that count in the current period.
 
     On a terminal it fills the screen until q or Ctrl-C; press w, h, o or n to sort. Otherwise it
     prints a plain table once. Respects NO_COLOR.
