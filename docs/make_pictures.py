@@ -85,7 +85,7 @@ def demo() -> str:
     """Draw `etcdsem demo` while it runs, and its summary."""
     shown = _on_a_terminal([sys.executable, "-m", "etcdsem", "demo"], WIDTH, 40)
     head, _, end = shown.partition("what the service saw")
-    frames = [one for one in re.split(r"(?:\r?\x1b\[2K(?:\x1b\[1A)?)+", head) if "in line" in one]
+    frames = [one for one in re.split(r"(?:\r?\x1b\[2K(?:\x1b\[1A)?)+", head) if "queue:" in one]
     busy = max(frames, key=lambda one: (one.count("job "), -abs(frames.index(one) - 12)))
     intro = re.sub(r"\x1b\[\?25[lh]", "", head).split("\n")[:2]
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
