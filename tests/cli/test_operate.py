@@ -111,6 +111,9 @@ def test_status_of_weights_and_priorities(etcd: EtcdServer, client: Client, name
     wants = [line.split(maxsplit=2)[2] for line in lines[8:]]
     shown = ("weight 4, priority 5 ", "weight 2 ", "weight 2, backfill ", "- ")
     assert all(map(str.startswith, wants, shown)), wants
+    waiters = json.loads(ran(etcd, "status", name, "--json").stdout)["waiters"]
+    assert [one["backfill"] for one in waiters] == [False, False, True, False]
+    assert [one["eager"] for one in waiters] == [False, False, True, False]
     client.pause(name)
     headline = ran(etcd, "status", name).stdout.splitlines()[0]
     assert "paused" in headline
@@ -128,7 +131,7 @@ def _wait(sem: Semaphore, **how: Any) -> None:
 
 
 def test_a_rate_limit_in_tables(etcd: EtcdServer, client: Client, name: str) -> None:
-    """Starts that count, and not slots; when the next is free, but not while it is paused."""
+    """Permits that count, and not slots; when the next is free, but not while it is paused."""
     limit = RateLimit(name, 3600, "1h", block=20, client=client)
     assert limit.acquire()
     (row,) = [one for one in ran(etcd, "ls").stdout.splitlines() if one.startswith(name)]
@@ -137,7 +140,7 @@ def test_a_rate_limit_in_tables(etcd: EtcdServer, client: Client, name: str) -> 
     assert row.split()[:4] == [name, "20", "3600/1h/20", "0"]
     lines = ran(etcd, "status", name).stdout.splitlines()
     assert lines[0] == f"{name}: rate 3600/1h/20, 20 used, 0 waiting"
-    assert lines[2].split()[:4] == ["SLOT", "STARTED", "BY", "AGO"]
+    assert lines[2].split()[:4] == ["SLOT", "GRANTED", "TO", "AGO"]
     limit.resize(1, "1h")
     lines = ran(etcd, "status", name).stdout.splitlines()
     soon = r"next free in (1h00m|\d+m\d\ds)"
