@@ -56,7 +56,7 @@ def started(limit: RateLimit) -> Span:
 def test_no_window_holds_more_and_nothing_is_wasted(
     client: Client, other: Client, name: str
 ) -> None:
-    """Two clients with two threads each: 5 starts in any two seconds, and at least 95 % of them
+    """Two clients with two threads each: 5 permits in any two seconds, and at least 95 % of them
     where the machine lets them (else it is tried again).
     """
     rate = Rate(5, 2.0, 1)
@@ -106,7 +106,7 @@ def test_a_start_says_how_long_it_was_waited_for(client: Client, name: str) -> N
 
 
 def test_who_closes_leaves_its_starts_in_force(etcd: EtcdServer, client: Client, name: str) -> None:
-    """A closed client's start counts until etcd ends its lease, and not longer."""
+    """A closed client's permit counts until etcd ends its lease, and not longer."""
     with etcdsem.connect(etcd.endpoint) as mine:
         assert RateLimit(name, 1, "1s", client=mine).acquire()
         began = boot_time()
@@ -117,7 +117,7 @@ def test_who_closes_leaves_its_starts_in_force(etcd: EtcdServer, client: Client,
 
 
 def test_waiters_are_served_in_order(client: Client, name: str) -> None:
-    """FIFO: each start that there is more is had by who came first."""
+    """FIFO: each further permit goes to the client that came first."""
     limit = RateLimit(name, 1, "1h", client=client)
     assert limit.acquire()
     served: list[int] = []
@@ -179,7 +179,7 @@ def test_registering_and_resizing(client: Client, other: Client, name: str) -> N
 
 
 def test_a_paused_rate_grants_nothing(client: Client, name: str) -> None:
-    """Paused, nobody starts, not even from an open block."""
+    """Paused, nobody gets a permit, not even from an open block."""
     limit = RateLimit(name, 20, "1m", block=10, client=client)
     assert limit.acquire()
     limit.pause()
@@ -189,7 +189,7 @@ def test_a_paused_rate_grants_nothing(client: Client, name: str) -> None:
 
 
 def test_blocks_cost_little(client: Client, name: str) -> None:
-    """A thousand starts in blocks of 50: 20 slots, and about three transactions for each."""
+    """A thousand permits in blocks of 50: 20 slots, and about three transactions for each."""
     limit = RateLimit(name, 1000, "1m", block=50, client=client)
     before = sum(client._driver.session.stats.requests.values())
     for _ in range(1000):
@@ -202,7 +202,7 @@ def test_blocks_cost_little(client: Client, name: str) -> None:
 def test_ten_thousand_starts_cost_etcd_a_few_hundred_transactions(
     fresh_etcd: EtcdServer, name: str
 ) -> None:
-    """By etcd's own counter: 250 blocks of 40 for every 10,000 starts, and three transactions for
+    """By etcd's own counter: 250 blocks of 40 for every 10,000 permits, and three transactions for
     each. The period is 10 s, so that the test sees two of them: the second one's are handed over.
     """
     rate = Rate(10_000, 10.0, 40)
@@ -221,7 +221,7 @@ def test_ten_thousand_starts_cost_etcd_a_few_hundred_transactions(
     spent = {
         key: after[key] - before.get(key, 0) for key in after if after[key] > before.get(key, 0)
     }
-    print(f"{len(starts)} starts cost {spent}")
+    print(f"{len(starts)} permits cost {spent}")
     assert most_in_a_window(starts, rate.period) <= rate.starts
     blocks = len(starts) / rate.block
     assert spent["Txn"] <= 3 * blocks
@@ -238,7 +238,7 @@ def requests(etcd: EtcdServer) -> dict[str, int]:
 
 
 def test_with_and_decorator(client: Client, name: str) -> None:
-    """``with`` and a decorator wait for a start; there is nothing to release."""
+    """``with`` and a decorator wait for a permit; there is nothing to release."""
     limit = RateLimit(name, 3, "1h", client=client)
     with limit:
         pass
@@ -315,7 +315,7 @@ def test_reading_rates() -> None:
 
 
 def test_next_free_is_an_estimate(client: Client, name: str) -> None:
-    """0 while there is room; then until the oldest start is a period old."""
+    """0 while there is room; then until the oldest permit is a period old."""
     limit = RateLimit(name, 2, "1m", client=client)
     assert rates.next_free(limit.status(ttl=False), time.time()) == 0.0
     limit.acquire()
@@ -329,7 +329,7 @@ def test_next_free_is_an_estimate(client: Client, name: str) -> None:
 
 
 def test_both_at_once(client: Client, name: str) -> None:
-    """A lease comes with a start of the rate limit beside the semaphore, or not at all."""
+    """A lease comes with a permit of the rate limit beside the semaphore, or not at all."""
     sem = Semaphore(2, name, rate="3/1h", client=client)
     limit = RateLimit(f"{name}.rate", 3, "1h", client=client)
     for _ in range(3):
@@ -379,7 +379,7 @@ def test_interrupted_while_it_waits_for_the_start(client: Client, name: str) -> 
 
 
 def test_a_lease_lost_while_it_waits_for_the_start(client: Client, name: str) -> None:
-    """It is not given, though the start has come: another lease is."""
+    """It is not given, though the permit has come: another lease is."""
     sem = Semaphore(1, name, rate="1/1h", client=client)
     limit = RateLimit(f"{name}.rate", client=client)
     with sem:
@@ -427,7 +427,7 @@ def test_a_rate_is_no_part_of_several_at_once(client: Client, name: str) -> None
 def test_who_stands_still_just_before_a_start_has_another_lease_for_it(
     monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
-    """The moment of a start is the one by which its lease was judged: it has a period left."""
+    """The moment of a permit is the one by which its lease was judged: it has a period left."""
     right = rates._usable
     left: list[float] = []
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def test_a_command_runs_in_its_turn(etcd: EtcdServer, name: str) -> None:
-    """Two starts in an hour: the third is told so, and what a command finds in its environment."""
+    """Two permits in an hour: the third is told so, and what a command finds in its environment."""
     show = ["sh", "-c", 'echo "$ETCDSEM_NAME $ETCDSEM_RATE $ETCDSEM_WAITED"; exit 3']
     for _ in range(2):
         done = ran(etcd, "run", name, "--rate", "2/1h", "--", *show)
@@ -89,7 +89,7 @@ def test_a_semaphore_is_no_rate_limit(etcd: EtcdServer, name: str) -> None:
 def test_who_waits_leaves_at_a_signal(
     etcd: EtcdServer, client: Client, name: str, start: Callable[..., Cli]
 ) -> None:
-    """While it waits for a start it is in line, says so, and leaves when it is told to."""
+    """While it waits for a permit it is in the queue, says so, and leaves when it is told to."""
     limit = RateLimit(name, 1, "1h", client=client)
     assert limit.acquire()
     waiter = start(etcd, "run", name, "--rate", "1/1h", "--", "true")
@@ -100,7 +100,7 @@ def test_who_waits_leaves_at_a_signal(
 
 
 def test_a_limit_and_a_rate(etcd: EtcdServer, name: str) -> None:
-    """`run -l N --rate R` needs both, and gives the lease back where there is no start in time."""
+    """`run -l N --rate R` needs both, and gives the lease back if there is no permit in time."""
     for _ in range(2):
         done = ran(etcd, "run", name, "-l", "1", "--rate", "2/1h", "--", "printenv", "ETCDSEM_SLOT")
         assert (done.returncode, done.stdout) == (0, "0\n")
