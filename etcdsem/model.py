@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import os
 import re
-import warnings
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta

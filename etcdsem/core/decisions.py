@@ -273,7 +273,7 @@ def next_fill(
         if not free or len(pairs) == most or (cut and not fits):
             behind += seen.queue[place:]
             break
-        if fits and (blocked is None or waiter.demand.eager):
+        if fits and (blocked is None or waiter.demand.backfill):
             pairs.append((tuple(free[: waiter.weight]), waiter))
             del free[: waiter.weight]
             passed = blocked

@@ -24,10 +24,10 @@ DRIFT = 0.001
 """The fraction of a period that is added to it, for clocks that run at different rates..."""
 
 GRAIN = 0.01
-"""... and the seconds that are added, for what happens between a clock reading and the start."""
+"""... and the seconds that are added, for what happens between a clock reading and the permit."""
 
 SPENDING = 0.05
-"""The fraction of a period within which a block of starts must be used up."""
+"""The fraction of a period within which a block of permits must be used up."""
 
 LISTEN_AFTER = 0.3
 """Seconds for which a block must be open before its limit and its slot are watched. Under load it
@@ -38,12 +38,12 @@ MAX_RELEASERS = 8
 
 
 def need(period: float) -> float:
-    """Seconds from a start until its slot is given back."""
+    """Seconds from a permit until its slot is given back."""
     return period * (1.0 + DRIFT) + GRAIN
 
 
 def spending(rate: Rate) -> float:
-    """Seconds from a grant within which the starts of its block must be used."""
+    """Seconds from a grant within which the permits of its block must be used."""
     return SPENDING * rate.period if rate.block > 1 else 0.0
 
 
@@ -53,11 +53,11 @@ class Started(NamedTuple):
     at: float
     waited: float
     left: int
-    """How many starts of its block this client has left."""
+    """How many permits of its block this client has left."""
 
 
 class Block:
-    """A granted slot, and the starts that it stands for."""
+    """A granted slot, and the permits that it stands for."""
 
     __slots__ = ("closes", "grant", "last", "left", "listens_at", "need", "revision")
 
@@ -71,7 +71,7 @@ class Block:
         self.last = -math.inf
 
     def usable(self, semaphore: SemaphoreState, now: float) -> bool:
-        """May one of its starts be handed out now?"""
+        """May one of its permits be handed out now?"""
         return (
             self.left > 0
             and not semaphore.session.closed
@@ -84,7 +84,7 @@ class Block:
 
     @property
     def due(self) -> float:
-        """When the slot must be given back: none of its starts is later than `last`."""
+        """When the slot must be given back: none of its permits is later than `last`."""
         return self.last + self.need
 
     # -- while starts are left
@@ -132,19 +132,19 @@ class Block:
 
 
 class PermitPool:
-    """The starts of one rate limit that one client has in use."""
+    """The permits of one rate limit that one client has in use."""
 
     def __init__(self, semaphore: SemaphoreState) -> None:
         self.semaphore = semaphore
-        self.open: Block | None = None  # with starts left
-        self.line: deque[Mailbox] = deque()  # callers that wait for a start of a block, in order
+        self.open: Block | None = None  # with permits left
+        self.line: deque[Mailbox] = deque()  # callers that wait for a permit of a block, in order
         self.used: list[tuple[float, int, Block]] = []  # a heap of what to give back, and when
         self.releasers = 0
         self.wakeup = semaphore.session.env.mailbox()  # wakes the releaser
         self._count = 0
 
     def take_from(self, block: Block, began: float) -> Started | None:
-        """Take a start of a block; None if it cannot be used (any more)."""
+        """Take a permit of a block; None if it cannot be used (any more)."""
         now = self.semaphore.session.env.now()  # read once: a suspension here is judged by it
         if not block.usable(self.semaphore, now):
             return None
@@ -169,7 +169,7 @@ class PermitPool:
         return Started(now, now - began, block.left)
 
     def take(self, began: float) -> Started | None:
-        """Take a start of the block that is open here, if there is one."""
+        """Take a permit of the block that is open here, if there is one."""
         block = self.open
         if block is None:
             return None
@@ -207,7 +207,7 @@ def _warn(grant: Grant) -> None:
     grant.semaphore.session.env.log(
         logging.WARNING,
         "rate limit %s: slot %d ended in etcd too early (%s); for one period there may be more "
-        "starts than the limit",
+        "permits than the limit",
         grant.semaphore.name,
         grant.slot,
         grant.lost_reason,
@@ -222,7 +222,7 @@ def _give_back_in_time(permits: PermitPool) -> Procedure[None]:
         while permits.used and not session.closed:
             now = env.now()
             due, count, block = permits.used[0]
-            if block.due > due:  # another start was handed out since
+            if block.due > due:  # another permit was handed out since
                 heapq.heapreplace(permits.used, (block.due, count, block))
                 continue
             if now < due:

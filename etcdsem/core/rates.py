@@ -1,19 +1,19 @@
-"""Rate limits: at most so many starts in any window of a period.
+"""Rate limits: at most so many permits in any window of a period.
 
-1. A rate limit is a semaphore whose slots stand for starts (or blocks of starts). A slot is given
+1. A rate limit is a semaphore whose slots stand for permits (or blocks of permits). A slot is given
    back one period after its last start, and not earlier, whatever happens to the program that
    started.
 2. While its owner is alive, it gives the slot back by its own clock: after the period, plus `DRIFT`
    of it for clocks that run at different rates. The slot goes to the next waiter, so no time is
    lost.
-3. If its owner has died or ended, etcd ends the lease by the TTL. So a start is handed out only
+3. If its owner has died or ended, etcd ends the lease by the TTL. So a permit is handed out only
    while its lease has a period left, computed as for any lease (`leases`, 1). The lease is renewed
    before that if necessary, and never after.
 4. Nobody revokes a lease whose start was handed out: a client that closes leaves it in etcd.
 5. What was granted and not handed out (interrupted, the limit changed, no renewal in time) is given
    back at once, like any slot.
-6. Starts of a block are used here without asking etcd, for a small part of the period (`spending`);
-   what is left then is forfeited. While a block is open for longer than an instant, the limit and
+6. Permits of a block are used here without asking etcd, for a small part of the period
+   (`spending`); the rest is forfeited. While a block is open for longer than an instant, the limit and
    its slot are watched, so that the client learns of a pause, another limit or an eviction.
 """
 
@@ -40,21 +40,21 @@ from etcdsem.errors import EtcdSemError
 from etcdsem.model import Rate, Status
 
 SLACK = 1.0
-"""Seconds that a fresh lease has beyond what a start needs."""
+"""Seconds that a fresh lease has beyond what a permit needs."""
 
 MIN_TTL = 3
 """Minimum TTL in seconds, so that a waiter's lease survives a short stall."""
 
 ANSWERED_IN = 1.0
 """Minimum seconds that a request gets. A caller whose time ends earlier waits for the answer to the
-request before it in the local queue: is there no start, or is etcd unavailable?"""
+request before it in the local queue: is there no permit, or is etcd unavailable?"""
 
 RENEWAL = 2.0
 """Seconds that a renewal may take before a slot is given back unused."""
 
 
 def lease_ttl(rate: Rate) -> int:
-    """The TTL in seconds for a start: what it needs, and little more, since it is wasted when its
+    """The TTL in seconds for a permit: what it needs, and little more, since it is wasted when its
     owner dies.
     """
     wanted = need(rate.period) + spending(rate) + SLACK
@@ -67,13 +67,13 @@ def lease_ttl(rate: Rate) -> int:
 def permit_request(
     identity: Identity, on_wait: Callable[[], object] | None = None
 ) -> AcquireRequest:
-    """The request for a start. Its TTL depends on the rate, which is read later."""
+    """The request for a permit. Its TTL depends on the rate, which is read later."""
     return AcquireRequest(MIN_TTL, MIN_TTL / 3, identity, on_wait, rate=True)
 
 
 def next_free(seen: Status, wall: float) -> float:
-    """Estimated seconds until a start is available to a new caller, from the times recorded in etcd
-    and this machine's wall clock.
+    """Estimated seconds until a new caller may get a permit, from the times recorded in etcd and
+    this machine's wall clock.
     """
     rate = seen.rate
     if rate is None or not seen.max_leases:
@@ -91,7 +91,7 @@ def next_free(seen: Status, wall: float) -> float:
     return rounds * after + (left[place] if place < len(left) else after)
 
 
-# ---------------------------------------------------------------- a start
+# ---------------------------------------------------------------- a permit
 
 
 def rate_of(semaphore: SemaphoreState, limit: Limit) -> Rate:

@@ -169,7 +169,7 @@ def _open(semaphore: SemaphoreState, waiter: LocalWaiter, message: GrantMessage)
     slots, queue = content
     if queue:
         semaphore.queue.learn(queue, queue[-1].created)
-    if not waiter.demand.priority and not waiter.demand.eager:  # those may pass others
+    if not waiter.demand.priority and not waiter.demand.backfill:  # those may pass others
         semaphore.queue.served(waiter.created)
     if len(slots) != waiter.demand.weight:  # the sender does not support weights
         raise TryAgain(f"{len(slots)} slots were granted instead of {waiter.demand.weight}")

@@ -138,7 +138,7 @@ class Waiters:
     @property
     def backfilling(self) -> bool:
         """Is one of them eager? Then the whole queue must be searched for waiters to backfill."""
-        return any(waiter.demand.eager for waiter in self._by_lease.values())
+        return any(waiter.demand.backfill for waiter in self._by_lease.values())
 
     def enter(self, waiter: LocalWaiter) -> None:
         """Add a waiter that is about to join the queue."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
 
 TWO = Demand(weight=2)
-EAGER = Demand(eager=True)
+EAGER = Demand(backfill=True)
 
 
 def test_join_takes_what_is_free_and_then_waits(table: Table) -> None:

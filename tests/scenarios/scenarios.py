@@ -258,7 +258,7 @@ def eager_ones_pass(stage: Stage) -> None:
     two = [stage.begin(), stage.begin()]
     big = stage.begin(client=1, demand=Demand(weight=3))
     patient = stage.begin()
-    eager = stage.begin(client=1, demand=Demand(eager=True))
+    eager = stage.begin(client=1, demand=Demand(backfill=True))
     assert stage.fate(eager) == "granted"
     assert stage.pending(big)
     assert stage.pending(patient)

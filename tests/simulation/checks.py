@@ -219,7 +219,7 @@ class Checker:
                 world.counters["hand-overs under fault"] += 1
             first = min(queue, key=_place, default=came)
             if _place(first) < _place(came):
-                if demand_of(came).eager and demand_of(first).weight > 1:
+                if demand_of(came).backfill and demand_of(first).weight > 1:
                     world.counters["eager grants"] += 1
                 else:
                     world.fail(f"{kv.key!r} went to waiter {came} before {first}: not FIFO")
@@ -306,7 +306,7 @@ class Checker:
     def _next_wants(self) -> int:
         """How many slots must be free so that somebody must be served."""
         first = min(self.waiters.values(), key=_place)
-        eager = [demand_of(kv).weight for kv in self.waiters.values() if demand_of(kv).eager]
+        eager = [demand_of(kv).weight for kv in self.waiters.values() if demand_of(kv).backfill]
         return min([demand_of(first).weight, *eager])
 
     def _somebody_lives(self) -> bool:

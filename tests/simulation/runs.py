@@ -215,7 +215,7 @@ class Run:
         return Demand(
             rng.choice(options.weights) if len(options.weights) > 1 else 1,
             rng.choice(options.priorities) if len(options.priorities) > 1 else 0,
-            eager=options.eager > 0 and rng.random() < options.eager,
+            backfill=options.eager > 0 and rng.random() < options.eager,
         )
 
     def _taking(

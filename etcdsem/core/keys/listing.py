@@ -85,7 +85,7 @@ def read_waiters(keys: Keys, kvs: Iterable[KeyValue]) -> tuple[list[Waiter], lis
             labels=labels_of(fields),
             weight=demand.weight,
             priority=demand.priority,
-            eager=demand.eager,
+            backfill=demand.backfill,
         )
         waiters.append(((-demand.priority, kv.create_revision), one))
     waiters.sort(key=lambda pair: pair[0])

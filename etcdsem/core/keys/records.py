@@ -22,7 +22,7 @@ class Demand(NamedTuple):
     """Number of slots."""
     priority: int = 0
     """Higher priorities are served first."""
-    eager: bool = False
+    backfill: bool = False
     """May pass waiters that need more slots than are free."""
 
 
@@ -150,7 +150,7 @@ def _number(value: object, least: int, most: int, default: int) -> int:
 
 def _special(demand: Demand) -> dict[str, object]:
     """The fields that differ from the default, as they are written into records."""
-    named = zip(Demand._fields, demand, ORDINARY, strict=True)
+    named = zip(("weight", "priority", "eager"), demand, ORDINARY, strict=True)
     return {name: value for name, value, ordinary in named if value != ordinary}
 
 
