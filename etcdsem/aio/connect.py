@@ -39,8 +39,8 @@ def connect(
             EtcdUnavailable; default 10 s. Later, acquire tries for 60 s, other calls for 10 s.
         prefix: of the keys in etcd; default ``ETCDSEM_PREFIX``, else ``/etcdsem``.
         keeper: start a helper process that also refreshes held leases, for programs whose
-            interpreter may be busy for longer than the lease timeout. True, or how long it goes on
-            while the program gives no sign of life (True: 10 minutes); default ``ETCDSEM_KEEPER``.
+            interpreter may be busy for longer than the lease timeout. True, or for how long while
+            the program gives no sign of life (True: 10 minutes); default ``ETCDSEM_KEEPER``.
 
     Raises:
         InvalidSetting: a setting is invalid.

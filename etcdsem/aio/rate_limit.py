@@ -1,4 +1,4 @@
-"""`RateLimit`: at most so many permits in any window of time."""
+"""`RateLimit`: a limit on the permits in any window of time."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ class Semaphore(LeasingSemaphore):
         max_hold: a lease ends this long after its grant, by this machine's clock: it is lost, and
             the next waiter gets the slot at once. A warning is logged when a tenth of it, at most
             60 s, is left. None: no maximum.
-        rate: ``"100/1m"``: at most so many leases begin per period. Each lease needs a permit of
-            the rate limit ``<name>.rate``, which is registered too (see `RateLimit`); the call
+        rate: ``"100/1m"``: a limit on the leases that begin per period. Each lease needs a permit
+            of the rate limit ``<name>.rate``, which is registered too (see `RateLimit`); the call
             waits for the lease, then for the permit while it holds the lease. `max_hold` counts
             meanwhile. `close` does not remove the rate limit.
 
@@ -145,7 +145,7 @@ class Semaphore(LeasingSemaphore):
         in hand (`acquire_lease`, `hold`, ``with``) last. Any thread or task may call this.
 
         Returns:
-            True if etcd confirmed it. False if etcd did not within some 5 seconds (the TTL will
+            True if etcd confirmed it. False if etcd did not within about 5 seconds (the TTL will
             free the slot), or the lease was lost before (a warning is logged), or this is a
             finalizer or signal handler that interrupted etcdsem: then another thread gives the
             lease back a moment later.

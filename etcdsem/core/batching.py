@@ -100,7 +100,7 @@ class Group(Generic[W, R]):
         self.most = most
         self.under_way = 0
         self.waiting: list[Part[W]] = []
-        self.called: Part[W] | None = None  # the caller that was told to send
+        self.called: Part[W] | None = None  # the caller that must send next
         self.sent = 0  # number of batches, for tests and statistics
 
     @property

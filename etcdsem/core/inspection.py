@@ -125,8 +125,8 @@ def _time_left(ids: Sequence[str]) -> Procedure[list[float | None]]:
 def evict(
     semaphore: SemaphoreState, by: str, *, slot: int | None = None, lease: str | None = None
 ) -> Procedure[Holder | Waiter | Junk]:
-    """Evict exactly one holder or waiter, by slot or by lease ID (hex). A waiter is told `by` whom.
-    Raises NobodyThere if there is none, EtcdSemError if it changed hands in the meantime.
+    """Evict exactly one holder or waiter, by slot or by lease ID (hex). A waiter learns `by` whom.
+    Raises NobodyThere if nobody has it, EtcdSemError if it changed hands in the meantime.
     """
     seen, (slots, waiting) = yield from _snapshot(semaphore)
     keys = semaphore.keys

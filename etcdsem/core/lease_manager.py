@@ -164,7 +164,7 @@ class LeaseManager:
         return lease.overdue or now >= lease.deadline
 
     def lose(self, lease: TtlLease, reason: str) -> None:
-        """Mark a lease as lost. Its user is told once."""
+        """Mark a lease as lost, and notify its user once."""
         self.live.pop(lease.id, None)
         if lease.state == "spare":
             lease.state = "gone"

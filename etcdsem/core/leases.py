@@ -84,7 +84,7 @@ class TtlLease:
         """Set if a keeper process renews it too: returns when the last answered renewal was sent,
         and the TTL in the answer."""
         self.told: Mailbox | None = None  # notified of the next renewal
-        self.overdue = False  # somebody was told that it is past its deadline: lost is final
+        self.overdue = False  # its deadline was reported as passed: lost is final
 
     def valid(self, now: float) -> bool:
         """May its owner rely on it now?"""

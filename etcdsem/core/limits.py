@@ -23,7 +23,7 @@ def semaphore_closed(semaphore: SemaphoreState) -> SemaphoreClosed:
 
 
 def learn_known(semaphore: SemaphoreState, limit: Limit | None, revision: int) -> Limit:
-    """Learn the limit that was read at a revision; raises SemaphoreClosed if there was none."""
+    """Learn the limit that was read at a revision; raises SemaphoreClosed if it is missing."""
     semaphore.learn(limit, revision)
     if limit is None:
         raise semaphore_closed(semaphore)
@@ -81,7 +81,7 @@ def refuse_wrong_kind(semaphore: SemaphoreState, *, rate: bool, until: float) ->
 
 
 def learn_limit(semaphore: SemaphoreState) -> Procedure[Limit]:
-    """Read the limit, retrying for a while; raises SemaphoreClosed if there is none."""
+    """Read the limit, retrying for a while; raises SemaphoreClosed if it is missing."""
     return learned(semaphore, (yield from read(semaphore.session, limit_read(semaphore))))
 
 
@@ -91,7 +91,7 @@ def limit_read(semaphore: SemaphoreState) -> Txn:
 
 
 def learned(semaphore: SemaphoreState, reply: TxnReply) -> Limit:
-    """Learn the limit in the answer to `limit_read`; raises SemaphoreClosed if there is none."""
+    """Learn the limit in the answer to `limit_read`; raises SemaphoreClosed if it is missing."""
     kvs = transactions.as_range(reply.replies[0]).kvs
     semaphore.learn(read_limit(kvs[0]) if kvs else None, reply.revision)
     if semaphore.limit is None:

@@ -11,7 +11,7 @@
    one semaphore sees no difference.
 5. A set is complete when all its leases are valid at one moment. If one is lost before that, the
    rest is given back, and the procedure starts over.
-6. Any interruption gives back what is held: `hand` lists each slot from the moment of its grant.
+6. Any interruption gives back the slots in `hand`, which lists each from the moment of its grant.
 7. Each semaphore counts it once: one wait, and one grant, or one timeout. Slots that were held only
    on the way are not counted.
 """
@@ -297,7 +297,7 @@ def _first_choices(parts: Sequence[SemaphoreRequest]) -> Procedure[list[_Choice]
 
 
 def _choice(part: SemaphoreRequest, seen: Look) -> _Choice | None:
-    """A free slot after a look; None if there is none, or somebody waits."""
+    """A free slot after a look; None if no slot is free, or somebody waits."""
     semaphore = part.semaphore
     semaphore.queue.set_contended(seen.contended)
     limit = learn_known(semaphore, seen.limit, seen.revision)

@@ -1,4 +1,4 @@
-"""Rate limits: at most so many permits in any window of a period.
+"""Rate limits: a limit on the permits in any window of a period.
 
 1. A rate limit is a semaphore whose slots stand for permits (or blocks of permits). A slot is given
    back one period after its last start, and not earlier, whatever happens to the program that
@@ -13,8 +13,8 @@
 5. What was granted and not handed out (interrupted, the limit changed, no renewal in time) is given
    back at once, like any slot.
 6. Permits of a block are used here without asking etcd, for a small part of the period
-   (`spending`); the rest is forfeited. While a block is open for longer than an instant, the limit and
-   its slot are watched, so that the client learns of a pause, another limit or an eviction.
+   (`spending`); the rest is forfeited. While a block is open for longer than an instant, the limit
+   and its slot are watched, so that the client learns of a pause, another limit or an eviction.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def rate_of(semaphore: SemaphoreState, limit: Limit) -> Rate:
 def start(
     semaphore: SemaphoreState, request: AcquireRequest, until: float, *, once: bool
 ) -> Procedure[Started | None]:
-    """A start, or None if there was none until `until` (`once`: right now).
+    """A permit, or None if `until` came first (`once`: right now).
 
     Raises what `acquire` raises, and WrongKind.
     """
@@ -181,7 +181,7 @@ def _away(semaphore: SemaphoreState, why: str) -> BaseException:
 def _fetch(
     permits: PermitPool, request: AcquireRequest, until: float, began: float, *, once: bool
 ) -> Procedure[Started | None]:
-    """A start of a slot that is acquired in etcd, or None if there was none."""
+    """A permit of a slot that is acquired in etcd, or None."""
     semaphore = permits.semaphore
     env = semaphore.session.env
     limit = semaphore.limit

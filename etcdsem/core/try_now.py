@@ -119,7 +119,7 @@ def _take_now(
     counted_at: int,
     until: float,
 ) -> Procedure[Grant | transactions.Full]:
-    """TRY's transaction: the grant, or why there was none."""
+    """TRY's transaction: the grant, or why nothing was granted."""
     session, keys, demand = semaphore.session, semaphore.keys, request.demand
     who = session.who(lease)
     txn = transactions.join(

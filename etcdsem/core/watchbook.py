@@ -4,10 +4,10 @@
    is pinned to the revision at which it was created.
 2. On a new stream every watch is created again, from its next revision, under a new ID. Responses
    with IDs of former streams are unknown and ignored. No event is reported twice or skipped.
-3. If that revision was compacted away, the watch starts again at the present, and its listener is
-   told of the gap *after* the new watch is up, so a read at that time misses nothing.
-4. A watch that is refused gets one retry after a new login before its listener is told: etcd before
-   3.5.8 or so also reports "permission denied" for an expired token.
+3. If that revision was compacted away, the watch starts again at the present, and its listener
+   learns of the gap *after* the new watch is up, so a read at that time misses nothing.
+4. A watch that is refused gets one retry after a new login before its listener is notified: etcd
+   before 3.5.8 or so also reports "permission denied" for an expired token.
 5. Nothing is reported to a cancelled watch, not even what had arrived before.
 6. `created` comes with `canceled` when a watch is refused; older releases then send the ID -1.
 """

@@ -104,7 +104,7 @@ class AioDriver(Driver):
         self.loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._driving = 0  # procedures in progress
-        self._at_rest: asyncio.Future[None] | None = None  # resolved when there is none
+        self._at_rest: asyncio.Future[None] | None = None  # resolved when all have ended
         self._over = False  # no command is performed any more
         self._noted: list[Callable[[], object]] = []  # log records to write after this step
         self._stepping = False

@@ -108,7 +108,7 @@ class BaseClient:
         change = yield from admin.change_by(self._state(name), difference)
         before, after = change.before.number, change.after.number
         if before is None or after is None:
-            raise AssertionError("a limit that is no number was changed by a difference")
+            raise AssertionError("a limit that is not a number was changed by a difference")
         return before, after
 
     def _pausing(self, name: str, reason: str | None) -> Procedure[bool]:
@@ -185,7 +185,7 @@ def operator() -> str:
 
 
 def read_keeper(keeper: bool | Duration | None) -> float | None:
-    """Seconds for which a keeper goes on without a sign of life; None: no keeper.
+    """Seconds for which a keeper continues without a sign of life; None: no keeper.
 
     The argument None means ``ETCDSEM_KEEPER``: a duration, or yes/no, on/off, true/false, 1/0.
     """

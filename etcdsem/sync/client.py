@@ -2,8 +2,8 @@
 
 1. A client connects on first use. After a fork the child's client starts clean: it has none of the
    parent's leases, and never touches them.
-2. At the interpreter's exit everything is given back, within 2 seconds. What could not be told to
-   etcd by then ends by its TTL.
+2. At the interpreter's exit everything is given back, within 2 seconds. A lease that
+   etcd has not confirmed by then ends by its TTL.
 """
 
 from __future__ import annotations

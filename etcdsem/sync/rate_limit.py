@@ -1,5 +1,5 @@
 # Generated from etcdsem/aio/rate_limit.py by tests/make_blocking.py: edit that file.
-"""`RateLimit`: at most so many permits in any window of time."""
+"""`RateLimit`: a limit on the permits in any window of time."""
 
 from __future__ import annotations
 

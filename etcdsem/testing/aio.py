@@ -236,7 +236,7 @@ class Memory(BaseMemory):
     async def expire(self, lease: aio.Lease | str) -> None:
         """End an etcd lease and delete its keys. `lease` is a `Lease`, or its ID in hex.
 
-        Half a second passes first, so that a holder watches its key and is told at once. Raises
+        Half a second passes first, so that a holder watches its key and notices at once. Raises
         InvalidSetting if there is no such lease.
         """
         await self.advance(0.5)

@@ -1,6 +1,6 @@
 """The parts that the in-memory etcds for threads and for coroutines share: keys and connections.
 
-A client is told of watches and renewals through the `inbox` of its wire. The next thread that comes
+A client receives events and renewals through the `inbox` of its wire. The next thread that comes
 by without holding a lock delivers it under the client's guard.
 """
 

@@ -85,7 +85,7 @@ class WatchableHistory:
         self.loses: Callable[[Event], bool] = lambda _event: False
         """Which events a synced watch never reports; several etcd releases lose deletes."""
         self.observers: list[Callable[[Revision], None]] = []
-        """Called after each revision, before any watch is told."""
+        """Called after each revision, before any watch receives it."""
         self._history: list[Revision] = []  # those after `compacted`
         self._synced: list[ModelWatch] = []
         self._unsynced: list[ModelWatch] = []

@@ -242,7 +242,7 @@ class Memory(BaseMemory):
     def expire(self, lease: sync.Lease | str) -> None:
         """End an etcd lease and delete its keys. `lease` is a `Lease`, or its ID in hex.
 
-        Half a second passes first, so that a holder watches its key and is told at once. Raises
+        Half a second passes first, so that a holder watches its key and notices at once. Raises
         InvalidSetting if there is no such lease.
         """
         self._time.move(0.5)

@@ -1,4 +1,4 @@
-"""Which transactions etcd rejects, regardless of what is stored."""
+"""Which transactions etcd rejects, regardless of the stored keys."""
 
 from __future__ import annotations
 

@@ -14,9 +14,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-PACKAGE_DONE: tuple[str, ...] = ()
-"""Folders and modules of ``etcdsem/`` to check, for example "cli/admin" or "sync.py"."""
-
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").exists(), reason="there are no docs here")
 
 
@@ -302,11 +299,8 @@ def test_documents() -> None:
 def test_package() -> None:
     """Strings, docstrings and comments of the package, where it is done."""
     wrong = []
-    for name in PACKAGE_DONE:
-        path = ROOT / "etcdsem" / name
-        assert path.exists(), name
-        for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            wrong += complaints(source)
+    for source in sorted((ROOT / "etcdsem").rglob("*.py")):
+        wrong += complaints(source)
     assert not wrong, "\n" + "\n".join(wrong)
 
 

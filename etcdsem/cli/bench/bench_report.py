@@ -122,8 +122,8 @@ def _many_at_a_time(results: BenchResults) -> Iterator[Verdict]:
     else:
         yield Verdict(
             "ok",
-            f"{limited} round trips: neither this process ({most.cores:.0%} of a core) nor, as far "
-            "as it reports, etcd is busy; more clients will achieve more",
+            f"{limited} round trips: this process ({most.cores:.0%} of a core) and, as far as it "
+            "reports, etcd are not busy; more clients will achieve more",
         )
 
 
