@@ -3,7 +3,8 @@
 - `http2` and `grpc_protocol` turn calls into bytes and bytes into answers, without a socket.
 - `dialing` connects, and `diagnosis` explains why that failed; `settings` reads the endpoints and
   credentials.
-- `transport` (threads) and `aio_transport` (asyncio) carry calls to one endpoint.
+- `transport` (threads; each of its connections is a `call_connection`) and `aio_transport`
+  (asyncio) carry calls to one endpoint.
 - `rpc` contains etcd's messages; `encode` converts between them and the core's data.
 - `connection` and `aio_connection` make calls: endpoints, login, and `outcomes`, which classifies
   failures.

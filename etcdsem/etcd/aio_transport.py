@@ -25,10 +25,11 @@ from etcdsem.core.commands import NotApplied
 from etcdsem.etcd.aio_dialing import AioDial
 from etcdsem.etcd.aio_stream_wire import Ended, Hear, StreamWire
 from etcdsem.etcd.aio_wire import Wire
+from etcdsem.etcd.call_connection import IDLE_TIME
 from etcdsem.etcd.dialing import Dialer
 from etcdsem.etcd.grpc_protocol import NOT_PROCESSED, RpcError, frame_message, response
 from etcdsem.etcd.http2 import Failure, Http2, Stream
-from etcdsem.etcd.transport import ASIDE_TIME, IDLE_TIME
+from etcdsem.etcd.transport import ASIDE_TIME
 
 LEAST_DIAL_TIME = 1.0
 """Minimum seconds for an attempt to connect, even if its caller has less: others may wait too."""

@@ -31,9 +31,10 @@ from etcdsem.core.commands import (
     Range,
     Txn,
 )
+from etcdsem.etcd.call_connection import IDLE_TIME
 from etcdsem.etcd.connection import Connection
 from etcdsem.etcd.grpc_protocol import NOT_PROCESSED, RpcError
-from etcdsem.etcd.transport import IDLE_TIME, MOST
+from etcdsem.etcd.transport import MOST
 from tests.etcd.proxy import Proxy
 from tests.helpers.connections import connected, leads, secured, there
 

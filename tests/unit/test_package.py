@@ -213,7 +213,6 @@ TOO_LONG = {
     "etcdsem.etcd.connection:calling",
     "etcdsem.etcd.http2",
     "etcdsem.etcd.settings:read_settings",
-    "etcdsem.etcd.transport",
     "etcdsem.keeper:__init__",
     "etcdsem.metrics",
     "etcdsem.model",
