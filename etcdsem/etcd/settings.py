@@ -122,17 +122,7 @@ def read_settings(
 ) -> ConnectionSettings:
     """Combine arguments, environment and defaults. Raises InvalidSetting."""
     given = endpoints if endpoints is not None else _variable("ENDPOINTS")[0]
-    files = {
-        "CACERT": _file(cacert, "CACERT"),
-        "CERT": _file(cert, "CERT"),
-        "KEY": _file(key, "KEY"),
-    }
-    if (files["CERT"] is None) != (files["KEY"] is None):
-        raise InvalidSetting(
-            "a client certificate and its key go together: give both cert and key "
-            "(ETCDSEM_CERT and ETCDSEM_KEY), or neither"
-        )
-    _check_certificates(files["CACERT"], files["CERT"], files["KEY"])
+    ca_file, cert_file, key_file = _certificates(cacert, cert, key)
     if not 0 < dial_timeout < 3600:
         raise InvalidSetting(f"dial_timeout must be between 0 and 3600 s, not {dial_timeout}")
     who, secret, file = _login(user, password, password_file)
@@ -144,9 +134,9 @@ def read_settings(
         )
     return ConnectionSettings(
         endpoints=found,
-        cacert=files["CACERT"],
-        cert=files["CERT"],
-        key=files["KEY"],
+        cacert=ca_file,
+        cert=cert_file,
+        key=key_file,
         user=who,
         password=secret,
         password_file=file,
@@ -161,6 +151,20 @@ def _variable(name: str) -> tuple[str | None, str]:
         if value is not None:
             return value, variable
     return None, ""
+
+
+def _certificates(
+    cacert: str | None, cert: str | None, key: str | None
+) -> tuple[str | None, str | None, str | None]:
+    """The paths of the three files, checked; None for those that are not given."""
+    found = _file(cacert, "CACERT"), _file(cert, "CERT"), _file(key, "KEY")
+    if (found[1] is None) != (found[2] is None):
+        raise InvalidSetting(
+            "a client certificate and its key go together: give both cert and key "
+            "(ETCDSEM_CERT and ETCDSEM_KEY), or neither"
+        )
+    _check_certificates(*found)
+    return found
 
 
 def _file(given: str | None, name: str) -> str | None:

@@ -212,7 +212,6 @@ TOO_LONG = {
     "etcdsem.etcd.connection",
     "etcdsem.etcd.connection:calling",
     "etcdsem.etcd.http2",
-    "etcdsem.etcd.settings:read_settings",
     "etcdsem.keeper:__init__",
     "etcdsem.metrics",
     "etcdsem.model",
