@@ -1,6 +1,7 @@
 """The etcd layer: the only code that knows HTTP/2, gRPC and protobuf. From the bottom up:
 
 - `http2` and `grpc_protocol` turn calls into bytes and bytes into answers, without a socket.
+  `http2` consists of `http2_frames`, `http2_headers`, `http2_streams` and `http2`.
 - `dialing` connects, and `diagnosis` explains why that failed; `settings` reads the endpoints and
   credentials.
 - `transport` (threads; each of its connections is a `call_connection`) and `aio_transport`

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from etcdsem.etcd.aio_wire import Wire
 from etcdsem.etcd.grpc_protocol import RpcError, frame_message
-from etcdsem.etcd.http2 import Http2, Stream
+from etcdsem.etcd.http2 import Http2
+from etcdsem.etcd.http2_streams import Stream
 from etcdsem.etcd.stream_connection import Liveness, news
 
 if TYPE_CHECKING:

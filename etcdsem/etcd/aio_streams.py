@@ -19,7 +19,7 @@ from etcdsem.core.commands import AccessDenied, Failure, NotConnected, Refused
 from etcdsem.etcd.aio_connection import AioConnection
 from etcdsem.etcd.aio_stream_wire import StreamWire
 from etcdsem.etcd.grpc_protocol import RpcError
-from etcdsem.etcd.http2 import Stream
+from etcdsem.etcd.http2_streams import Stream
 from etcdsem.etcd.streams import LONGEST_PAUSE, OPEN_TIMEOUT, SHORTEST_PAUSE, Streams
 
 log = logging.getLogger("etcdsem")

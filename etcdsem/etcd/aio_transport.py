@@ -28,7 +28,8 @@ from etcdsem.etcd.aio_wire import Wire
 from etcdsem.etcd.call_connection import IDLE_TIME
 from etcdsem.etcd.dialing import Dialer
 from etcdsem.etcd.grpc_protocol import NOT_PROCESSED, RpcError, frame_message, response
-from etcdsem.etcd.http2 import Failure, Http2, Stream
+from etcdsem.etcd.http2 import Http2
+from etcdsem.etcd.http2_streams import Failure, Stream
 from etcdsem.etcd.transport import ASIDE_TIME
 
 LEAST_DIAL_TIME = 1.0

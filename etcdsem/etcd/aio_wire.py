@@ -17,7 +17,8 @@ import socket
 import weakref
 
 from etcdsem.etcd.dialing import CHUNK, waits_for
-from etcdsem.etcd.http2 import Http2, Stream
+from etcdsem.etcd.http2 import Http2
+from etcdsem.etcd.http2_streams import Stream
 
 MOST_UNSENT = 2**24
 """Maximum number of bytes that may wait for the peer to read."""

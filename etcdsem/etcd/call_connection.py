@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from etcdsem.clock import boot_time
 from etcdsem.etcd.dialing import CHUNK, hang_up, interrupts, would_block
-from etcdsem.etcd.http2 import Http2, Stream
+from etcdsem.etcd.http2 import Http2
+from etcdsem.etcd.http2_streams import Stream
 
 IDLE_TIME = 10.0
 """Seconds after which an idle connection is closed."""

@@ -11,7 +11,8 @@ import struct
 from functools import lru_cache
 from urllib.parse import unquote
 
-from etcdsem.etcd.http2 import TOO_LARGE, Failure, Headers, Stream
+from etcdsem.etcd.http2_headers import Headers
+from etcdsem.etcd.http2_streams import TOO_LARGE, Failure, Stream
 
 CODES = (
     "OK",

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from etcdsem.clock import boot_time
 from etcdsem.etcd.dialing import CHUNK, interrupts, not_for_children, would_block
 from etcdsem.etcd.grpc_protocol import RpcError, error_of, frame_message, messages
-from etcdsem.etcd.http2 import Http2, Stream
+from etcdsem.etcd.http2 import Http2
+from etcdsem.etcd.http2_streams import Stream
 
 if TYPE_CHECKING:
     from etcdsem.etcd.dialing import Dialer

@@ -25,7 +25,7 @@ from etcdsem.etcd.call_connection import IDLE_TIME, CallConnection, TooLate
 from etcdsem.etcd.diagnosis import explain
 from etcdsem.etcd.dialing import Dialer, Living
 from etcdsem.etcd.grpc_protocol import RpcError, frame_message, response
-from etcdsem.etcd.http2 import Stream
+from etcdsem.etcd.http2_streams import Stream
 from etcdsem.etcd.stream_connection import StreamConnection
 
 MOST = 16

@@ -25,7 +25,9 @@ from hpack import Encoder
 from hyperframe.frame import Frame
 
 from etcdsem.etcd.grpc_protocol import frame_message, header_block
-from etcdsem.etcd.http2 import END_HEADERS, HEADERS, PREFACE, SETTINGS, Http2, Stream, frame
+from etcdsem.etcd.http2 import Http2
+from etcdsem.etcd.http2_frames import END_HEADERS, HEADERS, PREFACE, SETTINGS, frame
+from etcdsem.etcd.http2_streams import Stream
 
 BLOCK = header_block("/etcdserverpb.KV/Txn", "localhost:2379", "http", None)
 

@@ -17,7 +17,8 @@ from etcdsem.etcd.grpc_protocol import (
     messages,
     response,
 )
-from etcdsem.etcd.http2 import TOO_LARGE, Failure, Headers, Stream
+from etcdsem.etcd.http2_headers import Headers
+from etcdsem.etcd.http2_streams import TOO_LARGE, Failure, Stream
 
 PATH, HOST = "/etcdserverpb.KV/Txn", "etcd.example.org:2379"
 HEADERS = {b":status": b"200", b"content-type": b"application/grpc"}

@@ -20,9 +20,11 @@ from h2.events import (
 from h2.settings import SettingCodes
 from hyperframe.frame import DataFrame
 
-from etcdsem.etcd import http2
+from etcdsem.etcd import http2_headers
 from etcdsem.etcd.grpc_protocol import frame_message, header_block, messages, response
-from etcdsem.etcd.http2 import DATA, MAX_STREAM_ID, WINDOW, Failure, Http2, Stream, frame
+from etcdsem.etcd.http2 import Http2
+from etcdsem.etcd.http2_frames import DATA, MAX_STREAM_ID, WINDOW, frame
+from etcdsem.etcd.http2_streams import Failure, Stream
 from tests.etcd.h2_peer import (
     BLOCK,
     OK,
@@ -719,8 +721,8 @@ def test_smaller_header_table_in_the_midst() -> None:
 def test_cache_of_header_blocks_is_bounded() -> None:
     """In number, and in the size of a block."""
     peer = Peer()
-    http2._blocks.clear()
-    for number in range(http2._CACHED_BLOCKS + 100):
+    http2_headers.decoded.clear()
+    for number in range(http2_headers._CACHED_BLOCKS + 100):
         stream = peer.call(b"x")
         peer.headers(
             stream.id, [*RESPONSE, ("n", str(number)), ("x", "y" * (number % 8 == 0) * 600)]
@@ -728,8 +730,8 @@ def test_cache_of_header_blocks_is_bounded() -> None:
         peer.headers(stream.id, TRAILERS, last=True)
         assert stream.headers is not None
         assert stream.headers[b"n"] == b"%d" % number
-        assert len(http2._blocks) <= http2._CACHED_BLOCKS
-    assert max(map(len, http2._blocks)) <= http2._CACHED_SIZE
+        assert len(http2_headers.decoded) <= http2_headers._CACHED_BLOCKS
+    assert max(map(len, http2_headers.decoded)) <= http2_headers._CACHED_SIZE
 
 
 def test_connection_is_freed_without_the_collector() -> None:

@@ -15,8 +15,9 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from etcdsem.etcd import http2
-from etcdsem.etcd.http2 import (
+from etcdsem.etcd import http2_headers, http2_streams
+from etcdsem.etcd.http2 import Http2
+from etcdsem.etcd.http2_frames import (
     ACK,
     CONTINUATION,
     DATA,
@@ -32,12 +33,11 @@ from etcdsem.etcd.http2 import (
     PUSH_PROMISE,
     RST_STREAM,
     SETTINGS,
+    WINDOW,
     WINDOW_UPDATE,
-    Failure,
-    Http2,
-    Stream,
     frame,
 )
+from etcdsem.etcd.http2_streams import TOO_LARGE, Failure, Stream
 from tests.etcd.h2_peer import (
     BLOCK,
     OK,
@@ -299,7 +299,7 @@ def test_frames_before_a_broken_rule_count() -> None:
 
 def test_header_list_larger_than_we_accept(monkeypatch: pytest.MonkeyPatch) -> None:
     """A block that we would accept can decode to more than that."""
-    monkeypatch.setattr(http2, "MAX_HEADER_BLOCK", 100)
+    monkeypatch.setattr(http2_headers, "MAX_HEADER_BLOCK", 100)
     one, _ = connection()
     one.receive(headers_frame(OPEN, [(":status", "200"), ("x", "y" * 70)]))
     assert shut(one) == (COMPRESSION, "unreadable headers: OversizedHeaderListError")
@@ -364,14 +364,14 @@ def test_broken_rules_of_a_stream(name: str) -> None:
 
 def test_response_larger_than_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The call is cancelled; a message that is just as large passes."""
-    monkeypatch.setattr(http2, "MAX_DATA", 10)
+    monkeypatch.setattr(http2_streams, "MAX_DATA", 10)
     one, stream = connection()
     other = one.request(BLOCK, b"x")
     take(one)
     one.receive(headers_frame(OPEN) + frame(DATA, 0, OPEN, b"x" * 10))
     assert not stream.done
     one.receive(frame(DATA, 0, OPEN, b"x"))
-    assert stream.failure == Failure(http2.TOO_LARGE)
+    assert stream.failure == Failure(TOO_LARGE)
     (reset,) = sent(one)
     assert isinstance(reset, RstStreamFrame)
     assert reset.error_code == CANCEL
@@ -711,7 +711,7 @@ def test_our_windows_are_opened_when_half_of_them_is_used(padding: bytes) -> Non
         data = frame(DATA, PADDED, OPEN, b"\xfe" + bytes(16_383 - len(padding)) + padding)
     else:
         data = frame(DATA, 0, OPEN, bytes(16_384))
-    half = http2.WINDOW // 2 // 16_384
+    half = WINDOW // 2 // 16_384
     one.receive(data * half)
     assert sent(one) == []
     assert len(stream.data) == (16_384 - len(padding and padding + b"?")) * half

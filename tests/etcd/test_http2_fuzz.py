@@ -18,7 +18,8 @@ from h2.settings import SettingCodes
 from hypothesis import HealthCheck, given, settings
 
 from etcdsem.etcd.grpc_protocol import RpcError, error_of, messages, response
-from etcdsem.etcd.http2 import (
+from etcdsem.etcd.http2 import Http2
+from etcdsem.etcd.http2_frames import (
     CONTINUATION,
     END_HEADERS,
     END_STREAM,
@@ -31,12 +32,10 @@ from etcdsem.etcd.http2 import (
     PRIORITY,
     PUSH_PROMISE,
     SETTINGS,
-    Failure,
-    Headers,
-    Http2,
-    Stream,
     frame,
 )
+from etcdsem.etcd.http2_headers import Headers
+from etcdsem.etcd.http2_streams import Failure, Stream
 from tests.etcd.h2_peer import BLOCK, RESPONSE, Peer, by_frame, encode, parse
 
 Log: TypeAlias = list[tuple[Any, ...]]
