@@ -582,7 +582,7 @@ MUTANTS: tuple[Mutant, ...] = (
     # ------------------------------------------------------------ etcd
     Mutant(
         "a read that a cancelled task leaves behind is cancelled: some etcd releases crash",
-        "etcd/connection.py",
+        "etcd/methods.py",
         'return self.name == "read"',
         "return False",
         "etcd/test_connection.py::test_a_read_must_not_be_cancelled",

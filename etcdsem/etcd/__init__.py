@@ -7,8 +7,9 @@
 - `transport` (threads; each of its connections is a `call_connection`) and `aio_transport`
   (asyncio) carry calls to one endpoint.
 - `rpc` contains etcd's messages; `encode` converts between them and the core's data.
-- `connection` and `aio_connection` make calls: endpoints, login, and `outcomes`, which classifies
-  failures.
+- `methods` lists etcd's methods. `calls` decides which calls to make at which endpoint, with
+  `login` for the token and `outcomes` to classify failures. `connection` and `aio_connection`
+  make the calls.
 - `streams` decides what the two streams send, and what their answers mean; `stream_thread` and
   `aio_streams` drive them.
 """

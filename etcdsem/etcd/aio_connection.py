@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 from etcdsem.clock import boot_time
 from etcdsem.core.commands import Failure, Txn, TxnReply
 from etcdsem.etcd.aio_transport import AioTransport
-from etcdsem.etcd.connection import AT_ONCE, Calling, Calls, Link, Rpc
+from etcdsem.etcd.calls import AT_ONCE, Calls
 from etcdsem.etcd.dialing import Dialer
+from etcdsem.etcd.methods import Calling, Link, Rpc
 from etcdsem.etcd.settings import ConnectionSettings, Endpoint
 
 R = TypeVar("R")

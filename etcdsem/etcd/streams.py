@@ -27,9 +27,10 @@ from typing import Any, Literal, Protocol
 from etcdsem.core.commands import AccessDenied, Failure, Listener
 from etcdsem.core.watchbook import WatchBook, WatchEntry, WatchHandle, WatchRequest, WatchResponse
 from etcdsem.etcd import rpc
-from etcdsem.etcd.connection import Calls, Link
+from etcdsem.etcd.calls import Calls
 from etcdsem.etcd.encode import watch_request, watch_response
 from etcdsem.etcd.grpc_protocol import RpcError
+from etcdsem.etcd.methods import Link
 
 WATCH = "/etcdserverpb.Watch/Watch"
 KEEPALIVE = "/etcdserverpb.Lease/LeaseKeepAlive"

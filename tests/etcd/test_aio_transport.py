@@ -24,10 +24,10 @@ from etcdsem.etcd import aio_transport, aio_wire, rpc
 from etcdsem.etcd.aio_connection import AioConnection
 from etcdsem.etcd.aio_transport import AioTransport, CallWire
 from etcdsem.etcd.call_connection import IDLE_TIME
-from etcdsem.etcd.connection import METHODS
 from etcdsem.etcd.dialing import Dialer
 from etcdsem.etcd.grpc_protocol import NOT_PROCESSED, RpcError
 from etcdsem.etcd.http2 import Http2
+from etcdsem.etcd.methods import METHODS
 from etcdsem.etcd.settings import read_settings
 from etcdsem.server import EtcdServer
 from tests.etcd.h2_server import Conversation, H2Server
@@ -848,7 +848,7 @@ def test_a_signal_handler_that_raises_right_after_sending(monkeypatch: pytest.Mo
 FORK = """
 import asyncio, os, sys
 from etcdsem.etcd.aio_transport import AioTransport, CallWire
-from etcdsem.etcd.connection import METHODS
+from etcdsem.etcd.methods import METHODS
 from etcdsem.etcd.dialing import Dialer
 from etcdsem.etcd.http2 import Http2
 from etcdsem.etcd.settings import read_settings

@@ -24,9 +24,9 @@ import etcdsem
 from etcdsem import Client, EtcdSemError, RateLimit, Semaphore
 from etcdsem.clock import boot_time
 from etcdsem.etcd import rpc
-from etcdsem.etcd.connection import METHODS
 from etcdsem.etcd.dialing import Dialer
 from etcdsem.etcd.grpc_protocol import RpcError
+from etcdsem.etcd.methods import METHODS
 from etcdsem.etcd.settings import read_settings
 from etcdsem.etcd.transport import MOST, MOST_ASIDE, Transport
 from tests.etcd.proxy import Proxy
