@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from etcdsem.clock import boot_time
 from etcdsem.core.commands import NotConnected
-from etcdsem.etcd.diagnosis import NO_NAME_SERVER, SILENT, Reason, explain, explain_start
+from etcdsem.etcd.diagnosis import NO_NAME_SERVER, SILENT, Reason, explain
 from etcdsem.etcd.dialing import CHUNK, Address, Dialer, Way, not_for_children, waits_for
 from etcdsem.etcd.http2 import Http2
 
@@ -46,16 +46,14 @@ class AioDial:
         """Connect, and wait for the peer's SETTINGS. Raises NotConnected."""
         dialer = self._dialer
         context = dialer.tls_context()
-        addresses = dialer.in_order(await self._look_up())
-        for number, address in enumerate(addresses):
-            share = (self._until - boot_time()) / (len(addresses) - number)
+        for attempt in dialer.attempts(await self._look_up(), self._until):
             try:
-                found = await self._connect(address, context, max(0.01, share))
+                found = await self._connect(attempt.address, context, attempt.timeout)
             except NotConnected:
-                if address is addresses[-1]:
+                if attempt.last:
                     raise
             else:
-                dialer.answered(address)
+                dialer.answered(attempt.address)
                 return found
         raise AssertionError("the resolver returned a name without addresses")
 
@@ -133,17 +131,11 @@ class AioDial:
                         sent = await _when_ready(sock, "write", lambda: sock.send(http2.outgoing))
                         del http2.outgoing[:sent]
                 http2.outgoing.clear()
-                while not http2.ready and http2.closed is None:
+                while not http2.ready:
                     data = await _when_ready(sock, "read", lambda: sock.recv(CHUNK))
-                    if data:
-                        http2.receive(data)
-                    else:
-                        http2.lost("the connection was closed at once")
+                    self._dialer.hear_greeting(http2, data)
         except TimeoutError:
             raise self._dialer.error(SILENT) from None
-        if http2.closed is not None:
-            tls = self._dialer.scheme == "https"
-            raise self._dialer.error(explain_start(http2.closed.text, tls=tls))
         return http2
 
 

@@ -17,6 +17,7 @@ import os
 import socket
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from etcdsem.clock import boot_time
@@ -93,6 +94,15 @@ class Address(NamedTuple):
     where: Any
 
 
+class Attempt(NamedTuple):
+    """An attempt to connect to an address."""
+
+    address: Address
+    timeout: float
+    last: bool
+    """There is no further address to try."""
+
+
 class Dialer:
     """Connects to one endpoint."""
 
@@ -116,22 +126,26 @@ class Dialer:
     def dial(self, until: float) -> tuple[socket.socket, Http2]:
         """Connect, and wait for the peer's SETTINGS. Raises NotConnected."""
         context = self.tls_context()
-        addresses = self.in_order(self._look_up(until))
-        for number, address in enumerate(addresses):
-            share = (until - boot_time()) / (len(addresses) - number)
+        for attempt in self.attempts(self._look_up(until), until):
             try:
-                found = self._connect(address, context, max(0.01, share))
+                found = self._connect(attempt.address, context, attempt.timeout)
             except NotConnected:
-                if address is addresses[-1]:
+                if attempt.last:
                     raise
             else:
-                self.answered(address)
+                self.answered(attempt.address)
                 return found
         raise AssertionError("the resolver returned a name without addresses")
 
-    def in_order(self, addresses: list[Address]) -> list[Address]:
-        """The addresses, starting with the one that answered last."""
-        return sorted(addresses, key=lambda one: one.where != self._last)
+    def attempts(self, addresses: list[Address], until: float) -> Iterator[Attempt]:
+        """The addresses, starting with the one that answered last, each with its share of the time
+        that is left.
+        """
+        in_order = sorted(addresses, key=lambda one: one.where != self._last)
+        for number, address in enumerate(in_order):
+            left = len(in_order) - number
+            share = (until - boot_time()) / left
+            yield Attempt(address, max(0.01, share), last=left == 1)
 
     def answered(self, address: Address) -> None:
         """Remember an address that answered, to try it first next time."""
@@ -275,7 +289,7 @@ class Dialer:
                 raise
             # What the peer sent before it closed the connection must still be read.
         http2.outgoing.clear()
-        while not http2.ready and http2.closed is None:
+        while not http2.ready:
             left = until - boot_time()
             try:
                 if left <= 0:
@@ -286,13 +300,19 @@ class Dialer:
                 if interrupts(error):
                     raise
                 raise self.error(SILENT) from None
-            if data:
-                http2.receive(data)
-            else:
-                http2.lost("the connection was closed at once")
+            self.hear_greeting(http2, data)
+        return http2
+
+    def hear_greeting(self, http2: Http2, data: bytes) -> None:
+        """Process the first bytes of the peer; empty: it has closed the connection. Raises
+        NotConnected.
+        """
+        if data:
+            http2.receive(data)
+        else:
+            http2.lost("the connection was closed at once")
         if http2.closed is not None:
             raise self.error(explain_start(http2.closed.text, tls=self._settings.tls))
-        return http2
 
 
 def hang_up(sock: socket.socket) -> None:
