@@ -1,6 +1,6 @@
 """The statistics of all clients of this process, including those that no longer exist.
 
-Separate from `metrics.py`, which shows them, so that a program that never looks need not load it.
+Separate from `metrics`, which shows them, so that a program that never looks need not load it.
 """
 
 from __future__ import annotations

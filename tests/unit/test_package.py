@@ -210,7 +210,6 @@ MOST_LINES_OF_A_FUNCTION = 40
 
 TOO_LONG = {
     "etcdsem.keeper:__init__",
-    "etcdsem.metrics",
     "etcdsem.model",
 }
 """Modules and functions that are longer today: to be removed, none to be added."""
