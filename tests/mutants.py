@@ -557,24 +557,24 @@ MUTANTS: tuple[Mutant, ...] = (
         "        self.semaphore",
         "core/test_semaphore_state.py::test_a_grant_that_was_bound_is_warned_of_once",
     ),
-    # ------------------------------------------------------------ keeper process
+    # ------------------------------------------------------------ helper process (keeper)
     Mutant(
         "the helper process goes on renewing a lease that was taken back meanwhile",
-        "keeper_process.py",
+        "renewal_helper_process.py",
         "        if self.table.forbidden(place):\n            self.drop(lease_id)",
         "        if place < 0:\n            self.drop(lease_id)",
         "keeper/test_keeper.py::test_the_helper_keeps_nothing_that_was_taken_back",
     ),
     Mutant(
         "the helper process takes a lease over that was taken back before",
-        "keeper_process.py",
+        "renewal_helper_process.py",
         'b"K" and not self._table.forbidden(place):',
         'b"K":',
         "keeper/test_keeper.py::test_the_helper_keeps_nothing_that_was_taken_back",
     ),
     Mutant(
         "a helper process that hears nothing any more goes on renewing",
-        "keeper/__init__.py",
+        "renewal_helper/__init__.py",
         "self.kill()\n        return False",
         "return False",
         "keeper/test_keeper.py::test_a_helper_that_cannot_be_told_is_killed",

@@ -81,7 +81,7 @@ class Client(OperatorCalls):
         driver = AioDriver(self._dial)
         driver.session.first_contact = self.settings.dial_timeout
         try:
-            driver.start_keeper(self.settings, self.keeper)
+            driver.start_helper(self.settings, self.keeper)
         except BaseException:
             driver.drop()
             raise

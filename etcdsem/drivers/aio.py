@@ -332,7 +332,7 @@ class AioDriver(Driver):
             self._at_rest = self.loop.create_future()
             await asyncio.wait([self._at_rest], timeout=left)
         self._over = True
-        self.stop_keeper()
+        self.stop_helper()
         self._watches.close()
         self._renewals.close()
         await self._calls.close()

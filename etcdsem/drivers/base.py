@@ -60,7 +60,7 @@ class Renewals(Protocol):
 
 
 class Helper(Protocol):
-    """A process that also refreshes leases; see `etcdsem.keeper`."""
+    """A process that also refreshes leases; see `etcdsem.renewal_helper`."""
 
     @property
     def pid(self) -> int: ...
@@ -91,13 +91,13 @@ class Driver(Env):
         """Whether its leases can be used in this process (and event loop)."""
         return self.pid == os.getpid()
 
-    def start_keeper(self, settings: ConnectionSettings, limit: float | None) -> None:
+    def start_helper(self, settings: ConnectionSettings, limit: float | None) -> None:
         """Start a helper process that also refreshes held leases; None: start none."""
         if limit is None:
             return
-        from etcdsem.keeper import KeeperProcess
+        from etcdsem.renewal_helper import RenewalHelper
 
-        self.helper = KeeperProcess(settings, limit, start=self._start_beside, write_log=self.log)
+        self.helper = RenewalHelper(settings, limit, start=self._start_beside, write_log=self.log)
         self.session.leases.chores.append(self._tend)
 
     def _tend(self, now: float) -> float:
@@ -109,7 +109,7 @@ class Driver(Env):
             self.helper.tend(grant.lease)
         return now + TICK if grants else math.inf
 
-    def stop_keeper(self) -> None:
+    def stop_helper(self) -> None:
         """End the helper process: the client is being closed."""
         helper, self.helper = self.helper, None
         if helper is not None:

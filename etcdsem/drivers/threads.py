@@ -304,7 +304,7 @@ class ThreadDriver(Driver):
         """Give everything back, within `grace` seconds, and disconnect."""
         with contextlib.suppress(Failure):
             self.run(lifecycle.shutdown(self.session, self.now() + grace))
-        self.stop_keeper()
+        self.stop_helper()
         self._watches.close()
         self._renewals.close()
         self._calls.close()

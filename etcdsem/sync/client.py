@@ -88,7 +88,7 @@ class Client(OperatorCalls):
         driver.session.first_contact = self.settings.dial_timeout
         exit_hooks.see_to_child()
         try:
-            driver.start_keeper(self.settings, self.keeper)
+            driver.start_helper(self.settings, self.keeper)
         except BaseException:
             driver.close(0.0)
             raise

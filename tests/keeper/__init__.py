@@ -1,1 +1,1 @@
-"""Tests of the keeper process."""
+"""Tests of the helper process (keeper)."""

@@ -1,4 +1,4 @@
-"""A keeper process refreshes for a busy program, and for nobody else."""
+"""The helper process (keeper) refreshes for a busy program, and for nobody else."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from etcdsem import Client, Semaphore, aio
 from etcdsem.clock import boot_time
 from etcdsem.core.leases import TtlLease
 from etcdsem.facade.client import read_keeper
-from etcdsem.keeper import KeeperProcess
-from etcdsem.keeper.table import ORDER, Table, open_memory
-from etcdsem.keeper_process import Borrowed, Helper
+from etcdsem.renewal_helper import RenewalHelper
+from etcdsem.renewal_helper.table import ORDER, Table, open_memory
+from etcdsem.renewal_helper_process import Borrowed, Helper
 from tests.helpers.connections import leases_of
 from tests.helpers.env import Clock
 from tests.helpers.history import assert_clean
@@ -329,7 +329,7 @@ def test_no_helper_can_be_started(
         sem = Semaphore(1, name, client=client, lease_timeout=TTL)
         with sem.hold() as lease:
             keeper = client._driver.helper
-            assert isinstance(keeper, KeeperProcess)
+            assert isinstance(keeper, RenewalHelper)
             with monkeypatch.context() as patch:
                 getattr(Broken(patch, tmp_path), how)()
                 os.kill(keeper.pid, signal.SIGKILL)
@@ -340,7 +340,7 @@ def test_no_helper_can_be_started(
             assert lease.valid
     errors = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
     assert len(errors) == 1
-    assert f"the keeper process {said}" in errors[0]
+    assert f"the helper process (keeper) {said}" in errors[0]
     assert_clean(etcd, name)
 
 
@@ -377,14 +377,14 @@ def test_the_first_helper_cannot_be_started(
     before = os.listdir("/proc/self/fd")
     with monkeypatch.context() as patch:
         getattr(Broken(patch, tmp_path), how)()
-        with pytest.raises(etcdsem.EtcdSemError, match=r"^the keeper process "):
-            KeeperProcess(settings, 600)
+        with pytest.raises(etcdsem.EtcdSemError, match=r"^the helper process \(keeper\) "):
+            RenewalHelper(settings, 600)
     assert os.listdir("/proc/self/fd") == before
 
 
 def test_closed_while_another_helper_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A beat does not wait for the start, and what has started by then ends too."""
-    keeper = KeeperProcess(etcdsem.connect("h:1").settings, 600)
+    keeper = RenewalHelper(etcdsem.connect("h:1").settings, 600)
     os.kill(keeper.pid, signal.SIGKILL)
     go, started, popen = threading.Event(), threading.Event(), subprocess.Popen
     made: list[subprocess.Popen[bytes]] = []
@@ -412,7 +412,7 @@ def test_closed_while_another_helper_starts(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_helper_that_cannot_be_told_is_killed() -> None:
     """Its pipe is full, so it would go on renewing a lease that was given back."""
-    keeper = KeeperProcess(etcdsem.connect("h:1").settings, 600)
+    keeper = RenewalHelper(etcdsem.connect("h:1").settings, 600)
     lease = TtlLease(7, 10, 10.0, boot_time())
     keeper.hand_over(lease)
     helper = keeper._helper
@@ -432,7 +432,7 @@ def test_a_helper_that_cannot_be_told_is_killed() -> None:
 
 def test_an_error_of_ours_ends_the_helper(caplog: pytest.LogCaptureFixture) -> None:
     """It is logged and not raised, and a helper that may not have heard does not go on."""
-    keeper = KeeperProcess(etcdsem.connect("h:1").settings, 600)
+    keeper = RenewalHelper(etcdsem.connect("h:1").settings, 600)
     lease = TtlLease(7, 10, 10.0, boot_time())
     keeper.hand_over(lease)
     pid, keeper._table = keeper.pid, None  # type: ignore[assignment]
@@ -490,23 +490,23 @@ def test_the_helper_keeps_nothing_that_was_taken_back(when: str) -> None:
     clock = Clock()
     helper = Helper.__new__(Helper)
     memory = open_memory()
-    keeper = Borrowed(clock)
-    keeper.table, keeper.places = Table(memory), {}
-    helper._keeper, helper._table = keeper, keeper.table
-    keeper.table.clear(3)
+    leases = Borrowed(clock)
+    leases.table, leases.places = Table(memory), {}
+    helper._leases, helper._table = leases, leases.table
+    leases.table.clear(3)
     if when == "before":
-        keeper.table.forbid(3)
+        leases.table.forbid(3)
     helper._obey(ORDER.pack(b"K", 77, 3, 30.0, 10.0, clock.time, math.inf))
     if when == "during":
         clock.time += 8
-        keeper.beat(clock.time)
+        leases.beat(clock.time)
         assert clock.renewed == [77]
-        keeper.table.forbid(3)
-        keeper.renewed(77, 30.0)
-    assert keeper.live == {}
-    assert keeper.places == {}
-    assert keeper.table.forbidden(3)
-    keeper.table.close()
+        leases.table.forbid(3)
+        leases.renewed(77, 30.0)
+    assert leases.live == {}
+    assert leases.places == {}
+    assert leases.table.forbidden(3)
+    leases.table.close()
     os.close(memory)
 
 

@@ -32,9 +32,9 @@ MAY: dict[str, set[str]] = {
     "intervals": {*PLAIN, "core"},
     "process_stats": {"core"},
     "metrics": {"model", "process_stats", "core"},
-    "keeper": {"clock", "errors", "interpreter", "core"},
-    "keeper_process": {"core", "keeper", "posix", "sync"},
-    "drivers": {*PLAIN, "client_lock", "clock", "core", "etcd", "keeper", "process_stats"},
+    "renewal_helper": {"clock", "errors", "interpreter", "core"},
+    "renewal_helper_process": {"core", "posix", "renewal_helper", "sync"},
+    "drivers": {*PLAIN, "client_lock", "clock", "core", "etcd", "process_stats", "renewal_helper"},
     "facade": {*PLAIN, "core", "drivers", "interpreter", "intervals"},
     "sync": LIBRARY,
     "aio": LIBRARY,
@@ -82,7 +82,7 @@ EXCEPTIONS = {
         "etcd.settings",
         "etcd.stream_thread",
     },
-    "keeper": {"etcd.settings"},
+    "renewal_helper": {"etcd.settings"},
     "testing.base": {"etcd.settings"},
 }
 """What breaks the rule today, below etcdsem: to be removed, none to be added."""
@@ -209,7 +209,6 @@ MOST_LINES = 400
 MOST_LINES_OF_A_FUNCTION = 40
 
 TOO_LONG = {
-    "etcdsem.keeper:__init__",
     "etcdsem.model",
 }
 """Modules and functions that are longer today: to be removed, none to be added."""

@@ -1,4 +1,4 @@
-"""The helper process: it runs the core's heartbeat for leases that belong to the parent."""
+"""The helper process (keeper) runs the core's heartbeat for leases that belong to its parent."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import NoReturn
 
 from etcdsem.core.lease_manager import LeaseManager
 from etcdsem.core.leases import TtlLease
-from etcdsem.keeper.table import ORDER, Table
 from etcdsem.posix import die_with_parent, process_stat
+from etcdsem.renewal_helper.table import ORDER, Table
 from etcdsem.sync import Client
 
 LOOK = 0.25
@@ -57,10 +57,10 @@ class Helper:
         settings.__dict__["password"] = password
         self._client = Client(settings)
         driver = self._driver = self._client._driver
-        keeper = Borrowed(driver)
-        keeper.table, keeper.places = Table(memory), {}
-        driver.session.leases = self._keeper = keeper
-        self._table = keeper.table
+        leases = Borrowed(driver)
+        leases.table, leases.places = Table(memory), {}
+        driver.session.leases = self._leases = leases
+        self._table = leases.table
 
     def work(self) -> None:
         """Run until the parent ends, or closes the pipe."""
@@ -76,18 +76,18 @@ class Helper:
                     self._obey(heard[: ORDER.size])
                     heard = heard[ORDER.size :]
                 rest = self._is_stopped() or self._table.silent_for() > self._limit
-                for lease in self._keeper.live.values():
+                for lease in self._leases.live.values():
                     lease.paused = rest
 
     def _obey(self, order: bytes) -> None:
         kind, lease_id, place, ttl, refresh, sent, bound = ORDER.unpack(order)
-        self._keeper.drop(lease_id)
+        self._leases.drop(lease_id)
         if kind == b"K" and not self._table.forbidden(place):
             lease = TtlLease(lease_id, int(ttl), ttl, sent)
             lease.bind(0.0, bound)
             lease.refresh = 0.7 * refresh  # sooner than the parent, which then need not refresh
-            self._keeper.places[lease_id] = place
-            self._keeper.adopt(lease)
+            self._leases.places[lease_id] = place
+            self._leases.adopt(lease)
 
     def _is_stopped(self) -> bool:
         """Was the parent stopped by a signal or a debugger?"""

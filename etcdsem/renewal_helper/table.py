@@ -1,4 +1,4 @@
-"""The memory that a program and its keeper process share.
+"""The memory that a program and its helper process (keeper) share.
 
 Record 0 holds the program's last sign of life. Each other record belongs to one lease: its ID, when
 the last answered renewal was sent, and the TTL in the answer. A record carries a checksum, so that

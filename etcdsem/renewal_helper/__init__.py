@@ -1,4 +1,4 @@
-"""A helper process that refreshes leases for a program whose interpreter is busy.
+"""A helper process (keeper) that refreshes leases for a program whose interpreter is busy.
 
 1. A lease is handed over through a pipe when it is granted, and taken back when it is released or
    lost. The helper renews what it was handed, and nothing else; when in doubt it stops. It never
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from etcdsem import interpreter
 from etcdsem.clock import boot_time
 from etcdsem.errors import EtcdSemError
-from etcdsem.keeper.table import ORDER, RECORDS, Table, open_memory
+from etcdsem.renewal_helper.table import ORDER, RECORDS, Table, open_memory
 
 if TYPE_CHECKING:
     from etcdsem.core.leases import TtlLease
@@ -46,7 +46,7 @@ _FAILURES = (OSError, MemoryError, RuntimeError, subprocess.SubprocessError)
 """The errors of a start if processes, threads, files or memory have run out."""
 
 
-class _Helper:
+class _Process:
     """One helper process and the pipe to it."""
 
     def __init__(self, settings: ConnectionSettings, limit: float, memory: int) -> None:
@@ -56,7 +56,7 @@ class _Helper:
         # The kernel's signal for the parent's death is really sent when the parent *thread* ends.
         main = threading.current_thread() is threading.main_thread()
         command = interpreter.python(
-            "from etcdsem.keeper_process import main; main()",
+            "from etcdsem.renewal_helper_process import main; main()",
             str(memory),
             str(os.getpid()),
             "thread" if main else "-",
@@ -152,7 +152,7 @@ def _never_raises(method: F) -> F:
     """For methods that the heartbeat or a release calls: an error ends the helper, nothing else."""
 
     @functools.wraps(method)
-    def call(self: KeeperProcess, *arguments: Any) -> None:
+    def call(self: RenewalHelper, *arguments: Any) -> None:
         try:
             method(self, *arguments)
         except Exception as error:
@@ -161,7 +161,7 @@ def _never_raises(method: F) -> F:
     return call  # type: ignore[return-value]
 
 
-class KeeperProcess:
+class RenewalHelper:
     """The program's side. Its methods are quick, may be called under a lock, and never raise."""
 
     def __init__(
@@ -187,7 +187,7 @@ class KeeperProcess:
         self._pid = os.getpid()
         self._places: dict[int, int] = {}  # the records of the leases that are handed over
         self._free = list(range(RECORDS - 1, 0, -1))
-        self._made: deque[_Helper] = deque()  # started by a thread, for the next beat to take
+        self._made: deque[_Process] = deque()  # started by a thread, for the next beat to take
         self._starting = False  # such a thread is running
         self._failures = 0  # since a helper was healthy
         self._said = ""  # the last failure that was logged
@@ -195,20 +195,12 @@ class KeeperProcess:
         self._closed = False
         with contextlib.ExitStack() as stack:
             try:
-                self._memory = open_memory()
-                stack.callback(os.close, self._memory)
-                self._table = Table(self._memory)
-                stack.callback(self._table.close)
-                self._table.beat()
-            except _FAILURES as error:
-                message = f"the keeper process cannot be started: {_text(error)}"
-                raise EtcdSemError(message) from error
-            try:
-                self._helper: _Helper | None = _Helper(settings, limit, self._memory)
+                self._memory, self._table = _share_memory(stack)
+                self._helper: _Process | None = _Process(settings, limit, self._memory)
             except EtcdSemError as error:
-                raise EtcdSemError(f"the keeper process {error}") from error
+                raise EtcdSemError(f"the helper process (keeper) {error}") from error
             stack.pop_all()
-        _keepers.add(self)
+        _helpers.add(self)
 
     @property
     def pid(self) -> int:
@@ -258,13 +250,13 @@ class KeeperProcess:
         starting = self._starting  # read first: what was made before it was reset is there now
         if self._helper is None and self._made:
             self._helper = self._made.popleft()
-            self._log(logging.INFO, "etcdsem: another keeper process has started")
+            self._log(logging.INFO, "etcdsem: another helper process (keeper) has started")
         if self._helper is not None and self._helper.ended:
             self._bury(self._helper)
         if self._helper is None and not starting and boot_time() >= self._next_try:
             self._start_another()
 
-    def _bury(self, helper: _Helper) -> None:
+    def _bury(self, helper: _Process) -> None:
         """The helper has ended; its leases will be handed to the next one."""
         self._helper = None
         helper.let_go()
@@ -274,7 +266,7 @@ class KeeperProcess:
             self._failures, self._said = 0, ""
         if self._failures == 0:
             self._failures = 1
-            message = "etcdsem: the keeper process has ended (%s); starting another"
+            message = "etcdsem: the helper process (keeper) has ended (%s); starting another"
             self._log(logging.WARNING, message, helper.how)
         else:
             self._failed(f"has ended ({helper.how})")
@@ -294,7 +286,7 @@ class KeeperProcess:
 
     def _make(self, memory: int) -> None:
         try:
-            self._made.append(_Helper(self._settings, self._limit, memory))
+            self._made.append(_Process(self._settings, self._limit, memory))
             if self._closed:
                 self._end_those_made()
         except EtcdSemError as error:
@@ -312,8 +304,8 @@ class KeeperProcess:
         self._said = what
         self._log(
             level,
-            "etcdsem: the keeper process %s; leases are refreshed by this process alone. The next "
-            "try is in %gs, later ones take longer; ETCDSEM_DEBUG=1 shows the keeper's own errors",
+            "etcdsem: the helper process (keeper) %s; leases are refreshed by this process alone. "
+            "The next try is in %gs, later ones take longer; ETCDSEM_DEBUG=1 shows its own errors",
             what,
             pause,
         )
@@ -352,6 +344,19 @@ class KeeperProcess:
                 one.is_not_ours()
 
 
+def _share_memory(stack: contextlib.ExitStack) -> tuple[int, Table]:
+    """New shared memory: its descriptor, and the table in it. Raises EtcdSemError."""
+    try:
+        memory = open_memory()
+        stack.callback(os.close, memory)
+        table = Table(memory)
+        stack.callback(table.close)
+        table.beat()
+    except _FAILURES as error:
+        raise EtcdSemError(f"cannot be started: {_text(error)}") from error
+    return memory, table
+
+
 def _order(kind: bytes, lease: TtlLease, place: int) -> bytes:
     return ORDER.pack(kind, lease.id, place, lease.ttl, lease.refresh, lease.sent, lease.bound)
 
@@ -360,12 +365,12 @@ def _start_thread(function: Callable[[], object], name: str) -> None:
     threading.Thread(target=function, name=name, daemon=True).start()
 
 
-_keepers: weakref.WeakSet[KeeperProcess] = weakref.WeakSet()
+_helpers: weakref.WeakSet[RenewalHelper] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    for keeper in list(_keepers):
-        keeper.after_fork_in_child()
+    for helper in list(_helpers):
+        helper.after_fork_in_child()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
