@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from etcdsem.core.leases import margin
 from etcdsem.errors import InvalidSetting
-from etcdsem.model import (
+from etcdsem.model import Duration
+from etcdsem.validation import (
     DEFAULT_LEASE_TIMEOUT,
-    Duration,
     dask_setting,
     environment,
     lease_timeout_seconds,

@@ -21,7 +21,8 @@ from etcdsem.core.keys import ORDINARY, Demand
 from etcdsem.facade import multi
 from etcdsem.facade.decorators import AsyncDecorator
 from etcdsem.facade.semaphore import BaseSemaphore
-from etcdsem.model import Duration, timeout_seconds
+from etcdsem.model import Duration
+from etcdsem.validation import timeout_seconds
 
 
 class LeasingSemaphore(AsyncDecorator, Bound, BaseSemaphore[Lease]):

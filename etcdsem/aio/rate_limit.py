@@ -10,7 +10,8 @@ from etcdsem.aio.client import Client
 from etcdsem.aio.loop_check import methods_need_loop  # asyncio only
 from etcdsem.facade.decorators import AsyncDecorator
 from etcdsem.facade.rate_limit import BaseRateLimit
-from etcdsem.model import Denied, Duration, Permit, Status, timeout_seconds
+from etcdsem.model import Denied, Duration, Permit, Status
+from etcdsem.validation import timeout_seconds
 
 
 @methods_need_loop  # asyncio only

@@ -42,7 +42,8 @@ from etcdsem.core.listeners import CallbackListener
 from etcdsem.core.retry import out_of_patience, read, sleep, transact
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import EtcdSemError, EtcdUnavailable, InvalidSetting
-from etcdsem.model import MAX_LIMIT, Rate
+from etcdsem.model import Rate
+from etcdsem.validation import MAX_LIMIT
 
 
 class Change(NamedTuple):

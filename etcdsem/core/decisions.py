@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 
 from etcdsem.core.keys import Keys, Limit, Queued, slot_number
 from etcdsem.core.transactions import MAX_DEPTH, HeldSlots, Look
-from etcdsem.model import MAX_WEIGHT
+from etcdsem.validation import MAX_WEIGHT
 
 HEAL_DELAY = 0.02
 """Seconds. Before healing what all clients see at once, each client waits for a random part of

@@ -15,7 +15,8 @@ from etcdsem.core.leases import TICK, TtlLease
 from etcdsem.core.listeners import CallbackListener, WatchGroup
 from etcdsem.core.slot_audit import verify
 from etcdsem.core.transactions import HeldSlots
-from etcdsem.model import duration_text, warning_ahead
+from etcdsem.model import duration_text
+from etcdsem.validation import warning_ahead
 
 if TYPE_CHECKING:
     from etcdsem.core.semaphore import SemaphoreState

@@ -34,7 +34,8 @@ from etcdsem.core.retry import read
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
 from etcdsem.errors import EtcdSemError, InvalidSetting, NobodyThere, SemaphoreClosed
-from etcdsem.model import MAX_WEIGHT, Holder, Junk, Overview, Status, Waiter, check_name
+from etcdsem.model import Holder, Junk, Overview, Status, Waiter
+from etcdsem.validation import MAX_WEIGHT, check_name
 
 WAITERS_ASKED = 256
 """For how many waiters etcd is asked how long their lease has left. etcd answers for one lease per

@@ -41,7 +41,8 @@ from etcdsem.core.keys import (
     stated,
     waits,
 )
-from etcdsem.model import Rate, check_name
+from etcdsem.model import Rate
+from etcdsem.validation import check_name
 
 LATE = 5.0
 """Seconds after which a missing event is considered lost. With a busy etcd or a busy reader, events

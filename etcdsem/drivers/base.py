@@ -21,8 +21,9 @@ from etcdsem.core.session import Session
 from etcdsem.errors import InvalidSetting
 from etcdsem.etcd.settings import ConnectionSettings as ConnectionSettings  # for the facades
 from etcdsem.etcd.settings import read_settings
-from etcdsem.model import Duration, dask_setting, environment, seconds
+from etcdsem.model import Duration
 from etcdsem.process_stats import follow
+from etcdsem.validation import dask_setting, environment, seconds
 
 EXIT_GRACE = 2.0
 """Seconds for giving everything back when the interpreter, or the event loop, ends."""

@@ -5,7 +5,7 @@
    at the next endpoint), *because the server says that it did not process it* (then once, on
    another connection), or *because the login had expired* (after a new login). All other decisions
    to retry are the core's.
-3. An endpoint that is new, or has failed, is asked for its status before any other request: if that
+3. An endpoint that is new, or has failed, must report its status before any other request: if that
    fails, nothing was sent, and its answer shows what is wrong.
 4. The generators yield each `Rpc` to make, and receive the answer or the error. `connection` makes
    the calls in the caller's thread, `aio_connection` in an event loop.

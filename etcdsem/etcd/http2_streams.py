@@ -143,7 +143,7 @@ class StreamTable:
         self.retired = self._next_id > MAX_STREAM_ID
         self.streams[number] = stream
         stream._window = self._stream_window
-        # We use no header table. A peer that wants a smaller one than usual must be told.
+        # We use no header table. A peer that wants a smaller one than usual must learn that.
         block = stream._block if number > 1 else NO_TABLE + stream._block
         stream._block = b""
         flags = END_HEADERS

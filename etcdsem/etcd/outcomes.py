@@ -84,7 +84,7 @@ UNKNOWN = Outcome("", "", OutcomeUnknown)
 
 
 def classify(code: str, details: str) -> Outcome:
-    """The row for a gRPC status; `UNKNOWN` if there is none."""
+    """The row for a gRPC status; else `UNKNOWN`."""
     for row in OUTCOMES:
         if row.code == code and row.text in details:
             return row

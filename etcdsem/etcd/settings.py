@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from etcdsem.errors import InvalidSetting
-from etcdsem.model import environment
+from etcdsem.validation import environment
 
 DEFAULT_ENDPOINT = "127.0.0.1:2379"
 DEFAULT_DIAL_TIMEOUT = 10.0

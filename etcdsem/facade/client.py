@@ -18,15 +18,9 @@ from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
 from etcdsem.drivers.base import ConnectionSettings
 from etcdsem.errors import InvalidSetting
-from etcdsem.model import (
+from etcdsem.model import Duration, Holder, Junk, LimitInfo, Rate, Status, Waiter
+from etcdsem.validation import (
     DEFAULT_PREFIX,
-    Duration,
-    Holder,
-    Junk,
-    LimitInfo,
-    Rate,
-    Status,
-    Waiter,
     check_limit,
     check_name,
     check_prefix,

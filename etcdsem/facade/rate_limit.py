@@ -12,7 +12,8 @@ from etcdsem.core.limits import learn_limit
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import InvalidSetting
 from etcdsem.facade.semaphore import Named, register_rate
-from etcdsem.model import Denied, Duration, Permit, Status, make_rate
+from etcdsem.model import Denied, Duration, Permit, Status
+from etcdsem.validation import make_rate
 
 
 class BaseRateLimit(Named):

@@ -25,10 +25,8 @@ from etcdsem.facade.client import draining, operator, pausing, resuming
 from etcdsem.facade.entered_blocks import EnteredBlocks
 from etcdsem.facade.lease import OWNERS, BaseLease
 from etcdsem.intervals import read_intervals
-from etcdsem.model import (
-    Duration,
-    Rate,
-    Status,
+from etcdsem.model import Duration, Rate, Status
+from etcdsem.validation import (
     check_limit,
     check_name,
     check_prefix,

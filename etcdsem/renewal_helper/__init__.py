@@ -204,7 +204,7 @@ class RenewalHelper:
 
     @property
     def pid(self) -> int:
-        """The PID of the helper; 0 while there is none."""
+        """The PID of the helper; 0 while it does not run."""
         return self._helper.pid if self._helper is not None else 0
 
     @_never_raises

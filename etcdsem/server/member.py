@@ -172,7 +172,7 @@ class EtcdServer:
             time.sleep(0.02)
 
     def log(self) -> str:
-        """Return its log, across all restarts; empty if there is none."""
+        """Return its log, across all restarts; empty without one."""
         with contextlib.suppress(OSError), open(self.log_path, errors="replace") as file:
             return file.read()
         return ""

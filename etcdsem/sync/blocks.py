@@ -18,9 +18,10 @@ from etcdsem.core.keys import ORDINARY, Demand
 from etcdsem.facade import multi
 from etcdsem.facade.decorators import Decorator
 from etcdsem.facade.semaphore import BaseSemaphore
-from etcdsem.model import Duration, timeout_seconds
+from etcdsem.model import Duration
 from etcdsem.sync.bound import Bound
 from etcdsem.sync.lease import Lease
+from etcdsem.validation import timeout_seconds
 
 
 class LeasingSemaphore(Decorator, Bound, BaseSemaphore[Lease]):

@@ -8,9 +8,10 @@ from typing import Self
 
 from etcdsem.facade.decorators import Decorator
 from etcdsem.facade.rate_limit import BaseRateLimit
-from etcdsem.model import Denied, Duration, Permit, Status, timeout_seconds
+from etcdsem.model import Denied, Duration, Permit, Status
 from etcdsem.sync.bound import Bound
 from etcdsem.sync.client import Client
+from etcdsem.validation import timeout_seconds
 
 
 class RateLimit(Decorator, Bound, BaseRateLimit):

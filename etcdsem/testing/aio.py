@@ -19,10 +19,11 @@ from etcdsem import aio
 from etcdsem.core.commands import Mailbox, Procedure, Txn, TxnReply
 from etcdsem.drivers import aio as aio_driver
 from etcdsem.errors import InvalidSetting
-from etcdsem.model import Duration, seconds
+from etcdsem.model import Duration
 from etcdsem.testing.aio_virtual import Box, LoopTime
 from etcdsem.testing.base import SETTINGS, BaseMemory, Wire
 from etcdsem.testing.model import EtcdModel
+from etcdsem.validation import seconds
 
 T = TypeVar("T")
 

@@ -25,9 +25,10 @@ from etcdsem.clock import boot_time
 from etcdsem.core.commands import Mailbox, Txn, TxnReply
 from etcdsem.drivers import threads
 from etcdsem.errors import InvalidSetting
-from etcdsem.model import Duration, seconds
+from etcdsem.model import Duration
 from etcdsem.testing.base import SETTINGS, BaseMemory, Wire
 from etcdsem.testing.virtual import PATIENCE, Box, VirtualTime
+from etcdsem.validation import seconds
 
 
 class _Line(Wire):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import etcdsem
-from etcdsem import Client, Semaphore, model
+from etcdsem import Client, Semaphore, model, validation
 from tests.helpers.history import assert_clean
 
 if TYPE_CHECKING:
@@ -100,14 +100,14 @@ def test_integer_types_are_limits(client: Client, name: str) -> None:
 )
 def test_durations(given: model.Duration, expected: float) -> None:
     """Seconds, strings and timedelta mean the same everywhere."""
-    assert model.seconds(given) == pytest.approx(expected)
+    assert validation.seconds(given) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("bad", ["", "soon", "5 parsecs", math.nan, "nan", None, True, [], "1m30"])
 def test_durations_that_cannot_be(bad: Any) -> None:
     """What is no duration is refused, with an example of one."""
     with pytest.raises(etcdsem.InvalidSetting, match="1m30s"):
-        model.seconds(bad)
+        validation.seconds(bad)
 
 
 @pytest.mark.parametrize("bad", [-1, "-1s", timedelta(seconds=-1)])

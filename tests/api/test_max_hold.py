@@ -12,8 +12,9 @@ import pytest
 
 import etcdsem
 from etcdsem import Client, InvalidSetting, Lease, LeaseLost, Semaphore
-from etcdsem.model import duration_text, warning_ahead
+from etcdsem.model import duration_text
 from etcdsem.testing import memory
+from etcdsem.validation import warning_ahead
 from tests.helpers.history import assert_clean
 from tests.helpers.waiters import Waiters
 from tests.helpers.waiting import eventually

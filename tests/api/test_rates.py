@@ -30,9 +30,10 @@ from etcdsem.core import permits, rates
 from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
 from etcdsem.core.semaphore import SemaphoreState
-from etcdsem.model import Rate, make_rate, read_rate
+from etcdsem.model import Rate
 from etcdsem.server import EtcdServer
 from etcdsem.testing import memory
+from etcdsem.validation import make_rate, read_rate
 from tests.benchmarks.measure import metrics
 from tests.helpers.waiting import eventually
 from tests.rates.use import Span, most_in_a_window, use_of

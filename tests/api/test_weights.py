@@ -11,7 +11,7 @@ import pytest
 import etcdsem
 from etcdsem import Client, LeaseLost, Semaphore, WeightExceedsLimit
 from etcdsem.errors import InvalidSetting
-from etcdsem.model import MAX_WEIGHT
+from etcdsem.validation import MAX_WEIGHT
 from tests.helpers.costs import counted, spent
 from tests.helpers.history import assert_clean
 from tests.helpers.waiters import Asking, take

@@ -10,7 +10,7 @@ import pytest
 
 from etcdsem.errors import InvalidSetting
 from etcdsem.etcd.settings import parse_endpoints, read_settings
-from etcdsem.model import read_labels
+from etcdsem.validation import read_labels
 
 
 @pytest.mark.parametrize(

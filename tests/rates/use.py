@@ -27,8 +27,9 @@ from typing import NamedTuple
 
 from etcdsem import server
 from etcdsem.clock import boot_time
-from etcdsem.model import Rate, read_rate
+from etcdsem.model import Rate
 from etcdsem.server import EtcdServer
+from etcdsem.validation import read_rate
 
 STAMP = struct.Struct("dd")
 """What a worker sends at each start: a `Span`."""

@@ -11,7 +11,7 @@ import sys
 from etcdsem import RateLimit
 from etcdsem.clock import boot_time
 from etcdsem.core import permits
-from etcdsem.model import read_rate
+from etcdsem.validation import read_rate
 from tests.rates.use import STAMP
 
 

@@ -49,7 +49,7 @@ from etcdsem.core.keys import (
     slot_number,
     stated,
 )
-from etcdsem.model import MAX_WEIGHT
+from etcdsem.validation import MAX_WEIGHT
 
 if TYPE_CHECKING:
     from etcdsem.core.grants import Grant

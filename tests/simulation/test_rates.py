@@ -20,7 +20,8 @@ from etcdsem.core.lease_manager import LeaseManager
 from etcdsem.core.leases import TtlLease
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import EtcdUnavailable
-from etcdsem.model import Rate, default_block
+from etcdsem.model import Rate
+from etcdsem.validation import default_block
 from tests.helpers.slow import sample
 from tests.scenarios.rate_stages import SimRates
 from tests.simulation.outcome import report

@@ -15,12 +15,13 @@ from etcdsem.server import EtcdServer
 
 PACKAGE = Path(etcdsem.__file__).parent
 
-PLAIN = {"errors", "model"}
+PLAIN = {"errors", "model", "validation"}
 LIBRARY = {*PLAIN, "client_lock", "clock", "core", "drivers", "exit_hooks", "facade"}
 
 MAY: dict[str, set[str]] = {
     "errors": set(),
-    "model": {"errors"},
+    "model": set(),
+    "validation": {"errors", "model"},
     "core": PLAIN,
     "etcd": {*PLAIN, "client_lock", "clock", "core"},
     "clock": set(),
@@ -208,11 +209,6 @@ MOST_LINES = 400
 
 MOST_LINES_OF_A_FUNCTION = 40
 
-TOO_LONG = {
-    "etcdsem.model",
-}
-"""Modules and functions that are longer today: to be removed, none to be added."""
-
 
 def too_long() -> Iterator[str]:
     """Modules, and functions as ``module:name``."""
@@ -228,8 +224,8 @@ def too_long() -> Iterator[str]:
 
 
 def test_nothing_is_too_long_to_read() -> None:
-    """Who has made something shorter removes it from the list."""
-    assert set(too_long()) == TOO_LONG
+    """Split what has grown too long."""
+    assert not list(too_long())
 
 
 def test_the_core_is_pure() -> None:

@@ -67,7 +67,7 @@ def drain(
       0  no lease is held                 75 leases are still held after --wait
       1  it was resumed meanwhile         128+N stopped by signal N
     """
-    from etcdsem.model import timeout_seconds
+    from etcdsem.validation import timeout_seconds
 
     limit = timeout_seconds(wait, what="--wait")
     client = connect(ctx)

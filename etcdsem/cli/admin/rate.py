@@ -32,7 +32,7 @@ def rate(ctx: click.Context, /, name: str, rate: str | None, as_json: bool) -> N
       etcdsem rate api
       etcdsem rate api 200/1m
     """
-    from etcdsem.model import read_rate
+    from etcdsem.validation import read_rate
 
     wanted = None if rate is None else read_rate(rate)
     with connect(ctx) as client:

@@ -84,7 +84,7 @@ def bench(
       etcdsem bench --json | jq .rates.hand_overs
     """
     from etcdsem.cli.bench.bench_report import bench_findings
-    from etcdsem.model import check_name
+    from etcdsem.validation import check_name
 
     if name is not None:
         check_name(name)

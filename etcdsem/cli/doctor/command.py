@@ -45,7 +45,7 @@ def doctor(ctx: click.Context, /, name: str | None, as_json: bool) -> int:
     """
     from etcdsem.cli.doctor.checks import run_checks
     from etcdsem.cli.doctor.probes import probe
-    from etcdsem.model import check_name
+    from etcdsem.validation import check_name
 
     if name is not None:
         check_name(name)

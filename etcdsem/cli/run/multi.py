@@ -34,7 +34,8 @@ def read_names(words: Sequence[str], limit: int | None) -> tuple[tuple[str, int 
         click.UsageError: the names cannot be combined like that.
         InvalidName, InvalidSetting: a name or a limit is invalid.
     """
-    from etcdsem.model import MAX_SEMAPHORES, check_limit, check_name
+    from etcdsem.model import MAX_SEMAPHORES
+    from etcdsem.validation import check_limit, check_name
 
     if limit is not None and (len(words) > 1 or "=" in words[0]):
         first = words[0].partition("=")[0]

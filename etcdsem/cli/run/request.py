@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import click
 
-from etcdsem import model
+from etcdsem import validation
 from etcdsem.cli import exit_codes
 from etcdsem.cli.options import WholeNumber
 from etcdsem.cli.output import exact, say
@@ -182,8 +182,8 @@ def read_request(
         _refuse_lease_options(weight, priority, backfill, max_hold)
     intervals = read_intervals(lease_timeout, None)
     return LeaseRequest(
-        name=model.check_name(name),
-        limit=None if limit is None else model.check_limit(limit),
+        name=validation.check_name(name),
+        limit=None if limit is None else validation.check_limit(limit),
         more=tuple(more),
         one_of=False,
         wait=seconds,
@@ -193,18 +193,18 @@ def read_request(
         spare=intervals.spare,
         labels=_labels(labels),
         quiet=quiet,
-        weight=model.check_weight(weight),
-        priority=model.check_priority(priority),
+        weight=validation.check_weight(weight),
+        priority=validation.check_priority(priority),
         backfill=backfill,
-        max_hold=model.max_hold_seconds(max_hold, what="--max-hold"),
-        rate=None if rate is None else model.read_rate(rate),
+        max_hold=validation.max_hold_seconds(max_hold, what="--max-hold"),
+        rate=None if rate is None else validation.read_rate(rate),
     )
 
 
 def _wait_seconds(wait: str | None, *, nonblock: bool) -> float | None:
     if nonblock and wait is not None:
         raise click.UsageError("--nonblock and --wait cannot be combined")
-    return 0.0 if nonblock else model.timeout_seconds(wait, what="--wait")
+    return 0.0 if nonblock else validation.timeout_seconds(wait, what="--wait")
 
 
 def _refuse_lease_options(*given: object) -> None:
@@ -224,7 +224,7 @@ def read_grace(option: str, given: str | None, request: LeaseRequest) -> float:
     Raises:
         InvalidSetting: it does not fit.
     """
-    from etcdsem.model import seconds
+    from etcdsem.validation import seconds
 
     ttl = request.ttl
     room = request.spare - slack(ttl)
@@ -249,7 +249,7 @@ def read_grace(option: str, given: str | None, request: LeaseRequest) -> float:
 
 
 def _labels(given: Sequence[str]) -> dict[str, str]:
-    from etcdsem.model import read_labels
+    from etcdsem.validation import read_labels
 
     labels = {}
     for label in given:

@@ -67,7 +67,7 @@ def slack(ttl: float) -> float:
 
 def _warn_at(lease: HeldLease, policy: Policy) -> float:
     """Return how much of --max-hold is left when the warning is due."""
-    from etcdsem.model import warning_ahead
+    from etcdsem.validation import warning_ahead
 
     if lease.max_hold is None:
         return -math.inf

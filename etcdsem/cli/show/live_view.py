@@ -58,7 +58,7 @@ class Screen(NamedTuple):
 
 def read_interval(given: str) -> float:
     """Return the seconds between updates. Raises InvalidSetting."""
-    from etcdsem.model import seconds
+    from etcdsem.validation import seconds
 
     every = seconds(given, what="--interval")
     if not LEAST_INTERVAL <= every <= 86400:

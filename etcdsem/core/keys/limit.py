@@ -9,7 +9,8 @@ from typing import NamedTuple
 from etcdsem.core.commands import KeyValue
 from etcdsem.core.keys.layout import DIGITS
 from etcdsem.core.keys.values import moment_of, timestamp
-from etcdsem.model import MAX_LIMIT, Pause, Rate, seconds
+from etcdsem.model import Pause, Rate
+from etcdsem.validation import MAX_LIMIT, seconds
 
 
 class Limit(NamedTuple):

@@ -12,7 +12,7 @@ from etcdsem.core.commands import KeyValue
 from etcdsem.core.keys.layout import CARRIED, MAX_HOLD, lease_hex
 from etcdsem.core.keys.limit import Limit
 from etcdsem.core.keys.values import moment_of, text_of, timestamp
-from etcdsem.model import MAX_PRIORITY, MAX_WEIGHT
+from etcdsem.validation import MAX_PRIORITY, MAX_WEIGHT
 
 
 class Demand(NamedTuple):
