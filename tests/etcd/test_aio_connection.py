@@ -27,6 +27,7 @@ from etcdsem.core.commands import (
 from etcdsem.etcd.aio_connection import AioConnection
 from etcdsem.etcd.aio_transport import CallWire
 from etcdsem.etcd.settings import read_settings
+from etcdsem.posix import process_stat
 from tests.etcd.proxy import Proxy
 from tests.helpers.connections import connected, leads, secured, sockets, there
 from tests.helpers.event_loop import eventually, run
@@ -250,6 +251,7 @@ def test_a_stopped_member_is_left(etcd_binary: str, name: str) -> None:
         connection = dial(first.endpoint, second.endpoint)
         await put(connection, name)
         first.pause()
+        await eventually(lambda: process_stat(first.pid).state == "T")
         try:
             with pytest.raises(OutcomeUnknown):
                 await put(connection, name, timeout=1)

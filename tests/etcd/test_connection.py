@@ -35,8 +35,10 @@ from etcdsem.etcd.call_connection import IDLE_TIME
 from etcdsem.etcd.connection import Connection
 from etcdsem.etcd.grpc_protocol import NOT_PROCESSED, RpcError
 from etcdsem.etcd.transport import MOST
+from etcdsem.posix import process_stat
 from tests.etcd.proxy import Proxy
 from tests.helpers.connections import connected, leads, secured, there
+from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
@@ -72,6 +74,7 @@ def test_a_stopped_member_is_left(etcd_binary: str, name: str) -> None:
         with connected(followers[0].endpoint, followers[1].endpoint) as connection:
             put(connection, name)
             followers[0].pause()
+            eventually(lambda: process_stat(followers[0].pid).state == "T")
             try:
                 with pytest.raises(OutcomeUnknown):
                     put(connection, name, timeout=1)
