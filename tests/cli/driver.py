@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
 import pty
 import queue
@@ -15,6 +18,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING
+from unittest import mock
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
@@ -237,3 +241,44 @@ def ran(
     return subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
     )
+
+
+def ran_here(
+    etcd: EtcdServer | None, *arguments: str, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run it in this process, which saves the time to start Python.
+
+    Only for help and for what is refused early: starting a process or handling signals is an error.
+    """
+    from etcdsem.cli.main import main
+
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    logger = logging.getLogger("etcdsem")
+    handlers, propagate = logger.handlers[:], logger.propagate
+    code: object = None
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(sys, "argv", ["etcdsem", *arguments]))
+        stack.enter_context(
+            mock.patch.dict(os.environ, {**(etcd.env() if etcd else {}), **(env or {})})
+        )
+        for owner, name in ((os, "fork"), (subprocess, "Popen"), (signal, "signal")):
+            stack.enter_context(mock.patch.object(owner, name, _not_here))
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        finally:
+            logger.handlers[:], logger.propagate = handlers, propagate
+    assert isinstance(code, int)
+    texts = []
+    for stream in (out, err):
+        stream.flush()
+        stream.seek(0)
+        texts.append(stream.read())
+    return subprocess.CompletedProcess(list(arguments), code, *texts)
+
+
+def _not_here(*arguments: object, **options: object) -> None:
+    raise AssertionError("it was not refused: it starts processes, or handles signals")

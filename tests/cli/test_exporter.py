@@ -271,6 +271,7 @@ def test_without_etcd_it_stays_and_says_so(
     one.cli.expect("etcd answers again", err=True)
 
 
+@pytest.mark.slow
 def test_it_starts_without_etcd(
     etcd: EtcdServer, start: Starter, exporter: Callable[..., Exporter]
 ) -> None:

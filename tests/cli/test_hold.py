@@ -22,6 +22,7 @@ from etcdsem.cli.run.hold import _Holding, _Plan
 from etcdsem.cli.run.supervisor import slack
 from tests.cli.driver import Cli, etcdctl, keys, ran
 from tests.cli.test_request import request
+from tests.helpers.slow import sample
 from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def test_ready_while_held_and_no_longer(
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+@pytest.mark.parametrize("number", sample([signal.SIGINT, signal.SIGHUP, signal.SIGQUIT]))
 def test_each_stop_is_a_clean_end(etcd: EtcdServer, name: str, start: Start, number: int) -> None:
     holder = start(etcd, "hold", name, "-l", "1")
     holder.expect("slot 0 of 1 is held", err=True)

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from etcdsem import Client, RateLimit, Semaphore, SemaphoreClosed
-from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, keys, ran
+from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, keys, ran, ran_here
+from tests.helpers.slow import sample
 from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
@@ -252,7 +253,7 @@ def test_a_limit_is_changed_by_a_difference(etcd: EtcdServer, name: str) -> None
 )
 def test_a_limit_is_never_misread(etcd: EtcdServer, name: str, given: str) -> None:
     """Nothing but plain digits, with or without a sign."""
-    done = ran(etcd, "limit", name, given)
+    done = ran_here(etcd, "limit", name, given)
     assert done.returncode == 64
     assert f"invalid limit {given!r}: expected a whole number (5), or a change" in done.stderr
 
@@ -282,7 +283,7 @@ def test_other_numbers_are_never_misread(
     etcd: EtcdServer, name: str, arguments: list[str], said: str
 ) -> None:
     """A usage error in one line, and nothing is registered."""
-    done = ran(etcd, *(one.replace("NAME", name) for one in arguments))
+    done = ran_here(etcd, *(one.replace("NAME", name) for one in arguments))
     assert done.returncode == 64
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
@@ -320,7 +321,7 @@ def test_evict_a_waiter(etcd: EtcdServer, name: str, used: tuple[Cli, Cli]) -> N
     assert used[0].process.poll() is None
 
 
-@pytest.mark.parametrize("command", [["hold"], ["run", "--rate", "1/1h", "--", "true"]])
+@pytest.mark.parametrize("command", sample([["hold"], ["run", "--rate", "1/1h", "--", "true"]]))
 def test_evict_who_waits_otherwise(
     etcd: EtcdServer, name: str, start: Start, command: list[str]
 ) -> None:
@@ -340,23 +341,22 @@ def test_evict_who_waits_otherwise(
     assert "evicted from the queue by" in waiting.rest()
 
 
+@pytest.mark.parametrize("command", sample(["del", "revoke"]))
 def test_a_waiter_whose_key_is_deleted_waits_on(
-    etcd: EtcdServer, name: str, used: tuple[Cli, Cli]
+    etcd: EtcdServer, name: str, used: tuple[Cli, Cli], command: str
 ) -> None:
     """`etcdctl del` of its key, and `lease revoke`, put it to the end of the queue."""
-    for command in ("del", "revoke"):
-        (before,) = data(etcd, "status", name)["waiters"]
-        if command == "del":
-            etcdctl(etcd, "del", f"/etcdsem/{name}/waiters/{before['client']}/{before['lease']}")
-        else:
-            etcdctl(etcd, "lease", "revoke", before["lease"])
+    (before,) = data(etcd, "status", name)["waiters"]
+    if command == "del":
+        etcdctl(etcd, "del", f"/etcdsem/{name}/waiters/{before['client']}/{before['lease']}")
+    else:
+        etcdctl(etcd, "lease", "revoke", before["lease"])
 
-        def again(former: str = before["lease"]) -> bool:
-            return [one["lease"] != former for one in data(etcd, "status", name)["waiters"]] == [
-                True
-            ]
+    def again() -> bool:
+        waiters = data(etcd, "status", name)["waiters"]
+        return [one["lease"] != before["lease"] for one in waiters] == [True]
 
-        eventually(again, 40)
+    eventually(again, 40)
     used[0].send(signal.SIGTERM)
     assert used[1].end() == 0
 
@@ -391,6 +391,7 @@ def test_unknown_is_78_and_one_line(etcd: EtcdServer, name: str, command: str) -
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_unreachable_is_69() -> None:
     done = ran(None, "ls", "--endpoints", "127.0.0.1:1")
     assert done.returncode == 69
@@ -417,7 +418,7 @@ def test_help_is_complete_and_loads_little() -> None:
 
     for command in _COMMANDS:
         assert re.search(rf"\n  {command} +\w", shown)
-        done = ran(None, command, "--help")
+        done = ran_here(None, command, "--help")
         assert (done.returncode, done.stderr) == (0, "")
         assert "Usage: etcdsem" in done.stdout
         assert "Example" in done.stdout
@@ -437,7 +438,7 @@ def test_version() -> None:
     assert ran(None, "--version").stdout == f"etcdsem {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", ["ls", "--help", "status NAME", "limit NAME --json"])
+@pytest.mark.parametrize("arguments", sample(["status NAME", "ls", "--help", "limit NAME --json"]))
 def test_a_reader_that_goes_away(etcd: EtcdServer, name: str, arguments: str) -> None:
     """Quietly, as if SIGPIPE had ended it."""
     assert ran(etcd, "run", name, "-l", "1", "--", "true").returncode == 0

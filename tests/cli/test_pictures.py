@@ -43,6 +43,7 @@ def test_the_pictures_are_there_and_small(name: str) -> None:
     assert words(svg)
 
 
+@pytest.mark.slow
 def test_the_picture_of_top_is_made_again(fresh_etcd: EtcdServer) -> None:
     """It shows what the committed one shows."""
     made = words(script().top(fresh_etcd.endpoint))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import etcdsem
-from tests.cli.driver import Cli, alive, etcdctl, keys, ran
+from tests.cli.driver import Cli, alive, etcdctl, keys, ran, ran_here
 from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def test_the_command_knows_all_its_leases(etcd: EtcdServer, two: tuple[str, str]
 )
 def test_what_cannot_be(arguments: list[str], said: str) -> None:
     """64, before anything is asked of etcd, and what to write instead."""
-    done = ran(None, "run", "--endpoints", "127.0.0.1:1", *arguments)
+    done = ran_here(None, "run", "--endpoints", "127.0.0.1:1", *arguments)
     assert done.returncode == 64, done.stderr
     assert said in done.stderr
 

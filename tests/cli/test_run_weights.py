@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.driver import Cli, keys, ran
+from tests.cli.driver import Cli, keys, ran, ran_here
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
@@ -101,7 +101,8 @@ def test_a_limit_that_is_lowered_refuses_who_waits(
 )
 def test_what_cannot_be(arguments: list[str], said: str) -> None:
     """64, before anything is asked of etcd."""
-    done = ran(None, "run", "--endpoints", "127.0.0.1:1", "n", "-l", "40", *arguments, "--", "true")
+    options = ("--endpoints", "127.0.0.1:1", "-l", "40", *arguments)
+    done = ran_here(None, "run", "n", *options, "--", "true")
     assert done.returncode == 64
     assert said in done.stderr
 

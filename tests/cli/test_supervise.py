@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.driver import Cli, alive, beating, etcdctl, keys, last_beat, ran, state
+from tests.cli.driver import Cli, alive, beating, etcdctl, keys, last_beat, ran, ran_here, state
 from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
@@ -422,6 +422,6 @@ def test_max_hold_ends_a_hold(etcd: EtcdServer, name: str, start: Start) -> None
 )
 def test_a_max_hold_that_cannot_be(etcd: EtcdServer, name: str, given: tuple[str, ...]) -> None:
     """There must be time to end the command; nonsense is a usage error."""
-    done = ran(etcd, "run", name, "-l", "1", *given, "--", "true")
+    done = ran_here(etcd, "run", name, "-l", "1", *given, "--", "true")
     assert done.returncode == 64
     assert "--max-hold" in done.stderr

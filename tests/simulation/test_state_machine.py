@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, settings, target
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -218,7 +219,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
 
 
 SemaphoreMachine.TestCase.settings = settings(
-    max_examples=200,
+    max_examples=100,
     stateful_step_count=60,
     deadline=None,
     derandomize=True,  # the same examples in each CI run; `python -m tests.simulation` explores
@@ -226,3 +227,12 @@ SemaphoreMachine.TestCase.settings = settings(
 )
 
 TestSemaphore = SemaphoreMachine.TestCase
+
+
+class LongerMachine(SemaphoreMachine):
+    """The same, for more examples."""
+
+
+LongerMachine.TestCase.settings = settings(SemaphoreMachine.TestCase.settings, max_examples=200)
+
+TestSemaphoreForLonger = pytest.mark.slow(LongerMachine.TestCase)
