@@ -154,6 +154,7 @@ def test_unreachable(etcd: EtcdServer) -> None:
     assert [one["level"] for one in findings(found, "endpoint")] == ["warning"]
 
 
+@pytest.mark.slow
 def test_silent_etcd_is_69_in_bounded_time(fresh_etcd: EtcdServer) -> None:
     fresh_etcd.pause()
     assert told(fresh_etcd)["code"] == 69
@@ -165,6 +166,7 @@ def test_two_clusters_are_a_problem(etcd: EtcdServer, fresh_etcd: EtcdServer) ->
     assert any("different clusters" in one["what"] for one in findings(found, "cluster"))
 
 
+@pytest.mark.slow
 def test_a_cluster_that_loses_its_members() -> None:
     """One of three away is a warning; without a quorum it says that this is so."""
     with server.start_cluster(3) as members:

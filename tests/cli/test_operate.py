@@ -297,7 +297,7 @@ def test_a_raised_limit_lets_the_next_in(
     assert used[1].end() == 0
 
 
-@pytest.mark.parametrize("by", ["slot", "lease"])
+@pytest.mark.parametrize("by", sample(["slot", "lease"]))
 def test_evict_a_holder(etcd: EtcdServer, name: str, used: tuple[Cli, Cli], by: str) -> None:
     """Its command ends, the next in line starts."""
     holder, waiter = used
@@ -367,7 +367,7 @@ def test_evict_nobody(etcd: EtcdServer, name: str) -> None:
     assert ran(etcd, "evict", name, "--slot", "0").returncode == 1
     assert ran(etcd, "evict", name, "--lease", "abc").returncode == 1
     for wrong in (["--lease", "xyz"], [], ["--slot", "0", "--lease", "abc"], ["--slot", "-1"]):
-        assert ran(etcd, "evict", name, *wrong).returncode == 64
+        assert ran_here(etcd, "evict", name, *wrong).returncode == 64
 
 
 def test_close_refuses_while_in_use(etcd: EtcdServer, name: str, used: tuple[Cli, Cli]) -> None:
@@ -382,7 +382,7 @@ def test_close_refuses_while_in_use(etcd: EtcdServer, name: str, used: tuple[Cli
     assert ran(etcd, "close", name).returncode == 78
 
 
-@pytest.mark.parametrize("command", ["status", "limit", "close"])
+@pytest.mark.parametrize("command", sample(["status", "limit", "close"]))
 def test_unknown_is_78_and_one_line(etcd: EtcdServer, name: str, command: str) -> None:
     for more in ([], ["--json"]):
         done = ran(etcd, command, name, *more)
@@ -456,7 +456,7 @@ def test_a_reader_that_goes_away(etcd: EtcdServer, name: str, arguments: str) ->
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-@pytest.mark.parametrize("where", [">&-", ">/dev/full"])
+@pytest.mark.parametrize("where", sample([">/dev/full", ">&-"]))
 def test_output_that_cannot_be_written(etcd: EtcdServer, name: str, where: str) -> None:
     assert ran(etcd, "run", name, "-l", "1", "--", "true").returncode == 0
     done = subprocess.run(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.cli.driver import Cli, keys, ran
+from tests.cli.driver import Cli, keys, ran, ran_here
 from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def test_a_file_that_cannot_be_is_told_at_once(
 ) -> None:
     """Before anybody waits for hours: usage, and nothing runs."""
     path = f"{tmp_path}/{where}"
-    done = ran(etcd, "run", name, "-l1", "--metrics-file", path, "--", "echo", "ran")
+    done = ran_here(etcd, "run", name, "-l1", "--metrics-file", path, "--", "echo", "ran")
     assert (done.returncode, done.stdout) == (64, "")
     assert "--metrics-file" in done.stderr
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.driver import Cli, alive, beating, etcdctl, keys, last_beat, ran, ran_here, state
+from tests.helpers.slow import sample
 from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def test_warn_lets_the_command_go_on(etcd: EtcdServer, name: str, start: Start) 
 # ---------------------------------------------------------------- the wrapper dies, or stands still
 
 
-@pytest.mark.parametrize("on_lost", ["terminate", "warn"])
+@pytest.mark.parametrize("on_lost", sample(["terminate", "warn"]))
 def test_killed_wrapper_leaves_no_command(
     etcd: EtcdServer, name: str, start: Start, tmp_path: Path, on_lost: str
 ) -> None:
