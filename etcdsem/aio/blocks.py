@@ -74,7 +74,7 @@ class LeasingSemaphore(AsyncDecorator, Bound, BaseSemaphore[Lease]):
         return self._enter(sys._getframe(1))
 
     async def _enter(self, frame: FrameType) -> Self:
-        held = Held(self, None, ORDINARY)
+        held = HoldBlock(self, None, ORDINARY)
         await held.__aenter__()
         self._blocks.enter(held, frame, asyncio.current_task())
         return self
@@ -86,7 +86,7 @@ class LeasingSemaphore(AsyncDecorator, Bound, BaseSemaphore[Lease]):
         traceback: TracebackType | None,
     ) -> Coroutine[Any, Any, None]:
         frame = sys._getframe(1)
-        held: Held = self._blocks.leave(frame, _current_task())
+        held: HoldBlock = self._blocks.leave(frame, _current_task())
         return held._exit(kind, awaitable=_may_await(kind, frame))
 
 
@@ -98,7 +98,7 @@ def _to_caller(lease: Lease) -> None:
     lease.owner = "caller"
 
 
-class Held(AsyncDecorator, AbstractAsyncContextManager[Lease, None]):
+class HoldBlock(AsyncDecorator, AbstractAsyncContextManager[Lease, None]):
     """The block of ``async with semaphore.hold()``. A block that is dropped without having been
     left gives its lease back.
     """
@@ -152,7 +152,7 @@ class Held(AsyncDecorator, AbstractAsyncContextManager[Lease, None]):
             self._lease._drop()
 
 
-class HeldAll(AsyncDecorator, AbstractAsyncContextManager[tuple[Lease, ...], None]):
+class HoldAllBlock(AsyncDecorator, AbstractAsyncContextManager[tuple[Lease, ...], None]):
     """The block of ``async with hold_all(...)``."""
 
     def __init__(self, semaphores: tuple[LeasingSemaphore, ...], timeout: Duration | None) -> None:
@@ -238,4 +238,4 @@ def _current_task() -> object:
         return None  # no loop here: a coroutine is being closed by the collector
 
 
-__all__ = ["Held", "HeldAll", "LeasingSemaphore", "leases_of_all"]
+__all__ = ["HoldAllBlock", "HoldBlock", "LeasingSemaphore", "leases_of_all"]

@@ -14,7 +14,7 @@ from etcdsem.aio.operator_calls import OperatorCalls
 from etcdsem.core.commands import Failure, Procedure
 from etcdsem.core.error_mapping import public_error
 from etcdsem.core.session import Session
-from etcdsem.drivers.aio import AioDriver, Backend, Over, Start, dial
+from etcdsem.drivers.aio import AioDriver, Backend, Over, StartTask, dial
 from etcdsem.drivers.base import ConnectionSettings, connect_settings
 from etcdsem.errors import EtcdSemError, WrongEventLoop
 from etcdsem.model import Duration
@@ -53,7 +53,7 @@ class Client(OperatorCalls):
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild_client, (self.settings, self.prefix, self.keeper or False)
 
-    def _dial(self, start: Start, renewed: Callable[[int, float], None]) -> Backend:
+    def _dial(self, start: StartTask, renewed: Callable[[int, float], None]) -> Backend:
         return dial(self.settings, start, renewed)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from etcdsem.aio.blocks import HeldAll, leases_of_all
+from etcdsem.aio.blocks import HoldAllBlock, leases_of_all
 from etcdsem.aio.lease import Lease
 from etcdsem.aio.loop_check import needs_loop  # asyncio only
 from etcdsem.aio.semaphore import Semaphore
@@ -55,7 +55,7 @@ def hold_all(
     weight: int = 1,
     priority: int = 0,
     backfill: bool = False,
-) -> HeldAll:
+) -> HoldAllBlock:
     """Hold a lease of each of several semaphores for the length of an ``async with`` block, which
     gives the leases in the order of the semaphores. Arguments as for `acquire_all`. It is also a
     decorator.
@@ -65,7 +65,7 @@ def hold_all(
         LeaseLost: at the end of the block, if a lease was lost meanwhile (see `raise_on_loss`).
     """
     multi.refuse_demand(weight, priority, backfill)
-    return HeldAll(semaphores, timeout)
+    return HoldAllBlock(semaphores, timeout)
 
 
 __all__ = ["acquire_all", "hold_all"]

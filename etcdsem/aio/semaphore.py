@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from etcdsem.aio.blocks import Held, LeasingSemaphore
+from etcdsem.aio.blocks import HoldBlock, LeasingSemaphore
 from etcdsem.aio.client import Client
 from etcdsem.aio.lease import Lease
 from etcdsem.aio.loop_check import methods_need_loop  # asyncio only
@@ -164,7 +164,7 @@ class Semaphore(LeasingSemaphore):
         priority: int = 0,
         backfill: bool = False,
         eager: bool | None = None,
-    ) -> Held:
+    ) -> HoldBlock:
         """Hold a lease for the length of an ``async with`` block, which gives the `Lease`.
         Arguments as for `acquire`. It is also a decorator: ``@semaphore.hold("5s")``.
 
@@ -172,9 +172,9 @@ class Semaphore(LeasingSemaphore):
             AcquireTimeout: the timeout came first; the body did not run.
             LeaseLost: at the end of the block, if the lease was lost (see `raise_on_loss`).
         """
-        return Held(self, timeout, read_demand(weight, priority, backfill, eager))
+        return HoldBlock(self, timeout, read_demand(weight, priority, backfill, eager))
 
-    def _block(self) -> Held:
+    def _block(self) -> HoldBlock:
         return self.hold()
 
     async def get_value(self) -> int:

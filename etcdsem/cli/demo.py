@@ -62,7 +62,7 @@ class Service:
         """Serve on a free loopback port, and return the URL."""
         service = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class ServiceHandler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 _, job, slot = self.path.split("/")
                 self.send_response(200 if service.serve(job, int(slot)) else 429)
@@ -71,7 +71,7 @@ class Service:
             def log_message(self, *_: object) -> None:
                 """Log nothing."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), ServiceHandler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return f"http://127.0.0.1:{self._server.server_port}"
 

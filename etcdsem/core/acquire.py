@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from etcdsem.core import decisions, transactions
-from etcdsem.core.batching import NOT_BATCHED, NotBatched, Part, together
+from etcdsem.core.batching import NOT_BATCHED, BatchPart, NotBatched, together
 from etcdsem.core.commands import (
     AccessDenied,
     LeaseNotFound,
@@ -163,7 +163,7 @@ def _take_together(
     if limit is None or not semaphore.slots.may_share or request.demand.weight > 1:
         return NOT_BATCHED
     take = transactions.Take(lease.id, request.asking(limit))
-    part: Part[transactions.Take | transactions.HeldSlots] = Part(
+    part: BatchPart[transactions.Take | transactions.HeldSlots] = BatchPart(
         take, semaphore.session.env.mailbox()
     )
     held = yield from together(semaphore.slots.group, part, until, sender(semaphore.session))
@@ -214,7 +214,7 @@ def _join(
         result = transactions.read_join(keys, reply, slots, queue_up=True, weight=weight)
         if isinstance(result, Held):
             return granted(semaphore, lease, who, result)
-        if isinstance(result, transactions.Full):
+        if isinstance(result, transactions.TryFull):
             semaphore.learn(None, reply.revision)
             raise semaphore_closed(semaphore)
         room = _queued(semaphore, waiter, result, reply.revision) or look

@@ -76,7 +76,7 @@ class _Done(NamedTuple):
     result: object
 
 
-class Part(Generic[W]):
+class BatchPart(Generic[W]):
     """What one caller wants from a batch: to take a slot, or to give one back."""
 
     __slots__ = ("box", "sent", "what")
@@ -99,8 +99,8 @@ class Group(Generic[W, R]):
         self.lanes = lanes
         self.most = most
         self.under_way = 0
-        self.waiting: list[Part[W]] = []
-        self.called: Part[W] | None = None  # the caller that must send next
+        self.waiting: list[BatchPart[W]] = []
+        self.called: BatchPart[W] | None = None  # the caller that must send next
         self.sent = 0  # number of batches, for tests and statistics
 
     @property
@@ -114,7 +114,7 @@ class Group(Generic[W, R]):
             self.called = self.waiting[0]
             self.called.box.put(_Lead())
 
-    def gather(self, part: Part[W]) -> list[Part[W]]:
+    def gather(self, part: BatchPart[W]) -> list[BatchPart[W]]:
         """The callers for which `part` sends: itself, and those that wait."""
         self.waiting.remove(part)
         parts = [part, *self.waiting[: self.most - 1]]
@@ -135,7 +135,7 @@ def alone(group: Group[Any, Any], request: Procedure[TxnReply]) -> Procedure[Txn
 
 
 def together(
-    group: Group[W, R], part: Part[W], until: float, send: Send
+    group: Group[W, R], part: BatchPart[W], until: float, send: Send
 ) -> Procedure[R | NotBatched]:
     """Take part in a batch. Raises the failure of the batch's request."""
     group.waiting.append(part)
@@ -163,7 +163,7 @@ def together(
         group.next()
 
 
-def _lead(group: Group[W, R], part: Part[W], send: Send) -> Procedure[R | None]:
+def _lead(group: Group[W, R], part: BatchPart[W], send: Send) -> Procedure[R | None]:
     parts = group.gather(part)
     if len(parts) == 1:
         return None  # nobody else is waiting any more
@@ -186,7 +186,7 @@ def _lead(group: Group[W, R], part: Part[W], send: Send) -> Procedure[R | None]:
     return first
 
 
-def _tell(parts: Iterable[Part[W]], note: Callable[[], object]) -> None:
+def _tell(parts: Iterable[BatchPart[W]], note: Callable[[], object]) -> None:
     for part in parts:
         part.box.put(note())
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from etcdsem.core import decisions, transactions
 from etcdsem.core.backoff import Backoff
-from etcdsem.core.batching import NOT_BATCHED, Group, NotBatched, Part, together
+from etcdsem.core.batching import NOT_BATCHED, BatchPart, Group, NotBatched, together
 from etcdsem.core.commands import (
     AccessDenied,
     Failure,
@@ -295,11 +295,12 @@ def _take_step(
     """
     slots = semaphore.slots
     if slots.passing.busy and _may_gather(step) and not held.more:
-        part: Part[HeldSlots] = Part(held, semaphore.session.env.mailbox())
+        part: BatchPart[HeldSlots] = BatchPart(held, semaphore.session.env.mailbox())
         passed = yield from together(slots.passing, part, math.inf, sender(semaphore.session))
         return passed if isinstance(passed, Look | NotBatched) else ReleaseResult.RELEASED
     if isinstance(step, Drop) and slots.may_share and not held.more:
-        shared: Part[transactions.Take | HeldSlots] = Part(held, semaphore.session.env.mailbox())
+        box = semaphore.session.env.mailbox()
+        shared: BatchPart[transactions.Take | HeldSlots] = BatchPart(held, box)
         gave = yield from together(slots.group, shared, math.inf, sender(semaphore.session))
         if gave is not NOT_BATCHED:
             return ReleaseResult.RELEASED

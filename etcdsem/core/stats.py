@@ -32,7 +32,7 @@ Key = tuple[str, str]
 """A semaphore: prefix and name."""
 
 
-class Histogram:
+class Buckets:
     """How many observations fall below each bound, and the sum of all."""
 
     __slots__ = ("bounds", "counts", "total")
@@ -47,7 +47,7 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
-    def add(self, other: Histogram) -> None:
+    def add(self, other: Buckets) -> None:
         """Add all observations of another histogram with the same bounds."""
         for place, number in enumerate(list(other.counts)):
             self.counts[place] += number
@@ -91,8 +91,8 @@ class SemaphoreStats:
         self.losses = 0
         self.forfeited = 0  # starts of blocks that were not used in time
         self.average_wait = 0.0  # moving average over grants; as in Dask: (average + wait) / 2
-        self.waited = Histogram(WAIT_BUCKETS)
-        self.held = Histogram(WAIT_BUCKETS)
+        self.waited = Buckets(WAIT_BUCKETS)
+        self.held = Buckets(WAIT_BUCKETS)
 
     def granted(self, wait: float) -> None:
         """Count a grant, after `wait` seconds."""
@@ -136,7 +136,7 @@ class ClientStats:
         self.requests = {"done": 0, "not applied": 0, "unknown": 0, "refused": 0}
         """Transactions by outcome. For "unknown" ones it is not known whether etcd applied them;
         each was settled by revoking its lease."""
-        self.latency = Histogram(REQUEST_BUCKETS)  # of those that were done
+        self.latency = Buckets(REQUEST_BUCKETS)  # of those that were done
         self.renewals_late = 0  # how often a late renewal caused a switch to another connection
 
     def of(self, key: Key) -> SemaphoreStats:

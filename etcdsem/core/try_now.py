@@ -118,7 +118,7 @@ def _take_now(
     slots: Sequence[int],
     counted_at: int,
     until: float,
-) -> Procedure[Grant | transactions.Full]:
+) -> Procedure[Grant | transactions.TryFull]:
     """TRY's transaction: the grant, or why nothing was granted."""
     session, keys, demand = semaphore.session, semaphore.keys, request.demand
     who = session.who(lease)
@@ -138,7 +138,7 @@ def _take_now(
     result = transactions.read_join(keys, reply, slots, queue_up=False, weight=demand.weight)
     if isinstance(result, Held):
         return granted(semaphore, lease, who, result)
-    if not isinstance(result, transactions.Full):
+    if not isinstance(result, transactions.TryFull):
         raise AssertionError(f"TRY joined the queue: {result}")
     semaphore.learn(result.limit, reply.revision)
     return result

@@ -39,8 +39,8 @@ from etcdsem.drivers.aio_clock import RealClock
 from etcdsem.drivers.base import (
     EXIT_GRACE,
     Driver,
-    Renewals,
-    Watches,
+    KeepaliveStream,
+    WatchStream,
     closed_generator,
 )
 
@@ -79,12 +79,12 @@ class Backend(NamedTuple):
     """What a driver needs from outside: a real etcd, or one in memory."""
 
     calls: Calls
-    watches: Watches
-    renewals: Renewals
+    watches: WatchStream
+    renewals: KeepaliveStream
     clock: Clock
 
 
-class Start(Protocol):
+class StartTask(Protocol):
     """Starts a task that belongs to the driver."""
 
     def __call__(
@@ -92,7 +92,7 @@ class Start(Protocol):
     ) -> asyncio.Task[None] | None: ...
 
 
-Dial = Callable[[Start, Callable[[int, float], None]], Backend]
+Dial = Callable[[StartTask, Callable[[int, float], None]], Backend]
 """Makes the backend. Its arguments: what starts tasks, and what to call with (lease id, TTL) on a
 renewal."""
 
@@ -371,7 +371,7 @@ async def _called(function: Callable[[], object]) -> None:
 
 
 def dial(
-    settings: ConnectionSettings, start: Start, renewed: Callable[[int, float], None]
+    settings: ConnectionSettings, start: StartTask, renewed: Callable[[int, float], None]
 ) -> Backend:
     """The backend for a real etcd. It connects on first use."""
     from etcdsem.etcd.aio_connection import AioConnection  # loads protobuf

@@ -12,7 +12,7 @@ from etcdsem.core.commands import Mailbox
 from etcdsem.drivers.base import LONGEST_NAP
 
 
-class Box:
+class AioMailbox:
     """A mailbox, for one waiting task at a time."""
 
     __slots__ = ("_arrived", "_notes")
@@ -57,9 +57,9 @@ class RealClock:
     wall = staticmethod(time.time)
 
     def mailbox(self) -> Mailbox:
-        return Box()
+        return AioMailbox()
 
     async def wait(self, box: Mailbox, until: float) -> object:
-        if not isinstance(box, Box):
+        if not isinstance(box, AioMailbox):
             raise AssertionError("the mailbox belongs to another driver")
         return await box.next(boot_time, until)

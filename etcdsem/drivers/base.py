@@ -37,7 +37,7 @@ that stands still while the machine is suspended; deadlines do not.
 """
 
 
-class Watches(Protocol):
+class WatchStream(Protocol):
     """The watch stream. Never blocks; calls listeners later, under the driver's lock."""
 
     def watch(
@@ -52,7 +52,7 @@ class Watches(Protocol):
     def close(self) -> None: ...
 
 
-class Renewals(Protocol):
+class KeepaliveStream(Protocol):
     """The keepalive stream. Never blocks; replies arrive later, under the driver's lock."""
 
     def renew(self, lease_id: int) -> None: ...
@@ -60,7 +60,7 @@ class Renewals(Protocol):
     def close(self) -> None: ...
 
 
-class Helper(Protocol):
+class LeaseHelper(Protocol):
     """A process that also refreshes leases; see `etcdsem.renewal_helper`."""
 
     @property
@@ -75,7 +75,7 @@ class Helper(Protocol):
 class Driver(Env):
     """A driver of procedures, except for the parts that wait."""
 
-    helper: Helper | None = None
+    helper: LeaseHelper | None = None
     _start_beside: Callable[[Callable[[], object], str], object] | None = None
     """Starts a function that may block in a thread; None: `threading.Thread` does."""
 

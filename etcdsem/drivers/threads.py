@@ -40,8 +40,8 @@ from etcdsem.drivers.base import (
     EXIT_GRACE,
     LONGEST_NAP,
     Driver,
-    Renewals,
-    Watches,
+    KeepaliveStream,
+    WatchStream,
     closed_generator,
 )
 from etcdsem.errors import EtcdSemError
@@ -95,8 +95,8 @@ class Backend(NamedTuple):
     """
 
     calls: Calls
-    watches: Watches
-    renewals: Renewals
+    watches: WatchStream
+    renewals: KeepaliveStream
     clock: Clock
 
 

@@ -1,4 +1,4 @@
-"""Calls to etcd from an event loop: `Calls` decides, `AioTransport` carries them out.
+"""Calls to etcd from an event loop: `EndpointCalls` decides, `AioTransport` carries them out.
 
 1. When a caller is cancelled, its call runs to its end, and nobody waits for it (`aio_transport`).
 2. If thousands of tasks find an endpoint untried, or the login expired, they share one probe and
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from etcdsem.clock import boot_time
 from etcdsem.core.commands import Failure, Txn, TxnReply
 from etcdsem.etcd.aio_transport import AioTransport
-from etcdsem.etcd.calls import AT_ONCE, Calls
+from etcdsem.etcd.calls import AT_ONCE, EndpointCalls
 from etcdsem.etcd.dialing import Dialer
 from etcdsem.etcd.methods import Calling, Link, Rpc
 from etcdsem.etcd.settings import ConnectionSettings, Endpoint
@@ -24,7 +24,7 @@ from etcdsem.etcd.settings import ConnectionSettings, Endpoint
 R = TypeVar("R")
 
 
-class AioConnection(Calls[AioTransport]):
+class AioConnection(EndpointCalls[AioTransport]):
     """Calls to etcd, for any number of tasks of one event loop."""
 
     def __init__(self, settings: ConnectionSettings) -> None:

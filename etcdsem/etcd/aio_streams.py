@@ -25,7 +25,7 @@ from etcdsem.etcd.streams import LONGEST_PAUSE, OPEN_TIMEOUT, SHORTEST_PAUSE, St
 log = logging.getLogger("etcdsem")
 
 
-class Start(Protocol):
+class StartTask(Protocol):
     """Starts a task that belongs to the client."""
 
     def __call__(
@@ -39,7 +39,7 @@ class AioStreams(Streams):
     _connection: AioConnection
 
     def __init__(
-        self, connection: AioConnection, start: Start, on_renewed: Callable[[int, float], None]
+        self, connection: AioConnection, start: StartTask, on_renewed: Callable[[int, float], None]
     ) -> None:
         super().__init__(connection, contextlib.nullcontext(), on_renewed)
         self._loop = asyncio.get_running_loop()

@@ -29,7 +29,7 @@ from etcdsem.etcd.call_connection import IDLE_TIME
 from etcdsem.etcd.dialing import Dialer
 from etcdsem.etcd.grpc_protocol import NOT_PROCESSED, RpcError, frame_message, response
 from etcdsem.etcd.http2 import Http2
-from etcdsem.etcd.http2_streams import Failure, Stream
+from etcdsem.etcd.http2_streams import Http2Failure, Stream
 from etcdsem.etcd.transport import ASIDE_TIME
 
 LEAST_DIAL_TIME = 1.0
@@ -123,7 +123,7 @@ class CallWire(Wire):
             self._timer.cancel()
         for stream, waiting in self._waiting.items():
             if stream.failure is not None and waiting.offset >= self.sent:
-                stream.failure = Failure(stream.failure.text, processed=False)
+                stream.failure = Http2Failure(stream.failure.text, processed=False)
             if not waiting.future.done():
                 waiting.future.set_result(None)
         self._waiting.clear()

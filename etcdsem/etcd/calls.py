@@ -54,7 +54,7 @@ _NO_ETCD = (
 """Answers to a probe that make an endpoint unusable. Any other is a refusal by a real etcd."""
 
 
-class Calls(Generic[T]):
+class EndpointCalls(Generic[T]):
     """Decides what to call, where, and what answers mean. It makes no calls itself."""
 
     def __init__(self, settings: ConnectionSettings) -> None:

@@ -1,4 +1,4 @@
-"""Calls to etcd from threads: `Calls` decides, `Transport` carries them out.
+"""Calls to etcd from threads: `EndpointCalls` decides, `Transport` carries them out.
 
 1. Interruptions pass through, and take the connection of their call out of use (`transport`).
 2. Streams have their own connection, so that a blocked stream holds up no call.
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from etcdsem.clock import boot_time
 from etcdsem.core.commands import Txn, TxnReply
 from etcdsem.etcd import rpc
-from etcdsem.etcd.calls import AT_ONCE, Calls
+from etcdsem.etcd.calls import AT_ONCE, EndpointCalls
 from etcdsem.etcd.dialing import Dialer
 from etcdsem.etcd.methods import METHODS, Calling, Link
 from etcdsem.etcd.settings import Endpoint
@@ -35,7 +35,7 @@ class MemberStatus(NamedTuple):
     learner: bool
 
 
-class Connection(Calls[Transport]):
+class Connection(EndpointCalls[Transport]):
     """Blocking calls to etcd, for any number of threads."""
 
     # -- requests of the core

@@ -12,7 +12,7 @@ from functools import lru_cache
 from urllib.parse import unquote
 
 from etcdsem.etcd.http2_headers import Headers
-from etcdsem.etcd.http2_streams import TOO_LARGE, Failure, Stream
+from etcdsem.etcd.http2_streams import TOO_LARGE, Http2Failure, Stream
 
 CODES = (
     "OK",
@@ -167,7 +167,7 @@ def _status(trailers: Headers) -> RpcError | None:
     return RpcError("UNKNOWN", f"grpc-status {status.decode('ascii', 'replace')}: {details}")
 
 
-def _broken(failure: Failure) -> RpcError:
+def _broken(failure: Http2Failure) -> RpcError:
     if not failure.processed:
         return RpcError(NOT_PROCESSED, failure.text)
     if failure.text == TOO_LARGE:

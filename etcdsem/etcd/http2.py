@@ -43,7 +43,7 @@ from etcdsem.etcd.http2_frames import (
     without_padding,
 )
 from etcdsem.etcd.http2_headers import decode, decoded
-from etcdsem.etcd.http2_streams import Failure, Stream, StreamTable
+from etcdsem.etcd.http2_streams import Http2Failure, Stream, StreamTable
 
 _MAX_CONTINUATIONS = 64
 
@@ -112,7 +112,7 @@ class Http2(StreamTable):
 
     def lost(self, text: str) -> list[Stream]:
         """Record that the connection was lost; returns the streams that this has failed."""
-        self._close(Failure(text))
+        self._close(Http2Failure(text))
         touched, self._touched = self._touched, {}
         return list(touched)
 
@@ -129,7 +129,7 @@ class Http2(StreamTable):
             raise Broken(PROTOCOL_ERROR, f"{NO_HTTP2}: it sent {buffer[:24]!r}")
         return True
 
-    def _close(self, failure: Failure) -> None:
+    def _close(self, failure: Http2Failure) -> None:
         if self.closed is None:
             self.closed = failure
             self._input = b""
@@ -140,7 +140,7 @@ class Http2(StreamTable):
 
     def _shut(self, code: int, text: str) -> None:
         self.outgoing += frame(GOAWAY, 0, 0, TWO_NUMBERS.pack(0, code))
-        self._close(Failure(text))
+        self._close(Http2Failure(text))
 
     # -- header blocks
 
@@ -212,7 +212,7 @@ class Http2(StreamTable):
         if stream is not None:  # else NO_ERROR after a complete response, which etcd sends
             text = f"the server reset the stream: {error_name(code)}"
             refused = code == REFUSED_STREAM and stream.headers is None
-            self._end(stream, Failure(text, processed=not refused))
+            self._end(stream, Http2Failure(text, processed=not refused))
             self._start_waiting()
 
     def _on_settings(self, number: int, flags: int, payload: bytes) -> None:
@@ -256,7 +256,7 @@ class Http2(StreamTable):
         self._refuse_waiting(text)
         for stream in list(self.streams.values()):
             if stream.id > last & MAX_STREAM_ID:
-                self._end(stream, Failure(text, processed=stream.headers is not None))
+                self._end(stream, Http2Failure(text, processed=stream.headers is not None))
 
 
 _ON = (

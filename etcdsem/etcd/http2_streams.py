@@ -42,7 +42,7 @@ RETIRED = "the connection takes no further requests"
 TOO_LARGE = f"the response is larger than {MAX_DATA} bytes"
 
 
-class Failure(NamedTuple):
+class Http2Failure(NamedTuple):
     """Why a stream has no complete response, or a connection is unusable."""
 
     text: str
@@ -73,7 +73,7 @@ class Stream:
         self.headers: Headers | None = None
         self.data = bytearray()  # of the response; `messages` removes what it has taken
         self.trailers: Headers | None = None
-        self.failure: Failure | None = None
+        self.failure: Http2Failure | None = None
         self.done = False
         """True once the response is complete, or has failed."""
         self._block = block
@@ -89,7 +89,7 @@ class StreamTable:
 
     def __init__(self) -> None:
         self.outgoing = bytearray(START)
-        self.closed: Failure | None = None
+        self.closed: Http2Failure | None = None
         """Why the connection is unusable; None if it is usable."""
         self.retired = False
         """True if it accepts no further streams; those in progress continue."""
@@ -111,7 +111,7 @@ class StreamTable:
         if self.closed is not None or self.retired:
             stream.done = True
             text = RETIRED if self.closed is None else self.closed.text
-            stream.failure = Failure(text, processed=False)
+            stream.failure = Http2Failure(text, processed=False)
         elif len(self.streams) >= self._max_streams:
             self._waiting.append(stream)
         else:
@@ -133,7 +133,7 @@ class StreamTable:
                 self.outgoing += frame(RST_STREAM, 0, stream.id, NUMBER.pack(CANCEL))
             else:
                 self._waiting.remove(stream)
-            self._end(stream, Failure("the call was cancelled", processed=stream.id != 0))
+            self._end(stream, Http2Failure("the call was cancelled", processed=stream.id != 0))
             del self._touched[stream]  # `_touched` is for effects of the peer only
             self._start_waiting()
 
@@ -196,11 +196,11 @@ class StreamTable:
 
     def _refuse_waiting(self, text: str) -> None:
         while self._waiting:
-            self._end(self._waiting.popleft(), Failure(text, processed=False))
+            self._end(self._waiting.popleft(), Http2Failure(text, processed=False))
 
     # -- the ends of streams
 
-    def _end(self, stream: Stream, failure: Failure | None = None) -> None:
+    def _end(self, stream: Stream, failure: Http2Failure | None = None) -> None:
         stream.done = True
         stream.failure = failure
         stream._unsent = b""
@@ -210,7 +210,7 @@ class StreamTable:
     def _fail(self, stream: Stream, code: int, text: str) -> None:
         """Reset a stream whose protocol the peer violated."""
         self.outgoing += frame(RST_STREAM, 0, stream.id, NUMBER.pack(code))
-        self._end(stream, Failure(text))
+        self._end(stream, Http2Failure(text))
         self._start_waiting()
 
     def _stream(self, number: int) -> Stream | None:

@@ -27,7 +27,7 @@ from typing import Any, Literal, Protocol
 from etcdsem.core.commands import AccessDenied, Failure, Listener
 from etcdsem.core.watchbook import WatchBook, WatchEntry, WatchHandle, WatchRequest, WatchResponse
 from etcdsem.etcd import rpc
-from etcdsem.etcd.calls import Calls
+from etcdsem.etcd.calls import EndpointCalls
 from etcdsem.etcd.encode import watch_request, watch_response
 from etcdsem.etcd.grpc_protocol import RpcError
 from etcdsem.etcd.methods import Link
@@ -57,7 +57,7 @@ class Streams:
 
     def __init__(
         self,
-        connection: Calls[Any],
+        connection: EndpointCalls[Any],
         guard: AbstractContextManager[None],
         on_renewed: Callable[[int, float], None],
     ) -> None:

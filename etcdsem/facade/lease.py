@@ -16,7 +16,7 @@ from etcdsem.drivers.base import Driver
 from etcdsem.errors import LeaseLost
 
 
-class Event(Protocol):
+class EventLike(Protocol):
     """A `threading.Event` or an `asyncio.Event`."""
 
     def is_set(self) -> bool: ...
@@ -44,7 +44,7 @@ class BaseLease:
 
     owner: Owner = "nobody"
     _package = "etcdsem"
-    _event: Event | None = None
+    _event: EventLike | None = None
 
     def __init__(self, semaphore: Issuer, driver: Driver, grant: Grant) -> None:
         self._semaphore = semaphore
@@ -66,7 +66,7 @@ class BaseLease:
         )
 
     @property
-    def lost(self) -> Event:
+    def lost(self) -> EventLike:
         """Set once the lease is lost."""
         raise NotImplementedError
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from etcdsem.core.stats import Histogram as Counts
-from etcdsem.core.stats import SemaphoreStats
+from etcdsem.core.stats import Buckets, SemaphoreStats
 from etcdsem.process_stats import all_stats
 
 if TYPE_CHECKING:
@@ -171,7 +170,7 @@ def _rate_limit(prefix: str, name: str, stats: SemaphoreStats, rate: Rate) -> Ra
     )
 
 
-def _histogram(counts: Counts) -> Histogram:
+def _histogram(counts: Buckets) -> Histogram:
     below = 0
     buckets = []
     for bound, number in zip((*counts.bounds, float("inf")), list(counts.counts), strict=True):

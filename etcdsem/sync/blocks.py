@@ -88,7 +88,7 @@ class LeasingSemaphore(Decorator, Bound, BaseSemaphore[Lease]):
                 return False
 
     def __enter__(self) -> Self:
-        held = Held(self, None, ORDINARY)
+        held = HoldBlock(self, None, ORDINARY)
         held.__enter__()
         self._blocks.enter(held, sys._getframe(1), threading.current_thread())
         return self
@@ -99,11 +99,11 @@ class LeasingSemaphore(Decorator, Bound, BaseSemaphore[Lease]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        held: Held = self._blocks.leave(sys._getframe(1), threading.current_thread())
+        held: HoldBlock = self._blocks.leave(sys._getframe(1), threading.current_thread())
         held.__exit__(kind, error, traceback)
 
 
-class Held(Decorator, AbstractContextManager[Lease, None]):
+class HoldBlock(Decorator, AbstractContextManager[Lease, None]):
     """The block of ``with semaphore.hold()``. A block that is dropped without having been left,
     because of an interruption, gives its lease back.
     """
@@ -159,8 +159,8 @@ class Held(Decorator, AbstractContextManager[Lease, None]):
             self._lease.release()
 
 
-class HeldAll(Decorator, AbstractContextManager[tuple[Lease, ...], None]):
-    """The block of ``with hold_all(...)``; see `Held`."""
+class HoldAllBlock(Decorator, AbstractContextManager[tuple[Lease, ...], None]):
+    """The block of ``with hold_all(...)``; see `HoldBlock`."""
 
     _leases: tuple[Lease, ...] = ()
 
@@ -245,4 +245,4 @@ def _acquire_all(
     return semaphores[0].client._run(acquiring, f"acquire {multi.named(semaphores)}")
 
 
-__all__ = ["Held", "HeldAll", "LeasingSemaphore", "leases_of_all"]
+__all__ = ["HoldAllBlock", "HoldBlock", "LeasingSemaphore", "leases_of_all"]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from etcdsem.facade import multi
 from etcdsem.model import Duration
-from etcdsem.sync.blocks import HeldAll, leases_of_all
+from etcdsem.sync.blocks import HoldAllBlock, leases_of_all
 from etcdsem.sync.lease import Lease
 from etcdsem.sync.semaphore import Semaphore
 
@@ -54,7 +54,7 @@ def hold_all(
     weight: int = 1,
     priority: int = 0,
     backfill: bool = False,
-) -> HeldAll:
+) -> HoldAllBlock:
     """Hold a lease of each of several semaphores for the length of a ``with`` block, which
     gives the leases in the order of the semaphores. Arguments as for `acquire_all`. It is also a
     decorator.
@@ -64,7 +64,7 @@ def hold_all(
         LeaseLost: at the end of the block, if a lease was lost meanwhile (see `raise_on_loss`).
     """
     multi.refuse_demand(weight, priority, backfill)
-    return HeldAll(semaphores, timeout)
+    return HoldAllBlock(semaphores, timeout)
 
 
 __all__ = ["acquire_all", "hold_all"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from etcdsem.facade.semaphore import check_dask_arguments, read_demand
 from etcdsem.model import Duration, Holder, Status, Waiter
-from etcdsem.sync.blocks import Held, LeasingSemaphore
+from etcdsem.sync.blocks import HoldBlock, LeasingSemaphore
 from etcdsem.sync.client import Client
 from etcdsem.sync.lease import Lease
 
@@ -163,7 +163,7 @@ class Semaphore(LeasingSemaphore):
         priority: int = 0,
         backfill: bool = False,
         eager: bool | None = None,
-    ) -> Held:
+    ) -> HoldBlock:
         """Hold a lease for the length of a ``with`` block, which gives the `Lease`.
         Arguments as for `acquire`. It is also a decorator: ``@semaphore.hold("5s")``.
 
@@ -171,9 +171,9 @@ class Semaphore(LeasingSemaphore):
             AcquireTimeout: the timeout came first; the body did not run.
             LeaseLost: at the end of the block, if the lease was lost (see `raise_on_loss`).
         """
-        return Held(self, timeout, read_demand(weight, priority, backfill, eager))
+        return HoldBlock(self, timeout, read_demand(weight, priority, backfill, eager))
 
-    def _block(self) -> Held:
+    def _block(self) -> HoldBlock:
         return self.hold()
 
     def get_value(self) -> int:

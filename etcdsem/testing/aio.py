@@ -20,8 +20,8 @@ from etcdsem.core.commands import Mailbox, Procedure, Txn, TxnReply
 from etcdsem.drivers import aio as aio_driver
 from etcdsem.errors import InvalidSetting
 from etcdsem.model import Duration
-from etcdsem.testing.aio_virtual import Box, LoopTime
-from etcdsem.testing.base import SETTINGS, BaseMemory, Wire
+from etcdsem.testing.aio_virtual import LoopMailbox, LoopTime
+from etcdsem.testing.base import SETTINGS, BaseMemory, MemoryWire
 from etcdsem.testing.model import EtcdModel
 from etcdsem.validation import seconds
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 class _Calls:
     """Requests to the in-memory etcd."""
 
-    def __init__(self, wire: Wire, model: EtcdModel) -> None:
+    def __init__(self, wire: MemoryWire, model: EtcdModel) -> None:
         self._wire = wire
         self._model = model
 
@@ -59,17 +59,17 @@ class _Calls:
 class _Clock:
     """A client's view of time."""
 
-    def __init__(self, wire: Wire, time: LoopTime) -> None:
+    def __init__(self, wire: MemoryWire, time: LoopTime) -> None:
         self.now = wire.now
         self.wall = wire.wall
         self._wire = wire
         self._time = time
 
     def mailbox(self) -> Mailbox:
-        return Box(self._time, self._wire.place)
+        return LoopMailbox(self._time, self._wire.place)
 
     async def wait(self, box: Mailbox, until: float) -> object:
-        if not isinstance(box, Box):
+        if not isinstance(box, LoopMailbox):
             raise AssertionError("the mailbox belongs to another driver")
         return await self._time.wait(box, until)
 
@@ -80,13 +80,13 @@ class MemoryClient(aio.Client):
     def __init__(self, memory: Memory, *, prefix: str | None = None) -> None:
         super().__init__(SETTINGS, prefix=prefix)
         self._memory = memory
-        self._wire: Wire | None = None
+        self._wire: MemoryWire | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         return self._memory.reduced(self.prefix)
 
     def _dial(
-        self, start: aio_driver.Start, renewed: Callable[[int, float], None]
+        self, start: aio_driver.StartTask, renewed: Callable[[int, float], None]
     ) -> aio_driver.Backend:
         wire = self._wire = self._memory._dial(renewed)
         time = self._memory._time
@@ -159,9 +159,9 @@ class Memory(BaseMemory):
         finally:
             aio.swap_default_client(former)
 
-    def _dial(self, renewed: Callable[[int, float], None]) -> Wire:
+    def _dial(self, renewed: Callable[[int, float], None]) -> MemoryWire:
         self._own()
-        wire = Wire(self, self._time, contextlib.nullcontext(), renewed)
+        wire = MemoryWire(self, self._time, contextlib.nullcontext(), renewed)
         self._wires.append(wire)
         return wire
 
@@ -209,10 +209,10 @@ class Memory(BaseMemory):
         self._time.wake_due()
         await self.settle()
 
-    def _of(self, clients: Sequence[aio.Client]) -> list[Wire] | None:
+    def _of(self, clients: Sequence[aio.Client]) -> list[MemoryWire] | None:
         if not clients:
             return None
-        wires: list[Wire] = []
+        wires: list[MemoryWire] = []
         for client in clients:
             if not isinstance(client, MemoryClient) or client._memory is not self:
                 raise InvalidSetting(f"{client!r} is not a client of this etcd")

@@ -22,19 +22,19 @@ TURNS = 30
 continues in the next iteration; what it has started or ended takes some more."""
 
 
-class _Sleeper:
+class _LoopSleeper:
     """One task's wait."""
 
     __slots__ = ("box", "caller", "over", "until")
 
-    def __init__(self, box: Box, until: float, caller: bool) -> None:
+    def __init__(self, box: LoopMailbox, until: float, caller: bool) -> None:
         self.box = box
         self.until = until
         self.caller = caller  # a task of the user's, not one of the library's own
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
-class Box:
+class LoopMailbox:
     """A mailbox at which one task at a time waits."""
 
     __slots__ = ("notes", "place", "sleeper", "time")
@@ -43,7 +43,7 @@ class Box:
         self.time = time
         self.place = place
         self.notes: deque[Any] = deque()
-        self.sleeper: _Sleeper | None = None
+        self.sleeper: _LoopSleeper | None = None
 
     def put(self, note: Any, /) -> None:
         self.notes.append(note)
@@ -62,7 +62,7 @@ class LoopTime:
         self.doings = 0  # incremented on any activity of ours
         self._model = model
         self._by_itself = by_itself
-        self._sleepers: set[_Sleeper] = set()
+        self._sleepers: set[_LoopSleeper] = set()
         self._flier: asyncio.Task[None] | None = None
         self._moving = asyncio.Lock()
         self._calls = 0  # the user's calls from outside
@@ -73,7 +73,7 @@ class LoopTime:
         self._calls += 1
         self._flown = 0.0
 
-    async def wait(self, box: Box, until: float) -> object:
+    async def wait(self, box: LoopMailbox, until: float) -> object:
         """The next note in a box; None if the time `until` comes first."""
         self.deliver()
         self.doings += 1
@@ -90,7 +90,7 @@ class LoopTime:
                 return None
             task = asyncio.current_task()
             caller = task is not None and not task.get_name().startswith("etcdsem-")
-            sleeper = box.sleeper = _Sleeper(box, until, caller)
+            sleeper = box.sleeper = _LoopSleeper(box, until, caller)
             self._sleepers.add(sleeper)
             if caller and self._by_itself > 0 and self._flier is None:
                 self._flier = asyncio.create_task(self._fly(), name="etcdsem-time")
@@ -101,7 +101,7 @@ class LoopTime:
                 self._sleepers.discard(sleeper)
                 self.doings += 1
 
-    def wake(self, sleeper: _Sleeper) -> None:
+    def wake(self, sleeper: _LoopSleeper) -> None:
         """Let a task continue."""
         self.doings += 1
         self._sleepers.discard(sleeper)

@@ -54,7 +54,7 @@ class Time(Protocol):
     def deliver(self) -> Callable[[], bool]: ...
 
 
-class Wire:
+class MemoryWire:
     """The connection between one client and the in-memory etcd, for threads and coroutines."""
 
     def __init__(
@@ -197,7 +197,7 @@ class BaseMemory:
         self._model = EtcdModel()
         self._began = time.time()
         self._cut = False  # also applies to future clients
-        self._wires: list[Wire] = []
+        self._wires: list[MemoryWire] = []
         self._unpickled: dict[str, object] = {}  # unpickled clients by prefix
         _memories[self.id] = self
 
@@ -262,14 +262,14 @@ class BaseMemory:
         except (LeaseNotFound, ValueError) as error:
             raise InvalidSetting(f"etcd has no lease {lease_id!r}") from error
 
-    def _cut_wires(self, wires: list[Wire] | None, cut: bool) -> None:
+    def _cut_wires(self, wires: list[MemoryWire] | None, cut: bool) -> None:
         with self._time.lock:
             if wires is None:
                 self._cut = cut
             for wire in list(self._wires) if wires is None else wires:
                 wire.set_cut(cut)
 
-    def _pause_wires(self, wires: list[Wire] | None, paused: bool) -> None:
+    def _pause_wires(self, wires: list[MemoryWire] | None, paused: bool) -> None:
         with self._time.lock:
             for wire in list(self._wires) if wires is None else wires:
                 wire.place.paused = paused

@@ -26,12 +26,12 @@ from etcdsem.core.commands import Mailbox, Txn, TxnReply
 from etcdsem.drivers import threads
 from etcdsem.errors import InvalidSetting
 from etcdsem.model import Duration
-from etcdsem.testing.base import SETTINGS, BaseMemory, Wire
-from etcdsem.testing.virtual import PATIENCE, Box, VirtualTime
+from etcdsem.testing.base import SETTINGS, BaseMemory, MemoryWire
+from etcdsem.testing.virtual import PATIENCE, VirtualMailbox, VirtualTime
 from etcdsem.validation import seconds
 
 
-class _Line(Wire):
+class _Line(MemoryWire):
     """The calls, watches, renewals and clock of a blocking client in one object."""
 
     def __init__(
@@ -56,10 +56,10 @@ class _Line(Wire):
         return self.ask("time_to_live", lambda: tuple(map(self._model.time_to_live, lease_ids)))
 
     def mailbox(self) -> Mailbox:
-        return Box(self._clock, self.place)
+        return VirtualMailbox(self._clock, self.place)
 
     def wait(self, box: Mailbox, until: float) -> object:
-        if not isinstance(box, Box):
+        if not isinstance(box, VirtualMailbox):
             raise AssertionError("the mailbox belongs to another driver")
         return self._clock.wait(box, until)
 
@@ -211,10 +211,10 @@ class Memory(BaseMemory):
             self._time.wake_due()
         self._happen()
 
-    def _of(self, clients: Sequence[sync.Client]) -> list[Wire] | None:
+    def _of(self, clients: Sequence[sync.Client]) -> list[MemoryWire] | None:
         if not clients:
             return None
-        wires: list[Wire] = []
+        wires: list[MemoryWire] = []
         for client in clients:
             if not isinstance(client, MemoryClient) or client._memory is not self:
                 raise InvalidSetting(f"{client!r} is not a client of this etcd")

@@ -53,7 +53,7 @@ class _Sleeper:
 
     __slots__ = ("box", "event", "name", "thread", "until", "woken")
 
-    def __init__(self, box: Box, until: float, thread: int, name: str) -> None:
+    def __init__(self, box: VirtualMailbox, until: float, thread: int, name: str) -> None:
         self.box = box
         self.until = until
         self.thread = thread
@@ -62,7 +62,7 @@ class _Sleeper:
         self.woken = False
 
 
-class Box:
+class VirtualMailbox:
     """A mailbox at which one thread at a time waits."""
 
     __slots__ = ("notes", "place", "sleeper", "time")
@@ -162,7 +162,7 @@ class VirtualTime:
 
     # -- waiting
 
-    def wait(self, box: Box, until: float) -> object:
+    def wait(self, box: VirtualMailbox, until: float) -> object:
         """The next note in a box; None if the time `until` comes first."""
         self.deliver()
         while True:

@@ -30,7 +30,7 @@ from etcdsem.core.commands import (
     Watch,
 )
 from etcdsem.drivers.aio import AioDriver, Backend, Over
-from etcdsem.drivers.aio_clock import Box
+from etcdsem.drivers.aio_clock import AioMailbox
 from etcdsem.errors import EtcdSemError
 from tests.simulation.checks import Checker
 from tests.simulation.client import SimClient
@@ -237,10 +237,10 @@ class _Clock:
         return self._client.wall()
 
     def mailbox(self) -> Mailbox:
-        return Box()
+        return AioMailbox()
 
     async def wait(self, box: Mailbox, until: float) -> object:
-        assert isinstance(box, Box)
+        assert isinstance(box, AioMailbox)
         return await box.next(self._client.now, until)
 
 
@@ -284,7 +284,7 @@ class AioClient(SimClient):
         self.id = self.session.client
 
     def mailbox(self) -> Mailbox:
-        return Box()
+        return AioMailbox()
 
     def start(self, procedure: Procedure[Any], name: str, on_done: Any) -> Any:
         """Perform it in a task. A worker that was cancelled begins anew."""

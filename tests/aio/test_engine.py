@@ -16,7 +16,7 @@ from etcdsem.aio import Lease, Semaphore
 from etcdsem.core.commands import Command, Failure, Procedure, RevokeLease, Transact, Wait, perform
 from etcdsem.core.lease_manager import revoke_until_gone
 from etcdsem.drivers.aio import Over
-from etcdsem.drivers.aio_clock import Box
+from etcdsem.drivers.aio_clock import AioMailbox
 from etcdsem.testing.aio import Memory, MemoryClient, memory
 from tests.helpers.event_loop import run
 
@@ -64,7 +64,7 @@ def test_notes_come_in_their_order() -> None:
     """Those that were there before somebody waits, and those that come meanwhile."""
 
     async def main() -> None:
-        box, time = Box(), 100.0
+        box, time = AioMailbox(), 100.0
         for note in "abc":
             box.put(note)
         assert [await box.next(lambda: time, 0.0) for _ in range(4)] == ["a", "b", "c", None]
@@ -82,7 +82,7 @@ def test_a_wait_that_was_cancelled_takes_no_note() -> None:
     """What arrives then is for whoever waits next."""
 
     async def main() -> None:
-        box = Box()
+        box = AioMailbox()
         waiting = asyncio.create_task(box.next(lambda: 0.0, 60.0))
         await turns()
         waiting.cancel()
@@ -99,7 +99,7 @@ def test_a_wait_ends_by_the_clock_of_its_client() -> None:
 
     async def main() -> None:
         clock = iter([0.0, 0.5, 1.5])
-        assert await Box().next(lambda: next(clock), 1.0) is None
+        assert await AioMailbox().next(lambda: next(clock), 1.0) is None
         assert list(clock) == []
 
     run(main())

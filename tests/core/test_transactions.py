@@ -36,7 +36,7 @@ def test_join_takes_what_is_free_and_then_waits(table: Table) -> None:
     third = table.wait()
     assert table.look().queue == (third,)
     _, full = table.join(line=False)
-    assert full == tx.Full(2, True, table.limit)
+    assert full == tx.TryFull(2, True, table.limit)
 
 
 def test_join_never_overtakes(table: Table) -> None:
@@ -87,7 +87,7 @@ def test_join_after_close_writes_nothing(table: Table) -> None:
     """A closed semaphore gets no keys of those who come late."""
     table.do(tx.close(table.keys, force=True))
     _, result = table.join()
-    assert result == tx.Full(0, False, None)
+    assert result == tx.TryFull(0, False, None)
     reply = table.do(Txn((), (Range(table.keys.base, table.keys.base_end),))).replies[0]
     assert isinstance(reply, RangeReply)
     assert reply.kvs == ()

@@ -18,7 +18,7 @@ from etcdsem.etcd.grpc_protocol import (
     response,
 )
 from etcdsem.etcd.http2_headers import Headers
-from etcdsem.etcd.http2_streams import TOO_LARGE, Failure, Stream
+from etcdsem.etcd.http2_streams import TOO_LARGE, Http2Failure, Stream
 
 PATH, HOST = "/etcdserverpb.KV/Txn", "etcd.example.org:2379"
 HEADERS = {b":status": b"200", b"content-type": b"application/grpc"}
@@ -34,7 +34,7 @@ def ended(
     data: bytes = b"",
     trailers: Headers | None = None,
     headers: Headers | None = None,
-    failure: Failure | None = None,
+    failure: Http2Failure | None = None,
 ) -> Stream:
     """A stream that is done."""
     stream = Stream(b"", b"", last=True)
@@ -313,16 +313,16 @@ def test_no_headers_at_all() -> None:
 @pytest.mark.parametrize(
     ("failure", "code", "details"),
     [
-        (Failure("cut off"), "UNAVAILABLE", "cut off"),
-        (Failure("refused", processed=False), NOT_PROCESSED, "refused"),
+        (Http2Failure("cut off"), "UNAVAILABLE", "cut off"),
+        (Http2Failure("refused", processed=False), NOT_PROCESSED, "refused"),
         (
-            Failure(TOO_LARGE),
+            Http2Failure(TOO_LARGE),
             "RESOURCE_EXHAUSTED",
             f"Received message larger than max: {TOO_LARGE}",
         ),
     ],
 )
-def test_failures_of_the_connection(failure: Failure, code: str, details: str) -> None:
+def test_failures_of_the_connection(failure: Http2Failure, code: str, details: str) -> None:
     """They outweigh whatever had come by then."""
     stream = ended(frame_message(b"x"), failure=failure)
     assert code_and_details(stream) == (code, details)

@@ -24,7 +24,7 @@ from etcdsem.etcd import http2_headers
 from etcdsem.etcd.grpc_protocol import frame_message, header_block, messages, response
 from etcdsem.etcd.http2 import Http2
 from etcdsem.etcd.http2_frames import DATA, MAX_STREAM_ID, WINDOW, frame
-from etcdsem.etcd.http2_streams import Failure, Stream
+from etcdsem.etcd.http2_streams import Http2Failure, Stream
 from tests.etcd.h2_peer import (
     BLOCK,
     OK,
@@ -442,7 +442,7 @@ def test_cancelled_while_waiting() -> None:
     peer = Peer({MANY: 1})
     first, second, third = [peer.call(b"%d" % number) for number in range(3)]
     peer.http2.cancel(second)
-    assert second.failure == Failure("the call was cancelled", processed=False)
+    assert second.failure == Http2Failure("the call was cancelled", processed=False)
     peer.answer(1, b"")
     assert first.done
     assert peer.bodies == {1: b"0", 3: b"2"}
@@ -519,7 +519,7 @@ def test_streams_run_out() -> None:
     peer.cancel(streams[1])
     assert not late.id
     assert {late.failure, streams[2].failure} == {
-        Failure("the connection takes no further requests", processed=False)
+        Http2Failure("the connection takes no further requests", processed=False)
     }
 
 
@@ -534,7 +534,7 @@ def test_cancelled_call() -> None:
     peer.touched.clear()
     peer.http2.cancel(stream)
     peer.http2.cancel(stream)
-    assert stream.failure == Failure("the call was cancelled", processed=True)
+    assert stream.failure == Http2Failure("the call was cancelled", processed=True)
     peer.pump()
     assert peer.resets == {1: 8}
     assert peer.count(StreamReset) == 1
@@ -552,9 +552,9 @@ def test_refused_stream_was_not_processed() -> None:
     peer.h2.reset_stream(5, 99)
     peer.pump()
     assert [one.failure for one in streams] == [
-        Failure("the server reset the stream: REFUSED_STREAM", processed=False),
-        Failure("the server reset the stream: ENHANCE_YOUR_CALM"),
-        Failure("the server reset the stream: error 99"),
+        Http2Failure("the server reset the stream: REFUSED_STREAM", processed=False),
+        Http2Failure("the server reset the stream: ENHANCE_YOUR_CALM"),
+        Http2Failure("the server reset the stream: error 99"),
     ]
 
 
@@ -594,7 +594,7 @@ def test_reset_with_no_error_before_the_end_is_a_failure() -> None:
     peer.headers(1)
     peer.h2.reset_stream(1, ErrorCodes.NO_ERROR)
     peer.pump()
-    assert stream.failure == Failure("the server reset the stream: NO_ERROR")
+    assert stream.failure == Http2Failure("the server reset the stream: NO_ERROR")
 
 
 def test_going_away() -> None:
@@ -608,20 +608,20 @@ def test_going_away() -> None:
     assert [one.failure for one in streams] == [
         None,
         None,
-        Failure(text, processed=False),
-        Failure(text, processed=False),
+        Http2Failure(text, processed=False),
+        Http2Failure(text, processed=False),
     ]
     assert peer.http2.retired
     assert peer.http2.closed is None
     late = peer.http2.request(BLOCK, b"x")
     assert late.done
-    assert late.failure == Failure("the connection takes no further requests", processed=False)
+    assert late.failure == Http2Failure("the connection takes no further requests", processed=False)
     assert late not in peer.http2.receive(b"")
     assert sent(peer.http2) == []
 
     lost = peer.http2.lost("the connection was closed")
     assert set(lost) == set(streams[:2])
-    assert streams[0].failure == Failure("the connection was closed")
+    assert streams[0].failure == Http2Failure("the connection was closed")
 
 
 def test_stream_that_goes_on_after_going_away() -> None:
@@ -642,15 +642,15 @@ def test_lost_connection() -> None:
     peer = Peer({MANY: 1})
     first, second = peer.call(b"x"), peer.call(b"x")
     assert set(peer.http2.lost("cut off")) == {first, second}
-    assert first.failure == Failure("cut off", processed=True)
-    assert second.failure == Failure("cut off", processed=False)
-    assert peer.http2.closed == Failure("cut off")
+    assert first.failure == Http2Failure("cut off", processed=True)
+    assert second.failure == Http2Failure("cut off", processed=False)
+    assert peer.http2.closed == Http2Failure("cut off")
     assert peer.http2.streams == {}
 
-    assert peer.http2.request(BLOCK).failure == Failure("cut off", processed=False)
+    assert peer.http2.request(BLOCK).failure == Http2Failure("cut off", processed=False)
     assert peer.http2.lost("again") == []
     assert peer.http2.receive(b"anything") == []
-    assert peer.http2.closed == Failure("cut off")
+    assert peer.http2.closed == Http2Failure("cut off")
 
 
 # ---------------------------------------------------------------- signs of life

@@ -37,7 +37,7 @@ from etcdsem.etcd.http2_frames import (
     WINDOW_UPDATE,
     frame,
 )
-from etcdsem.etcd.http2_streams import TOO_LARGE, Failure, Stream
+from etcdsem.etcd.http2_streams import TOO_LARGE, Http2Failure, Stream
 from tests.etcd.h2_peer import (
     BLOCK,
     OK,
@@ -270,8 +270,8 @@ def test_broken_rules_of_the_connection(name: str, size: int) -> None:
     assert found[0] == code
     assert text in found[1]
     assert len(found[1]) < 100
-    assert stream.failure == Failure(found[1])
-    assert waiting.failure == Failure(found[1], processed=False)
+    assert stream.failure == Http2Failure(found[1])
+    assert waiting.failure == Http2Failure(found[1], processed=False)
     assert {stream, waiting} <= set(touched)
     assert (one.streams, one._input, one._block) == ({}, b"", None)
     assert one.receive(frame(PING, 0, 0, bytes(8))) == []
@@ -355,7 +355,7 @@ def test_broken_rules_of_a_stream(name: str) -> None:
     assert isinstance(reset, RstStreamFrame)
     assert (reset.stream_id, reset.error_code) == (OPEN, code)
     assert stream.done
-    assert stream.failure == Failure(text)
+    assert stream.failure == Http2Failure(text)
     assert one.receive(headers_frame(OPEN, flags=END_STREAM)) == []
     assert one.receive(headers_frame(other.id, flags=END_STREAM)) == [other]
     assert other.failure is None
@@ -371,7 +371,7 @@ def test_response_larger_than_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     one.receive(headers_frame(OPEN) + frame(DATA, 0, OPEN, b"x" * 10))
     assert not stream.done
     one.receive(frame(DATA, 0, OPEN, b"x"))
-    assert stream.failure == Failure(TOO_LARGE)
+    assert stream.failure == Http2Failure(TOO_LARGE)
     (reset,) = sent(one)
     assert isinstance(reset, RstStreamFrame)
     assert reset.error_code == CANCEL
@@ -486,7 +486,7 @@ def test_windows_as_large_as_they_may_be() -> None:
     one = opened((4, MAX_WINDOW))
     stream = one.request(BLOCK)
     one.receive(frame(WINDOW_UPDATE, 0, stream.id, number(1)))
-    assert stream.failure == Failure("WINDOW_UPDATE by 1")
+    assert stream.failure == Http2Failure("WINDOW_UPDATE by 1")
     one.receive(frame(WINDOW_UPDATE, 0, 0, number(MAX_WINDOW - 65_535)))
     one.receive(frame(WINDOW_UPDATE, 0, 0, number(1)))
     assert shut(one) == (FLOW, "WINDOW_UPDATE by 1")
@@ -610,7 +610,7 @@ def test_peers_of_other_kinds(data: bytes, text: str, size: int) -> None:
     for at in range(0, len(data), size):
         one.receive(data[at : at + size])
     assert shut(one) == (PROTOCOL, f"not an HTTP/2 server: {text}")
-    assert stream.failure == Failure(f"not an HTTP/2 server: {text}")
+    assert stream.failure == Http2Failure(f"not an HTTP/2 server: {text}")
     assert not one.ready
 
 
@@ -678,7 +678,7 @@ def test_server_that_goes_away_at_once() -> None:
     goaway = frame(GOAWAY, 0, 0, number(0) + number(11) + b"too_many_pings")
     assert one.receive(frame(SETTINGS, 0, 0) + goaway) == [stream]
     text = "the server is closing the connection: ENHANCE_YOUR_CALM too_many_pings"
-    assert stream.failure == Failure(text, processed=False)
+    assert stream.failure == Http2Failure(text, processed=False)
     assert one.retired
     assert one.ready
 

@@ -35,7 +35,7 @@ from etcdsem.etcd.http2_frames import (
     frame,
 )
 from etcdsem.etcd.http2_headers import Headers
-from etcdsem.etcd.http2_streams import Failure, Stream
+from etcdsem.etcd.http2_streams import Http2Failure, Stream
 from tests.etcd.h2_peer import BLOCK, RESPONSE, Peer, by_frame, encode, parse
 
 Log: TypeAlias = list[tuple[Any, ...]]
@@ -77,7 +77,7 @@ class Response(NamedTuple):
     """What a stream has come to."""
 
     done: bool
-    failure: Failure | None
+    failure: Http2Failure | None
     headers: Headers | None
     data: bytes
     trailers: Headers | None

@@ -73,7 +73,7 @@ class Table:
 
     def join(
         self, *, line: bool = True, demand: Demand = ORDINARY
-    ) -> tuple[int, tx.Held | tx.Waiting | tx.Full]:
+    ) -> tuple[int, tx.Held | tx.Waiting | tx.TryFull]:
         """JOIN or TRY with a new lease."""
         lease = self.lease()
         reply = self.do(self.joining(lease, line=line, demand=demand))

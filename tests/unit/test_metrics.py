@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import etcdsem
 from etcdsem import Client, RateLimit, Semaphore, aio, metrics, process_stats
-from etcdsem.core.stats import OTHER_RATES, OTHERS, ClientStats, Histogram
+from etcdsem.core.stats import OTHER_RATES, OTHERS, Buckets, ClientStats
 from etcdsem.metrics import RateLimitMetrics, SemaphoreMetrics
 from etcdsem.model import Rate
 from tests.helpers.waiting import eventually
@@ -412,7 +412,7 @@ def test_a_semaphore_in_use_is_not_forgotten(client: Client, name: str) -> None:
 
 def test_histogram_bounds_belong_to_the_bucket_below() -> None:
     """As in Prometheus, a bucket holds what is at most its bound."""
-    histogram = Histogram((1.0, 2.0))
+    histogram = Buckets((1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 2.0, 3.0):
         histogram.observe(value)
     assert histogram.counts == [2, 2, 1]

@@ -228,6 +228,28 @@ def test_nothing_is_too_long_to_read() -> None:
     assert not list(too_long())
 
 
+PAIRS = (
+    ("drivers.threads", "drivers.aio"),
+    ("drivers.threads", "drivers.aio_clock"),
+    ("testing.inmemory", "testing.aio"),
+    ("etcd.aio_streams", "drivers.aio"),
+)
+"""Modules that offer the same to threads and to event loops, beside those of `sync` and `aio`."""
+
+
+def test_a_class_name_means_one_thing() -> None:
+    """Only blocking and asyncio counterparts have the same name."""
+    modules: dict[str, list[str]] = {}
+    for module, path in SOURCES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                modules.setdefault(node.name, []).append(module.partition(".")[2])
+    for name, places in modules.items():
+        pair = {place.replace("sync.", "aio.") for place in places}
+        known = any({*places} == {*one} for one in PAIRS)
+        assert len(pair) == 1 or known, (name, places)
+
+
 def test_the_core_is_pure() -> None:
     """The core has no clock, thread, socket or random number of its own."""
     for module, path in SOURCES.items():

@@ -41,7 +41,7 @@ class Waiting(NamedTuple):
     limit: Limit | None
 
 
-class Full(NamedTuple):
+class TryFull(NamedTuple):
     """TRY took nothing. `limit` None: the semaphore is not registered."""
 
     held: int

@@ -31,8 +31,8 @@ from etcdsem.core.keys import (
 from etcdsem.core.transactions.conditions import (
     COUNT_BY_NAME,
     HERE,
-    Full,
     Held,
+    TryFull,
     Waiting,
     as_range,
     as_txn,
@@ -152,7 +152,7 @@ def _counted(keys: Keys, found: RangeReply) -> int:
 
 def read_join(
     keys: Keys, reply: TxnReply, slots: Sequence[int], *, queue_up: bool, weight: int = 1
-) -> Held | Waiting | Full:
+) -> Held | Waiting | TryFull:
     """The result of a JOIN or TRY."""
     inner = reply
     if reply.succeeded and weight > 1 and slots:
@@ -167,12 +167,12 @@ def read_join(
     else:
         inner = as_txn(reply.replies[0])
         if not inner.succeeded:
-            return Full(0, False, None)
+            return TryFull(0, False, None)
     found, count = map(as_range, inner.replies[2:4] if queue_up else inner.replies[:2])
     limit = read_limit(found.kvs[0]) if found.kvs else None
     if queue_up:
         return Waiting(reply.revision, _counted(keys, count), limit)
-    return Full(_counted(keys, count), as_range(inner.replies[2]).count > 0, limit)
+    return TryFull(_counted(keys, count), as_range(inner.replies[2]).count > 0, limit)
 
 
 def leave(keys: Keys, who: bytes, created: int) -> Txn:
