@@ -69,13 +69,16 @@ def test_token_and_lease_are_etcds(etcd: EtcdServer, name: str, start: Start) ->
 
 @pytest.mark.parametrize(
     "arguments",
-    [
-        ["NAME", "-l", "2", "--", "printf", "%s,", "-l", "--", "-x", "--json"],
-        ["-l", "2", "NAME", "printf", "%s,", "-l", "--", "-x", "--json"],
-        ["-l2", "-q", "--", "NAME", "printf", "%s,", "-l", "--", "-x", "--json"],
-        ["-ql", "2", "NAME", "--label=a=b", "--", "printf", "%s,", "-l", "--", "-x", "--json"],
-        ["--limit", "2", "NAME", "-w", "1m", "printf", "%s,", "-l", "--", "-x", "--json"],
-    ],
+    sample(
+        [
+            ["NAME", "-l", "2", "--", "printf", "%s,", "-l", "--", "-x", "--json"],
+            ["-l", "2", "NAME", "printf", "%s,", "-l", "--", "-x", "--json"],
+            ["-l2", "-q", "--", "NAME", "printf", "%s,", "-l", "--", "-x", "--json"],
+            ["-ql", "2", "NAME", "--label=a=b", "--", "printf", "%s,", "-l", "--", "-x", "--json"],
+            ["--limit", "2", "NAME", "-w", "1m", "printf", "%s,", "-l", "--", "-x", "--json"],
+        ],
+        2,
+    ),
 )
 def test_the_commands_own_flags_are_never_ours(
     etcd: EtcdServer, name: str, arguments: list[str]
@@ -183,19 +186,19 @@ def test_usage_errors(arguments: list[str], says: str) -> None:
         ("ETCDSEM_LEASE_TIMEOUT", "soon", 64),
         ("ETCDSEM_LEASE_TIMEOUT", "1", 64),
         ("ETCDSEM_LEASE_TIMEOUT", " 20s\n", 0),
-        ("ETCDSEM_LEASE_TIMEOUT", "", 0),
+        pytest.param("ETCDSEM_LEASE_TIMEOUT", "", 0, marks=pytest.mark.slow),
         ("ETCDSEM_REFRESH_INTERVAL", "40s", 64),
         ("ETCDSEM_REFRESH_INTERVAL", "29s", 64),
         ("ETCDSEM_VALIDATION_INTERVAL", "0", 64),
-        ("ETCDSEM_VALIDATION_INTERVAL", "inf", 64),
-        ("ETCDSEM_VALIDATION_INTERVAL", "often", 64),
+        pytest.param("ETCDSEM_VALIDATION_INTERVAL", "inf", 64, marks=pytest.mark.slow),
+        pytest.param("ETCDSEM_VALIDATION_INTERVAL", "often", 64, marks=pytest.mark.slow),
         ("ETCDSEM_CACERT", "/absent", 64),
         ("ETCDSEM_PREFIX", "x", 64),
-        ("http_proxy", "http://127.0.0.1:1", 0),
+        pytest.param("http_proxy", "http://127.0.0.1:1", 0, marks=pytest.mark.slow),
         ("ETCDCTL_API", "2", 0),
         ("HOME", "", 0),
-        ("PYTHONOPTIMIZE", "2", 0),
-        ("LC_ALL", "C", 0),
+        pytest.param("PYTHONOPTIMIZE", "2", 0, marks=pytest.mark.slow),
+        pytest.param("LC_ALL", "C", 0, marks=pytest.mark.slow),
     ],
 )
 def test_settings_from_the_environment(

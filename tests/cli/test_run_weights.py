@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.driver import Cli, keys, ran, ran_here
+from tests.helpers.slow import sample
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
@@ -132,7 +133,7 @@ def test_the_highest_priority_runs_first(etcd: EtcdServer, name: str, start: Sta
     assert keys(etcd, name) == ["max_leases"]
 
 
-@pytest.mark.parametrize("option", ["--backfill", "--eager"])
+@pytest.mark.parametrize("option", sample(["--backfill", "--eager"]))
 def test_a_backfill_request_passes_a_big_one(
     etcd: EtcdServer, name: str, start: Start, option: str
 ) -> None:
@@ -158,7 +159,9 @@ def test_a_backfill_request_passes_a_big_one(
     assert keys(etcd, name) == ["max_leases"]
 
 
-@pytest.mark.parametrize("options", [["--eager"], ["--backfill", "--eager"], ["--eager"] * 2])
+@pytest.mark.parametrize(
+    "options", sample([["--eager"] * 2, ["--eager"], ["--backfill", "--eager"]])
+)
 @pytest.mark.parametrize("command", ["run", "hold"])
 def test_eager_is_the_old_name_of_backfill(command: str, options: list[str]) -> None:
     """It prints one warning, then does what --backfill does; help does not list it."""
@@ -167,16 +170,16 @@ def test_eager_is_the_old_name_of_backfill(command: str, options: list[str]) -> 
     done = ran(None, *at, "n", *options, *work)
     assert done.returncode == 69
     assert done.stderr.splitlines().count(DEPRECATED) == 1, done.stderr
-    text = ran(None, command, "--help").stdout
+    text = ran_here(None, command, "--help").stdout
     assert "--backfill" in text
     assert "--eager" not in text
 
 
 def test_eager_is_refused_where_backfill_is() -> None:
     """With several names, and with a rate alone: 64, with the new name in the error."""
-    several = ran(None, "run", "a=1", "b=1", "--eager", "--", "true")
+    several = ran_here(None, "run", "a=1", "b=1", "--eager", "--", "true")
     assert several.returncode == 64
     assert "--backfill works with one NAME only" in several.stderr
-    rate = ran(None, "run", "a", "--rate", "9/1s", "--eager", "--", "true")
+    rate = ran_here(None, "run", "a", "--rate", "9/1s", "--eager", "--", "true")
     assert rate.returncode == 64
     assert "--backfill and --max-hold apply to leases" in rate.stderr
