@@ -12,6 +12,7 @@ from tests.chaos.clusters import on_this_machine
 from tests.chaos.conductor import RATES, Chaos
 
 
+@pytest.mark.slow
 def test_a_short_soak(capfd: pytest.CaptureFixture[str], etcd_binary: str) -> None:
     """Some seeds, some seconds of chaos, and a table for each worker that was never killed."""
     options = ["--seeds", "0:3", "--seconds", "6", "--on", "machine", "--etcd", etcd_binary]
