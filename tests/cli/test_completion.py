@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.driver import ETCDSEM, ran
+from tests.cli.driver import ETCDSEM, ran, ran_here
 from tests.helpers.slow import sample
 from tests.helpers.waiting import eventually
 
@@ -75,5 +75,5 @@ def test_the_script_for_bash_works(etcd: EtcdServer) -> None:
     )
     assert done == "hold\n"
     for shell, word in (("zsh", "compdef"), ("fish", "complete --no-files")):
-        assert word in ran(None, "completion", shell).stdout
-    assert ran(None, "completion", "tcsh").returncode == 64
+        assert word in ran_here(None, "completion", shell).stdout
+    assert ran_here(None, "completion", "tcsh").returncode == 64

@@ -156,7 +156,7 @@ def test_a_child_that_outlives_the_command_after_a_loss_is_killed(
     eventually(lambda: not alive(child))
 
 
-@pytest.mark.smoke
+@pytest.mark.slow
 def test_deaf_command_is_killed_before_the_deadline(
     fresh_etcd: EtcdServer, name: str, start: Start, tmp_path: Path
 ) -> None:
@@ -175,6 +175,7 @@ def test_deaf_command_is_killed_before_the_deadline(
     assert last_beat(f"{beat}.child") - silent < 4
 
 
+@pytest.mark.slow
 def test_a_pause_shorter_than_the_deadline_is_no_loss(
     fresh_etcd: EtcdServer, name: str, start: Start
 ) -> None:
@@ -387,6 +388,7 @@ def test_max_hold_of_a_command_that_obeys(etcd: EtcdServer, name: str, start: St
     assert cli.end() == 70
 
 
+@pytest.mark.slow
 def test_max_hold_with_warn(etcd: EtcdServer, name: str, start: Start) -> None:
     """The command goes on, without a lease, and the next one has it."""
     cli = start(
@@ -402,6 +404,7 @@ def test_max_hold_with_warn(etcd: EtcdServer, name: str, start: Start) -> None:
     assert cli.end() == 3
 
 
+@pytest.mark.slow
 def test_max_hold_ends_a_hold(etcd: EtcdServer, name: str, start: Start) -> None:
     cli = start(etcd, "hold", name, "-l", "1", "--max-hold", "2s", "--notice", "500ms")
     cli.expect("is held", err=True)

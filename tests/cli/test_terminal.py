@@ -203,6 +203,7 @@ def test_in_a_pipeline(name: str, bash: Console) -> None:
     bash.expect("codes 130 130")
 
 
+@pytest.mark.slow
 def test_ctrl_z_in_a_pipeline(name: str, bash: Console) -> None:
     bash.type(f"{RUN} {name} -l 1 -- bash -c {LOOP} | cat\n")
     bash.expect("beat 2")

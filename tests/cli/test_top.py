@@ -283,6 +283,7 @@ def test_ctrl_z_gives_the_terminal_back(etcd: EtcdServer, console: Open) -> None
     shell.expect("code 0")
 
 
+@pytest.mark.slow
 def test_etcd_that_goes_away_is_no_end(fresh_etcd: EtcdServer, console: Open) -> None:
     """At the start it is 69; later it is a line, until it is back."""
     etcdctl(fresh_etcd, "put", "/etcdsem/here/max_leases", "3")

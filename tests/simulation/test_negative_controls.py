@@ -425,6 +425,7 @@ def test_a_scenario_finds_it(monkeypatch: Patch) -> None:
     stage.world.dispose()
 
 
+@pytest.mark.slow
 def test_who_waits_out_of_line_is_found(monkeypatch: Patch) -> None:
     """Nobody misses a waiter whose key was deleted by hand. Others in the queue would take what is
     freed, so few wait in these runs; without the bug they break nothing.

@@ -156,7 +156,12 @@ def test_uncontended_cycle_costs_two_transactions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("clients", "workers"), [(5, 2), (5, 10), pytest.param(20, 5, marks=pytest.mark.slow)]
+    ("clients", "workers"),
+    [
+        (5, 10),
+        pytest.param(5, 2, marks=pytest.mark.slow),
+        pytest.param(20, 5, marks=pytest.mark.slow),
+    ],
 )
 def test_contended_cycle_costs_the_same_however_many_wait(clients: int, workers: int) -> None:
     """A hand-over is a join, a pass and one watch event, whatever the number of waiters."""

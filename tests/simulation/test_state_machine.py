@@ -219,7 +219,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
 
 
 SemaphoreMachine.TestCase.settings = settings(
-    max_examples=100,
+    max_examples=80,
     stateful_step_count=60,
     deadline=None,
     derandomize=True,  # the same examples in each CI run; `python -m tests.simulation` explores
