@@ -81,14 +81,14 @@ class Txn(NamedTuple):
     failure: tuple[Operation, ...] = ()
 
 
-class FixedTxn(Txn):
-    """A transaction that is built once and sent often, alone or nested."""
-
-    encoded: bytes = b""
-    """For the driver, which may keep the encoded request here."""
-
-
 Operation: TypeAlias = Put | Delete | Range | Txn
+
+
+class Fixed(tuple[Operation, ...]):
+    """Operations that are built once and sent often. A driver may keep their encoding here."""
+
+    as_success: bytes = b""
+    as_failure: bytes = b""
 
 
 class KeyValue(NamedTuple):

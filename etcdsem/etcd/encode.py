@@ -10,7 +10,7 @@ from etcdsem.core.commands import (
     Delete,
     DeleteReply,
     Event,
-    FixedTxn,
+    Fixed,
     KeyValue,
     Operation,
     Put,
@@ -68,18 +68,23 @@ _COMPARED = {
 
 def encode(txn: Txn) -> bytes:
     """A transaction as a TxnRequest."""
-    if isinstance(txn, FixedTxn):
-        if not txn.encoded:
-            txn.encoded = _encode(txn)
-        return txn.encoded
-    return _encode(txn)
-
-
-def _encode(txn: Txn) -> bytes:
-    written = [_compare(compare) for compare in txn.compare]
-    written += [_operation(b"\x12", operation) for operation in txn.success]
-    written += [_operation(b"\x1a", operation) for operation in txn.failure]
+    compare, success, failure = txn
+    written = [_compare(one) for one in compare]
+    if isinstance(success, Fixed):
+        success.as_success = success.as_success or _operations(b"\x12", success)
+        written.append(success.as_success)
+    else:
+        written += [_operation(b"\x12", one) for one in success]
+    if isinstance(failure, Fixed):
+        failure.as_failure = failure.as_failure or _operations(b"\x1a", failure)
+        written.append(failure.as_failure)
+    else:
+        written += [_operation(b"\x1a", one) for one in failure]
     return b"".join(written)
+
+
+def _operations(tag: bytes, operations: Fixed) -> bytes:
+    return b"".join([_operation(tag, one) for one in operations])
 
 
 @lru_cache(4096)

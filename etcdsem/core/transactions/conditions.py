@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
-from etcdsem.core.commands import Compare, KeyValue, Range, RangeReply, TxnReply
+from etcdsem.core.commands import Compare, Fixed, KeyValue, Range, RangeReply, TxnReply
 from etcdsem.core.keys import Keys, Limit, Queued, read_limit, read_queue
 
 MAX_DEPTH = 16
@@ -163,14 +163,16 @@ def first_waiters(keys: Keys, queue: int = QUEUE_READ) -> Range:
 
 
 @lru_cache(1024)
-def look(keys: Keys, queue: int = QUEUE_READ) -> tuple[Range, ...]:
+def look(keys: Keys, queue: int = QUEUE_READ) -> Fixed:
     """The reads behind `read_look`; `queue` 0 reads all waiters."""
-    return (
-        Range(keys.max_leases),
-        Range(keys.leases, keys.leases_end, keys_only=True),
-        first_waiters(keys, queue),
-        Range(keys.contended, keys_only=True),
-        Range(keys.priorities, keys_only=True),
+    return Fixed(
+        (
+            Range(keys.max_leases),
+            Range(keys.leases, keys.leases_end, keys_only=True),
+            first_waiters(keys, queue),
+            Range(keys.contended, keys_only=True),
+            Range(keys.priorities, keys_only=True),
+        )
     )
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from etcdsem.core.commands import (
     Compare,
     Delete,
-    FixedTxn,
+    Fixed,
     KeyValue,
     Operation,
     Put,
@@ -70,10 +70,8 @@ def join(
     if queue_up:
         waiting = record(identity.client, identity.extras, lease, "since", wall)
         tail = _queue_up(keys, Put(keys.waiter(who), waiting, lease), demand, room)
-        if_known = Txn((is_known(keys),), tail)
     else:
-        if_known = _why_not(keys, room <= COUNT_BY_NAME)
-        tail = if_known.success
+        tail = _why_not(keys, room <= COUNT_BY_NAME)
     branch = tail
     if slots:
         holding = record(identity.client, identity.extras, lease, "acquired", wall)
@@ -83,22 +81,22 @@ def join(
     return Txn(
         compare=(limit_is(keys, limit), guard, uncontended(keys)),
         success=(*branch, rights),
-        failure=(if_known, rights),
+        failure=(Txn((is_known(keys),), tail), rights),
     )
 
 
 def _queue_up(keys: Keys, put: Put, demand: Demand, room: int) -> tuple[Operation, ...]:
     """What JOIN does if no slot is free."""
-    reads = _why_not(keys, room <= COUNT_BY_NAME).success[:2]
+    reads = _why_not(keys, room <= COUNT_BY_NAME)[:2]
     marks = (Put(keys.priorities, HERE),) if demand.priority else ()
     return (put, Put(keys.contended, HERE), *reads, *marks)
 
 
 @lru_cache(1024)
-def _why_not(keys: Keys, few: bool) -> FixedTxn:
-    """What TRY reads if no slot is free, in a transaction on condition that there is a limit."""
-    reads = (Range(keys.max_leases), _count(keys, few), Range(keys.contended, count_only=True))
-    return FixedTxn((is_known(keys),), reads)
+def _why_not(keys: Keys, few: bool) -> Fixed:
+    """What TRY reads if no slot is free."""
+    contended = Range(keys.contended, count_only=True)
+    return Fixed((Range(keys.max_leases), _count(keys, few), contended))
 
 
 def _take(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from etcdsem.core.commands import Compare, Operation, Put, Range, Txn, TxnReply
+from etcdsem.core.commands import Compare, Operation, Put, Txn, TxnReply
 from etcdsem.core.keys import Identity, Keys, Limit, record
 from etcdsem.core.transactions.conditions import (
     Look,
@@ -47,7 +47,7 @@ def take_all(wishes: Sequence[SlotRequest], wall: float) -> Txn:
     return Txn(tuple(conditions), tuple(puts), look_at_all([wish.keys for wish in wishes]))
 
 
-def look_at_all(several: Sequence[Keys]) -> tuple[Range, ...]:
+def look_at_all(several: Sequence[Keys]) -> tuple[Operation, ...]:
     """The reads behind `read_all_looks`; of each queue only the first waiter."""
     return tuple(one for keys in several for one in look(keys, queue=1))
 
