@@ -59,9 +59,11 @@ class ReleasedTooOften(EtcdSemError, RuntimeError, ValueError):
 
 
 class InconsistentLimit(EtcdSemError, ValueError):
-    """A different limit is registered for this semaphore. The message names both."""
+    """A different limit is registered for this semaphore. The message names both; `registered` is
+    None if the stored limit cannot be read.
+    """
 
-    def __init__(self, message: str, *, given: int, registered: int) -> None:
+    def __init__(self, message: str, *, given: int, registered: int | None) -> None:
         super().__init__(message)
         self.given = given
         self.registered = registered
@@ -70,7 +72,7 @@ class InconsistentLimit(EtcdSemError, ValueError):
         return _rebuild_limit, (str(self), self.given, self.registered)
 
 
-def _rebuild_limit(message: str, given: int, registered: int) -> InconsistentLimit:
+def _rebuild_limit(message: str, given: int, registered: int | None) -> InconsistentLimit:
     return InconsistentLimit(message, given=given, registered=registered)
 
 

@@ -113,6 +113,11 @@ class Pause:
     """When it was paused, by the clock of the machine that paused it."""
     reason: str = ""
 
+    def __str__(self) -> str:
+        by = f" by {self.by}" if self.by else ""
+        since = f" since {self.since:%Y-%m-%d %H:%M:%S} UTC" if self.since else ""
+        return f"paused{by}{since}" + (f" ({self.reason})" if self.reason else "")
+
 
 MAX_SEMAPHORES = 8
 """Maximum number of semaphores that can be acquired at once. etcd allows 128 operations in a

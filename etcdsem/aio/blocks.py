@@ -121,7 +121,7 @@ class HoldBlock(AsyncDecorator, AbstractAsyncContextManager[Lease, None]):
         self._entered = True
         lease = await self._semaphore._acquire(self._timeout, None, self._keep, self._wants)
         if lease is None:
-            raise self._semaphore._no_lease(self._timeout)
+            raise self._semaphore._no_lease(self._semaphore._state(), self._timeout)
         return lease
 
     def _keep(self, lease: Lease) -> None:

@@ -17,6 +17,7 @@ from etcdsem.core.session import Session
 from etcdsem.drivers.aio import AioDriver, Backend, Over, StartTask, dial
 from etcdsem.drivers.base import ConnectionSettings, connect_settings
 from etcdsem.errors import EtcdSemError, WrongEventLoop
+from etcdsem.facade.client import brief
 from etcdsem.model import Duration
 
 T = TypeVar("T")
@@ -116,7 +117,11 @@ class Client(OperatorCalls):
         try:
             return await self._driver.run(procedure)
         except Failure as failure:
-            raise public_error(failure, what) from failure
+            error = public_error(failure, what)
+            error.__cause__ = failure
+            raise brief(error)  # noqa: B904 - it decides about the cause
+        except EtcdSemError as error:
+            raise brief(error)  # noqa: B904
         except Over:
             raise EtcdSemError(f"{what}: its client was closed") from None
 

@@ -16,6 +16,9 @@ from etcdsem.model import Duration, Holder, Status, Waiter
 class Semaphore(LeasingSemaphore):
     """A counting semaphore that lives in etcd, shared by any processes anywhere.
 
+    The blocking class registers it in its constructor, which asks etcd and may therefore block for
+    the client's `dial_timeout`; with ``register=False`` it does not.
+
     Args:
         max_leases: the limit, if the semaphore is new; else it must equal the registered limit,
             unless an operator has resized it. None takes what is registered.
@@ -46,7 +49,7 @@ class Semaphore(LeasingSemaphore):
             meanwhile. `close` does not remove the rate limit.
 
     Raises:
-        InconsistentLimit: another limit is registered.
+        InconsistentLimit: another limit is registered, or one that cannot be read.
         InvalidName, InvalidSetting: an argument is invalid.
         TypeError: `scheduler_rpc` was given, or `client` is not a client.
         EtcdUnavailable, PermissionDenied, EtcdRefused: it could not be registered.

@@ -17,7 +17,7 @@ from etcdsem.core.limits import check_kind, learn_limit
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
 from etcdsem.drivers.base import ConnectionSettings
-from etcdsem.errors import InvalidSetting
+from etcdsem.errors import EtcdSemError, InvalidSetting
 from etcdsem.model import Duration, Holder, Junk, LimitInfo, Rate, Status, Waiter
 from etcdsem.validation import (
     DEFAULT_PREFIX,
@@ -33,6 +33,16 @@ from etcdsem.validation import (
 
 KEEPER_LIMIT = 600.0
 """Seconds for which a keeper refreshes the leases of a program that gives no sign of life."""
+
+
+def brief(error: EtcdSemError) -> EtcdSemError:
+    """The error without causes and frames from inside the library, unless ``ETCDSEM_DEBUG`` is set:
+    its message says what a caller needs.
+    """
+    if environment("ETCDSEM_DEBUG") is not None:
+        return error
+    error.__cause__, error.__suppress_context__ = None, True
+    return error.with_traceback(None)
 
 
 class BaseClient:

@@ -13,7 +13,7 @@ from etcdsem.core.grants import Grant
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import AcquireTimeout, InvalidSetting, LeaseLost
 from etcdsem.facade.lease import BaseLease
-from etcdsem.facade.semaphore import BaseSemaphore
+from etcdsem.facade.semaphore import BaseSemaphore, why_full, within
 from etcdsem.model import MAX_SEMAPHORES, Duration
 
 
@@ -132,14 +132,13 @@ def acquiring(
     return leases
 
 
-def not_all(
-    full: str, semaphores: Sequence[BaseSemaphore[Any]], timeout: Duration | None
-) -> AcquireTimeout:
+def not_all(full: str, semaphores: Sequence[Any], timeout: Duration | None) -> AcquireTimeout:
     """The error of a block that does not begin, because a semaphore was full."""
-    return AcquireTimeout(
-        f"semaphores {named(semaphores)}: not all had a free lease within {timeout!r}: "
-        f"{full!r} had none; to see the holders: etcdsem status {full}"
+    (state,) = (one._state() for one in semaphores if one.name == full)
+    reason = why_full(state.limit, full) or (
+        f"it had no free lease {within(timeout)}; to see the holders: etcdsem status {full}"
     )
+    return AcquireTimeout(f"semaphores {named(semaphores)}: {full!r} prevented it: {reason}")
 
 
 def ending(leases: Sequence[BaseLease], *, quietly: bool) -> Procedure[None]:

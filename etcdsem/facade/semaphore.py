@@ -14,7 +14,7 @@ from etcdsem.core import admin, inspection, lifecycle, rates
 from etcdsem.core.acquire import acquire
 from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
-from etcdsem.core.keys import ORDINARY, Demand
+from etcdsem.core.keys import ORDINARY, Demand, Limit
 from etcdsem.core.limits import check_kind, learn_limit, wrong_kind
 from etcdsem.core.release import release
 from etcdsem.core.request import AcquireRequest
@@ -25,7 +25,7 @@ from etcdsem.facade.client import draining, operator, pausing, resuming
 from etcdsem.facade.entered_blocks import EnteredBlocks
 from etcdsem.facade.lease import OWNERS, BaseLease
 from etcdsem.intervals import read_intervals
-from etcdsem.model import Duration, Rate, Status
+from etcdsem.model import Duration, Rate, Status, duration_text
 from etcdsem.validation import (
     check_limit,
     check_name,
@@ -37,6 +37,7 @@ from etcdsem.validation import (
     max_hold_seconds,
     read_labels,
     read_rate,
+    seconds,
 )
 
 
@@ -252,11 +253,11 @@ class BaseSemaphore(Named, Generic[L]):
             return None
         return (yield from lease._releasing())
 
-    def _no_lease(self, timeout: Duration | None) -> AcquireTimeout:
-        return AcquireTimeout(
-            f"semaphore {self.name!r}: no lease was free within {timeout!r}; to see the holders: "
-            f"etcdsem status {self.name}"
+    def _no_lease(self, state: SemaphoreState, timeout: Duration | None) -> AcquireTimeout:
+        reason = why_full(state.limit, self.name) or (
+            f"no lease was free {within(timeout)}; to see the holders: etcdsem status {self.name}"
         )
+        return AcquireTimeout(f"semaphore {self.name!r}: {reason}")
 
     def _forget(self, lease: BaseLease) -> bool:
         """Remove it from the list; False if it was not listed."""
@@ -287,6 +288,14 @@ class BaseSemaphore(Named, Generic[L]):
             raise wrong
         if self.max_leases is None:
             return
+        if limit.number is None:
+            raise InconsistentLimit(
+                f"semaphore {self.name!r}: its limit in etcd reads {limit.text!r}, which is not a "
+                "number from 0 to 99999, so no lease would be granted. Fix it for everybody: "
+                f"etcdsem limit {self.name} {self.max_leases}",
+                given=self.max_leases,
+                registered=None,
+            )
         if limit.registered and limit.number is not None and limit.number != self.max_leases:
             raise InconsistentLimit(
                 f"Inconsistent max leases: {self.max_leases}, expected: {limit.number} "
@@ -340,6 +349,25 @@ class BaseSemaphore(Named, Generic[L]):
         self._refresh_leases = bool(on)
         for lease in self.leases:
             lease._grant.lease.paused = not on
+
+
+def within(timeout: Duration | None) -> str:
+    """Format a timeout that came first: ``within 5s``, or ``at once``."""
+    given = seconds(timeout or 0)
+    return f"within {duration_text(given)}" if given else "at once"
+
+
+def why_full(limit: Limit | None, name: str) -> str:
+    """Why no lease can be granted: a pause, a limit of 0, or one that cannot be read. Empty
+    if leases can be granted.
+    """
+    if limit is None or limit.room:
+        return ""
+    if limit.pause is not None:
+        return f"it is {limit.pause}; to resume: etcdsem resume {name}"
+    if limit.number is None:
+        return f"its limit in etcd reads {limit.text!r}; to fix it: etcdsem limit {name} 5"
+    return f"its limit is 0, which grants nothing; to raise it: etcdsem limit {name} 5"
 
 
 def register_rate(state: SemaphoreState, wanted: Rate, *, any_block: bool) -> Procedure[None]:

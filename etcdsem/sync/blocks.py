@@ -128,7 +128,7 @@ class HoldBlock(Decorator, AbstractContextManager[Lease, None]):
         try:
             lease = self._semaphore._acquire(self._timeout, None, self._keep, self._wants)
             if lease is None:
-                raise self._semaphore._no_lease(self._timeout)
+                raise self._semaphore._no_lease(self._semaphore._state(), self._timeout)
             return lease
         except BaseException:
             self.__del__()  # interrupted after the grant

@@ -25,6 +25,7 @@ from etcdsem.drivers import threads
 from etcdsem.drivers.base import EXIT_GRACE, ConnectionSettings, connect_settings
 from etcdsem.drivers.external import external_settings, is_external_client
 from etcdsem.errors import EtcdSemError
+from etcdsem.facade.client import brief
 from etcdsem.model import Duration
 from etcdsem.sync.operator_calls import OperatorCalls
 
@@ -123,7 +124,11 @@ class Client(OperatorCalls):
         try:
             return self._driver.run(procedure)
         except Failure as failure:
-            raise public_error(failure, what) from failure
+            error = public_error(failure, what)
+            error.__cause__ = failure
+            raise brief(error)  # noqa: B904 - it decides about the cause
+        except EtcdSemError as error:
+            raise brief(error)  # noqa: B904
 
 
 def _refuse_isolation() -> None:

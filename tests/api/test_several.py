@@ -330,7 +330,11 @@ def test_a_block_holds_all_and_names_what_was_lost(pair: Pair) -> None:
 def test_a_block_without_room_says_which_is_full(pair: Pair, other: Pair) -> None:
     """AcquireTimeout, and the body does not run."""
     block = etcdsem.hold_all(*pair, timeout=0.1)
-    with other[1].hold(), pytest.raises(AcquireTimeout, match=f"'{pair[1].name}' had none"), block:
+    with (
+        other[1].hold(),
+        pytest.raises(AcquireTimeout, match=f"'{pair[1].name}' prevented it: it had no free lease"),
+        block,
+    ):
         pytest.fail("no room")
 
 
