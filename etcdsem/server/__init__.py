@@ -40,7 +40,8 @@ def start(
 
     Raises:
         EtcdNotFound: no etcd program was found.
-        EtcdUnavailable: it did not start; the message has the end of its log.
+        EtcdUnavailable: it did not start; the message has the end of its log, or says that another
+            program listens on the port.
     """
     tries = 3 if port is None else 1
     for attempt in range(tries):
@@ -49,7 +50,7 @@ def start(
             server.launch()
             server.wait_healthy()
         except BaseException as error:
-            taken = "address already in use" in server.log_end()
+            taken = "in use" in str(error) or "address already in use" in server.log_end()
             server.stop()
             if isinstance(error, EtcdUnavailable) and taken and attempt + 1 < tries:
                 continue  # another program took the port meanwhile

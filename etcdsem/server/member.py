@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -45,7 +48,7 @@ class EtcdServer:
         port: int | None = None,
         data_dir: str | None = None,
         extra_args: Sequence[str] = (),
-        name: str = "dev",
+        name: str | None = None,
         peer_port: int | None = None,
         cluster: str | None = None,
     ) -> None:
@@ -54,9 +57,9 @@ class EtcdServer:
         ports = free_ports(2)
         self.port = port or ports[0]
         self.peer_port = peer_port or ports[1]
-        self.name = name
+        self.name = name or f"dev-{secrets.token_hex(4)}"  # by which `wait_healthy` knows it
         self.extra_args = tuple(extra_args)
-        self._cluster = cluster or f"{name}=http://127.0.0.1:{self.peer_port}"
+        self._cluster = cluster or f"{self.name}=http://127.0.0.1:{self.peer_port}"
         self._made = tempfile.mkdtemp(prefix="etcdsem-") if data_dir is None else None
         self.data_dir = data_dir or os.path.join(self._made or "", "data")
         self.log_path = os.path.join(self._made or self.data_dir, "etcd.log")
@@ -124,10 +127,16 @@ class EtcdServer:
     # -- lifecycle
 
     def launch(self) -> None:
-        """Start the process, without waiting for it to be healthy. Raises EtcdSemError."""
+        """Start the process, without waiting for it to be healthy.
+
+        Raises:
+            EtcdUnavailable: another program listens on the port.
+            EtcdSemError: no process can be started.
+        """
         if self._guardian is None:
             if reason := interpreter.why_not():
                 raise EtcdSemError(f"cannot start etcd from here, because {reason}")
+            _check_free(self.port)
             os.makedirs(self.data_dir, mode=0o700, exist_ok=True)
             self._guardian = Guardian(self._made, self.log_path, self._command(), environment())
         self.pid = int(self._ask("start"))
@@ -157,19 +166,35 @@ class EtcdServer:
         return self._guardian is not None and self._ask("status") == "running"
 
     def wait_healthy(self, timeout: float = START_TIMEOUT) -> None:
-        """Wait until it is healthy. Raises EtcdUnavailable, with the end of its log."""
+        """Wait until it is healthy. Raises EtcdUnavailable, with the end of its log.
+
+        Another etcd that answers on the port does not count.
+        """
         until = boot_time() + timeout
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         while True:
             try:
                 with opener.open(self.health_url, timeout=2) as answer:
-                    if b'"true"' in answer.read():
-                        return
+                    healthy = b'"true"' in answer.read()
+                if healthy and self._answers(opener) and self.running:
+                    return
             except (OSError, urllib.error.URLError):
                 pass  # not yet
             if not self.running or boot_time() > until:
+                if f":{self.port}: bind: address already in use" in self.log_end():
+                    raise _in_use(self.port)
                 raise EtcdUnavailable(f"etcd did not start; its log:\n{self.log_end()}")
             time.sleep(0.02)
+
+    def _answers(self, opener: urllib.request.OpenerDirector) -> bool:
+        """Whether the etcd on the port has our member's name; True if it does not tell names."""
+        where = f"{self.health_url.removesuffix('/health')}/v3/cluster/member/list"
+        try:
+            with opener.open(where, data=b"{}", timeout=2) as answer:
+                members = json.load(answer)["members"]
+            return self.name in [member.get("name") for member in members]
+        except (urllib.error.HTTPError, ValueError, KeyError):
+            return True
 
     def log(self) -> str:
         """Return its log, across all restarts; empty without one."""
@@ -210,6 +235,22 @@ class EtcdServer:
             guardian.end()
         elif self._made is not None:
             shutil.rmtree(self._made, ignore_errors=True)
+
+
+def _check_free(port: int) -> None:
+    """Raise EtcdUnavailable if nobody can listen on a loopback port now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as etcd does
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise _in_use(port) from None
+            raise EtcdUnavailable(f"cannot listen on port {port}: {error.strerror}") from None
+
+
+def _in_use(port: int) -> EtcdUnavailable:
+    return EtcdUnavailable(f"port {port} is in use by another program: choose another port")
 
 
 def _has_no_fsync(version: str) -> bool:
