@@ -10,6 +10,7 @@ import sys
 from typing import NamedTuple
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 
 
 def die_with_parent() -> None:
@@ -21,6 +22,17 @@ def die_with_parent() -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def never_dump_core() -> None:
+    """Have this process leave no core dump when a signal such as SIGSEGV ends it."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform.startswith("linux"):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # if they are piped to a program
 
 
 class ProcessStat(NamedTuple):

@@ -28,7 +28,7 @@ class _Stopped(BaseException):
 @click.option("--port", type=WholeNumber(1, 65535), help="Client port.  [default: a free port]")
 @click.option("--data-dir", help="Keep the data in this directory.  [default: a temporary one]")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-def dev(port: int | None, data_dir: str | None, command: tuple[str, ...]) -> None:
+def dev(port: int | None, data_dir: str | None, command: tuple[str, ...]) -> int:
     """Start a temporary etcd on this machine.
 
     Prints the `export` lines for etcdsem and etcdctl, and runs until Ctrl-C. With a COMMAND, runs
@@ -51,15 +51,15 @@ def dev(port: int | None, data_dir: str | None, command: tuple[str, ...]) -> Non
     try:
         with server.start(port=port, data_dir=data_dir) as etcd:
             if command:
-                sys.exit(_run(command, etcd.env()))
+                return _run(command, etcd.env())
             _announce(etcd)
             while True:
                 signal.pause()
     except (server.EtcdNotFound, EtcdUnavailable) as error:
         click.echo(f"etcdsem: {error}", err=True)
-        sys.exit(exit_codes.UNAVAILABLE)
+        return exit_codes.UNAVAILABLE
     except _Stopped as stopped:
-        sys.exit(exit_codes.SIGNAL + stopped.number)
+        return exit_codes.by_signal(stopped.number)
 
 
 def _announce(etcd: object) -> None:
@@ -94,4 +94,4 @@ def _run(command: tuple[str, ...], variables: dict[str, str]) -> int:
             if stopped.number != signal.SIGINT:  # the terminal sent SIGINT to the command too
                 process.send_signal(stopped.number)
         else:
-            return code if code >= 0 else exit_codes.SIGNAL - code
+            return code if code >= 0 else exit_codes.by_signal(-code)

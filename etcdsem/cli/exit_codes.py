@@ -22,6 +22,24 @@ CANNOT_EXECUTE: Final = 126
 NOT_FOUND: Final = 127
 SIGNAL: Final = 128  # plus its number
 
+
+class BySignal(int):
+    """128+N: signal N ended the command, or the wait. `main` then ends by that signal itself.
+
+    A shell shows both alike, but only a death by SIGINT tells it to stop a script.
+    """
+
+    @property
+    def number(self) -> int:
+        """N."""
+        return self - SIGNAL
+
+
+def by_signal(number: int) -> BySignal:
+    """Return the exit code for a signal."""
+    return BySignal(SIGNAL + number)
+
+
 _CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
     (errors.PermissionDenied, NO_PERMISSION),
     (errors.EtcdUnavailable, UNAVAILABLE),

@@ -22,6 +22,7 @@ import click
 from etcdsem.cli import exit_codes
 from etcdsem.cli.options import connection_options
 from etcdsem.cli.output import OutputError, flush, say
+from etcdsem.cli.signals import die_of
 from etcdsem.errors import EtcdSemError
 
 
@@ -153,6 +154,8 @@ def main() -> NoReturn:
         flush()
     except OutputError as error:
         code = _cannot_write(error.__cause__)
+    if isinstance(code, exit_codes.BySignal):
+        die_of(code.number)
     sys.exit(code)
 
 
@@ -168,7 +171,7 @@ def _outcome() -> int:
         say(_usage_line(error))
         return exit_codes.USAGE
     except (KeyboardInterrupt, click.Abort):
-        return exit_codes.SIGNAL + signal.SIGINT
+        return exit_codes.by_signal(signal.SIGINT)
     except EtcdSemError as error:
         return report(error)
 

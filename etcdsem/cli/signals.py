@@ -9,12 +9,16 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import select
 import signal
 from types import FrameType
 
+from etcdsem.posix import never_dump_core
+
 STOPPING = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
+_KEYS = (signal.SIGINT, signal.SIGQUIT)
 FORWARDED = (*STOPPING, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -59,6 +63,18 @@ class Signals:
         if signal.getsignal(signal.SIGTSTP) is not signal.SIG_IGN:
             signal.signal(signal.SIGTSTP, _do_nothing)
 
+    def end(self) -> int:
+        """Give Ctrl-C and Ctrl-\\ their default action again.
+
+        Returns the number of one that arrived while nothing could be done about it any more, or 0.
+        """
+        if signal.getsignal(signal.SIGTERM) is not _do_nothing:
+            return 0  # they were not installed
+        for number in _KEYS:
+            if signal.getsignal(number) is _do_nothing:
+                signal.signal(number, signal.SIG_DFL)
+        return next((number for number in self.wait(0) if number in _KEYS), 0)
+
     def wait(self, seconds: float) -> list[int]:
         """Wait up to `seconds` for signals, or until `wake()`. Returns them in order."""
         select.select([self._read], [], [], max(0.0, seconds))
@@ -79,6 +95,21 @@ class Signals:
             os.write(self._write, b"\0")
         except BlockingIOError:
             pass  # the pipe is full, so `wait()` returns anyway
+
+
+def die_of(number: int) -> None:
+    """End this process by a signal, so that our parent sees which. Flush the output before.
+
+    Returns where that is impossible: as process 1 of a container.
+    """
+    if os.getpid() == 1:
+        return
+    atexit._run_exitfuncs()
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+    never_dump_core()
+    signal.raise_signal(number)
 
 
 def _do_nothing(number: int, frame: FrameType | None) -> None:

@@ -67,6 +67,11 @@ def state(pid: int) -> str:
         return file.read().rsplit(")", 1)[1].split()[0]
 
 
+def as_shown(code: int) -> int:
+    """An exit code as a shell shows it: 128+N if signal N ended the process."""
+    return code if code >= 0 else 128 - code
+
+
 def keys(etcd: EtcdServer, name: str) -> list[str]:
     """The semaphore's keys in etcd, without its base."""
     base = f"/etcdsem/{name}/"
@@ -133,8 +138,8 @@ class Cli:
         self.process.send_signal(number)
 
     def end(self, seconds: float = 30.0) -> int:
-        """Wait for its end; gives the exit code."""
-        return self.process.wait(seconds)
+        """Wait for its end; gives the exit code as a shell shows it."""
+        return as_shown(self.process.wait(seconds))
 
     def rest(self, *, err: bool = True) -> str:
         """All that is still to be read, after its end."""
@@ -208,7 +213,7 @@ class Console:
         return os.tcgetpgrp(self._master)
 
     def end(self, seconds: float = 30.0) -> int:
-        """Wait for its end, reading on; gives the exit code."""
+        """Wait for its end, reading on; gives the exit code as a shell shows it."""
         until = time.monotonic() + seconds
         while self.process.poll() is None:
             assert time.monotonic() < until, f"it did not end: {self.seen!r}"
@@ -217,7 +222,7 @@ class Console:
                     self.seen += os.read(self._master, 4096).decode("utf-8", "replace")
                 except OSError:
                     break
-        return self.process.wait(seconds)
+        return as_shown(self.process.wait(seconds))
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -239,7 +244,7 @@ def ran(
         input=options.get("input", b""),
     )
     return subprocess.CompletedProcess(
-        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+        done.args, as_shown(done.returncode), done.stdout.decode(), done.stderr.decode()
     )
 
 

@@ -87,7 +87,7 @@ def _stopped(client: Client, name: str, number: int) -> int:
     known = client.known_limit(name)
     paused = known is not None and known.pause is not None
     say(f"{signal.Signals(number).name}: {_stays(name) if paused else 'stopped'}")
-    return exit_codes.SIGNAL + number
+    return exit_codes.by_signal(number)
 
 
 def _report(

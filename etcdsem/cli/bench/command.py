@@ -92,7 +92,7 @@ def bench(
         results = _measure(ctx, name, seconds, clients)
     except Stopped as stopped:
         say("stopped; its keys were removed")
-        return exit_codes.SIGNAL + stopped.number
+        return exit_codes.by_signal(stopped.number)
     findings = bench_findings(results)
     if as_json:
         echo_json(_data(results, findings))

@@ -76,7 +76,7 @@ def exporter(ctx: click.Context, /, where: str) -> int:
         finally:
             server.close()
         say(f"{signal.Signals(stopped).name}: stopped")
-        return exit_codes.SIGNAL + stopped
+        return exit_codes.by_signal(stopped)
 
 
 def _need_prometheus_client() -> None:

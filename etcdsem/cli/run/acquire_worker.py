@@ -137,10 +137,10 @@ def _wait(
     return result
 
 
-def stopped_while_waiting(stopped: Stopped, shown: str) -> int:
+def stopped_while_waiting(stopped: Stopped, shown: str) -> exit_codes.BySignal:
     """Report that a signal has ended the wait, and return the exit code."""
     say(f"{signal.Signals(stopped.number).name} while waiting for {shown}: left the queue")
-    return exit_codes.SIGNAL + stopped.number
+    return exit_codes.by_signal(stopped.number)
 
 
 def give_back(name: str, lease: Lease | MultiLease | None, client: Client) -> None:

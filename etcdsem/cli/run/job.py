@@ -53,25 +53,30 @@ class Plan(NamedTuple):
 
 def run_job(ctx: click.Context, plan: Plan) -> int:
     """Carry out the plan and return the exit code."""
+    _open_standard_streams()
+    signals, terminal = Signals(), Terminal()
     with JobMetrics(plan.metrics_file, plan.request) as metrics:
-        metrics.code = _run_job(ctx, plan, metrics)
-    return metrics.code
+        metrics.code = _run_job(ctx, plan, metrics, signals, terminal)
+    terminal.pass_on_key()
+    late = signals.end()
+    return exit_codes.by_signal(late) if late else metrics.code
 
 
-def _run_job(ctx: click.Context, plan: Plan, metrics: JobMetrics) -> int:
+def _run_job(
+    ctx: click.Context, plan: Plan, metrics: JobMetrics, signals: Signals, terminal: Terminal
+) -> int:
     code = _cannot_run(plan.command[0])
     if code:
         return code
     client = connect_for(ctx, plan.request)
     quiet_library()
-    _open_standard_streams()
-    signals, terminal = Signals(), Terminal()
     try:
         watchdog = Watchdog()
         launcher = Launcher(plan.command, inherited=(*signals.fds, *terminal.fds, watchdog.fd))
     except OSError as error:  # a watchdog that was started ends with us
         say(f"cannot start a process for {plan.command[0]}: {error.strerror}")
         return exit_codes.CANNOT_EXECUTE
+    terminal.watch_keys(launcher.pid)
     signals.install()
     job = _Job(plan, client, signals, terminal, watchdog, launcher, metrics)
     try:
@@ -133,6 +138,7 @@ class _Job:
     def end(self) -> None:
         """Release everything that is still held."""
         if not self._launched:
+            self._terminal.end(self._launcher.pid)
             self._launcher.give_up()
             self._watchdog.done()
         give_back(self._plan.request.shown, self._lease, self._client)

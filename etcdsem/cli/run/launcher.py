@@ -44,6 +44,10 @@ class Launcher:
             for fd in (self._go, self._errno, *inherited):
                 os.close(fd)
             _become(command, go_read, errno_write, parent)
+        try:
+            os.setpgid(self.pid, self.pid)  # so that the group exists now; it does the same
+        except OSError:
+            pass  # it was faster, or has ended
         os.close(go_read)
         os.close(errno_write)
 

@@ -22,6 +22,7 @@ import os
 import signal
 from typing import Final, Protocol
 
+from etcdsem.cli import exit_codes
 from etcdsem.cli.output import exact, say
 from etcdsem.cli.run.multi import MultiLease
 from etcdsem.cli.run.process_group import ProcessGroup
@@ -110,22 +111,25 @@ class Supervisor:
         self._policy = policy
         self._kill_at = math.inf  # finite while ending
         self._stopping = False  # a SIGTSTP was forwarded to the command
+        self._forwarded: set[int] = set()
         self._warned = False
         self._warn_at = _warn_at(lease, policy)
         self.lost = False
         """The command was ended because its lease was lost."""
 
     def run(self) -> int:
-        """Wait until the command has ended. Returns its exit code, 128+N if signal N ended it."""
+        """Wait until the command has ended. Returns its exit code, `BySignal` if one ended it."""
         while not self._ended():
             self._look_at_lease()
             for number in self._signals.wait(self._pause()):
                 self._signalled(number)
-        self._terminal.take_back(self._group.pid)
+        self._terminal.end(self._group.pid)
         if self.lost:
             self._end_leftovers()
         self._watchdog.done()
         code = self._reap()
+        if isinstance(code, exit_codes.BySignal) and code.number not in self._forwarded:
+            self._terminal.key_ended(code.number)
         if code == 128 + signal.SIGKILL and self._policy.terminate and not self._lease.valid:
             self.lost = True
             say(f"{self._loss()}; the watchdog killed the command")  # while we were stopped
@@ -206,6 +210,7 @@ class Supervisor:
             self._stopped()
             self._reap_orphans()
             return
+        self._forwarded.add(number)
         if number == signal.SIGTSTP:
             self._stopping = True
         self._group.send(number)
@@ -259,7 +264,7 @@ class Supervisor:
         self._group.reaped = True
         _, status = os.waitpid(self._group.pid, 0)
         code = os.waitstatus_to_exitcode(status)
-        return code if code >= 0 else 128 - code
+        return code if code >= 0 else exit_codes.by_signal(-code)
 
     def _reap_orphans(self) -> None:
         while True:

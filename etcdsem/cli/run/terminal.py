@@ -6,6 +6,8 @@
    command gets it only when it was stopped for using it.
 3. When the command is stopped, we take the terminal back and stop too, so that the shell
    notices; when we are continued, so is the command. When it has ended, we take the terminal back.
+4. Had the command not had the terminal, Ctrl-C would have reached our own group: a script or
+   `make` that started us. So once everything is released, it is passed on to that group.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from __future__ import annotations
 import os
 import signal
 import stat
+
+from etcdsem.cli.run.key_watch import KEYS, KeyWatch
 
 
 class Terminal:
@@ -22,6 +26,10 @@ class Terminal:
         self._fd = self._open()
         self.lent = False
         """Whether the command's process group has it."""
+        self._was_lent = False  # when the command ended
+        self.key = 0
+        """The signal of the key that was pressed while the command had it."""
+        self._watch: KeyWatch | None = None
 
     @staticmethod
     def _open() -> int | None:
@@ -42,6 +50,34 @@ class Terminal:
     def wanted(self) -> bool:
         """Whether the command should get it from the start."""
         return self.ours() and os.isatty(0) and not _is_pipe(1)
+
+    def watch_keys(self, group: int) -> None:
+        """Notice keys that reach the command's group. Call this while single-threaded."""
+        if self._fd is not None:
+            self._watch = KeyWatch(group)
+
+    def end(self, group: int) -> None:
+        """Take the terminal back, and learn which key was pressed, if any."""
+        self._was_lent = self.lent
+        self.take_back(group)
+        if self._watch is not None:
+            self.key = self._watch.end()
+
+    def key_ended(self, number: int) -> None:
+        """Note that the command died of a signal that we did not send; it may be the key's."""
+        if self._was_lent and number in KEYS:
+            self.key = number
+
+    def pass_on_key(self) -> None:
+        """Send the key's signal to our own process group, but not to ourselves."""
+        if self.key:
+            before = signal.signal(self.key, signal.SIG_IGN)
+            try:
+                os.killpg(os.getpgrp(), self.key)
+            except OSError:
+                pass  # not even ourselves: the group is another user's
+            finally:
+                signal.signal(self.key, before)
 
     def lend(self, group: int) -> None:
         """Make `group`, the command's, the foreground group, if ours is."""

@@ -78,21 +78,23 @@ def _guard(pipe: int) -> NoReturn:
         os.setsid()
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
-        pipe = _close_all_but(pipe)
-        _watch_over(pipe)
+        _watch_over(close_all_but(pipe))
     finally:
         os._exit(0)
 
 
-def _close_all_but(pipe: int) -> int:
-    """Close the wrapper's files, since another process may wait for their EOF."""
+def close_all_but(pipe: int | None) -> int:
+    """Close the wrapper's files, since another process may wait for their EOF.
+
+    Returns the pipe's new descriptor, 3.
+    """
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         if fd != pipe:
             os.dup2(null, fd)
-    if pipe != 3:
+    if pipe is not None and pipe != 3:
         os.dup2(pipe, 3)
-    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    os.closerange(3 if pipe is None else 4, os.sysconf("SC_OPEN_MAX"))
     os.chdir("/")
     return 3
 

@@ -150,7 +150,7 @@ def print_repeatedly(
         while True:
             for number in signals.wait(60.0):
                 if number in STOPPING:
-                    return exit_codes.SIGNAL + number
+                    return exit_codes.by_signal(number)
             poller.check()
             if poller.made == shown:
                 continue
@@ -263,7 +263,7 @@ def cut(text: str, width: int) -> str:
 
 def _stopped(number: int) -> int:
     """Return the exit code: 0 for Ctrl-C, the normal way to quit, 128+N for other signals."""
-    return exit_codes.OK if number in (0, signal.SIGINT) else exit_codes.SIGNAL + number
+    return exit_codes.OK if number in (0, signal.SIGINT) else exit_codes.by_signal(number)
 
 
 def _stop_here() -> None:
