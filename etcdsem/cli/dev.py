@@ -13,6 +13,7 @@ import click
 
 from etcdsem.cli import exit_codes
 from etcdsem.cli.options import WholeNumber
+from etcdsem.cli.signals import inherited_mask
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -80,7 +81,8 @@ def _announce(etcd: object) -> None:
 
 def _run(command: tuple[str, ...], variables: dict[str, str]) -> int:
     try:
-        process = subprocess.Popen(command, env={**os.environ, **variables})
+        with inherited_mask():
+            process = subprocess.Popen(command, env={**os.environ, **variables})
     except FileNotFoundError:
         click.echo(f"etcdsem: {command[0]}: not found", err=True)
         return exit_codes.NOT_FOUND

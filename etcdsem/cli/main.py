@@ -22,7 +22,7 @@ import click
 from etcdsem.cli import exit_codes
 from etcdsem.cli.options import connection_options
 from etcdsem.cli.output import OutputError, flush, say
-from etcdsem.cli.signals import die_of
+from etcdsem.cli.signals import die_of, unblock_signals
 from etcdsem.errors import EtcdSemError
 
 
@@ -146,6 +146,7 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit."""
+    unblock_signals()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -5,6 +5,8 @@
    numbers to a pipe, whichever thread received the signal, and they are read from there.
 2. A signal that was ignored when we were started (nohup, a background job) stays ignored, for us
    and for the command, except SIGTERM, which is always handled.
+3. A signal that was blocked when we were started would never arrive. So `main` unblocks all of
+   them for us; the command that `run` or `dev` starts gets the mask that we were started with.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import atexit
 import os
 import select
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from etcdsem.posix import never_dump_core
@@ -20,6 +24,29 @@ from etcdsem.posix import never_dump_core
 STOPPING = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
 _KEYS = (signal.SIGINT, signal.SIGQUIT)
 FORWARDED = (*STOPPING, signal.SIGUSR1, signal.SIGUSR2)
+
+
+_inherited_mask: set[signal.Signals | int] = set()
+
+
+def unblock_signals() -> None:
+    """Unblock all signals. Call this once, at the start."""
+    _inherited_mask.update(signal.pthread_sigmask(signal.SIG_SETMASK, ()))
+
+
+def restore_mask() -> None:
+    """Block what was blocked at our start: in a child that is about to become a command."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, _inherited_mask)
+
+
+@contextmanager
+def inherited_mask() -> Iterator[None]:
+    """Start a process in this block, which then gets the mask that we were started with."""
+    restore_mask()
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 class Stopped(Exception):

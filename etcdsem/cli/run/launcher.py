@@ -6,8 +6,8 @@
    it can contain nothing that we did not start.
 3. EOF on the pipe means that the wrapper gave up or died: it exits silently.
 4. The command inherits what the wrapper inherited: environment (plus additions), working
-   directory, standard streams, other open files, ignored signals. Only SIGPIPE and SIGXFSZ, which
-   Python ignores for itself, are reset to their defaults.
+   directory, standard streams, other open files, ignored and blocked signals. Only SIGPIPE and
+   SIGXFSZ, which Python ignores for itself, are reset to their defaults.
 5. If the wrapper dies, the kernel kills the command (PR_SET_PDEATHSIG, Linux). The watchdog covers
    the rest of its process group, and other systems.
 """
@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from etcdsem.cli.run.terminal import set_foreground
+from etcdsem.cli.signals import restore_mask
 from etcdsem.posix import die_with_parent
 
 _LENGTH = struct.Struct("!I?")
@@ -102,6 +103,7 @@ def _become(command: Sequence[str], go: int, errno_write: int, parent: int) -> N
             payload += part
         if terminal:
             set_foreground(0, os.getpgrp())
+        restore_mask()
         for sig in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(sig, signal.SIG_DFL)
         _exec(command, payload, errno_write)
