@@ -87,6 +87,8 @@ def _run(command: tuple[str, ...], variables: dict[str, str]) -> int:
         click.echo(f"etcdsem: {command[0]}: not found", err=True)
         return exit_codes.NOT_FOUND
     except OSError as error:
+        if error.errno in exit_codes.NO_ROOM:
+            raise exit_codes.CannotStart(f"a process for {command[0]}", error.strerror) from error
         click.echo(f"etcdsem: {command[0]}: cannot be executed: {error.strerror}", err=True)
         return exit_codes.CANNOT_EXECUTE
     while True:

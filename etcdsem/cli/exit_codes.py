@@ -6,6 +6,7 @@ begins with ``etcdsem:`` says why.
 
 from __future__ import annotations
 
+import errno
 from typing import Final
 
 from etcdsem import errors
@@ -21,6 +22,30 @@ CONFIG: Final = 78
 CANNOT_EXECUTE: Final = 126
 NOT_FOUND: Final = 127
 SIGNAL: Final = 128  # plus its number
+
+NO_ROOM: Final = (errno.EAGAIN, errno.ENOMEM)
+"""What fork() and exec() report at a limit."""
+
+
+class CannotStart(errors.EtcdSemError):
+    """No thread or process can be started: the process, user or container is at its limit."""
+
+    def __init__(self, what: str, why: object) -> None:
+        super().__init__(
+            f"cannot start {what}: {why}. Raise the limit on processes and threads (ulimit -u, the "
+            "pod's pids limit) or on memory"
+        )
+
+
+def no_room(error: BaseException) -> CannotStart | None:
+    """Return the error to report if `error` means that no thread or process could be started."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM and error.filename is None:
+        return CannotStart("a process", error.strerror)
+    if isinstance(error, MemoryError):
+        return CannotStart("a thread", "out of memory")
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return CannotStart("a thread", error)
+    return None
 
 
 class BySignal(int):
@@ -44,6 +69,7 @@ _CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
     (errors.PermissionDenied, NO_PERMISSION),
     (errors.EtcdUnavailable, UNAVAILABLE),
     (errors.EtcdRefused, UNAVAILABLE),
+    (CannotStart, UNAVAILABLE),
     (errors.InconsistentLimit, CONFIG),
     (errors.WrongKind, CONFIG),
     (errors.SemaphoreClosed, CONFIG),

@@ -175,6 +175,11 @@ def _outcome() -> int:
         return exit_codes.by_signal(signal.SIGINT)
     except EtcdSemError as error:
         return report(error)
+    except (RuntimeError, MemoryError, OSError) as error:
+        cannot_start = exit_codes.no_room(error)
+        if cannot_start is None:
+            raise
+        return report(cannot_start)
 
 
 def report(error: EtcdSemError) -> int:

@@ -52,7 +52,10 @@ class ProgressLine:
             if self._thread is None and not self._quiet and not self._end.is_set():
                 show = self._redraw if self._terminal else self._log
                 self._thread = threading.Thread(target=show, name="etcdsem-progress", daemon=True)
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except (RuntimeError, MemoryError) as error:
+                    say(f"waiting for {clean(self._name)}, without showing progress: {error}")
 
     def stop(self) -> None:
         """Erase the line. Nothing is written after this."""

@@ -9,11 +9,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
+from etcdsem.cli.exit_codes import CannotStart, no_room
 from etcdsem.cli.signals import Signals
+from etcdsem.clock import boot_time
+
+if TYPE_CHECKING:
+    from etcdsem import Client
 
 T = TypeVar("T")
+
+STARVED: Final = 1.0
+"""Seconds for which a client may fail to start a thread."""
 
 
 class Worker(Generic[T]):
@@ -27,12 +35,18 @@ class Worker(Generic[T]):
         self.done = False
         """The call has ended; `result()` returns or raises its outcome."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except (RuntimeError, MemoryError) as error:
+            raise no_room(error) or error from None
 
     def result(self) -> T:
-        """Return what the call returned, or raise what it raised. Only valid once `done`."""
+        """Return what the call returned, or raise what it raised. Only valid once `done`.
+
+        Raises CannotStart if the call could not start a thread.
+        """
         if self._error is not None:
-            raise self._error
+            raise no_room(self._error) or self._error
         return self._outcome[0]
 
     def join(self, seconds: float) -> None:
@@ -46,3 +60,22 @@ class Worker(Generic[T]):
             self._error = error
         self.done = True
         self._signals.wake()
+
+
+class StarvedCheck:
+    """Notices that a client cannot start its threads: for as long, it could wait in vain."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._since: float | None = None
+
+    def __call__(self) -> None:
+        """Call this about twice a second. Raises CannotStart."""
+        jobs = list(self._client._driver.turn._jobs)  # also callbacks, such as `on_wait`
+        why = next((job.failed for job in jobs if job.failed), "")
+        if not why:
+            self._since = None
+        elif self._since is None:
+            self._since = boot_time()
+        elif boot_time() - self._since >= STARVED:
+            raise CannotStart("a thread", why)

@@ -287,7 +287,7 @@ def test_json_prints_nothing_on_errors(etcd: EtcdServer, start: Start) -> None:
 
 @pytest.mark.parametrize("forks", [0, 1])
 def test_no_process_can_be_started(etcd: EtcdServer, name: str, forks: int) -> None:
-    """At a limit of processes: one line that says so, code 126, and nothing is registered."""
+    """At a limit of processes: one line that says so, code 69, and nothing is registered."""
     done = subprocess.run(
         [sys.executable, "-c", NO_FORK, str(forks), "run", name, "-l", "1", "--", "true"],
         env={**os.environ, **etcd.env()},
@@ -296,7 +296,8 @@ def test_no_process_can_be_started(etcd: EtcdServer, name: str, forks: int) -> N
         check=False,
         timeout=60,
     )
-    assert done.returncode == 126
-    said = "cannot start a process for true: Resource temporarily unavailable"
-    assert done.stderr == f"etcdsem: {said}\n"
+    assert done.returncode == 69
+    said = "cannot start a process for true: Resource temporarily unavailable. Raise the limit on "
+    assert done.stderr.startswith(f"etcdsem: {said}")
+    assert done.stderr.count("\n") == 1
     assert keys(etcd, name) == []

@@ -19,7 +19,7 @@ from etcdsem.cli.options import connect, connection_options, name_argument
 from etcdsem.cli.output import age, clean, echo, exact, say
 from etcdsem.cli.progress import Progress, ProgressLine
 from etcdsem.cli.signals import Signals, Stopped
-from etcdsem.cli.worker import Worker
+from etcdsem.cli.worker import StarvedCheck, Worker
 
 if TYPE_CHECKING:
     from etcdsem import Client, Holder, Status
@@ -145,9 +145,11 @@ def _drain(
         return client.drain(name, timeout, reason=reason, on_wait=progress.start)
 
     worker = Worker(call, signals, name="drain")
+    check_threads = StarvedCheck(client)
     try:
         while not worker.done:
-            signals.stop(60.0)
+            check_threads()
+            signals.stop(0.5)
         return worker.result()
     finally:
         progress.stop()

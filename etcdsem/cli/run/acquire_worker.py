@@ -12,6 +12,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import click
@@ -23,9 +24,9 @@ from etcdsem.cli.progress import ProgressLine
 from etcdsem.cli.run.multi import acquire_multi
 from etcdsem.cli.run.request import LeaseRequest
 from etcdsem.cli.signals import Signals, Stopped
-from etcdsem.cli.worker import Worker
+from etcdsem.cli.worker import StarvedCheck, Worker
 from etcdsem.clock import boot_time
-from etcdsem.errors import EtcdUnavailable, SemaphoreClosed
+from etcdsem.errors import EtcdSemError, EtcdUnavailable, SemaphoreClosed
 
 if TYPE_CHECKING:
     from etcdsem import Client, Lease, Permit, Semaphore
@@ -38,6 +39,13 @@ _Acquire: TypeAlias = Callable[[float | None, Callable[..., None]], T | None]
 
 RELEASE_TIMEOUT = 2.0
 """Seconds for releasing everything at the end."""
+
+_TICK = 0.5
+"""Seconds between two checks while waiting."""
+
+
+class _TooLong(BaseException):
+    """The release took longer than `RELEASE_TIMEOUT`."""
 
 
 def connect_for(ctx: click.Context, request: LeaseRequest) -> Client:
@@ -116,16 +124,18 @@ def _wait(
         return acquire(left, progress.start)
 
     worker = Worker(call, signals, name="acquire")
+    check_threads = StarvedCheck(client)
     try:
         while not worker.done:
+            check_threads()
             left = until - boot_time()
             if request.wait and left <= 0 and not connected.is_set():
                 raise EtcdUnavailable(
                     f"{request.name}: could not reach etcd within --wait {exact(request.wait)}. "
                     "Check that it is running and that ETCDSEM_ENDPOINTS is correct."
                 )
-            signals.stop(min(left, 60.0) if left > 0 else 1.0)
-        result = worker.result()
+            signals.stop(min(left, _TICK) if left > 0 else _TICK)
+        result = _result(worker)
     finally:
         progress.stop()
     if result is None:
@@ -151,14 +161,52 @@ def give_back(name: str, lease: Lease | MultiLease | None, client: Client) -> No
             lease.release()
         client.close()
 
-    worker = threading.Thread(target=release, daemon=True)
-    worker.start()
-    worker.join(RELEASE_TIMEOUT)
-    if worker.is_alive() and lease is not None:
+    if not _in_time(release) and lease is not None:
         say(
             f"note: could not release the lease on {name}: etcd does not answer; "
             f"it will expire within {exact(lease.ttl)}"
         )
+
+
+def _in_time(function: Callable[[], None]) -> bool:
+    """Call a function in a thread; return False if it takes longer than `RELEASE_TIMEOUT`."""
+    worker = threading.Thread(target=function, daemon=True)
+    try:
+        worker.start()
+    except (RuntimeError, MemoryError):
+        return _in_time_here(function)
+    worker.join(RELEASE_TIMEOUT)
+    return not worker.is_alive()
+
+
+def _in_time_here(function: Callable[[], None]) -> bool:
+    """The same in this thread, since no other can be started. An alarm interrupts the function."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise _TooLong
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, RELEASE_TIMEOUT)
+        try:
+            function()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except _TooLong:
+        return False
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    return True
+
+
+def _result(worker: Worker[T]) -> T:
+    """Return the outcome of an acquire. Raises CannotStart where the library names no kind."""
+    try:
+        return worker.result()
+    except EtcdSemError as error:
+        if type(error) is EtcdSemError and "cannot start a thread" in str(error):
+            raise exit_codes.CannotStart("a thread", "the lease would not be refreshed") from error
+        raise
 
 
 def _semaphore(request: LeaseRequest, client: Client, signals: Signals) -> Semaphore:

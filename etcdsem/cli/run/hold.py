@@ -237,7 +237,7 @@ class _Holding:
                 shown = data["good_until"]
                 self._file.show(data)
         if lease.valid:
-            say(ends_soon(lease.name, lease))
+            say(ends_soon(lease.name, lease, self._client._driver.starved()))
         return None
 
     def _good_for(self, lease: Lease) -> float:

@@ -74,8 +74,8 @@ def _run_job(
         watchdog = Watchdog()
         launcher = Launcher(plan.command, inherited=(*signals.fds, *terminal.fds, watchdog.fd))
     except OSError as error:  # a watchdog that was started ends with us
-        say(f"cannot start a process for {plan.command[0]}: {error.strerror}")
-        return exit_codes.CANNOT_EXECUTE
+        what = f"a process for {plan.command[0]}"
+        raise exit_codes.CannotStart(what, error.strerror) from error
     terminal.watch_keys(launcher.pid)
     signals.install()
     job = _Job(plan, client, signals, terminal, watchdog, launcher, metrics)
@@ -169,7 +169,14 @@ class _Job:
         self._terminal.lent = terminal
         policy = Policy(terminate=terminate, ttl=ttl, kill_after=plan.kill_after)
         supervisor = Supervisor(
-            plan.request.name, lease, group, self._watchdog, self._signals, self._terminal, policy
+            plan.request.name,
+            lease,
+            group,
+            self._watchdog,
+            self._signals,
+            self._terminal,
+            policy,
+            self._client._driver.starved,
         )
         if not number:
             _let_go_of_streams()
@@ -224,6 +231,9 @@ def _not_started(command: str, number: int) -> int:
         what = "the interpreter in its first line" if os.path.exists(command) else "no such command"
         say(f"cannot run {command!r}: not found ({what})")
         return exit_codes.NOT_FOUND
+    if number in exit_codes.NO_ROOM:
+        say(f"cannot run {command!r}: {os.strerror(number)}")
+        return exit_codes.UNAVAILABLE
     hint = "; is its #! line missing?" if number == errno.ENOEXEC else ""
     say(f"cannot run {command!r}: {os.strerror(number)}{hint}")
     return exit_codes.CANNOT_EXECUTE

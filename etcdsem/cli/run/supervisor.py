@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from etcdsem.cli import exit_codes
@@ -76,13 +77,17 @@ def _warn_at(lease: HeldLease, policy: Policy) -> float:
     return warning_ahead(lease.max_hold) + notice
 
 
-def ends_soon(name: str, lease: HeldLease) -> str:
-    """Return a message that says why a lease that is still valid will end soon."""
+def ends_soon(name: str, lease: HeldLease, starved: str = "") -> str:
+    """Return a message that says why a lease that is still valid will end soon.
+
+    `starved` is why its client cannot start a thread, if it cannot.
+    """
     from etcdsem.model import duration_text
 
     left, bound = lease.remaining, lease.hold_remaining
     if lease.max_hold is None or bound is None or bound > left + 0.1:
-        return f"the lease on {name!r} cannot be refreshed and ends in {exact(left)}"
+        why = f" (cannot start a thread: {starved})" if starved else ""
+        return f"the lease on {name!r} cannot be refreshed{why} and ends in {exact(left)}"
     return (
         f"the lease on {name!r} ends in {exact(left)}: it has nearly reached its --max-hold of "
         f"{duration_text(lease.max_hold)}"
@@ -101,7 +106,9 @@ class Supervisor:
         signals: Signals,
         terminal: Terminal,
         policy: Policy,
+        starved: Callable[[], str] = str,
     ) -> None:
+        """`starved` returns why the client cannot start a thread; empty if it can."""
         self._name = name
         self._lease = lease
         self._group = group
@@ -109,6 +116,7 @@ class Supervisor:
         self._signals = signals
         self._terminal = terminal
         self._policy = policy
+        self._starved = starved
         self._kill_at = math.inf  # finite while ending
         self._stopping = False  # a SIGTSTP was forwarded to the command
         self._forwarded: set[int] = set()
@@ -159,7 +167,7 @@ class Supervisor:
                 self._end(f"{self._loss()}; ending the command", now + self._policy.kill_after)
             elif left <= self._policy.kill_after + self._policy.slack:
                 self._end(
-                    f"{ends_soon(self._shown, self._lease)}; ending the command",
+                    f"{ends_soon(self._shown, self._lease, self._starved())}; ending the command",
                     now + left - self._policy.slack,
                 )
             else:
