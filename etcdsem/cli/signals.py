@@ -49,6 +49,19 @@ def inherited_mask() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
+@contextmanager
+def all_blocked() -> Iterator[None]:
+    """Fork in this block: no signal arrives before both sides are prepared for it.
+
+    A KeyboardInterrupt could be lost in what Python calls at a fork.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Stopped(Exception):
     """A signal to stop arrived while there was no command to forward it to."""
 

@@ -274,3 +274,24 @@ def test_dev_dies_of_the_signal(etcd_binary: str) -> None:
     assert alone.returncode == -signal.SIGINT
     command = [*ETCDSEM, "dev", "--", "sh", "-c", "kill -TERM $$"]
     assert subprocess.run(command, env=env, timeout=60, check=False).returncode == -signal.SIGTERM
+
+
+def test_ctrl_c_while_run_starts_its_processes(etcd: EtcdServer, name: str) -> None:
+    """Python drops a KeyboardInterrupt in what it calls at a fork; the signal must not be lost."""
+    code = (
+        "import os, signal\n"
+        "os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "from etcdsem.cli.main import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", name, "-l", "1", "--", "echo", "ran"],
+        env={**os.environ, **etcd.env()},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGINT, "")
+    assert "SIGINT while waiting" in done.stderr
+    assert [key for key in keys(etcd, name) if key.startswith("waiters")] == []

@@ -34,7 +34,7 @@ from etcdsem.cli.run.request import LeaseRequest
 from etcdsem.cli.run.supervisor import HeldLease, Policy, Supervisor
 from etcdsem.cli.run.terminal import Terminal
 from etcdsem.cli.run.watchdog import Watchdog
-from etcdsem.cli.signals import Signals, Stopped
+from etcdsem.cli.signals import Signals, Stopped, all_blocked
 from etcdsem.clock import boot_time
 
 if TYPE_CHECKING:
@@ -70,14 +70,15 @@ def _run_job(
         return code
     client = connect_for(ctx, plan.request)
     quiet_library()
-    try:
-        watchdog = Watchdog()
-        launcher = Launcher(plan.command, inherited=(*signals.fds, *terminal.fds, watchdog.fd))
-    except OSError as error:  # a watchdog that was started ends with us
-        what = f"a process for {plan.command[0]}"
-        raise exit_codes.CannotStart(what, error.strerror) from error
-    terminal.watch_keys(launcher.pid)
-    signals.install()
+    with all_blocked():
+        try:
+            watchdog = Watchdog()
+            launcher = Launcher(plan.command, inherited=(*signals.fds, *terminal.fds, watchdog.fd))
+        except OSError as error:  # a watchdog that was started ends with us
+            what = f"a process for {plan.command[0]}"
+            raise exit_codes.CannotStart(what, error.strerror) from error
+        terminal.watch_keys(launcher.pid)
+        signals.install()
     job = _Job(plan, client, signals, terminal, watchdog, launcher, metrics)
     try:
         return job.run()

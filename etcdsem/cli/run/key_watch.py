@@ -24,20 +24,20 @@ class KeyWatch:
     """The wrapper's side."""
 
     def __init__(self, group: int) -> None:
-        """Fork a child into the command's process group; without it, no key is ever reported."""
+        """Fork a child into the command's process group; without it, no key is ever reported.
+
+        All signals must be blocked.
+        """
         self._pid = 0
         if not sys.platform.startswith("linux"):
             return
         parent = os.getpid()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self._pid = os.fork()
             if self._pid == 0:
                 _watch(group, parent)
         except OSError:
             pass  # at a limit of processes
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def end(self) -> int:
         """End the child. Returns the signal of the key that was pressed, or 0."""

@@ -88,6 +88,7 @@ def _become(command: Sequence[str], go: int, errno_write: int, parent: int) -> N
         os.setpgid(0, 0)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         die_with_parent()
         if os.getppid() != parent:
             os._exit(0)  # the parent died before die_with_parent()

@@ -78,6 +78,7 @@ def _guard(pipe: int) -> NoReturn:
         os.setsid()
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         _watch_over(close_all_but(pipe))
     finally:
         os._exit(0)
