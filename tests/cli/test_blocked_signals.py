@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.driver import ETCDSEM, Cli, Console, keys
+from tests.helpers.slow import sample
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
@@ -44,7 +45,7 @@ LINES = (
 )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", sample([signal.SIGTERM, signal.SIGINT, signal.SIGHUP]))
 @pytest.mark.parametrize(("line", "shown", "code"), LINES, ids=[line for line, _, _ in LINES])
 def test_a_blocked_signal_ends_each_command(
     fresh_etcd: EtcdServer,
@@ -63,7 +64,7 @@ def test_a_blocked_signal_ends_each_command(
     assert cli.process.wait(20) == code * number
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", sample([signal.SIGTERM, signal.SIGINT, signal.SIGHUP]))
 def test_dev_with_blocked_signals(
     etcd_binary: str, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:

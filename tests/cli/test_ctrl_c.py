@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.driver import ETCDSEM, Cli, Console, keys
+from tests.helpers.slow import sample
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
@@ -90,7 +91,7 @@ def test_ctrl_c_while_the_command_runs_in_each_driver(
     assert [key for key in keys(etcd, name) if key != "max_leases"] == []
 
 
-@pytest.mark.parametrize("kind", DRIVERS)
+@pytest.mark.parametrize("kind", sample(DRIVERS, 2))
 def test_ctrl_c_while_waiting_in_each_driver(
     etcd: EtcdServer, name: str, console: Open, start: Start, tmp_path: Path, kind: str
 ) -> None:
