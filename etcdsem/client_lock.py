@@ -134,6 +134,11 @@ class ClientLock:
         """Why a serving thread could not be started; empty if all were."""
         return next((job.failed for job in list(self._jobs) if job.failed and job.serves), "")
 
+    @property
+    def unstarted(self) -> str:
+        """Why any thread, also one for a callback, could not be started; empty if none is missing."""
+        return next((job.failed for job in list(self._jobs) if job.failed), "")
+
     # -- doing it
 
     def settle(self) -> None:

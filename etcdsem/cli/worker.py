@@ -63,7 +63,7 @@ class Worker(Generic[T]):
 
 
 class StarvedCheck:
-    """Notices that a client cannot start its threads: for as long, it could wait in vain."""
+    """Notices that a client cannot start its threads: it could wait forever."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -71,8 +71,7 @@ class StarvedCheck:
 
     def __call__(self) -> None:
         """Call this about twice a second. Raises CannotStart."""
-        jobs = list(self._client._driver.turn._jobs)  # also callbacks, such as `on_wait`
-        why = next((job.failed for job in jobs if job.failed), "")
+        why = self._client._driver.turn.unstarted
         if not why:
             self._since = None
         elif self._since is None:
