@@ -3,7 +3,8 @@
 1. Data from etcd may contain anything, even terminal escapes: it goes through `clean()` for people,
    and through `json.dumps` (ASCII only) for programs.
 2. Writing to stderr never raises: a lost message must not fail a job.
-3. Tables are drawn by rich on a terminal; elsewhere they are plain columns with one header line.
+3. On a terminal, tables fit its width (`show/fit.py`); elsewhere they are plain columns with one
+   header line.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.table import Table as RichTable
-
     from etcdsem.model import Pause, Rate
 
 
@@ -117,7 +116,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset
     """Print a table; columns named in `right` are aligned right. Raises OutputError."""
     cells = [[clean(cell) for cell in row] for row in rows]
     if sys.stdout is not None and sys.stdout.isatty():
-        _rich_table(header, cells, right)
+        _fitted_table(header, cells, right)
     else:
         _plain_table(header, cells, right)
 
@@ -134,43 +133,31 @@ def _plain_table(
         echo(line.rstrip())
 
 
-_FOLDED = ("NAME", "HOLDER", "GRANTED TO", "WAITER", "WANTS", "LABELS")
-"""Columns that may wrap on a narrow terminal; a lease ID must stay in one piece for copying."""
-
-
-def _rich_table(
+def _fitted_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[str]
 ) -> None:
     from rich.console import Console
 
+    from etcdsem.cli.show.fit import Cell, columns, fit
+
+    console = Console(highlight=False, emoji=False)
+    cells = [[Cell(text) for text in row] for row in rows]
+    blocks = fit(columns(header, right), cells, console.width, unicode=unicode_terminal())
     try:
-        Console(highlight=False, emoji=False).print(rich_table(header, rows, right))
+        for block in blocks:
+            for line in block:
+                console.print(line, soft_wrap=True)
     except OSError as error:
         raise OutputError from error
 
 
-def rich_table(
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    right: frozenset[str],
-    *,
-    folded: bool = True,
-) -> RichTable:
-    """Return a rich table. Unless `folded`, each row takes one line, and wide cells are cut.
+def unicode_terminal() -> bool:
+    """Return whether the terminal can show characters beyond ASCII, by the locale.
 
-    Cells go through `clean()`.
+    Python writes UTF-8 even if the locale is C or unset, and may set LC_CTYPE itself then.
     """
-    from rich.table import Table
-    from rich.text import Text
-
-    drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for title in header:
-        drawn.add_column(
-            title,
-            justify="right" if title in right else "left",
-            overflow="fold" if folded else "ellipsis",
-            no_wrap=not folded or title not in _FOLDED,
-        )
-    for row in rows:
-        drawn.add_row(*(Text(clean(cell)) for cell in row))
-    return drawn
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    get = os.environ.get
+    coerced = sys.flags.utf8_mode and get("LC_CTYPE") in ("C.UTF-8", "C.utf8", "UTF-8")
+    locale = get("LC_ALL") or (not coerced and get("LC_CTYPE")) or get("LANG") or "C"
+    return encoding.lower().startswith("utf") and "utf8" in locale.lower().replace("-", "")

@@ -84,6 +84,17 @@ def etcdctl(etcd: EtcdServer, *arguments: str) -> str:
     return etcd.etcdctl(*arguments)
 
 
+def records(lines: Sequence[str]) -> list[str]:
+    """The rows of a drawn table, each with its further lines, which are indented."""
+    rows: list[str] = []
+    for line in lines:
+        if line.startswith("  ") and rows:
+            rows[-1] += line
+        else:
+            rows.append(line)
+    return rows
+
+
 class Cli:
     """``etcdsem <arguments>``, running."""
 

@@ -17,7 +17,7 @@ import pytest
 from etcdsem.cli.show.live_view import Screen
 from etcdsem.cli.show.top_layout import SORTS, View, draw, note, ordered
 from etcdsem.model import Overview, Pause, Rate
-from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, ran, ran_here, state
+from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, ran, ran_here, records, state
 from tests.helpers.slow import sample
 
 if TYPE_CHECKING:
@@ -101,30 +101,20 @@ def test_what_needs_an_eye_is_on_top_and_said_in_words() -> None:
 
 @pytest.mark.parametrize("width", [20, 30, 40, 48, 56, 60, 72, 80, 110, 200])
 def test_paused_is_seen_at_any_width(width: int) -> None:
-    """As a note where there is room, else in the place of the limit; whatever else is there."""
-    lines = drawn(width, 24, board=PAUSED)
+    """As a note, on a line of its own if need be."""
+    lines = drawn(width, 40, board=PAUSED)
     assert all(len(line) <= width for line in lines)
-    paused = {line.split()[0] for line in lines if "paused" in line}
+    paused = {row.split()[0] for row in records(lines) if "paused" in row}
     assert paused == {"db", "calls"}
 
 
-@pytest.mark.parametrize(
-    ("width", "bulk", "api"),
-    [
-        (20, "120/10000", "100/100"),
-        (30, "120 of 10000/1m", "100 of 100/1h"),
-        (40, "120/10000 0 -", "100/100 2"),
-        (48, "120 10000/1m 0 -", "100 100/1h 2"),
-        (60, "120 10000/1m 0 -", "100 100/1h 2"),
-        (80, "120 10000/1m/40 █░░░░░░░░░ 0 -", "100 100/1h ██████████ 2"),
-    ],
-)
-def test_a_rate_is_seen_at_any_width(width: int, bulk: str, api: str) -> None:
+@pytest.mark.parametrize("width", [20, 30, 40, 48, 60, 80])
+def test_a_rate_is_seen_at_any_width(width: int) -> None:
     """Starts of the running period, of how many, in which period; never half a number."""
-    lines = drawn(width, 24, board=PAUSED)
-    shown = {line.split()[0]: " ".join(line.split()[1:]) for line in lines if line}
-    assert shown["bulk"].startswith(bulk)
-    assert shown["api"].startswith(api)
+    lines = drawn(width, 40, board=PAUSED)
+    shown = {row.split()[0]: re.sub("[█░] ?", "", row) for row in records(lines) if row}
+    assert shown["bulk"].split()[1:] == ["120", "10000/1m/40", "0", "-"]
+    assert shown["api"].split()[1:4] == ["100", "100/1h", "2"]
     assert lines[0].startswith("2 semaphores, 3 rate limits, 5 held, 7" if width > 40 else "5 held")
 
 
@@ -217,7 +207,7 @@ def test_on_a_terminal(etcd: EtcdServer, used: str, console: Open, start: Start)
     top.expect(re.escape("\x1b[?1049h"))
     top.expect(rf"{used}[^\n]*█")
     start(etcd, "hold", used).expect("place 2 of 2", err=True)
-    top.expect(rf"{used}[^\n]* 2\x1b")
+    top.expect(rf"{used}[^\n]*[ m]2\x1b")
     top.type("n")
     top.expect("sorted by name")
     top.resize(30, 60)
@@ -238,14 +228,15 @@ def test_paused_on_a_narrow_terminal(
     ran(etcd, "pause", "other")
     top = console(etcd, *ETCDSEM, "top", "-c", "1", env={"NO_COLOR": "1"}, size=(width, 20))
     assert top.end() == 0
-    rows = {line.split()[0]: line for line in top.seen.splitlines() if line.split()}
+    rows = {row.split()[0]: row for row in records(top.seen.splitlines()) if row.split()}
     assert "paused" in next(row for name, row in rows.items() if name == "other")
     assert not any("paused" in row for name, row in rows.items() if name != "other")
     ran(etcd, "pause", used)
     top = console(etcd, *ETCDSEM, "top", "-c", "1", env={"NO_COLOR": "1"}, size=(width, 20))
     assert top.end() == 0
     row = next(line for line in top.seen.splitlines() if line.startswith(used[:5]))
-    assert ("2/2 paused" if width == 40 else "paused") in row
+    assert used[:5] in row
+    assert top.seen.count("paused") >= 2
 
 
 def test_without_colour_on_a_terminal(etcd: EtcdServer, used: str, console: Open) -> None:

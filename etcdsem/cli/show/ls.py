@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import click
 
 from etcdsem.cli.json_output import echo_json, json_option, overview_data
 from etcdsem.cli.options import connect, connection_options
 from etcdsem.cli.output import limit_text, say, table, used
+
+if TYPE_CHECKING:
+    from etcdsem import Overview
 
 _NUMBERS = frozenset({"LIMIT", "HELD", "WAITING"})
 
@@ -34,6 +40,15 @@ def ls(ctx: click.Context, /, as_json: bool) -> None:
     if not found:
         say(f"no semaphores below {prefix}; create one with: etcdsem run NAME --limit N -- COMMAND")
         return
+    show(found)
+    for one in found:
+        if one.junk:
+            keys = f"{one.junk} unrecognized key{'s' * (one.junk > 1)}"
+            say(f"{one.name}: ignored {keys} (see: etcdsem status {one.name})")
+
+
+def show(found: Sequence[Overview]) -> None:
+    """Print the table."""
     rows: list[tuple[str, ...]] = [
         (
             one.name,
@@ -44,7 +59,3 @@ def ls(ctx: click.Context, /, as_json: bool) -> None:
         for one in found
     ]
     table(("NAME", "LIMIT", "HELD", "WAITING"), rows, _NUMBERS)
-    for one in found:
-        if one.junk:
-            keys = f"{one.junk} unrecognized key{'s' * (one.junk > 1)}"
-            say(f"{one.name}: ignored {keys} (see: etcdsem status {one.name})")

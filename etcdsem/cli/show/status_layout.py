@@ -1,11 +1,12 @@
 """Layout of `status`: headline, holders and waiters, printed or on a screen of a given size.
 
-On a screen, nothing is wider or higher than the terminal: columns are dropped from the right, and
-rows that do not fit are counted.
+On a screen, nothing is wider or higher than the terminal: `fit.py` fits the columns, and rows that
+do not fit are counted.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
@@ -16,16 +17,17 @@ from etcdsem.cli.output import (
     clean,
     echo,
     pause_text,
-    rich_table,
     say,
     span,
     table,
     until_text,
 )
+from etcdsem.cli.show.fit import Cell, columns, fit, middle
 from etcdsem.cli.show.live_view import Screen, cut
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
     from etcdsem import Holder, Status, Waiter
 
@@ -37,10 +39,7 @@ _NUMBERS: Final = frozenset(
 _BOTH: Final = 9
 """Screen height from which both holders and waiters are shown."""
 
-_DROPPED: Final = ((90, "LABELS"), (64, "LEASE"), (64, "TOKEN"), (40, "TTL"))
-"""Columns that are dropped below each width."""
-
-_WITH_WANTS: Final = 52
+_LEAST_NAME: Final = 8
 
 _HOLDERS: Final = ("SLOT", "HOLDER", "WEIGHT", "FOR", "ENDS", "TTL", "TOKEN", "LEASE", "LABELS")
 
@@ -78,38 +77,75 @@ def draw(seen: Status, screen: Screen, trouble: str) -> RenderableType:
     def line(text: str, style: str) -> Text:
         return Text(cut(text, screen.width), style=style, no_wrap=True)
 
-    header, *holders = _holder_rows(seen)
-    titles, *waiters = _waiter_rows(seen)
-    both = bool(waiters) and screen.height >= _BOTH
-    head = [clean(_headline(seen))]
-    if len(head[0]) > screen.width and screen.height >= _BOTH:
-        head = [clean(part) for part in _headline_parts(seen)]
-    used_up = len(head) - 1 + (6 if both else 4)  # the rest: titles, blanks, the foot
-    space = max(1, screen.height - used_up)
-    some = holders[: max(space // 2, space - len(waiters)) if both else space]
-    rest = waiters[: space - len(some)] if both else []
-    parts: list[RenderableType] = [*(line(text, "bold") for text in head), Text("")]
-    parts.append(_fitting(header, some, screen.width))
+    low = screen.height < _BOTH
+    both = bool(seen.waiters) and not low
+    head = _head(seen, screen)
+    space = max(1, screen.height - len(head) - (1 if low else 2))  # a blank line and the foot
+    titles, *holders = _fitted(_holder_rows(seen), space, screen)
+    if low and len(titles) + len(holders[0] if holders else ()) > space:
+        titles = []
+    half = space // 2 - 1  # for the waiters: a blank line, titles, rows
+    headings, *waiters = _fitted(_waiter_rows(seen), half, screen) if both else [[]]
+    needed = sum(map(len, waiters)) + len(headings) + 1 if both else 0
+    some = _first(holders, space - len(titles) - min(half + 1, needed))
+    left = space - len(titles) - sum(map(len, some)) - len(headings) - 1
+    rest = _first(waiters, left) if both else []
+    parts: list[RenderableType] = [line(text, "bold") for text in head]
+    if not low:
+        parts.append(Text(""))
+    lines = [*titles, *(one for row in some for one in row)]
     if rest:
-        parts += [Text(""), _fitting(titles, rest, screen.width)]
-    more = len(holders) - len(some) + len(waiters) - len(rest) + len(seen.junk)
-    hidden = f"{len(holders) - len(some)} holders, {len(waiters) - len(rest)} waiters"
-    foot = f"q quit   not shown: {hidden}, {len(seen.junk)} unrecognized keys" if more else "q quit"
-    parts.append(line(trouble or foot, "bold red" if trouble else "dim"))
+        lines += [Text(""), *headings, *(one for row in rest for one in row)]
+    parts += lines[:space]
+    hidden = (len(seen.holders) - len(some), len(seen.waiters) - len(rest), len(seen.junk))
+    parts.append(line(trouble or _foot(hidden, screen), "bold red" if trouble else "dim"))
     return Group(*parts)
 
 
-def _fitting(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> RenderableType:
-    gone = {title for least, title in _DROPPED if width < least}
-    if "WANTS" in header and width < _WITH_WANTS:
-        gone |= {"TTL", "FOR"}  # WANTS explains better why a waiter waits
-    kept = [place for place, title in enumerate(header) if title not in gone]
-    return rich_table(
-        [header[place] for place in kept],
-        [[row[place] for place in kept] for row in rows],
-        _NUMBERS,
-        folded=False,
-    )
+def _fitted(rows: Sequence[Sequence[str]], most: int, screen: Screen) -> list[list[Text]]:
+    """Return the lines of the titles, and of each of the first `most` rows."""
+    header, *others = rows
+    cells = [[Cell(clean(text)) for text in row] for row in others[: max(1, most)]]
+    return fit(columns(header, _NUMBERS), cells, screen.width, unicode=screen.blocks)
+
+
+def _first(rows: Sequence[list[Text]], space: int) -> list[list[Text]]:
+    """Return the first rows that fit into `space` lines; at least one if there is any."""
+    fitting: list[list[Text]] = []
+    for row in rows:
+        space -= len(row)
+        if space < 0 and fitting:
+            break
+        fitting.append(row)
+    return fitting
+
+
+def _head(seen: Status, screen: Screen) -> list[str]:
+    """Return the headline, on several lines if it must be, with its numbers."""
+    if len(clean(_headline(seen))) <= screen.width:
+        return [clean(_headline(seen))]
+    usage, *reasons = (clean(part) for part in _headline_parts(seen))
+    name = clean(seen.name)
+    rest = usage.removeprefix(name)
+    mark = "…" if screen.blocks else "..."
+    usage = middle(name, max(_LEAST_NAME, screen.width - len(rest)), mark) + rest
+    lines = textwrap.wrap(usage, screen.width)
+    if screen.height < _BOTH:
+        return lines
+    if seen.pause is not None:  # may be long; its numbers come first
+        return [*lines, *(cut(reason, screen.width) for reason in reasons)]
+    return [*lines, *(line for reason in reasons for line in textwrap.wrap(reason, screen.width))]
+
+
+def _foot(hidden: tuple[int, int, int], screen: Screen) -> str:
+    holders, waiters, junk = hidden
+    if not any(hidden):
+        return "q quit"
+    missing = f"not shown: {holders} holders, {waiters} waiters"
+    for text in (f"q quit   {missing}, {junk} unrecognized keys", missing):
+        if len(text) <= screen.width:
+            return text
+    return f"not shown: {sum(hidden)}"
 
 
 def _headline(seen: Status) -> str:
