@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 from rich.console import Console as Drawing
 
+from etcdsem.cli import output
 from etcdsem.cli.show import ls
 from etcdsem.cli.show.live_view import Screen
 from etcdsem.cli.show.status_layout import draw, print_status
@@ -143,3 +144,20 @@ def test_labels_go_first_then_names_are_shortened_in_the_middle() -> None:
     assert row(150).endswith("…")
     assert "pod=" not in row(100)
     assert re.match(r" +0  train-mo\w*.*….*:17 ", row(90))
+
+
+@pytest.mark.parametrize(
+    ("locale", "unicode"),
+    [
+        ({"LC_ALL": "C"}, False),
+        ({"LC_ALL": "POSIX", "LANG": "en_US.UTF-8"}, False),
+        ({"LANG": "de_DE.ISO-8859-1"}, False),
+        ({}, False),
+        ({"LANG": "en_US.UTF-8"}, True),
+        ({"LC_CTYPE": "C.utf8"}, True),
+    ],
+)
+def test_the_locale(locale: dict[str, str], unicode: bool) -> None:
+    stdout = mock.Mock(encoding="utf-8")
+    with mock.patch("sys.stdout", stdout), mock.patch.dict("os.environ", locale, clear=True):
+        assert output.unicode_terminal() is unicode

@@ -52,6 +52,20 @@ def used(etcd: EtcdServer, name: str, start: Start) -> tuple[Cli, Cli]:
 # ---------------------------------------------------------------- looking
 
 
+def test_ls_with_a_pattern(fresh_etcd: EtcdServer) -> None:
+    """Whole names, upper and lower case told apart; no match is no error."""
+    for one in ("team-a", "team-b", "my-team-a", "TEAM-c"):
+        ran(fresh_etcd, "run", one, "-l", "2", "--", "true")
+    listed = ran(fresh_etcd, "ls", "team-*").stdout.splitlines()
+    assert [line.split()[0] for line in listed] == ["NAME", "team-a", "team-b"]
+    found = data(fresh_etcd, "ls", "*team-[a]")["semaphores"]
+    assert [one["name"] for one in found] == ["my-team-a", "team-a"]
+    done = ran(fresh_etcd, "ls", "gpu?")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == "etcdsem: no semaphore below /etcdsem matches 'gpu?'\n"
+    assert data(fresh_etcd, "ls", "gpu?") == {"semaphores": []}
+
+
 def test_status_json(etcd: EtcdServer, name: str, used: tuple[Cli, Cli]) -> None:
     """The documented keys, in their order, with their types."""
     seen = data(etcd, "status", name)
@@ -425,7 +439,7 @@ def test_help_is_complete_and_loads_little() -> None:
 
 
 def test_usage_errors_of_the_group() -> None:
-    for arguments in (["nonsense"], ["--nonsense"], ["--user", "a:b", "ls"], ["ls", "extra"]):
+    for arguments in (["nonsense"], ["--nonsense"], ["--user", "a:b", "ls"], ["ls", "a", "extra"]):
         done = ran(None, *arguments)
         assert (done.returncode, done.stdout) == (64, "")
         assert done.stderr.count("\n") == 1

@@ -202,7 +202,7 @@ def test_on_a_terminal(etcd: EtcdServer, used: str, console: Open, start: Start)
     """It fills the screen, follows what happens and the terminal's size, and q ends it with the
     terminal as it was.
     """
-    top = console(etcd, *ETCDSEM, "top", "-i", "200ms", size=(100, 60))
+    top = console(etcd, *ETCDSEM, "top", "-i", "200ms", env={"LC_ALL": "C.UTF-8"}, size=(100, 60))
     before = top.settings()
     top.expect(re.escape("\x1b[?1049h"))
     top.expect(rf"{used}[^\n]*█")
@@ -244,6 +244,15 @@ def test_without_colour_on_a_terminal(etcd: EtcdServer, used: str, console: Open
     assert top.end() == 0
     assert used in top.seen
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", top.seen)
+
+
+def test_without_utf_8_in_the_locale(etcd: EtcdServer, used: str, console: Open) -> None:
+    """Python writes UTF-8 even then, but the terminal might not show it."""
+    for locale in ({"LC_ALL": "C"}, {"LC_ALL": "", "LC_CTYPE": "", "LANG": ""}):
+        top = console(etcd, *ETCDSEM, "top", "-c", "1", env=locale, size=(90, 20))
+        assert top.end() == 0
+        assert "##########" in top.seen
+        assert top.seen.isascii()
 
 
 def test_ctrl_c_and_signals(etcd: EtcdServer, console: Open) -> None:

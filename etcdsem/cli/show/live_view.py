@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 import click
 
 from etcdsem.cli import exit_codes
-from etcdsem.cli.output import clean, span
+from etcdsem.cli.output import clean, span, unicode_terminal
 from etcdsem.cli.signals import STOPPING, Signals
 from etcdsem.cli.worker import Worker
 from etcdsem.errors import EtcdSemError, InvalidSetting
@@ -224,7 +224,7 @@ class LiveView(Generic[T]):
         from rich.live import Live
 
         console = Console(highlight=False, emoji=False)
-        blocks = console.encoding.lower().startswith("utf")
+        blocks = unicode_terminal()
         with Live(console=console, screen=True, auto_refresh=False) as drawing:
             while True:
                 poller.check()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import click
@@ -18,22 +19,30 @@ _NUMBERS = frozenset({"LIMIT", "HELD", "WAITING"})
 
 
 @click.command()
+@click.argument("pattern", metavar="[PATTERN]", required=False)
 @json_option
 @connection_options
 @click.pass_context
-def ls(ctx: click.Context, /, as_json: bool) -> None:
+def ls(ctx: click.Context, /, pattern: str | None, as_json: bool) -> None:
     """List all semaphores below the prefix: limit, slots held, and number of waiters.
 
-    For a rate limit, HELD is the number of permits that count in the current period.
+    With PATTERN, list only those whose whole name matches this shell pattern (*, ?, [...]); quote
+    it. For a rate limit, HELD is the number of permits that count in the current period.
 
     \b
     Examples:
       etcdsem ls
+      etcdsem ls 'team-*'
       etcdsem ls --json | jq '.semaphores[] | select(.waiting > 0).name'
     """
     with connect(ctx) as client:
         found = client.overview()
         prefix = client.prefix
+    if pattern is not None and found:
+        found = [one for one in found if fnmatchcase(one.name, pattern)]
+        if not found and not as_json:
+            say(f"no semaphore below {prefix} matches {pattern!r}")
+            return
     if as_json:
         echo_json({"semaphores": [overview_data(one) for one in found]})
         return
