@@ -142,7 +142,8 @@ def _fitted_table(
 
     console = Console(highlight=False, emoji=False)
     cells = [[Cell(text) for text in row] for row in rows]
-    blocks = fit(columns(header, right), cells, console.width, unicode=unicode_terminal())
+    table = columns(header, right, all_labels=True)
+    blocks = fit(table, cells, console.width, unicode=unicode_terminal())
     try:
         for block in blocks:
             for line in block:

@@ -113,6 +113,8 @@ def test_status(width: int) -> None:
     check(lines, width, [*NUMBERS, "limit 99", "3 held", "3 waiting", "paused"])
     tables = printed(width, lambda: print_status(STATUS))[1:]
     check(tables, width, NUMBERS)
+    whole = "".join(line.strip() for line in tables)
+    assert all(f"{key}={value}" in whole for key, value in LABELS.items())
     rates = text(draw(RATE, Screen(width, 90, True), ""), width)
     wanted = [number for one in HOLDERS[:2] for number in of_holder(one)]
     check(rates, width, [*wanted, "10000/1m/40", "80 used", "3 waiting"])

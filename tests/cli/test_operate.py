@@ -173,7 +173,7 @@ def test_a_rate_limit_in_tables(etcd: EtcdServer, client: Client, name: str) -> 
 def test_status_on_a_narrow_terminal(
     etcd: EtcdServer, name: str, console: Callable[..., Console]
 ) -> None:
-    """Nothing is cut: long cells are folded."""
+    """Nothing is cut: what does not fit goes to lines of its own."""
     screen = console(etcd, *ETCDSEM, "status", name, env={"COLUMNS": "50"})
     assert screen.end() == 0
     assert "…" not in screen.seen

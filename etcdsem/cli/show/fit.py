@@ -61,9 +61,18 @@ Layout = list[list[_Part]]
 """The lines of a row."""
 
 
-def columns(header: Sequence[str], right: frozenset[str]) -> list[Column]:
-    """Return the columns with these titles; those in `right` are aligned right."""
-    return [Column(title, _KINDS.get(title, "number"), title in right) for title in header]
+def columns(
+    header: Sequence[str], right: frozenset[str], *, all_labels: bool = False
+) -> list[Column]:
+    """Return the columns with these titles.
+
+    Args:
+        header: the titles.
+        right: the titles of columns that are aligned right.
+        all_labels: whether labels that do not fit go to lines of their own, rather than away.
+    """
+    kinds: dict[str, Kind] = {**_KINDS, **({"LABELS": "words"} if all_labels else {})}
+    return [Column(title, kinds.get(title, "number"), title in right) for title in header]
 
 
 def fit(
@@ -103,13 +112,19 @@ def _layout(table: Sequence[Column], natural: Sequence[int], width: int) -> Layo
     extra = [place for place in places if table[place].kind in ("labels", "bar")]
     words = [place for place in places if table[place].kind == "words"]
     plain = [place for place in places if place not in extra]
-    line = _one_line(table, natural, plain, extra, width, _SHORT_NAME if words else _LEAST_NAME)
-    if line is not None:
-        return [line]
-    plain = [place for place in plain if place not in words]
-    line = _one_line(table, natural, plain, extra, width, _LEAST_NAME)
-    lines = [line] if line is not None else _stacked(table, natural, plain, width)
-    return lines + [[_Part(place, max(1, width - len(_INDENT)))] for place in words]
+    below: list[int] = []  # words on lines of their own
+    line = None
+    while line is None:
+        inline = len(words) > len(below)
+        least = _SHORT_NAME if inline else _LEAST_NAME
+        beside = [place for place in plain if place not in below]
+        line = _one_line(table, natural, beside, extra, width, least)
+        if line is None and not inline:
+            break
+        if line is None:
+            below.insert(0, words[-1 - len(below)])
+    lines = [line] if line is not None else _stacked(table, natural, beside, width)
+    return lines + [[_Part(place, max(1, width - len(_INDENT)))] for place in below]
 
 
 def _one_line(
