@@ -66,6 +66,8 @@ def check_name(name: object) -> str:
         raise InvalidName(
             f"invalid semaphore name {shown!r}: use 1 to 128 of the characters A-Z a-z 0-9 . _ -"
         )
+    if name in (".", ".."):
+        raise InvalidName(f"invalid semaphore name {name!r}: reserved, since it looks like a path")
     return name
 
 

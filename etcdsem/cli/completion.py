@@ -48,7 +48,10 @@ def completion(ctx: click.Context, /, shell: str) -> None:
     if kind is None:
         raise AssertionError(f"click does not know {shell}")
     program = ctx.find_root().command
-    echo(ShellComplete.source(kind(program, {}, "etcdsem", VARIABLE)).strip())
+    script = ShellComplete.source(kind(program, {}, "etcdsem", VARIABLE)).strip()
+    if shell == "fish":  # click's script cuts a description at its first comma
+        script = script.replace('string split ","', 'string split --max 1 ","')
+    echo(script)
 
 
 def complete_name(

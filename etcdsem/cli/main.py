@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from etcdsem.cli import exit_codes
 from etcdsem.cli.options import connection_options
 from etcdsem.cli.output import OutputError, flush, say
 from etcdsem.cli.signals import die_of, unblock_signals
-from etcdsem.errors import EtcdSemError
+from etcdsem.errors import EtcdSemError, InvalidSetting
 
 
 class _Entry(NamedTuple):
@@ -77,7 +78,34 @@ class _Commands(click.Group):
             return None
         command = getattr(import_module(f"etcdsem.cli.{entry.module}"), cmd_name)
         assert isinstance(command, click.Command)
+        command.short_help = entry.short_help  # click would cut it for completion
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, *rest = args
+        if name == "help" and ctx.resilient_parsing:
+            return None, None, rest  # completes the commands
+        if name == "help" and rest not in ([], ["help"]):
+            return super().resolve_command(ctx, [*self._known(ctx, rest[0]), "--help"])
+        if name == "help":
+            click.echo(ctx.get_help())
+            ctx.exit()
+        if not ctx.resilient_parsing and not name.startswith("-"):
+            self._known(ctx, name)
+        return super().resolve_command(ctx, args)
+
+    @staticmethod
+    def _known(ctx: click.Context, name: str) -> list[str]:
+        """Return the name of a command in a list. Raises UsageError, with a suggestion."""
+        if name in _COMMANDS:
+            return [name]
+        from difflib import get_close_matches
+
+        similar = get_close_matches(name.lower(), _COMMANDS, n=1)
+        hint = f". Did you mean {similar[0]!r}?" if similar else ""
+        raise click.UsageError(f"No such command {name!r}{hint}", ctx=ctx)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with _written():
@@ -127,6 +155,7 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
 )
 @connection_options
 @click.option(
+    "-V",
     "--version",
     is_flag=True,
     is_eager=True,
@@ -188,11 +217,46 @@ def report(error: EtcdSemError) -> int:
         import traceback
 
         traceback.print_exception(error)
-    say(error)
+    say(_with_typed_option(str(error)) if type(error) is InvalidSetting else error)
     return exit_codes.code_for(error)
 
 
+def _with_typed_option(message: str) -> str:
+    """Replace the setting or option that a message begins with by the option as it was typed."""
+    found = re.match(r"(--)?[a-z][a-z_-]*(?=[: ])", message)
+    command = next((word for word in sys.argv[1:] if word in _COMMANDS), None)
+    if found is None or command is None:
+        return message
+    flag = _FLAGS.get(found[0], "--" + found[0].removeprefix("--").replace("_", "-"))
+    entry = cli.get_command(click.Context(cli), command)
+    for param in entry.params if entry is not None else ():
+        typed = _typed(param) if flag in param.opts else None
+        if typed is not None:
+            return typed + message[found.end() :]
+    return message
+
+
+_FLAGS = {"max_leases": "--limit"}
+"""Options that are named differently from the setting."""
+
+
+def _typed(param: click.Parameter) -> str | None:
+    """Return which of its options was typed last; None if there was none."""
+    words = sys.argv[1:]
+    words = words[: words.index("--")] if "--" in words else words
+    typed = None
+    for word in words:
+        for option in param.opts:
+            short = len(option) == 2
+            if word == option or word.startswith(option if short else f"{option}="):
+                typed = option
+    return typed
+
+
 def _usage_line(error: click.ClickException) -> str:
+    if isinstance(error, click.BadParameter) and error.param is not None and not error.param_hint:
+        typed = _typed(error.param)
+        error.param_hint = repr(typed) if typed is not None else None
     message = " ".join(error.format_message().split()).rstrip(".")
     context = getattr(error, "ctx", None)
     where = context.command_path if context is not None else "etcdsem"

@@ -77,3 +77,24 @@ def test_the_script_for_bash_works(etcd: EtcdServer) -> None:
     for shell, word in (("zsh", "compdef"), ("fish", "complete --no-files")):
         assert word in ran_here(None, "completion", shell).stdout
     assert ran_here(None, "completion", "tcsh").returncode == 64
+
+
+def test_descriptions_in_fish_are_whole() -> None:
+    """The script splits at the first comma only, and click does not cut the text."""
+    script = ran_here(None, "completion", "fish").stdout
+    assert 'string split --max 1 ","' in script
+    assert 'string split ","' not in script
+    done = subprocess.run(
+        ETCDSEM,
+        env={
+            **os.environ,
+            "_ETCDSEM_COMPLETE": "fish_complete",
+            "COMP_WORDS": "etcdsem ",
+            "COMP_CWORD": "",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "plain,doctor\tCheck etcd, the connection to it, and the semaphores.\n" in done.stdout
+    assert "..." not in done.stdout

@@ -446,10 +446,56 @@ def test_usage_errors_of_the_group() -> None:
     assert ran(None).returncode == 64
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("rnu", "run"), ("statsu", "status"), ("Status", "status"), ("xyzzy", None)],
+)
+def test_a_command_that_is_mistyped_gets_a_suggestion(typed: str, meant: str | None) -> None:
+    hint = f". Did you mean {meant!r}?" if meant else ""
+    for arguments in ([typed], [typed, "gpu"], ["help", typed]):
+        done = ran_here(None, *arguments)
+        assert (done.returncode, done.stdout) == (64, "")
+        assert done.stderr == f"etcdsem: No such command {typed!r}{hint} (see: etcdsem --help)\n"
+
+
+def test_help_is_a_command_too() -> None:
+    assert ran_here(None, "help").stdout == ran_here(None, "--help").stdout
+    assert ran_here(None, "help", "run").stdout == ran_here(None, "run", "--help").stdout
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_names_that_look_like_a_path_are_refused(name: str) -> None:
+    for arguments in (["status", name], ["limit", name], ["pause", name]):
+        done = ran_here(None, *arguments)
+        assert (done.returncode, done.stdout) == (64, "")
+        assert f"invalid semaphore name {name!r}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        ("status x -i 0", "-i 0 is"),
+        ("status x --interval=0", "--interval 0 is"),
+        ("drain x --timeout abc", "--timeout: "),
+        ("drain x -w abc", "-w: "),
+        ("drain x --wait abc", "--wait: "),
+        ("run x -w1 -w abc -- sleep --timeout 5", "-w: "),
+        ("run x -l 100000 -- true", "-l must be"),
+        ("run x --limit=abc -- true", "Invalid value for '--limit': "),
+        ("top -s x", "Invalid value for '-s': "),
+    ],
+)
+def test_usage_errors_name_the_option_that_was_typed(arguments: str, option: str) -> None:
+    done = ran(None, *arguments.split())
+    assert (done.returncode, done.stdout) == (64, "")
+    assert done.stderr.startswith(f"etcdsem: {option}")
+
+
 def test_version() -> None:
     from etcdsem import __version__
 
     assert ran(None, "--version").stdout == f"etcdsem {__version__}\n"
+    assert ran_here(None, "-V").stdout == f"etcdsem {__version__}\n"
 
 
 @pytest.mark.parametrize("arguments", sample(["status NAME", "ls", "--help", "limit NAME --json"]))
