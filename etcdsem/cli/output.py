@@ -83,6 +83,11 @@ def limit_text(number: int | None, rate: Rate | None) -> str:
     return str(rate) if rate is not None else "?" if number is None else str(number)
 
 
+def owner_text(owner: str) -> str:
+    """Format an owner; a key made by hand may have none."""
+    return owner or "unknown owner"
+
+
 def pause_text(pause: Pause) -> str:
     """Format a pause: since when, by whom, and why."""
     when = f" {age(pause.since)} ago" if pause.since is not None else ""

@@ -621,6 +621,42 @@ def test_drain(etcd: EtcdServer, name: str, start: Start) -> None:
     assert ran(etcd, "run", name, "-n", "true").returncode == 0
 
 
+def test_drain_names_a_holder_of_several_slots_once(
+    etcd: EtcdServer, name: str, start: Start
+) -> None:
+    job = start(etcd, "hold", name, "-l", "4", "--weight", "2", env={"ETCDSEM_OWNER": "alice"})
+    job.expect("held", err=True)
+    done = ran(etcd, "drain", name, "--wait", "0")
+    assert done.returncode == 75
+    assert re.fullmatch(rf"etcdsem: {name}: 1 holder left \(alice for \d+s\); .*\n", done.stderr)
+
+
+def test_a_holder_without_an_owner(etcd: EtcdServer, name: str) -> None:
+    """A key made by hand with a lease but no owner: no message has a hole."""
+    ran(etcd, "run", name, "-l", "2", "--", "true")
+    lease = etcdctl(etcd, "lease", "grant", "60").split()[1]
+    etcdctl(etcd, "put", f"/etcdsem/{name}/leases/00001", "", "--lease", lease)
+    assert re.search(r"^ +1  \? ", ran(etcd, "status", name).stdout, re.MULTILINE)
+    assert "(unknown owner for " in ran(etcd, "drain", name, "--wait", "0").stderr
+    said = ran(etcd, "evict", name, "--slot", "1").stdout
+    assert said == f"{name}: evicted unknown owner from slot 1 (lease {lease})\n"
+
+
+def test_a_limit_that_cannot_be_read_is_reported_once(etcd: EtcdServer, name: str) -> None:
+    etcdctl(etcd, "put", f"/etcdsem/{name}/max_leases", "many")
+    done = ran(etcd, "status", name)
+    assert done.stderr == ""
+    assert done.stdout == (
+        f"{name}: limit unreadable, no lease is granted, 0 held, 0 waiting; "
+        "it reads 'many', which is not a number from 0 to 99999\n"
+    )
+    for command in (["limit", name], ["limit", name, "+1"], ["pause", name], ["resume", name]):
+        done = ran(etcd, *command)
+        assert done.stderr.count("\n") == 1
+        assert f"etcdsem limit {name} N" in done.stderr
+    assert ran(etcd, "limit", name, "5").stderr == ""
+
+
 def test_drain_that_takes_too_long(etcd: EtcdServer, name: str, start: Start) -> None:
     """75, it stays paused, and how to resume is said; the same when it is stopped by a signal."""
     job = start(etcd, "run", name, "-l", "2", "--", "sh", "-c", "echo held; exec sleep 600")

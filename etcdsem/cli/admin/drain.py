@@ -16,7 +16,7 @@ from etcdsem.cli.admin.pause import reason_option
 from etcdsem.cli.json_output import echo_json, holder_data, json_option, pause_data
 from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.options import connect, connection_options, name_argument
-from etcdsem.cli.output import age, clean, echo, exact, say
+from etcdsem.cli.output import age, clean, echo, exact, owner_text, say
 from etcdsem.cli.progress import Progress, ProgressLine
 from etcdsem.cli.signals import Signals, Stopped
 from etcdsem.cli.worker import StarvedCheck, Worker
@@ -101,7 +101,8 @@ def _report(
         echo_json({"name": name, "drained": empty, "holders": data, "paused": pause})
     if not empty:
         after = f" after {exact(limit)}" if limit else ""
-        left = f"{len(holders)} holder{'s' * (len(holders) != 1)} left{after}"
+        number = len(_by_lease(holders))
+        left = f"{number} holder{'s' * (number != 1)} left{after}"
         say(f"{name}: {left} ({_named(holders)}); {_stays(name)}")
         return exit_codes.CONFLICT
     if not as_json:
@@ -115,11 +116,16 @@ def _stays(name: str) -> str:
 
 def _named(holders: Sequence[Holder]) -> str:
     """Return the owners of the oldest leases, and how long they have held them."""
-    oldest = sorted(holders, key=lambda one: one.fencing_token)
-    named = [f"{one.owner} for {age(one.acquired_at)}" for one in oldest[:_NAMED]]
+    oldest = sorted(_by_lease(holders), key=lambda one: one.fencing_token)
+    named = [f"{owner_text(one.owner)} for {age(one.acquired_at)}" for one in oldest[:_NAMED]]
     if len(oldest) > _NAMED:
         named.append(f"{len(oldest) - _NAMED} more")
     return ", ".join(named) or "the last one has just ended"
+
+
+def _by_lease(holders: Sequence[Holder]) -> list[Holder]:
+    """Return one holder for each lease: there is one for each slot."""
+    return list({(one.lease_id, one.fencing_token): one for one in holders}.values())
 
 
 class _Holders(ProgressLine):

@@ -10,7 +10,7 @@ import click
 
 from etcdsem.cli.json_output import echo_json, holder_data, json_option, waiter_data
 from etcdsem.cli.options import WholeNumber, connect, connection_options, name_argument
-from etcdsem.cli.output import clean, echo
+from etcdsem.cli.output import clean, echo, owner_text
 
 if TYPE_CHECKING:
     from etcdsem import Holder, Junk, Waiter
@@ -70,7 +70,8 @@ def _evicted_text(gone: Holder | Waiter | Junk) -> str:
     match gone:
         case Holder():
             all_of = f", all {gone.weight} slots" if gone.weight > 1 else ""
-            return f"{gone.owner} from slot {gone.slot} (lease {gone.lease_id}{all_of})"
+            return f"{owner_text(gone.owner)} from slot {gone.slot} (lease {gone.lease_id}{all_of})"
         case Waiter():
-            return f"{gone.owner} from place {gone.position} in the queue (lease {gone.lease_id})"
+            owner = owner_text(gone.owner)
+            return f"{owner} from place {gone.position} in the queue (lease {gone.lease_id})"
     return f"unrecognized key {gone.key} ({gone.reason})"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from etcdsem.cli.json_output import echo_json, json_option
+from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.options import connect, connection_options, name_argument
 from etcdsem.cli.output import clean, echo, limit_text, say
 from etcdsem.errors import EtcdSemError, InvalidSetting
@@ -48,6 +49,7 @@ def limit(ctx: click.Context, /, name: str, number: str | None, as_json: bool) -
       etcdsem limit gpu -2
     """
     change = None if number is None else _read_change(number)
+    quiet_library()
     with connect(ctx) as client:
         if change is None:
             _show(name, client.limit(name), as_json=as_json)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from etcdsem.cli.json_output import echo_json, json_option, pause_data
+from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.options import connect, connection_options, name_argument
-from etcdsem.cli.output import clean, echo, pause_text
+from etcdsem.cli.output import clean, echo, pause_text, say
 
 reason_option = click.option(
     "--reason", metavar="TEXT", help="Reason for the pause, shown by status, ls and top."
@@ -31,6 +32,7 @@ def pause(ctx: click.Context, /, name: str, reason: str | None, as_json: bool) -
       etcdsem pause gpu --reason "new driver, back at 10:00"
       etcdsem resume gpu
     """
+    quiet_library()
     with connect(ctx) as client:
         changed = client.pause(name, reason=reason)
         now = client.known_limit(name)
@@ -58,9 +60,14 @@ def resume(ctx: click.Context, /, name: str, as_json: bool) -> None:
     Example:
       etcdsem resume gpu
     """
+    quiet_library()
     with connect(ctx) as client:
         changed = client.resume(name)
+        now = client.known_limit(name)
     if as_json:
         echo_json({"name": name, "changed": changed, "paused": None})
     else:
         echo(f"{clean(name)}: {'resumed' if changed else 'unchanged, not paused'}")
+    if now is not None and now.max_leases is None:
+        advice = f"set one with: etcdsem limit {name} N"
+        say(f"{name}: the limit reads {now.text!r}, so nothing is granted; {advice}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from etcdsem.cli.json_output import echo_json, json_option, rate_data
+from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.options import connect, connection_options, name_argument
 from etcdsem.cli.output import clean, echo, pause_text, say, until_text
 
@@ -35,6 +36,7 @@ def rate(ctx: click.Context, /, name: str, rate: str | None, as_json: bool) -> N
     from etcdsem.validation import read_rate
 
     wanted = None if rate is None else read_rate(rate)
+    quiet_library()
     with connect(ctx) as client:
         if wanted is not None:
             _change(client, name, wanted, as_json=as_json)

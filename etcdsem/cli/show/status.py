@@ -53,11 +53,10 @@ def status(ctx: click.Context, /, name: str, as_json: bool, watch: bool, interva
     def poll() -> Status:
         return client.status(name)
 
+    quiet_library()
     if watch and not as_json and is_screen():
-        quiet_library()
         return LiveView(poll, draw, every=every, close=client.close).run()
     if watch:
-        quiet_library()
         show = partial(_print, as_json=as_json)
         return print_repeatedly(poll, show, every=every, count=0, close=client.close)
     with client:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from etcdsem import Holder, Status, Waiter
+    from etcdsem import Holder, Junk, Status, Waiter
 
 _NUMBERS: Final = frozenset(
     {"SLOT", "PLACE", "PID", "TOKEN", "FOR", "AGO", "ENDS", "TTL", "LIMIT", "HELD"}
@@ -59,7 +59,7 @@ def print_status(seen: Status) -> None:
         echo("")
         titles, *rows = _waiter_rows(seen)
         table(titles, rows, _NUMBERS)
-    for one in seen.junk:
+    for one in _keys(seen):
         say(f"ignored unrecognized key {one.key}: {one.reason}")
 
 
@@ -97,7 +97,7 @@ def draw(seen: Status, screen: Screen, trouble: str) -> RenderableType:
     if rest:
         lines += [Text(""), *headings, *(one for row in rest for one in row)]
     parts += lines[:space]
-    hidden = (len(seen.holders) - len(some), len(seen.waiters) - len(rest), len(seen.junk))
+    hidden = (len(seen.holders) - len(some), len(seen.waiters) - len(rest), len(_keys(seen)))
     parts.append(line(trouble or _foot(hidden, screen), "bold red" if trouble else "dim"))
     return Group(*parts)
 
@@ -148,6 +148,15 @@ def _foot(hidden: tuple[int, int, int], screen: Screen) -> str:
     return f"not shown: {sum(hidden)}"
 
 
+def _is_limit(one: Junk) -> bool:
+    """Whether this is the limit, which the headline reports if it cannot be read."""
+    return one.key.endswith("/max_leases")
+
+
+def _keys(seen: Status) -> list[Junk]:
+    return [one for one in seen.junk if not _is_limit(one)]
+
+
 def _headline(seen: Status) -> str:
     return "; ".join(_headline_parts(seen))
 
@@ -158,6 +167,7 @@ def _headline_parts(seen: Status) -> list[str]:
     if seen.max_leases is None:
         limit = "limit unreadable, no lease is granted"
         parts = [f"{seen.name}: {limit}, {seen.held} held, {waiting}"]
+        parts += [f"it {one.reason.partition(';')[0]}" for one in seen.junk if _is_limit(one)]
     elif seen.rate is not None:
         data = rate_data(seen)
         after = data["next_free"]
@@ -182,7 +192,7 @@ def _holder_rows(seen: Status) -> list[tuple[str, ...]]:
         *(
             (
                 f"{one.slot}{' over limit' if one.over_limit else ''}",
-                one.owner,
+                one.owner or "?",
                 str(one.weight),
                 age(one.acquired_at),
                 _ends(one),
@@ -223,7 +233,7 @@ def _waiter_rows(seen: Status) -> list[tuple[str, ...]]:
         *(
             (
                 str(one.position),
-                one.owner,
+                one.owner or "?",
                 _wants(one),
                 age(one.since),
                 _ttl(one.ttl),
