@@ -241,7 +241,7 @@ _FLAGS = {"max_leases": "--limit"}
 
 
 def _typed(param: click.Parameter) -> str | None:
-    """Return which of its options was typed last; None if there was none."""
+    """Return which of its options was typed last; None if it was not given."""
     words = sys.argv[1:]
     words = words[: words.index("--")] if "--" in words else words
     typed = None

@@ -127,6 +127,17 @@ def test_top(width: int) -> None:
     check(lines, width, [*wanted, "120", "10000/1m/40", "66 unrecognized keys", "paused 3d04h"])
 
 
+@pytest.mark.parametrize("height", range(8, 24))
+def test_top_uses_the_height(height: int) -> None:
+    """A row that is shown is whole, and no line is left empty at the foot."""
+    board = [Overview(f"s-{i:02}", 5, 4, 3, waiting_since=NOW) for i in range(40)]
+    lines = text(draw_top(View(board, "here", "12:00:00"), Screen(20, height, True)), 20)
+    assert height - 3 < len(lines) <= height
+    shown = sum(line.startswith("s-") for line in lines)
+    assert f"and {40 - shown} more" in lines
+    assert sum("3  30m" in line for line in lines) == shown
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_ls(width: int) -> None:
     lines = printed(width, lambda: ls.show(BOARD))

@@ -97,7 +97,7 @@ def draw(view: View, screen: Screen) -> RenderableType:
     low = screen.height < _WITH_FOOTER
     titles, *blocks = _table(rows[: screen.height], screen)
     parts: list[RenderableType] = [_header(view, screen)]
-    room = screen.height - (1 if low else 4)  # header; a blank line twice, the footer
+    room = screen.height - (1 if low else 3)  # header; a blank line, the footer
     if low and len(titles) > 1:  # the first row needs the space
         titles, parts, room = [], [], screen.height
     room = max(1, room - len(titles) - bool(low and view.trouble))
