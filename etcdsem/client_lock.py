@@ -136,7 +136,7 @@ class ClientLock:
 
     @property
     def unstarted(self) -> str:
-        """Why any thread, also one for a callback, could not be started; empty if none is missing."""
+        """Why a thread, also one for a callback, could not be started; empty if all could."""
         return next((job.failed for job in list(self._jobs) if job.failed), "")
 
     # -- doing it
