@@ -97,19 +97,3 @@ def connect(ctx: click.Context, *, dial_timeout: float = DIAL_TIMEOUT) -> Client
     import etcdsem
 
     return etcdsem.connect(**given, dial_timeout=dial_timeout)
-
-
-def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-    from etcdsem.cli.completion import complete_name
-
-    return complete_name(ctx, param, incomplete)
-
-
-def name_argument(function: F) -> F:
-    """Add the argument NAME to a command, with completion from etcd."""
-    return click.argument("name", metavar="NAME", shell_complete=_names)(function)
-
-
-def optional_name_argument(function: F) -> F:
-    """Add an optional argument NAME to a command, with completion from etcd."""
-    return click.argument("name", metavar="[NAME]", required=False, shell_complete=_names)(function)

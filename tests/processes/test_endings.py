@@ -28,7 +28,7 @@ HOLD = """
 sem = Semaphore(1, sys.argv[1], lease_timeout=int(sys.argv[2]))
 sem.acquire()
 say('held')
-signal.pause()
+while True: time.sleep(0.1)
 """
 
 
@@ -240,7 +240,9 @@ def test_os_exit_gives_nothing_back(
 ) -> None:
     """os._exit runs nothing: the slot is free when the TTL has passed, and not before."""
     sem = Semaphore(1, name, client=client)
-    workers.append(Worker(etcd, HOLD.replace("signal.pause()", "os._exit(0)"), name, 3))
+    workers.append(
+        Worker(etcd, HOLD.replace("while True: time.sleep(0.1)", "os._exit(0)"), name, 3)
+    )
     workers[0].expect("held")
     assert workers[0].end() == 0
     assert sem.get_value() == 1

@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from etcdsem.cli import exit_codes
+from etcdsem.cli.arguments import name_argument
 from etcdsem.cli.json_output import echo_json, json_option
-from etcdsem.cli.options import connect, connection_options, name_argument
+from etcdsem.cli.options import connect, connection_options
 from etcdsem.cli.output import clean, echo, say
 
 

@@ -13,9 +13,10 @@ import click
 
 from etcdsem.cli import exit_codes
 from etcdsem.cli.admin.pause import reason_option
+from etcdsem.cli.arguments import name_argument
 from etcdsem.cli.json_output import echo_json, holder_data, json_option, pause_data
 from etcdsem.cli.logs import quiet_library
-from etcdsem.cli.options import connect, connection_options, name_argument
+from etcdsem.cli.options import connect, connection_options
 from etcdsem.cli.output import age, clean, echo, exact, owner_text, say
 from etcdsem.cli.progress import Progress, ProgressLine
 from etcdsem.cli.signals import Signals, Stopped

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from etcdsem.cli.arguments import name_argument
 from etcdsem.cli.json_output import echo_json, holder_data, json_option, waiter_data
-from etcdsem.cli.options import WholeNumber, connect, connection_options, name_argument
+from etcdsem.cli.options import WholeNumber, connect, connection_options
 from etcdsem.cli.output import clean, echo, owner_text
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from etcdsem.cli.arguments import name_argument
 from etcdsem.cli.json_output import echo_json, json_option
 from etcdsem.cli.logs import quiet_library
-from etcdsem.cli.options import connect, connection_options, name_argument
+from etcdsem.cli.options import connect, connection_options
 from etcdsem.cli.output import clean, echo, limit_text, say
 from etcdsem.errors import EtcdSemError, InvalidSetting
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
+from etcdsem.cli.arguments import name_argument
 from etcdsem.cli.json_output import echo_json, json_option, pause_data
 from etcdsem.cli.logs import quiet_library
-from etcdsem.cli.options import connect, connection_options, name_argument
+from etcdsem.cli.options import connect, connection_options
 from etcdsem.cli.output import clean, echo, pause_text, say
 
 reason_option = click.option(

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from etcdsem.cli.arguments import name_argument
 from etcdsem.cli.json_output import echo_json, json_option, rate_data
 from etcdsem.cli.logs import quiet_library
-from etcdsem.cli.options import connect, connection_options, name_argument
+from etcdsem.cli.options import connect, connection_options
 from etcdsem.cli.output import clean, echo, pause_text, say, until_text
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from etcdsem.cli import exit_codes
+from etcdsem.cli.arguments import optional_name_argument
 from etcdsem.cli.json_output import echo_json, json_option
 from etcdsem.cli.logs import quiet_library
-from etcdsem.cli.options import WholeNumber, connect, connection_options, optional_name_argument
+from etcdsem.cli.options import WholeNumber, connect, connection_options
 from etcdsem.cli.output import clean, echo, say, write_stderr
 from etcdsem.cli.signals import Signals, Stopped
 from etcdsem.cli.worker import Worker

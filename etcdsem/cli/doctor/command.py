@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from etcdsem.cli import exit_codes
+from etcdsem.cli.arguments import optional_name_argument
 from etcdsem.cli.doctor.finding import print_findings
 from etcdsem.cli.json_output import echo_json, json_option
 from etcdsem.cli.logs import quiet_library
-from etcdsem.cli.options import connect, connection_options, optional_name_argument
+from etcdsem.cli.options import connect, connection_options
 from etcdsem.cli.output import echo
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from etcdsem.cli.options import connection_options, name_argument
+from etcdsem.cli.arguments import name_argument
+from etcdsem.cli.options import connection_options
 from etcdsem.cli.run.job import Plan, run_job
 from etcdsem.cli.run.job_metrics import check_metrics_file
 from etcdsem.cli.run.multi import could_be_name, read_names

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from etcdsem.cli import exit_codes
+from etcdsem.cli.arguments import name_argument
 from etcdsem.cli.logs import quiet_library
-from etcdsem.cli.options import connection_options, name_argument
+from etcdsem.cli.options import connection_options
 from etcdsem.cli.output import echo, flush, say
 from etcdsem.cli.run.acquire_worker import (
     connect_for,

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from etcdsem.cli import exit_codes
+from etcdsem.cli.arguments import name_argument
 from etcdsem.cli.json_output import echo_json, holder_data, json_option, pause_data, waiter_data
 from etcdsem.cli.logs import quiet_library
-from etcdsem.cli.options import connect, connection_options, name_argument
+from etcdsem.cli.options import connect, connection_options
 from etcdsem.cli.output import echo, flush
 from etcdsem.cli.show.live_view import (
     LiveView,
