@@ -81,7 +81,7 @@ class WrongKind(EtcdSemError, ValueError):
 
 
 class InvalidName(EtcdSemError, ValueError):
-    """Not a valid semaphore name: 1 to 128 of the characters ``A-Z a-z 0-9 . _ -``."""
+    """Not a valid semaphore name: 1 to 128 of ``A-Z a-z 0-9 . _ -``, and not ``.`` or ``..``."""
 
 
 class InvalidSetting(EtcdSemError, ValueError):
