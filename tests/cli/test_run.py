@@ -498,3 +498,24 @@ def test_labels_of_the_environment_are_in_the_holder_record(etcd: EtcdServer, na
         env={"ETCDSEM_LABELS": "pod=p-1,app=y"},
     )
     assert json.loads(done.stdout)["holders"][0]["labels"] == {"pod": "p-1", "app": "x"}
+
+
+def test_a_try_says_why_nothing_is_granted(etcd: EtcdServer, name: str) -> None:
+    """Who paused it and why, a limit that cannot be read, a limit of 0."""
+    assert ran(etcd, "run", name, "-l", "1", "--", "true").returncode == 0
+    paused = {"ETCDSEM_OWNER": "alice"}
+    assert ran(etcd, "pause", name, "--reason", "upgrade", env=paused).returncode == 0
+    done = ran(etcd, "run", name, "-n", "--", "true")
+    assert done.returncode == 75
+    assert "by alice: upgrade (to resume: etcdsem resume" in done.stderr
+    assert ran(etcd, "resume", name).returncode == 0
+    assert ran(etcd, "limit", name, "0").returncode == 0
+    done = ran(etcd, "run", name, "-n", "--", "true")
+    assert (done.returncode, "its limit is 0" in done.stderr) == (75, True)
+    etcdctl(etcd, "put", f"/etcdsem/{name}/max_leases", "5.0")
+    done = ran(etcd, "run", name, "-n", "--", "true")
+    assert done.returncode == 75
+    assert (
+        f"its limit in etcd reads '5.0', so nothing is granted (to fix it: etcdsem limit {name}"
+        in (done.stderr)
+    )

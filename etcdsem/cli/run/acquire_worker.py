@@ -19,7 +19,7 @@ import click
 
 from etcdsem.cli import exit_codes
 from etcdsem.cli.options import DIAL_TIMEOUT, connect
-from etcdsem.cli.output import exact, say
+from etcdsem.cli.output import exact, pause_text, say
 from etcdsem.cli.progress import ProgressLine
 from etcdsem.cli.run.multi import acquire_multi
 from etcdsem.cli.run.request import LeaseRequest
@@ -143,8 +143,26 @@ def _wait(
         if request.more:
             say(f"{request.shown}: not all of them had a free lease{waited} (see: etcdsem ls)")
         else:
-            say(f"{request.name}: {none}{waited} (see: etcdsem {command} {request.name})")
+            reason = _why_full(client, request.name)
+            say(reason or f"{request.name}: {none}{waited} (see: etcdsem {command} {request.name})")
     return result
+
+
+def _why_full(client: Client, name: str) -> str:
+    """Why nothing can be granted, and what to do; empty if it is only full."""
+    known = client.known_limit(name)
+    if known is None:
+        return ""
+    if known.pause is not None:
+        return f"{name}: {pause_text(known.pause)} (to resume: etcdsem resume {name})"
+    if known.max_leases is None:
+        return (
+            f"{name}: its limit in etcd reads {known.text!r}, so nothing is granted (to fix it: "
+            f"etcdsem limit {name} 5)"
+        )
+    return (
+        "" if known.max_leases else f"{name}: its limit is 0 (to raise it: etcdsem limit {name} 5)"
+    )
 
 
 def stopped_while_waiting(stopped: Stopped, shown: str) -> exit_codes.BySignal:
