@@ -103,7 +103,7 @@ def test_the_page_keeps_what_is_written_by_hand(book: Book) -> None:
     before = f"# Mine\n\n{page.BEGIN}\nfrom last time\n{page.END}\n\nMine too.\n"
     once = page.page(before, book)
     assert once.startswith("# Mine\n")
-    assert once.endswith("HeldSlots too.\n")
+    assert once.endswith("Mine too.\n")
     assert "last time" not in once
     assert "| 10 | 150 | 105 (0.70) |" in once
     assert page.page(once, book) == once

@@ -12,6 +12,7 @@ import pytest
 
 from etcdsem import server
 from etcdsem.errors import EtcdUnavailable
+from etcdsem.server import member
 from tests.cli.driver import ETCDSEM
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def test_another_etcd_takes_the_port_meanwhile(
     etcd: EtcdServer, etcd_binary: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It answers, and is healthy, while ours has not listened yet."""
-    monkeypatch.setattr(server, "_check_free", lambda port: None)
+    monkeypatch.setattr(member, "_check_free", lambda port: None)
     with pytest.raises(EtcdUnavailable, match=f"^port {etcd.port} is in use"):
         server.start(binary=etcd_binary, port=etcd.port)
 
@@ -64,7 +65,7 @@ def test_a_slow_start_on_the_port_of_another_etcd(
     etcd: EtcdServer, tmp_path: Path, etcd_binary: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other one answers many times before ours ends."""
-    monkeypatch.setattr(server, "_check_free", lambda port: None)
+    monkeypatch.setattr(member, "_check_free", lambda port: None)
     slow = tmp_path / "etcd"
     slow.write_text(f'#!/bin/sh\n[ "$1" = --version ] || sleep 1\nexec {etcd_binary} "$@"\n')
     slow.chmod(0o755)
@@ -88,13 +89,13 @@ def test_a_free_port_that_was_taken_is_replaced(
     etcd: EtcdServer, etcd_binary: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a port given, another one is tried."""
-    genuine, given = server.free_ports, [etcd.port]
+    genuine, given = member.free_ports, [etcd.port]
 
     def ports(count: int) -> list[int]:
         free = genuine(count)
         return [given.pop(), *free[1:]] if given else free
 
-    monkeypatch.setattr(server, "free_ports", ports)
+    monkeypatch.setattr(member, "free_ports", ports)
     with server.start(binary=etcd_binary) as ours:
         assert ours.port != etcd.port
     assert not given

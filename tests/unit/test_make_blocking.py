@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 
 from tests.make_blocking import MODULES, PACKAGE, blocking, twin
 
 
+@pytest.mark.skipif(find_spec("ruff") is None, reason="needs ruff: pip install -e '.[dev]'")
 @pytest.mark.parametrize("name", MODULES)
 def test_the_twin_is_fresh(name: str) -> None:
     """Has `etcdsem/aio` changed? Run `python -m tests.make_blocking`, and commit both."""
