@@ -64,7 +64,7 @@ SHOWS = {
         r"query 1\n(query 2, step \d, in slot [01] of 2\n){3}query 3, 1 held by all\nquery 4\n"
     ),
     "worker_pool.py": (
-        r"results: \[0, 10, .*, 110\]\nslots used: \[0(, 1)?\]\nat most at a time: [12]\n"
+        r"results: \[0, 10, .*, 110\]\nslots used: \[[01](, 1)?\]\nat most at a time: [12]\n"
     ),
     "asyncio_workers.py": r"100 tasks, at most 5 at a time\n",
     "pick_by_slot.py": r"(key-[abc] was used \d+ times, never twice at a time\n){3}",

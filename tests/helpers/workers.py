@@ -20,7 +20,10 @@ class Worker:
             "import sys, os, time, signal, threading\n"
             "import etcdsem\n"
             "from etcdsem import Semaphore\n"
-            "def say(*words): print(*words, flush=True)\n"
+            # In one write: with PYTHONUNBUFFERED print() makes two, and forked processes mix them.
+            "def say(*words):\n"
+            "    sys.stdout.write(' '.join(map(str, words)) + '\\n')\n"
+            "    sys.stdout.flush()\n"
         )
         self.process = subprocess.Popen(
             [sys.executable, "-c", prelude + code, *map(str, arguments)],

@@ -140,12 +140,16 @@ def _wait(
         progress.stop()
     if result is None:
         waited = f" within {exact(request.wait)}" if request.wait else ""
-        if request.more:
-            say(f"{request.shown}: not all of them had a free lease{waited} (see: etcdsem ls)")
-        else:
-            reason = _why_full(client, request.name)
-            say(reason or f"{request.name}: {none}{waited} (see: etcdsem {command} {request.name})")
+        _say_why(request, client, f"{none}{waited} (see: etcdsem {command} {request.name})", waited)
     return result
+
+
+def _say_why(request: LeaseRequest, client: Client, full: str, waited: str) -> None:
+    """Report that the time is up."""
+    if request.more:
+        say(f"{request.shown}: not all of them had a free lease{waited} (see: etcdsem ls)")
+    else:
+        say(_why_full(client, request.name) or f"{request.name}: {full}")
 
 
 def _why_full(client: Client, name: str) -> str:
