@@ -17,7 +17,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 from etcdsem.core import lifecycle
 from etcdsem.core.commands import (
@@ -25,7 +25,6 @@ from etcdsem.core.commands import (
     Failure,
     GrantLease,
     LeasesTimeToLive,
-    Listener,
     Mailbox,
     Procedure,
     RevokeLease,
@@ -33,7 +32,6 @@ from etcdsem.core.commands import (
     Txn,
     TxnReply,
     Wait,
-    Watch,
 )
 from etcdsem.drivers.aio_clock import RealClock
 from etcdsem.drivers.base import (
@@ -100,6 +98,8 @@ renewal."""
 class AioDriver(Driver):
     """Performs the procedures of one client, in tasks of one event loop."""
 
+    _clock: Clock
+
     def __init__(self, dial: Dial) -> None:
         self.loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -112,15 +112,8 @@ class AioDriver(Driver):
         self._grace = EXIT_GRACE
         backend = dial(self.start, self._renewed)
         self._calls = backend.calls
-        self._watches = backend.watches
-        self._renewals = backend.renewals
-        self._clock = backend.clock
-        self.now = backend.clock.now  # type: ignore[method-assign]  # called a dozen times a cycle
-        super().__init__()
+        super().__init__(backend.watches, backend.renewals, backend.clock)
         self._minder = self.start(self._mind(), "minder")
-
-    def _renewed(self, lease_id: int, ttl: float) -> None:
-        self.session.leases.renewed(lease_id, ttl)
 
     @property
     def connection(self) -> AioConnection:
@@ -132,15 +125,6 @@ class AioDriver(Driver):
         return self.pid == os.getpid() and not self.loop.is_closed()
 
     # -- Env
-
-    def now(self) -> float:
-        return self._clock.now()
-
-    def wall(self) -> float:
-        return self._clock.wall()
-
-    def mailbox(self) -> Mailbox:
-        return self._clock.mailbox()
 
     def spawn(self, procedure: Procedure[Any], name: str) -> None:
         task = self.start(self.run(procedure, beside=True), name)
@@ -166,23 +150,6 @@ class AioDriver(Driver):
             except Exception as error:  # raised by a filter or a handler
                 context = {"message": "etcdsem: error while logging", "exception": error}
                 self.loop.call_exception_handler(context)
-
-    def watch(
-        self,
-        listener: Listener,
-        key: bytes,
-        end: bytes = b"",
-        *,
-        start: int = 0,
-        only: Literal["put", "delete"] | None = None,
-    ) -> Watch:
-        return self._watches.watch(listener, key, end, start=start, only=only)
-
-    def renew(self, lease_id: int) -> None:
-        self._renewals.renew(lease_id)
-
-    def restart_renewals(self) -> None:
-        self._renewals.restart()
 
     # -- tasks of its own
 

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
-from etcdsem.core.commands import Env, Listener, Procedure, Watch
+from etcdsem.core.commands import Env, Listener, Mailbox, Procedure, Watch
 from etcdsem.core.keys import client_id
 from etcdsem.core.leases import TICK, TtlLease
 from etcdsem.core.session import Session
@@ -60,6 +60,14 @@ class KeepaliveStream(Protocol):
     def close(self) -> None: ...
 
 
+class TimeSource(Protocol):
+    """The part of a driver's clock that does not wait."""
+
+    def now(self) -> float: ...
+    def wall(self) -> float: ...
+    def mailbox(self) -> Mailbox: ...
+
+
 class LeaseHelper(Protocol):
     """A process that also refreshes leases; see `etcdsem.renewal_helper`."""
 
@@ -79,7 +87,11 @@ class Driver(Env):
     _start_beside: Callable[[Callable[[], object], str], object] | None = None
     """Starts a function that may block in a thread; None: `threading.Thread` does."""
 
-    def __init__(self) -> None:
+    def __init__(self, watches: WatchStream, renewals: KeepaliveStream, clock: TimeSource) -> None:
+        self._watches = watches
+        self._renewals = renewals
+        self._clock = clock
+        self.now = clock.now  # type: ignore[method-assign]  # called a dozen times a cycle
         self.pid = os.getpid()
         self.session = Session(self, client_id(socket.gethostname(), self.pid, os.urandom(4).hex()))
         follow(self.session)
@@ -115,6 +127,35 @@ class Driver(Env):
         helper, self.helper = self.helper, None
         if helper is not None:
             helper.close()
+
+    def now(self) -> float:
+        return self._clock.now()
+
+    def wall(self) -> float:
+        return self._clock.wall()
+
+    def mailbox(self) -> Mailbox:
+        return self._clock.mailbox()
+
+    def watch(
+        self,
+        listener: Listener,
+        key: bytes,
+        end: bytes = b"",
+        *,
+        start: int = 0,
+        only: Literal["put", "delete"] | None = None,
+    ) -> Watch:
+        return self._watches.watch(listener, key, end, start=start, only=only)
+
+    def renew(self, lease_id: int) -> None:
+        self._renewals.renew(lease_id)
+
+    def restart_renewals(self) -> None:
+        self._renewals.restart()
+
+    def _renewed(self, lease_id: int, ttl: float) -> None:
+        self.session.leases.renewed(lease_id, ttl)
 
     def after(self, action: Callable[[], object]) -> None:
         """Run something short once the client's lock is free."""

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 from etcdsem.client_lock import MARKED, ClientLock, elsewhere, enter, inside, leave
 from etcdsem.clock import boot_time
@@ -26,7 +26,6 @@ from etcdsem.core.commands import (
     Failure,
     GrantLease,
     LeasesTimeToLive,
-    Listener,
     Mailbox,
     Procedure,
     RevokeLease,
@@ -34,7 +33,6 @@ from etcdsem.core.commands import (
     Txn,
     TxnReply,
     Wait,
-    Watch,
 )
 from etcdsem.drivers.base import (
     EXIT_GRACE,
@@ -138,19 +136,14 @@ class RealClock:
 class ThreadDriver(Driver):
     """Performs the procedures of one client, each in the thread that calls."""
 
+    _clock: Clock
+
     def __init__(self, dial: Dial) -> None:
         self.turn = ClientLock(lambda function, name: self._clock.start(function, name))
         self.lock = self.turn.lock
         backend = dial(self.turn, self._renewed)
         self._calls = backend.calls
-        self._watches = backend.watches
-        self._renewals = backend.renewals
-        self._clock = backend.clock
-        self.now = backend.clock.now  # type: ignore[method-assign]  # called a dozen times a cycle
-        super().__init__()
-
-    def _renewed(self, lease_id: int, ttl: float) -> None:
-        self.session.leases.renewed(lease_id, ttl)
+        super().__init__(backend.watches, backend.renewals, backend.clock)
 
     @property
     def connection(self) -> Connection:
@@ -158,15 +151,6 @@ class ThreadDriver(Driver):
         return cast("Connection", self._calls)
 
     # -- Env
-
-    def now(self) -> float:
-        return self._clock.now()
-
-    def wall(self) -> float:
-        return self._clock.wall()
-
-    def mailbox(self) -> Mailbox:
-        return self._clock.mailbox()
 
     def spawn(self, procedure: Procedure[Any], name: str) -> None:
         self._start(functools.partial(self._run, procedure), name, serves=True)
@@ -198,23 +182,6 @@ class ThreadDriver(Driver):
         self, level: int, message: str, *args: object, error: BaseException | None = None
     ) -> None:
         self.turn.log(functools.partial(log.log, level, message, *args, exc_info=error))
-
-    def watch(
-        self,
-        listener: Listener,
-        key: bytes,
-        end: bytes = b"",
-        *,
-        start: int = 0,
-        only: Literal["put", "delete"] | None = None,
-    ) -> Watch:
-        return self._watches.watch(listener, key, end, start=start, only=only)
-
-    def renew(self, lease_id: int) -> None:
-        self._renewals.renew(lease_id)
-
-    def restart_renewals(self) -> None:
-        self._renewals.restart()
 
     # -- the driver
 
