@@ -48,8 +48,7 @@ class Binding(Named):
         return self.client._state(self.name, self._prefix)
 
     async def _run(self, procedure: Procedure[T], what: str) -> T:
-        if self._to_register:
-            await self._register()
+        await self._ready()
         return await self.client._run(procedure, f"{what} {self.name!r}")
 
 

@@ -8,10 +8,9 @@ from typing import Any, Literal, TypeVar
 
 from etcdsem.aio.loop_check import methods_need_loop
 from etcdsem.core.commands import Procedure
-from etcdsem.core.grants import Grant
 from etcdsem.drivers.aio import AioDriver
 from etcdsem.errors import WrongEventLoop
-from etcdsem.facade.lease import BaseLease, Issuer
+from etcdsem.facade.lease import BaseLease
 
 T = TypeVar("T")
 
@@ -38,9 +37,6 @@ class Lease(BaseLease):
     _package = "etcdsem.aio"
     _driver: AioDriver
     _event: Lost | None = None
-
-    def __init__(self, semaphore: Issuer, driver: AioDriver, grant: Grant) -> None:
-        super().__init__(semaphore, driver, grant)
 
     @property
     def lost(self) -> Lost:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from etcdsem.core.grants import Grant
 from etcdsem.drivers.threads import ThreadDriver
-from etcdsem.facade.lease import BaseLease, Issuer
+from etcdsem.facade.lease import BaseLease
 
 
 class Lease(BaseLease):
@@ -17,9 +16,6 @@ class Lease(BaseLease):
 
     _driver: ThreadDriver
     _event: threading.Event | None = None
-
-    def __init__(self, semaphore: Issuer, driver: ThreadDriver, grant: Grant) -> None:
-        super().__init__(semaphore, driver, grant)
 
     @property
     def lost(self) -> threading.Event:
