@@ -22,7 +22,9 @@ from types import FrameType
 from etcdsem.posix import never_dump_core
 
 STOPPING = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
-_KEYS = (signal.SIGINT, signal.SIGQUIT)
+KEYS = (signal.SIGINT, signal.SIGQUIT)
+"""The signals of Ctrl-C and Ctrl-\\."""
+
 FORWARDED = (*STOPPING, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -110,10 +112,10 @@ class Signals:
         """
         if signal.getsignal(signal.SIGTERM) is not _do_nothing:
             return 0  # they were not installed
-        for number in _KEYS:
+        for number in KEYS:
             if signal.getsignal(number) is _do_nothing:
                 signal.signal(number, signal.SIG_DFL)
-        return next((number for number in self.wait(0) if number in _KEYS), 0)
+        return next((number for number in self.wait(0) if number in KEYS), 0)
 
     def wait(self, seconds: float) -> list[int]:
         """Wait up to `seconds` for signals, or until `wake()`. Returns them in order."""

@@ -13,9 +13,9 @@ import sys
 from typing import Final, NoReturn
 
 from etcdsem.cli.run.watchdog import close_all_but
+from etcdsem.cli.signals import KEYS
 from etcdsem.posix import die_with_parent
 
-KEYS: Final = (signal.SIGINT, signal.SIGQUIT)
 _FINISH: Final = signal.SIGALRM  # never forwarded to the command's group
 _SI_KERNEL: Final = 0x80
 

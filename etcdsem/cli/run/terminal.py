@@ -16,7 +16,8 @@ import os
 import signal
 import stat
 
-from etcdsem.cli.run.key_watch import KEYS, KeyWatch
+from etcdsem.cli.run.key_watch import KeyWatch
+from etcdsem.cli.signals import KEYS
 
 
 class Terminal:
