@@ -33,7 +33,6 @@ from etcdsem.core.limits import (
     refuse_wrong_kind,
     semaphore_closed,
     too_heavy,
-    wrong_kind,
 )
 from etcdsem.core.reconcile import look_with_limit
 from etcdsem.core.release import release
@@ -110,9 +109,8 @@ def attempt(
 ) -> Procedure[Grant | None]:
     """One attempt with one lease."""
     session = semaphore.session
-    limit = semaphore.limit or (yield from known_limit(semaphore))
-    if wrong_kind(semaphore, limit, rate=request.rate) is not None:
-        yield from refuse_wrong_kind(semaphore, rate=request.rate, until=until)
+    yield from known_limit(semaphore)
+    yield from refuse_wrong_kind(semaphore, rate=request.rate, until=until)
     if too_heavy(semaphore, request.demand.weight):  # the known limit may be outdated
         learned(semaphore, (yield from transact(session, limit_read(semaphore), until)))
         refuse_too_heavy(semaphore, request.demand.weight)

@@ -19,7 +19,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 log = logging.getLogger("etcdsem")
@@ -85,10 +85,13 @@ Operation: TypeAlias = Put | Delete | Range | Txn
 
 
 class Fixed(tuple[Operation, ...]):
-    """Operations that are built once and sent often. A driver may keep their encoding here."""
+    """Operations that are built once and sent often."""
 
-    as_success: bytes = b""
-    as_failure: bytes = b""
+    encoded: dict[bytes, bytes]
+    """For the driver, which may keep their encoding here."""
+
+    def __init__(self, _operations: Iterable[Operation]) -> None:
+        self.encoded = {}
 
 
 class KeyValue(NamedTuple):

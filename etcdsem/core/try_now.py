@@ -44,7 +44,7 @@ def try_now(
         return (yield from _try_heavy(semaphore, request, lease, until, thorough=thorough))
     session, keys = semaphore.session, semaphore.keys
     # The slots are chosen by one limit, and the transaction succeeds only while it is unchanged.
-    limit = semaphore.limit or (yield from known_limit(semaphore))
+    limit = yield from known_limit(semaphore)
     slots = semaphore.slots.candidates(limit)
     counted_at = 0
     for _ in range(8):

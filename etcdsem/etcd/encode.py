@@ -70,21 +70,14 @@ def encode(txn: Txn) -> bytes:
     """A transaction as a TxnRequest."""
     compare, success, failure = txn
     written = [_compare(one) for one in compare]
-    if isinstance(success, Fixed):
-        success.as_success = success.as_success or _operations(b"\x12", success)
-        written.append(success.as_success)
-    else:
-        written += [_operation(b"\x12", one) for one in success]
-    if isinstance(failure, Fixed):
-        failure.as_failure = failure.as_failure or _operations(b"\x1a", failure)
-        written.append(failure.as_failure)
-    else:
-        written += [_operation(b"\x1a", one) for one in failure]
+    for tag, operations in ((b"\x12", success), (b"\x1a", failure)):
+        if not isinstance(operations, Fixed):
+            written += [_operation(tag, one) for one in operations]
+            continue
+        if tag not in operations.encoded:
+            operations.encoded[tag] = b"".join([_operation(tag, one) for one in operations])
+        written.append(operations.encoded[tag])
     return b"".join(written)
-
-
-def _operations(tag: bytes, operations: Fixed) -> bytes:
-    return b"".join([_operation(tag, one) for one in operations])
 
 
 @lru_cache(4096)

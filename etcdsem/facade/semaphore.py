@@ -232,10 +232,9 @@ class BaseSemaphore(Named, Generic[L]):
         """The lease that `release` gives back. A lost one comes first: its former holder will call
         `release` too, and must not give back a lease that is in use.
         """
-        listed = self._leases[:1]
-        if len(self._leases) == 1 and listed and listed[0]._here:
-            return listed[0]
         leases = self._releasable()
+        if len(leases) == 1:
+            return leases[0]
         lease = min(leases, key=lambda one: (OWNERS.index(one.owner), one.valid), default=None)
         if lease is None:
             raise ReleasedTooOften("Released too often")
