@@ -138,8 +138,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a JOIN for several slots takes the free ones although the first is held",
         "core/transactions/join.py",
-        "return (Txn(free, ",
-        "return (Txn(free[1:], ",
+        "return (Txn(conditions, ",
+        "return (Txn(conditions[1:], ",
         "core/test_transactions.py::test_join_of_several_slots_takes_all_or_none",
     ),
     Mutant(
@@ -294,6 +294,55 @@ MUTANTS: tuple[Mutant, ...] = (
         "if block.due > due:",
         "if block.due < due:",
         "core/test_rates.py::test_a_slot_is_given_back_one_period_after_its_last_start",
+    ),
+    Mutant(
+        "a slot of a rate is taken although the record of a permit keeps it",
+        "core/transactions/permit.py",
+        "    return (*free, Compare(",
+        "    return free\n    return (*free, Compare(",
+        "core/test_permit_records.py::test_a_slot_whose_lease_ends_early_stays_taken",
+    ),
+    Mutant(
+        "a slot of a rate is granted to a waiter although the record of a permit keeps it",
+        "core/transactions/conditions.py",
+        "        if left > 0.0:\n",
+        "        if left < 0.0:\n",
+        "core/test_permit_records.py::test_a_waiter_is_served_when_a_record_is_over",
+    ),
+    Mutant(
+        "a waiter sleeps on when the record of a permit is over",
+        "core/wait.py",
+        "wake = min(wake, reread_at, waiters.reconcile_at)",
+        "wake = min(wake, reread_at)",
+        "core/test_permit_records.py::test_a_waiter_is_served_when_a_record_is_over",
+    ),
+    Mutant(
+        "a record of a permit whose time lies far in the future is believed",
+        "core/keys/permit.py",
+        "return 0.0 if self.since > wall + SKEW else max(",
+        "return max(",
+        "core/test_permit_records.py::test_a_record_blocks_until_its_time_is_over",
+    ),
+    Mutant(
+        "a permit is handed out however old its record is",
+        "core/permits.py",
+        "latest = recorded + LATE",
+        "latest = math.inf",
+        "core/test_permit_records.py::test_nothing_is_handed_out_long_after_its_record",
+    ),
+    Mutant(
+        "a permit is recorded although its slot is gone",
+        "core/transactions/permit.py",
+        "(slot_is_mine(keys, slot, token), limit_is(keys, limit)),\n        (Put(",
+        "(limit_is(keys, limit),),\n        (Put(",
+        "core/test_permit_records.py::test_a_slot_that_was_handed_over_and_is_gone_is_not_used",
+    ),
+    Mutant(
+        "the record of a permit outlives its slot",
+        "core/transactions/give.py",
+        "    if mine.permit:\n",
+        "    if False:\n",
+        "core/test_permit_records.py::test_the_record_is_deleted_with_its_slot",
     ),
     # ------------------------------------------------------------ semaphore state
     Mutant(

@@ -6,6 +6,7 @@ checks whether that is still right when it is applied.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterator, Sequence
 from itertools import islice
 from math import gcd
@@ -139,8 +140,12 @@ def spread(room: int, draw: float) -> Iterator[int]:
 
 
 def free_slots(keys: Keys, seen: Look, most: int = MAX_DEPTH) -> list[int]:
-    """The first slots below the limit that nobody holds. A foreign key also occupies its slot."""
+    """The first slots below the limit that nobody holds. A foreign key also occupies its slot, and
+    so does the record of a permit whose lease has ended too early.
+    """
     taken = {slot_number(keys, kv.key) for kv in seen.slots}
+    if seen.records is not None:
+        taken |= seen.records.blocked.keys()
     room = seen.limit.room if seen.limit else 0
     return list(islice((slot for slot in range(room) if slot not in taken), most))
 
@@ -155,6 +160,13 @@ def room_seen(keys: Keys, seen: Look, most: int = MAX_DEPTH) -> tuple[list[int],
     return free[: max(0, seen.limit.room - held_count(keys, seen))], seen.revision
 
 
+def unblocked_in(seen: Look) -> float:
+    """Seconds until a slot becomes free because the time of a permit's record is over; inf if none
+    is blocked by one.
+    """
+    return min(seen.records.blocked.values(), default=math.inf) if seen.records else math.inf
+
+
 def free_together(keys: Keys, seen: Look, weight: int) -> tuple[list[int], int] | None:
     """`weight` free slots for a new caller, as by `room_seen`; None if there are not enough."""
     slots, counted_at = room_seen(keys, seen, weight)
@@ -162,8 +174,11 @@ def free_together(keys: Keys, seen: Look, weight: int) -> tuple[list[int], int] 
 
 
 def held_count(keys: Keys, seen: Look) -> int:
-    """Number of held slots. Keys that do not name a slot are not counted."""
-    return sum(slot_number(keys, kv.key) is not None for kv in seen.slots)
+    """Number of slots that are held, or blocked by a permit's record. Keys that do not name a slot
+    are not counted.
+    """
+    blocked = len(seen.records.blocked) if seen.records is not None else 0
+    return blocked + sum(slot_number(keys, kv.key) is not None for kv in seen.slots)
 
 
 def waiting_clients(seen: Look) -> int:

@@ -90,7 +90,14 @@ class Grant:
     @property
     def held_slots(self) -> HeldSlots:
         """What a transaction needs to give this grant back."""
-        return HeldSlots(self.slot, self.token, self.who, self.has_message, self.slots[1:])
+        return HeldSlots(
+            self.slot,
+            self.token,
+            self.who,
+            self.has_message,
+            self.slots[1:],
+            permit=self.semaphore.permits is not None,
+        )
 
     def valid(self, now: float) -> bool:
         """Is it held, and is its lease before its deadline?"""

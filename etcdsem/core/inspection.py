@@ -22,6 +22,7 @@ from etcdsem.core.keys import (
     lease_hex,
     read_holders,
     read_limit,
+    read_permits,
     read_queue,
     read_waiters,
     slot_number,
@@ -46,16 +47,17 @@ EVICTION_TTL = 60
 silent before it rereads."""
 
 
-class _Kvs(tuple[tuple[KeyValue, ...], tuple[KeyValue, ...]]):
+class _Kvs(NamedTuple):
     """The keys of the slots, and those of the waiters."""
 
-    __slots__ = ()
+    slots: tuple[KeyValue, ...]
+    waiters: tuple[KeyValue, ...]
 
 
 def _snapshot(semaphore: SemaphoreState) -> Procedure[tuple[Status, _Kvs]]:
     keys = semaphore.keys
     reply = yield from read(semaphore.session, transactions.snapshot(keys))
-    limits, slots, waiting = map(transactions.as_range, reply.replies)
+    limits, slots, waiting, permits = map(transactions.as_range, reply.replies)
     if not limits.kvs:
         semaphore.learn(None, reply.revision)
         raise SemaphoreClosed(
@@ -65,6 +67,11 @@ def _snapshot(semaphore: SemaphoreState) -> Procedure[tuple[Status, _Kvs]]:
     semaphore.learn(limit, reply.revision)
     holders, strange = read_holders(keys, slots.kvs, limit)
     waiters, stranger = read_waiters(keys, waiting.kvs)
+    if limit.rate is not None:
+        blocked = read_permits(keys, permits.kvs, semaphore.session.env.wall())
+        held = {slot_number(keys, kv.key) for kv in slots.kvs}
+        holders += (one for slot, one in blocked.items() if slot not in held)
+        holders.sort(key=lambda one: one.slot)
     junk = strange + stranger
     if limit.number is None:
         reason = f"reads {limit.text!r}, which is not a number from 0 to 99999; nothing is granted"
@@ -79,7 +86,7 @@ def _snapshot(semaphore: SemaphoreState) -> Procedure[tuple[Status, _Kvs]]:
         pause=limit.pause,
         rate=limit.rate,
     )
-    return status, _Kvs((slots.kvs, waiting.kvs))
+    return status, _Kvs(slots.kvs, waiting.kvs)
 
 
 def status(semaphore: SemaphoreState, *, ttl: bool) -> Procedure[Status]:
@@ -89,12 +96,15 @@ def status(semaphore: SemaphoreState, *, ttl: bool) -> Procedure[Status]:
     seen, _ = yield from _snapshot(semaphore)
     if not ttl:
         return seen
-    ids = [holder.lease_id for holder in seen.holders]
+    ids = [holder.lease_id for holder in seen.holders if holder.lease_id]
     ids += [waiter.lease_id for waiter in seen.waiters[:WAITERS_ASKED]]
     left = chain((yield from _time_left(ids)), repeat(None))
     return replace(
         seen,
-        holders=tuple(replace(holder, ttl=next(left)) for holder in seen.holders),
+        holders=tuple(
+            replace(holder, ttl=next(left)) if holder.lease_id else holder
+            for holder in seen.holders
+        ),
         waiters=tuple(replace(waiter, ttl=next(left)) for waiter in seen.waiters),
     )
 
@@ -136,32 +146,55 @@ def evict(
         number = slot_number(keys, kv.key)
         if number is None or (number != slot if slot is not None else kv.lease != wanted):
             continue
-        who = _message_owner(seen.holders, number)
-        mine = [number]
-        if kv.lease:  # all slots of one lease end together
-            together = (one for one in slots if one.lease == kv.lease)
-            mine = [
-                slot
-                for one in together
-                if one.mod_revision == kv.mod_revision
-                and (slot := slot_number(keys, one.key)) is not None
-            ]
-        txn = transactions.evict_slot(keys, mine[:MAX_WEIGHT], kv.mod_revision, who)
-        if (yield from read(semaphore.session, txn)).succeeded:
-            return next(
-                (h for h in seen.holders if h.slot == number),
-                Junk(kv.key.decode(), "had no etcd lease"),
-            )
-        raise EtcdSemError(
-            f"semaphore {semaphore.name!r}: slot {number} has just changed hands; nobody was "
-            "evicted"
-        )
+        return (yield from _evict_holder(semaphore, seen, slots, kv, number))
+    for holder in seen.holders:
+        if holder.slot == slot and not holder.lease_id:
+            return (yield from _evict_permit(semaphore, holder))
     for kv in waiting if slot is None else ():
         if kv.lease == wanted and waits(keys, kv):
             yield from _evict_waiter(semaphore, kv, by)
             return next(w for w in seen.waiters if w.lease_id == lease_hex(kv.lease))
     what = f"slot {slot}" if slot is not None else f"lease {lease}"
     raise NobodyThere(f"semaphore {semaphore.name!r}: {what} is not in use; see etcdsem status")
+
+
+def _evict_holder(
+    semaphore: SemaphoreState, seen: Status, slots: Sequence[KeyValue], kv: KeyValue, number: int
+) -> Procedure[Holder | Junk]:
+    """Delete all slots of the lease that holds slot `number` with this key."""
+    keys = semaphore.keys
+    mine = [number]
+    if kv.lease:  # all slots of one lease end together
+        together = (one for one in slots if one.lease == kv.lease)
+        mine = [
+            slot
+            for one in together
+            if one.mod_revision == kv.mod_revision
+            and (slot := slot_number(keys, one.key)) is not None
+        ]
+    who = _message_owner(seen.holders, number)
+    txn = transactions.evict_slot(
+        keys, mine[:MAX_WEIGHT], kv.mod_revision, who, permit=seen.rate is not None
+    )
+    if not (yield from read(semaphore.session, txn)).succeeded:
+        raise _just_changed(semaphore, number)
+    return next(
+        (h for h in seen.holders if h.slot == number), Junk(kv.key.decode(), "had no etcd lease")
+    )
+
+
+def _just_changed(semaphore: SemaphoreState, slot: int) -> EtcdSemError:
+    return EtcdSemError(
+        f"semaphore {semaphore.name!r}: slot {slot} has just changed hands; nobody was evicted"
+    )
+
+
+def _evict_permit(semaphore: SemaphoreState, holder: Holder) -> Procedure[Holder]:
+    """Delete the record of a permit whose lease has ended early."""
+    txn = transactions.evict_permit(semaphore.keys, holder.slot, holder.fencing_token)
+    if (yield from read(semaphore.session, txn)).succeeded:
+        return holder
+    raise _just_changed(semaphore, holder.slot)
 
 
 def _evict_waiter(semaphore: SemaphoreState, kv: KeyValue, by: str) -> Procedure[None]:

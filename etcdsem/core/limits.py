@@ -30,6 +30,11 @@ def learn_known(semaphore: SemaphoreState, limit: Limit | None, revision: int) -
     return limit
 
 
+def is_rate(limit: Limit | None) -> bool:
+    """Is it known to be a rate limit?"""
+    return limit is not None and limit.rate is not None
+
+
 def too_heavy(semaphore: SemaphoreState, weight: int) -> bool:
     """Does `weight` exceed the known limit? A limit of 0, or a pause, is worth waiting for."""
     return semaphore.limit is not None and weight > semaphore.limit.room > 0

@@ -15,19 +15,11 @@ from typing import NamedTuple
 from etcdsem.core.commands import Event, Failure, Mailbox, Procedure, Wait, perform
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Limit, read_limit
+from etcdsem.core.keys.permit import LATE, need, spending
 from etcdsem.core.listeners import CallbackListener, WatchGroup
 from etcdsem.core.release import ReleaseResult, release
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.model import Rate
-
-DRIFT = 0.001
-"""The fraction of a period that is added to it, for clocks that run at different rates..."""
-
-GRAIN = 0.01
-"""... and the seconds that are added, for what happens between a clock reading and the permit."""
-
-SPENDING = 0.05
-"""The fraction of a period within which a block of permits must be used up."""
 
 LISTEN_AFTER = 0.3
 """Seconds for which a block must be open before its limit and its slot are watched. Under load it
@@ -35,16 +27,6 @@ is used up sooner, and the two watches would be wasted."""
 
 MAX_RELEASERS = 8
 """How many slots a client gives back concurrently."""
-
-
-def need(period: float) -> float:
-    """Seconds from a permit until its slot is given back."""
-    return period * (1.0 + DRIFT) + GRAIN
-
-
-def spending(rate: Rate) -> float:
-    """Seconds from a grant within which the permits of its block must be used."""
-    return SPENDING * rate.period if rate.block > 1 else 0.0
 
 
 class Started(NamedTuple):
@@ -57,17 +39,20 @@ class Started(NamedTuple):
 
 
 class Block:
-    """A granted slot, and the permits that it stands for."""
+    """A granted slot, and the permits that it stands for. `recorded`: when the record that is in
+    etcd was made, or before.
+    """
 
     __slots__ = ("closes", "grant", "last", "left", "listens_at", "need", "revision")
 
-    def __init__(self, grant: Grant, limit: Limit, rate: Rate, now: float) -> None:
+    def __init__(self, grant: Grant, limit: Limit, rate: Rate, now: float, recorded: float) -> None:
         self.grant = grant
         self.listens_at = now + LISTEN_AFTER
         self.revision = limit.revision
         self.left = rate.block
         self.need = need(rate.period)
-        self.closes = now + spending(rate) if rate.block > 1 else math.inf
+        latest = recorded + LATE
+        self.closes = min(now, latest) + spending(rate) if rate.block > 1 else latest
         self.last = -math.inf
 
     def usable(self, semaphore: SemaphoreState, now: float) -> bool:

@@ -23,18 +23,20 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+from etcdsem.core import transactions
 from etcdsem.core.acquire import acquire
-from etcdsem.core.commands import NotApplied, Procedure, Wait, perform
+from etcdsem.core.commands import NotApplied, OutcomeUnknown, Procedure, Wait, perform
 from etcdsem.core.error_mapping import public_error
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Identity, Limit
+from etcdsem.core.keys.permit import LATE, need, spending
 from etcdsem.core.lease_manager import freshen
 from etcdsem.core.leases import margin
-from etcdsem.core.limits import learn_limit, wrong_kind
-from etcdsem.core.permits import Block, PermitPool, Started, need, pool_of, spending
+from etcdsem.core.limits import learn_limit, learned, wrong_kind
+from etcdsem.core.permits import Block, PermitPool, Started, pool_of
 from etcdsem.core.release import release
 from etcdsem.core.request import AcquireRequest
-from etcdsem.core.retry import sleep
+from etcdsem.core.retry import sleep, transact
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import EtcdSemError
 from etcdsem.model import Rate, Status
@@ -83,7 +85,9 @@ def next_free(seen: Status, wall: float) -> float:
     if free > 0:
         return 0.0
     left = sorted(
-        min(after, max(0.0, holder.acquired_at.timestamp() + after - wall))
+        holder.ttl or 0.0  # the record of a permit whose lease has ended
+        if not holder.lease_id
+        else min(after, max(0.0, holder.acquired_at.timestamp() + after - wall))
         for holder in seen.holders
         if holder.acquired_at is not None
     )
@@ -190,11 +194,13 @@ def _fetch(
             limit = yield from learn_limit(semaphore)
         ttl = lease_ttl(rate_of(semaphore, limit))
         timed = request._replace(ttl=ttl, refresh=ttl / 3)
+        asked = env.now()
         grant = yield from acquire(semaphore, timed, until, once=once)
         if grant is None:
             return None
-        try:
-            block = yield from _usable(semaphore, grant)
+        try:  # who takes a slot itself puts the record with it, and whoever hands one over does not
+            recorded = -math.inf if grant.has_message else asked
+            block = yield from _usable(semaphore, grant, recorded)
         except BaseException:  # interrupted, or closed: nothing was handed out
             yield from release(grant)
             raise
@@ -211,28 +217,64 @@ def _fetch(
 
 
 def _usable(
-    semaphore: SemaphoreState, grant: Grant
+    semaphore: SemaphoreState, grant: Grant, recorded: float
 ) -> Procedure[Block | Literal["changed", "stale"]]:
-    """The block of a grant if it can be used; "changed" if the limit has changed since, "stale" if
-    its lease could not be renewed.
+    """The block of a grant if it can be used; "changed" if the limit or the slot has changed since,
+    "stale" if its lease or its record could not be renewed.
+
+    `recorded`: the permit's record in etcd is not older than that; -inf: it has none yet.
     """
     session = semaphore.session
-    # A caller granted from the queue does not know by which limit; it may have changed meanwhile.
-    if grant.has_message or semaphore.limit is None:
-        limit = yield from learn_limit(semaphore)
-    else:
-        limit = semaphore.limit
-    if limit.revision >= grant.token or limit.paused or limit.rate is None:
+    while True:
+        limit = semaphore.limit or (yield from learn_limit(semaphore))
+        if limit.revision >= grant.token or limit.paused or limit.rate is None:
+            return "changed"
+        rate = limit.rate
+        wanted = need(rate.period) + spending(rate)
+        if wanted > grant.lease.ttl - margin(grant.lease.ttl):
+            return "changed"  # the lease was made for another period
+        within = session.env.now() + RENEWAL
+        if not (yield from freshen(session.leases, grant.lease, wanted, within)):
+            return "stale"
+        now = session.env.now()
+        if now > recorded + LATE / 2:
+            result = yield from _record(semaphore, grant, limit)
+            now = session.env.now()
+            if not isinstance(result, float):
+                if result == "changed" and semaphore.limit is not limit:
+                    continue  # this client has learned late of a limit that is older than the grant
+                return result
+            recorded = result
+        if semaphore.limit is None or semaphore.limit.revision != limit.revision:
+            continue
+        if session.closed:
+            raise EtcdSemError(f"rate limit {semaphore.name!r}: its client was closed")
+        return Block(grant, limit, rate, now, recorded)
+
+
+def _record(
+    semaphore: SemaphoreState, grant: Grant, limit: Limit
+) -> Procedure[float | Literal["changed", "stale"]]:
+    """Put the permit's record, and return a moment before its time: permits may be handed out until
+    `LATE` after it. "changed": the slot or the limit has changed; "stale": etcd did not answer.
+
+    If the outcome is unknown, the same transaction is sent again. Another one, with a later time,
+    could be followed by this one.
+    """
+    session, env = semaphore.session, semaphore.session.env
+    began = env.now()
+    txn = transactions.record_permit(
+        semaphore.keys, limit, grant.slot, grant.token, session.client, env.wall()
+    )
+    while True:
+        try:
+            reply = yield from transact(session, txn, began + LATE)
+        except (NotApplied, OutcomeUnknown):
+            if env.now() > began + LATE / 2 or session.closed:
+                return "stale"
+            yield from sleep(session, 0.1 * env.random())
+            continue
+        if reply.succeeded:
+            return began
+        learned(semaphore, reply)
         return "changed"
-    rate = limit.rate
-    wanted = need(rate.period) + spending(rate)
-    if wanted > grant.lease.ttl - margin(grant.lease.ttl):
-        return "changed"  # the lease was made for another period
-    within = session.env.now() + RENEWAL
-    if not (yield from freshen(session.leases, grant.lease, wanted, within)):
-        return "stale"
-    if semaphore.limit is None or semaphore.limit.revision != limit.revision:
-        return "changed"
-    if session.closed:
-        raise EtcdSemError(f"rate limit {semaphore.name!r}: its client was closed")
-    return Block(grant, limit, rate, session.env.now())

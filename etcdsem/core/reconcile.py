@@ -10,7 +10,7 @@ import math
 from etcdsem.core import decisions, transactions
 from etcdsem.core.commands import KeyValue, Procedure, Txn
 from etcdsem.core.keys import Keys, Limit
-from etcdsem.core.limits import learn_known
+from etcdsem.core.limits import is_rate, learn_known
 from etcdsem.core.retry import transact
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.transactions import MAX_DEPTH, Look
@@ -37,8 +37,7 @@ def reconcile(
     A waiter that reconciles for all has a deadline: after `until` the next one takes over.
     """
     session, keys, env = semaphore.session, semaphore.keys, semaphore.session.env
-    if seen is None:
-        seen = yield from look(semaphore)
+    seen = yield from _with_records(semaphore, seen)
     most = MAX_DEPTH
     while True:
         if env.now() >= until:
@@ -51,7 +50,7 @@ def reconcile(
             return
         step = decisions.next_fill(keys, seen, most, eager=semaphore.waiters.backfilling)
         if step is None or isinstance(step, decisions.Blocked):
-            semaphore.watches.watch_blocker(step.head if step else None, seen.revision)
+            _await_room(semaphore, step, seen)
             return
         if isinstance(step, decisions.ReadAll):
             seen = yield from look(semaphore, queue=0)
@@ -61,13 +60,32 @@ def reconcile(
         reply = yield from transact(session, _fill(keys, seen, step, env.wall()))
         most = MAX_DEPTH if reply.succeeded else 1  # else one leaving waiter could fail each FILL
         if not reply.succeeded:
-            seen = transactions.read_look(keys, reply, reply.revision)
+            seen = transactions.read_look(keys, reply, reply.revision, env.wall())
+            seen = yield from _with_records(semaphore, seen)
         elif step.last:
             return
         elif step.surplus or not step.behind:
             seen = yield from look(semaphore)
         else:
             seen = _filled(keys, seen, step, reply.revision)
+
+
+def _with_records(semaphore: SemaphoreState, seen: Look | None) -> Procedure[Look]:
+    """A look that shows, for a rate limit, the records of permits too."""
+    if seen is None or (seen.records is None and is_rate(seen.limit)):
+        return (yield from look(semaphore))
+    return seen
+
+
+def _await_room(semaphore: SemaphoreState, step: decisions.Blocked | None, seen: Look) -> None:
+    """Nothing can be granted now. Reconcile again when a permit's record is over: nothing happens
+    in etcd then.
+    """
+    semaphore.watches.watch_blocker(step.head if step else None, seen.revision)
+    wait = decisions.unblocked_in(seen)
+    if wait < math.inf:
+        wait += decisions.healing_window(semaphore.waiters.clients) * semaphore.session.env.random()
+    semaphore.waiters.reconcile_in(wait)
 
 
 def _fill(keys: Keys, seen: Look, step: decisions.Fill, wall: float) -> Txn:
@@ -85,9 +103,14 @@ def _fill(keys: Keys, seen: Look, step: decisions.Fill, wall: float) -> Txn:
 
 def _filled(keys: Keys, seen: Look, step: decisions.Fill, revision: int) -> Look:
     """What a look would show after this FILL."""
-    slots = (slot for slots, _ in step.pairs for slot in slots)
+    slots = transactions.filled(step.pairs)
     filled = tuple(KeyValue(keys.slot(slot), b"", revision, revision) for slot in slots)
     seen = seen._replace(slots=(*seen.slots, *filled), queue=step.behind)
+    if seen.records is not None:
+        cleared, _ = transactions.clear_permits(keys, seen.records.over, slots)
+        gone = {*cleared, *slots}
+        over = {slot: mod for slot, mod in seen.records.over.items() if slot not in gone}
+        seen = seen._replace(records=seen.records._replace(over=over))
     if transactions.end_priorities(seen.priorities, step.behind):
         return seen._replace(priorities=0)
     return seen
@@ -97,11 +120,16 @@ def look(
     semaphore: SemaphoreState, queue: int = transactions.QUEUE_READ, *, until: float = math.inf
 ) -> Procedure[Look]:
     """Read the slots, the limit and the front of the queue at one revision (`queue` 0: all)."""
-    txn = Txn((), transactions.look(semaphore.keys, queue))
-    reply = yield from transact(semaphore.session, txn, until)
-    seen = transactions.read_look(semaphore.keys, reply, reply.revision)
-    semaphore.queue.saw(seen)
-    return seen
+    session, keys = semaphore.session, semaphore.keys
+    records = is_rate(semaphore.limit)
+    while True:
+        txn = Txn((), transactions.look(keys, queue, records=records))
+        reply = yield from transact(session, txn, until)
+        seen = transactions.read_look(keys, reply, reply.revision, session.env.wall())
+        if records or not is_rate(seen.limit):
+            semaphore.queue.saw(seen)
+            return seen
+        records = True  # it is a rate limit, which was not known
 
 
 def look_with_limit(semaphore: SemaphoreState, until: float) -> Procedure[tuple[Look, Limit]]:

@@ -9,7 +9,13 @@ from etcdsem.core.commands import Procedure, Txn
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Limit
 from etcdsem.core.leases import RPC_TIMEOUT, TtlLease
-from etcdsem.core.limits import known_limit, learn_known, refuse_too_heavy, semaphore_closed
+from etcdsem.core.limits import (
+    is_rate,
+    known_limit,
+    learn_known,
+    refuse_too_heavy,
+    semaphore_closed,
+)
 from etcdsem.core.reconcile import look_with_limit, reconcile
 from etcdsem.core.request import AcquireRequest
 from etcdsem.core.retry import TryAgain, alone_in_group, transact
@@ -42,35 +48,61 @@ def try_now(
     """TRY. None: not granted; if `thorough`, because it is full, or others are in the queue."""
     if request.demand.weight > 1:
         return (yield from _try_heavy(semaphore, request, lease, until, thorough=thorough))
-    session, keys = semaphore.session, semaphore.keys
     # The slots are chosen by one limit, and the transaction succeeds only while it is unchanged.
     limit = yield from known_limit(semaphore)
     slots = semaphore.slots.candidates(limit)
-    counted_at = 0
+    seen, counted_at = None, 0
     for _ in range(8):
-        result = yield from _take_now(semaphore, request, lease, limit, slots, counted_at, until)
+        result = yield from _take_now(
+            semaphore, request, lease, limit, slots, counted_at, until, seen
+        )
         if isinstance(result, Grant):
             return result
         semaphore.queue.set_contended(result.contended)
         if result.limit is None:
             raise semaphore_closed(semaphore)
-        if not thorough or (result.held >= result.limit.room and not result.contended):
+        full = result.held >= result.limit.room and not result.contended
+        if full or not (thorough or _hindered(result)):
             return None
         # Not evidently full: perhaps a leftover mark, a heal that is due, or other free slots.
-        reply = yield from transact(session, Txn((), transactions.look(keys)), until)
-        seen = transactions.read_look(keys, reply, reply.revision)
-        limit = learn_known(semaphore, seen.limit, seen.revision)
+        seen, limit = yield from _look_now(semaphore, until, records=request.rate)
         if seen.has_waiters:
             yield from _serve_waiters(semaphore, seen)
             return None
-        slots, counted_at = decisions.room_seen(keys, seen)
-        if counted_at:
-            slots = slots[:1]
+        slots, counted_at = _choose(semaphore, seen)
         if not slots:
             return None
         if seen.contended:
-            yield from transact(session, transactions.uncontend(keys, seen.revision), until)
+            uncontend = transactions.uncontend(semaphore.keys, seen.revision)
+            yield from transact(semaphore.session, uncontend, until)
     return None
+
+
+def _choose(semaphore: SemaphoreState, seen: Look) -> tuple[list[int], int]:
+    """The slots to try after a look, as by `room_seen`. Where there are records of permits whose
+    time is over, few: those of the other slots are deleted by the way.
+    """
+    slots, counted_at = decisions.room_seen(semaphore.keys, seen)
+    if counted_at:
+        return slots[:1], counted_at
+    return slots[: decisions.FEW] if seen.records and seen.records.over else slots, counted_at
+
+
+def _look_now(
+    semaphore: SemaphoreState, until: float, *, records: bool
+) -> Procedure[tuple[Look, Limit]]:
+    session, keys = semaphore.session, semaphore.keys
+    txn = Txn((), transactions.look(keys, records=records))
+    reply = yield from transact(session, txn, until)
+    seen = transactions.read_look(keys, reply, reply.revision, session.env.wall())
+    return seen, learn_known(semaphore, seen.limit, seen.revision)
+
+
+def _hindered(full: transactions.TryFull) -> bool:
+    """May free slots have records of permits whose time is over? They do if programs end before
+    their permits do.
+    """
+    return is_rate(full.limit) and not full.contended
 
 
 def _serve_waiters(semaphore: SemaphoreState, seen: Look) -> Procedure[None]:
@@ -104,7 +136,9 @@ def _try_heavy(
         slots, counted_at = free
         if seen.contended:
             yield from transact(session, transactions.uncontend(keys, seen.revision), until)
-        result = yield from _take_now(semaphore, request, lease, limit, slots, counted_at, until)
+        result = yield from _take_now(
+            semaphore, request, lease, limit, slots, counted_at, until, seen
+        )
         if isinstance(result, Grant):
             return result
     return None
@@ -118,8 +152,11 @@ def _take_now(
     slots: Sequence[int],
     counted_at: int,
     until: float,
+    seen: Look | None,
 ) -> Procedure[Grant | transactions.TryFull]:
-    """TRY's transaction: the grant, or why nothing was granted."""
+    """TRY's transaction: the grant, or why nothing was granted. `seen`: what the slots were chosen
+    by, if by a look.
+    """
     session, keys, demand = semaphore.session, semaphore.keys, request.demand
     who = session.who(lease)
     txn = transactions.join(
@@ -133,6 +170,7 @@ def _take_now(
         queue_up=False,
         counted_at=counted_at,
         demand=demand,
+        over=((seen and seen.records) or transactions.NO_RECORDS).over,
     )
     reply = yield from alone_in_group(semaphore.session, semaphore.slots.group, txn, until)
     result = transactions.read_join(keys, reply, slots, queue_up=False, weight=demand.weight)

@@ -59,7 +59,9 @@ def wait_in_queue(
     while True:
         if too_heavy(semaphore, waiter.demand.weight):
             return (yield from _leave_too_heavy(semaphore, waiter))
-        wake = min(until, reconcile_at, reread_at if waiters.leads(waiter) else math.inf)
+        wake = min(until, reconcile_at)
+        if waiters.leads(waiter):
+            wake = min(wake, reread_at, waiters.reconcile_at)
         note = yield from perform(Wait(waiter.box, wake))
         now = env.now()
         if isinstance(note, ReconcileNote):
@@ -74,8 +76,9 @@ def wait_in_queue(
                 return grant
         elif now >= until:
             return (yield from _leave(semaphore, waiter))
-        elif now >= reconcile_at:
+        elif now >= min(reconcile_at, waiters.reconcile_at):
             reconcile_at = math.inf
+            waiters.reconcile_in(math.inf)
             if waiters.reconciling:
                 waiters.request_reconcile()  # once more after the one in progress
             elif not (yield from _reconcile_for_client(semaphore, until)):

@@ -121,6 +121,7 @@ class Waiters:
         self.quiet_since = -math.inf  # when the last one left
         self.clients = 0  # how many clients were waiting at this client's last look
         self._reconciling: Reconciling = "idle"
+        self.reconcile_at = math.inf  # when a slot becomes free without an event in etcd
 
     def __iter__(self) -> Iterator[LocalWaiter]:
         return iter(list(self._by_lease.values()))
@@ -204,6 +205,10 @@ class Waiters:
     def request_reconcile(self) -> None:
         """Mark it as due (once more)."""
         self._reconciling = _DUE[self._reconciling]
+
+    def reconcile_in(self, seconds: float) -> None:
+        """Have the leader reconcile after some seconds (inf: not), whatever happens in etcd."""
+        self.reconcile_at = self._semaphore.session.env.now() + seconds
 
     def begin_reconcile(self) -> None:
         """Mark it as running."""

@@ -26,9 +26,10 @@ from etcdsem import (
     aio,
 )
 from etcdsem.clock import boot_time
-from etcdsem.core import permits, rates
+from etcdsem.core import rates
 from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
+from etcdsem.core.keys import permit
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.model import Rate
 from etcdsem.server import EtcdServer
@@ -434,8 +435,10 @@ def test_who_stands_still_just_before_a_start_has_another_lease_for_it(
 
     with memory() as etcd:
 
-        def stands_still(station: SemaphoreState, grant: Grant) -> Procedure[object]:
-            found = yield from right(station, grant)
+        def stands_still(
+            station: SemaphoreState, grant: Grant, recorded: float
+        ) -> Procedure[object]:
+            found = yield from right(station, grant, recorded)
             if not left:  # now it does, for longer than a fresh lease has to spare
                 grant.lease.sent -= 2.5
                 grant.lease.deadline -= 2.5
@@ -445,5 +448,5 @@ def test_who_stands_still_just_before_a_start_has_another_lease_for_it(
         monkeypatch.setattr(rates, "_usable", stands_still)
         limit = RateLimit("api", 4, "10s", block=block, client=etcd.client())
         assert limit.acquire()
-        assert left[0] < permits.need(10.0) <= left[1]
+        assert left[0] < permit.need(10.0) <= left[1]
         assert limit.status().held == 1  # the first slot was given back

@@ -20,6 +20,7 @@ import time
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
+from unittest import mock
 
 import etcdsem
 import etcdsem.sync
@@ -314,7 +315,7 @@ def started(who: str, name: str, client: str, asked: float, start: Permit) -> di
 def break_rules(control: str | None) -> None:
     """Seed a fault."""
     if control == TOO_EARLY:
-        permits.need = lambda period: 0.6 * period
+        mock.patch.object(permits, "need", lambda period: 0.6 * period).start()
 
 
 def demand(rng: random.Random) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from etcdsem import RateLimit
 from etcdsem.core import acquire, permits, rates, wait
 from etcdsem.core.commands import Transact, Wait
 from etcdsem.core.grants import Grant
-from etcdsem.core.keys import Identity
+from etcdsem.core.keys import Identity, permit
 from etcdsem.core.request import AcquireRequest
 from etcdsem.model import Rate
 from etcdsem.testing.inmemory import Memory, MemoryClient
@@ -48,8 +48,8 @@ def test_a_slot_that_was_granted_by_another_limit_is_not_used(
     grant = fetched(client)
     if changed is not None:
         etcd.put("/etcdsem/api/max_leases", changed)
-    grant.has_message = True  # as if it came from the line
-    block = client._driver.run(rates._usable(grant.semaphore, grant))
+    # As if it came from the line: then there is no record.
+    block = client._driver.run(rates._usable(grant.semaphore, grant, -math.inf))
     assert block == "changed" or usable
     assert isinstance(block, permits.Block) == usable
 
@@ -87,14 +87,14 @@ def test_a_block_is_not_used_after_its_end(etcd: Memory) -> None:
     assert limit.acquire()
     first = slots(etcd)
     assert len(first) == 1
-    end = etcd.now + permits.spending(Rate(9, 10.0, 3))
+    end = etcd.now + permit.spending(Rate(9, 10.0, 3))
     etcd.advance(end - etcd.now - 0.01)
     assert limit.acquire()
     assert slots(etcd) == first
     assert limit.acquire()
     second = slots(etcd)
     assert len(second) == 2
-    etcd.advance(permits.spending(Rate(9, 10.0, 3)) + 0.01)
+    etcd.advance(permit.spending(Rate(9, 10.0, 3)) + 0.01)
     assert limit.acquire()
     assert len(slots(etcd)) == 3
     etcd.advance(10.0)
@@ -124,7 +124,7 @@ def test_a_start_needs_a_lease_with_a_period_left(etcd: Memory) -> None:
         (lease,) = client._driver.session.leases.live.values()
         lease.sent -= 2.0
         lease.deadline -= 2.0
-        assert lease.deadline - etcd.now < permits.need(10.0)
+        assert lease.deadline - etcd.now < permit.need(10.0)
         return answer
 
     meddle(client, Transact, late)
@@ -133,4 +133,4 @@ def test_a_start_needs_a_lease_with_a_period_left(etcd: Memory) -> None:
     spent = client.requests - before
     assert (spent["txn"], spent["keepalives"]) == (1, 1)
     (grant,) = client._driver.session.grants()
-    assert grant.lease.deadline - etcd.now >= permits.need(10.0)
+    assert grant.lease.deadline - etcd.now >= permit.need(10.0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from unittest import mock
 
 from etcdsem import RateLimit
 from etcdsem.clock import boot_time
@@ -18,7 +19,7 @@ from tests.rates.use import STAMP
 def main(name: str, text: str, port: str, early: str) -> None:
     """Until it is killed."""
     if float(early):  # a bug that the referee must see
-        permits.need = lambda period: period - float(early)
+        mock.patch.object(permits, "need", lambda period: period - float(early)).start()
     rate = read_rate(text)
     limit = RateLimit(name, rate.starts, rate.period, block=rate.block)
     wire = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

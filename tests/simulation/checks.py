@@ -453,7 +453,11 @@ class Checker:
         """Check that no key of the semaphore is left except the limit, and the mark."""
         keys = self.keys
         for kv in self.world.etcd.keys(keys.base, keys.base_end):
-            if kv.key in (keys.contended, keys.priorities):
+            if self.may_stay(kv.key):
                 self.world.counters["marks left"] += 1
             elif kv.key != keys.max_leases:
                 self.world.fail(f"{kv.key!r} was left behind, with lease {kv.lease:x}")
+
+    def may_stay(self, key: bytes) -> bool:
+        """May a key be left at the end?"""
+        return key in (self.keys.contended, self.keys.priorities)

@@ -64,6 +64,7 @@ class SimClient:
         self.id = client_id("sim", number + 1, f"{world.rng.getrandbits(40):010x}")
         self.rate = rate  # of its clock, relative to etcd's
         self.offset = world.rng.random() * 1000.0
+        self.wall_offset = 0.0  # of its time of day; rates only, see there
         self.link = Link()
         self.crashed = False
         self.broken = False  # it is never healed, and nobody waits for it
@@ -90,7 +91,7 @@ class SimClient:
         return self.world.now * self.rate + self.offset
 
     def wall(self) -> float:
-        return 1.7e9 + self.world.now
+        return 1.7e9 + self.world.now + self.wall_offset
 
     def random(self) -> float:
         return self.world.rng.random()

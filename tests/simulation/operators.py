@@ -178,7 +178,7 @@ class Operators:
         for checker in self.checkers:
             keys = checker.keys
             for kv in self.world.etcd.keys(keys.base, keys.base_end):
-                if kv.lease or kv.key in (keys.max_leases, keys.contended, keys.priorities):
+                if kv.lease or kv.key == keys.max_leases or checker.may_stay(kv.key):
                     continue
                 if harmless or kv.key in checker.slots:
                     self._delete(kv.key)

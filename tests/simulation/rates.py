@@ -13,7 +13,12 @@ less time by as much as its client's clock has jumped ahead since.
    the period and block were changed.
 3. The limit under which it is made was in force a moment ago (`_lag`), and was not paused.
 4. With enough demand and without faults, also after faults, at least 95 % is used.
-5. The checks of any semaphore (`checks`): slots, FIFO, nobody waits while there is room.
+5. The checks of any semaphore (`checks`): slots, FIFO, nobody waits while there is room. A slot
+   with the record of a permit is no room while any client's time of day says so.
+
+In some runs etcd ends leases early, as a leader does that was stopped and resumes; then the clocks
+of the clients agree within `AGREE`. In others they differ by anything, and leases end on time. If
+both happened, more permits than the limit could count.
 """
 
 from __future__ import annotations
@@ -26,7 +31,14 @@ from typing import TYPE_CHECKING
 
 from etcdsem.core import admin, permits, rates
 from etcdsem.core.commands import NoSpace, NotApplied, OutcomeUnknown, Procedure, Wait, perform
-from etcdsem.core.keys import Identity, read_limit
+from etcdsem.core.keys import (
+    Identity,
+    PermitRecord,
+    permit,
+    permit_slot,
+    read_limit,
+    read_permit,
+)
 from etcdsem.errors import EtcdRefused, EtcdSemError, EtcdUnavailable, Evicted
 from etcdsem.model import Rate
 from tests.simulation.checks import Checker
@@ -41,6 +53,7 @@ from tests.simulation.world import CALM, PREFIX, Cancelled, World
 if TYPE_CHECKING:
     from etcdsem.core.commands import KeyValue
     from etcdsem.core.semaphore import SemaphoreState
+    from etcdsem.testing.history import Revision
 
 NAME = "rate"
 
@@ -50,6 +63,9 @@ PERIODS = (0.5, 1.0, 1.0, 2.0, 2.0, 5.0, 5.0, 10.0, 10.0, 30.0)
 OPEN = 8
 """Seeds that end with this digit have blocks that are open for seconds, and no faults; the limit is
 changed under them."""
+
+AGREE = 0.2
+"""Seconds by which clocks that agree may differ."""
 
 ODD = frozenset({"garbage limit", "close"})
 """Kinds of faults after which a caller may be told that the limit is not a rate, or not known."""
@@ -67,10 +83,23 @@ class RateOptions:
     """Are the period and the block changed, too?"""
     hungry: bool
     """Does everybody want as many starts as possible?"""
+    early: bool = False
+    """Does etcd end leases early?"""
+    clocks: tuple[float, ...] = (0.0,)
+    """How much the clients' times of day may differ at most: one is drawn for each client."""
 
     @classmethod
     def of(cls, seed: int) -> RateOptions:
         """Draw them from a seed."""
+        drawn, rng = cls._drawn(seed), Random(f"their clocks, {seed}")
+        if not drawn.faults.kinds or rng.random() < 0.3:
+            return drawn
+        if rng.random() < 0.6:
+            return replace(drawn, early=True, clocks=(AGREE,))
+        return replace(drawn, clocks=(0.0, AGREE, 10.0, 100.0, 1e6))
+
+    @classmethod
+    def _drawn(cls, seed: int) -> RateOptions:
         faults = Options.of(seed)
         rng = Random(seed * 2 + 7)
         quiet = seed % 5 == 0
@@ -90,7 +119,7 @@ class RateOptions:
             semaphores=1,
             ttl=rates.lease_ttl(rate),
             # As far off as the margin for drift allows.
-            drift=rng.choice((0.0, 0.5 * permits.DRIFT, permits.DRIFT)),
+            drift=rng.choice((0.0, 0.5 * permit.DRIFT, permit.DRIFT)),
             patience=(math.inf,) if hungry else faults.patience,
             tries=0.0 if hungry else faults.tries,
             break_for_good=False,
@@ -143,6 +172,44 @@ class _Nemesis(Nemesis):
         return good.value if good and read_limit(good).rate else self._usual()
 
 
+class RateChecker(Checker):
+    """The checks of any semaphore, with the records of permits."""
+
+    def __init__(self, world: World, prefix: str, name: str) -> None:
+        super().__init__(world, prefix, name)
+        self.records: dict[int, PermitRecord] = {}
+        self._tokens: dict[bytes, int] = {}  # of the last grant of each slot
+
+    def revision(self, revision: Revision) -> None:
+        """Check the changes of a revision."""
+        for event in revision.events:
+            slot = permit_slot(self.keys, event.kv.key)
+            if slot is None or not event.kv.key.startswith(self.keys.permits):
+                continue
+            found = read_permit(event.kv) if event.kind == "put" else None
+            if found is not None:
+                self.records[slot] = found
+                continue
+            self.records.pop(slot, None)
+            if self.world.by_operator:
+                name = self.keys.slot(slot)
+                self.by_hand.add((name, self._tokens.get(name, 0)))
+        super().revision(revision)
+        self._tokens.update((key, kv.mod_revision) for key, kv in self.slots.items())
+
+    def _room(self) -> int:
+        walls = [client.wall() for client in self.world.clients if not client.crashed]
+        blocked = sum(
+            self.keys.slot(slot) not in self.slots and any(map(record.left, walls))
+            for slot, record in self.records.items()
+        )
+        return max(0, super()._room() - blocked)
+
+    def may_stay(self, key: bytes) -> bool:
+        """May a key be left at the end? A permit's record may: it blocks nobody for long."""
+        return super().may_stay(key) or key.startswith(self.keys.permits)
+
+
 class RateRun:
     """One world with a rate limit."""
 
@@ -150,8 +217,9 @@ class RateRun:
         self.options = options
         faults = options.faults
         self.world = world = World(faults.seed, trace=trace)
+        self.clocks = Random(f"a client's clock, {faults.seed}")
         world.leases_may_end = bool(faults.kinds)
-        self.checker = Checker(world, PREFIX, NAME)
+        self.checker = RateChecker(world, PREFIX, NAME)
         late = faults.reread[1] if faults.kinds & {"lost deletes"} else 0.0
         self.checker.bound += late
         self.checker.left_out_bound += late
@@ -164,6 +232,8 @@ class RateRun:
             self.add_client()
         if options.changes:
             world.after(world.rng.random() * 5.0, self._change)
+        if options.early:
+            world.after(world.rng.random() * 5.0, self._end_early)
 
     def add_client(self) -> SimClient:
         """Add a client, with its workers."""
@@ -171,6 +241,7 @@ class RateRun:
         drift = 1.0 + faults.drift * (2 * world.rng.random() - 1)
         client = SimClient(world, len(world.clients), rate=drift)
         client.session.reread = faults.reread
+        client.wall_offset = self.clocks.choice(self.options.clocks) * self.clocks.uniform(-1, 1)
         if not self.stopping:
             for number in range(faults.workers):
                 client.start(self.worker(client), f"worker{number}", self._done)
@@ -225,6 +296,20 @@ class RateRun:
             client.trace("starts")
             self.windows.started(client, _block_of(station, started))
         return started
+
+    # -- etcd
+
+    def _end_early(self) -> None:
+        """End leases that are kept alive: all, or some of them."""
+        world, rng = self.world, self.world.rng
+        if self.nemesis.stopped:
+            return
+        world.after(rng.expovariate(1.0 / max(2.0, self.options.rate.period)), self._end_early)
+        share = rng.choice((0.2, 0.5, 1.0))
+        for lease in [one for one in world.etcd.leases if rng.random() < share]:
+            world.counters["leases that end early"] += 1
+            world.trace("etcd", f"ends lease {lease:x} early")
+            world.etcd.revoke(lease)
 
     # -- the limit
 

@@ -2,6 +2,7 @@
 
     max_leases               the limit, plain text: 5, 5 paused by ..., 100/1m (a rate limit)
     leases/<slot>            a holder's record; attached to the holder's etcd lease
+    permits/<slot>           the record of a permit (rate limits only); has no etcd lease
     waiters/<client>/<lease> a waiter's record; attached to the waiter's etcd lease
     contended                "1" while somebody waits, or waited since the last clear
     priorities               "1" while somebody with a priority waits, or waited since the last look
@@ -21,7 +22,14 @@ from __future__ import annotations
 
 from etcdsem.core.keys.layout import CARRIED, MAX_HOLD, MAX_MESSAGE, Keys, client_id, lease_hex
 from etcdsem.core.keys.limit import Limit, read_limit, write_paused, write_resized, write_resumed
-from etcdsem.core.keys.listing import read_holders, read_waiters, slot_number
+from etcdsem.core.keys.listing import (
+    permit_slot,
+    read_holders,
+    read_permits,
+    read_waiters,
+    slot_number,
+)
+from etcdsem.core.keys.permit import PermitRecord, read_permit, write_permit
 from etcdsem.core.keys.queue import (
     Queued,
     addressee,
@@ -44,15 +52,19 @@ __all__ = [
     "Identity",
     "Keys",
     "Limit",
+    "PermitRecord",
     "Queued",
     "Stated",
     "addressee",
     "client_id",
     "lease_hex",
+    "permit_slot",
     "read_eviction",
     "read_holders",
     "read_limit",
     "read_message",
+    "read_permit",
+    "read_permits",
     "read_queue",
     "read_waiters",
     "record",
@@ -63,6 +75,7 @@ __all__ = [
     "write_list",
     "write_message",
     "write_paused",
+    "write_permit",
     "write_resized",
     "write_resumed",
 ]

@@ -17,6 +17,7 @@ MAX_HOLD = "max_hold"
 SPECIAL = re.compile(rb'"(weight|priority|eager)"')
 DIGITS = re.compile(rb"[0-9]{1,9}")
 SLOT = re.compile(rb"[0-9]{5}")
+CLIENT = re.compile(r"([A-Za-z0-9_-]{1,63})\.([0-9]{1,10})\.[A-Za-z0-9]{1,16}")
 WHO = re.compile(rb"([A-Za-z0-9_-]{1,63}\.[0-9]{1,10}\.[A-Za-z0-9]{1,16})/([0-9a-f]{16})")
 
 
@@ -36,6 +37,8 @@ class Keys:
         "my_waiters",
         "my_waiters_end",
         "name",
+        "permits",
+        "permits_end",
         "priorities",
         "rights",
         "waiters",
@@ -52,6 +55,8 @@ class Keys:
         self.rights = self.base + b"leases/rights"  # never exists, see transactions.join
         self.leases = self.base + b"leases/"
         self.leases_end = self.base + b"leases/:"  # ":" follows "9", so this covers slots only
+        self.permits = self.base + b"permits/"
+        self.permits_end = self.base + b"permits/:"
         self.waiters = self.base + b"waiters/"
         self.waiters_end = self.base + b"waiters0"
         self.grants = self.base + b"grants/"
@@ -63,6 +68,10 @@ class Keys:
     def slot(self, number: int) -> bytes:
         """The key of a slot."""
         return self.leases + b"%05d" % number
+
+    def permit(self, number: int) -> bytes:
+        """The key of the record of the permit in a slot."""
+        return self.permits + b"%05d" % number
 
     def waiter(self, who: bytes) -> bytes:
         """The key of a waiter; `who` is ``<client>/<lease>``."""
@@ -76,6 +85,12 @@ class Keys:
 def lease_hex(lease_id: int) -> str:
     """An etcd lease ID as etcdctl prints it."""
     return f"{lease_id:016x}"
+
+
+def owner_of(client: str) -> tuple[str, int | None]:
+    """The host and process that a client's ID names; empty and None if it is not one."""
+    match = CLIENT.fullmatch(client)
+    return (match[1], int(match[2])) if match else ("", None)
 
 
 def client_id(host: str, pid: int, unique: str) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from etcdsem.core.commands import KeyValue
-from etcdsem.core.keys.layout import SLOT, Keys, lease_hex
+from etcdsem.core.keys.layout import SLOT, Keys, lease_hex, owner_of
 from etcdsem.core.keys.limit import Limit
+from etcdsem.core.keys.permit import read_permit
 from etcdsem.core.keys.queue import fault_of_waiter
 from etcdsem.core.keys.records import demand_of, labels_of, load_record, max_hold_of
 from etcdsem.core.keys.values import moment_of, text_of
@@ -17,6 +19,12 @@ from etcdsem.model import Holder, Junk, Waiter
 def slot_number(keys: Keys, key: bytes) -> int | None:
     """The slot number of a key under ``leases/``; None if it does not name a slot."""
     text = key[len(keys.leases) :]
+    return int(text) if SLOT.fullmatch(text) else None
+
+
+def permit_slot(keys: Keys, key: bytes) -> int | None:
+    """The slot number of a key under ``permits/``; None if it does not name a slot."""
+    text = key[len(keys.permits) :]
     return int(text) if SLOT.fullmatch(text) else None
 
 
@@ -59,6 +67,31 @@ def read_holders(
             )
         )
     return holders, junk
+
+
+def read_permits(keys: Keys, kvs: Iterable[KeyValue], wall: float) -> dict[int, Holder]:
+    """The holders that the records of permits name, by slot, as far as their time is not over by
+    this clock. One whose lease has ended has no other key.
+    """
+    found: dict[int, Holder] = {}
+    for kv in kvs:
+        slot, permit = permit_slot(keys, kv.key), read_permit(kv)
+        left = permit.left(wall) if permit else 0.0
+        if slot is None or permit is None or not left:
+            continue
+        host, pid = owner_of(permit.client)
+        found[slot] = Holder(
+            slot=slot,
+            owner=f"{host}:{pid}" if host else "",
+            host=host,
+            pid=pid,
+            client=permit.client,
+            lease_id="",
+            fencing_token=kv.mod_revision,
+            acquired_at=datetime.fromtimestamp(permit.since, UTC),
+            ttl=left,
+        )
+    return found
 
 
 def read_waiters(keys: Keys, kvs: Iterable[KeyValue]) -> tuple[list[Waiter], list[Junk]]:

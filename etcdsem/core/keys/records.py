@@ -52,14 +52,14 @@ class Identity(NamedTuple):
             extras["labels"] = dict(labels)
         if max_hold is not None:
             extras[MAX_HOLD] = int(max_hold) if max_hold == int(max_hold) else max_hold
-        return cls(client, _dump(extras) if extras else b"")
+        return cls(client, dump(extras) if extras else b"")
 
     def demanding(self, demand: Demand) -> Identity:
         """A copy that requests something special."""
         if demand == ORDINARY:
             return self
         extras = json.loads(self.extras) if self.extras else {}
-        return Identity(self.client, _dump({**extras, **_special(demand)}))
+        return Identity(self.client, dump({**extras, **_special(demand)}))
 
     def carrying(self, told: int | None, limit: Limit) -> Identity:
         """A copy for a program that carries another limit than the one in force; None: carries
@@ -68,10 +68,11 @@ class Identity(NamedTuple):
         if told is None or told == limit.number:
             return self
         extras = json.loads(self.extras) if self.extras else {}
-        return Identity(self.client, _dump({**extras, CARRIED: told}))
+        return Identity(self.client, dump({**extras, CARRIED: told}))
 
 
-def _dump(value: object) -> bytes:
+def dump(value: object) -> bytes:
+    """One line of JSON, as short as possible."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -82,7 +83,7 @@ def record(client: str, extras: bytes, lease_id: int, moment: str, wall: float) 
         return head.encode() + b"}"
     fields = json.loads(head + "}")
     fields.update(json.loads(extras))
-    return _dump(fields)
+    return dump(fields)
 
 
 @lru_cache(64)
@@ -117,7 +118,7 @@ def extras_of(value: bytes) -> bytes:
     max_hold = max_hold_of(fields)
     if max_hold is not None:
         extras[MAX_HOLD] = max_hold
-    return _dump(extras) if extras else b""
+    return dump(extras) if extras else b""
 
 
 def labels_of(fields: Mapping[str, Any]) -> dict[str, str]:

@@ -8,6 +8,7 @@
     VACATE      give back what does not fit the first waiter; a FILL follows
     ALL         take a slot of each of several semaphores, or none
     FILL        grant free slots to the first waiters, no matter who should have done it
+    RECORD      put the record of a permit that is about to be handed out
     LEAVE       leave the queue; UNCONTEND if that emptied it
     EVICT       end one lease, by an operator
     REGISTER, RESIZE, PAUSE, RESUME, CLOSE
@@ -36,6 +37,7 @@ from __future__ import annotations
 from etcdsem.core.transactions.admin import (
     change_limit,
     close,
+    evict_permit,
     evict_slot,
     evict_waiter,
     evicted,
@@ -55,17 +57,19 @@ from etcdsem.core.transactions.conditions import (
     COUNT_BY_NAME,
     MAX_DEPTH,
     MAX_LISTED,
+    NO_RECORDS,
     QUEUE_READ,
     Held,
     HeldSlots,
     Look,
+    PermitRecords,
     TryFull,
     Waiting,
     as_range,
     look,
     read_look,
 )
-from etcdsem.core.transactions.fill import fill, uncontend
+from etcdsem.core.transactions.fill import fill, filled, uncontend
 from etcdsem.core.transactions.give import (
     clear,
     drop,
@@ -86,17 +90,20 @@ from etcdsem.core.transactions.join import (
     recheck,
 )
 from etcdsem.core.transactions.multi import SlotRequest, look_at_all, read_all_looks, take_all
+from etcdsem.core.transactions.permit import clear_permits, record_permit
 
 __all__ = [
     "COUNT_BY_NAME",
     "MAX_DEPTH",
     "MAX_LISTED",
+    "NO_RECORDS",
     "QUEUE_READ",
     "Gave",
     "Held",
     "HeldSlots",
     "Look",
     "Passed",
+    "PermitRecords",
     "Recheck",
     "SlotRequest",
     "Take",
@@ -106,13 +113,16 @@ __all__ = [
     "batch",
     "change_limit",
     "clear",
+    "clear_permits",
     "close",
     "drop",
     "end_priorities",
+    "evict_permit",
     "evict_slot",
     "evict_waiter",
     "evicted",
     "fill",
+    "filled",
     "join",
     "leave",
     "look",
@@ -129,6 +139,7 @@ __all__ = [
     "read_recheck",
     "read_vacate",
     "recheck",
+    "record_permit",
     "register",
     "retire",
     "snapshot",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from etcdsem.core.commands import Compare, Delete, Put, Range, Txn, TxnReply
 from etcdsem.core.keys import Keys
-from etcdsem.core.transactions.conditions import as_range, is_known, slot_is_mine
+from etcdsem.core.transactions.conditions import as_range, is_known, slot_is_free, slot_is_mine
 
 
 def register(keys: Keys, text: bytes) -> Txn:
@@ -39,6 +39,7 @@ def snapshot(keys: Keys) -> Txn:
             Range(keys.max_leases),
             Range(keys.leases, keys.leases[:-1] + b"0"),
             Range(keys.waiters, keys.waiters_end, oldest_first=True),
+            Range(keys.permits, keys.permits_end),
         ),
     )
 
@@ -63,11 +64,24 @@ def close(keys: Keys, *, force: bool) -> Txn:
     )
 
 
-def evict_slot(keys: Keys, slots: Sequence[int], token: int, who: bytes | None) -> Txn:
-    """EVICT exactly this holder: delete its keys, so nobody else can lose a slot by it."""
+def evict_slot(
+    keys: Keys, slots: Sequence[int], token: int, who: bytes | None, *, permit: bool = False
+) -> Txn:
+    """EVICT exactly this holder: delete its keys, so nobody else can lose a slot by it. `permit`:
+    also the record of its permit.
+    """
     message = (Delete(keys.message(who)),) if who else ()
     mine = tuple(slot_is_mine(keys, slot, token) for slot in slots)
-    return Txn(mine, (*(Delete(keys.slot(slot)) for slot in slots), *message))
+    records = tuple(Delete(keys.permit(slot)) for slot in slots) if permit else ()
+    return Txn(mine, (*(Delete(keys.slot(slot)) for slot in slots), *records, *message))
+
+
+def evict_permit(keys: Keys, slot: int, revision: int) -> Txn:
+    """EVICT: delete exactly this record of a permit, whose lease has ended early."""
+    return Txn(
+        (slot_is_free(keys, slot), Compare(keys.permit(slot), "mod", "=", revision)),
+        (Delete(keys.permit(slot)),),
+    )
 
 
 def evict_waiter(keys: Keys, who: bytes, created: int, message: bytes, lease: int) -> Txn:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from etcdsem.core.commands import Delete, Operation, Put, Txn, TxnReply
+from etcdsem.core.commands import Delete, Operation, Txn, TxnReply
 from etcdsem.core.keys import Identity, Keys, Limit, Queued, read_queue, record, write_list
 from etcdsem.core.transactions.conditions import (
     MAX_LISTED,
+    NO_RECORDS,
     Held,
     HeldSlots,
     Look,
@@ -21,12 +22,12 @@ from etcdsem.core.transactions.conditions import (
     none_waits_since,
     priorities_are,
     read_look,
-    slot_is_free,
     slot_is_mine,
     still_waits,
     uncontended,
 )
 from etcdsem.core.transactions.give import delete_mine, give_to
+from etcdsem.core.transactions.permit import free_slot, permit_value, put_slot
 
 
 class Take(NamedTuple):
@@ -59,10 +60,11 @@ def batch(
                 raise AssertionError(f"slots {hand} were not chosen by the limit {limit}")
             who = part.identity
             holding = record(who.client, who.extras, part.lease, "acquired", wall)
+            permit = permit_value(limit, who.client, wall)
             branch: tuple[Operation, ...] = ()
             for slot in reversed(hand):
-                put = (Put(keys.slot(slot), holding, part.lease),)
-                branch = (Txn((slot_is_free(keys, slot),), put, branch),)
+                put = put_slot(keys, slot, holding, part.lease, permit)
+                branch = (Txn(free_slot(keys, limit, slot, NO_RECORDS.over), put, branch),)
             takes.extend(branch)
     taking = Txn((limit_is(keys, limit), no_surplus(keys, limit)), tuple(takes))
     return Txn((uncontended(keys),), (taking, *gives))
@@ -128,10 +130,9 @@ def pass_all(
         forget = (Delete(keys.message(mine.who)),) if mine.has_message else ()
         give = give_to(keys, (mine.slot,), waiter, lines, wall)
         done.append(Txn((still_waits(keys, waiter),), (*give, *forget)))
-    spare = [gone for mine in mines[len(line) :] for gone in delete_mine(keys, mine)]
+    spare = _delete_all(keys, mines[len(line) :])
     if spare:
-        spare.append(Delete(keys.contended))
-        done.append(Txn((none_waits_since(keys, until),), tuple(spare)))
+        done.append(Txn((none_waits_since(keys, until),), (*spare, Delete(keys.contended))))
     if not lines:
         done.append(first_waiters(keys))
     if len({mine.slot for mine in mines}) < len(mines):
@@ -141,6 +142,14 @@ def pass_all(
         tuple(done),
         look(keys),
     )
+
+
+def _delete_all(keys: Keys, mines: Sequence[HeldSlots]) -> list[Operation]:
+    gone: list[Operation] = []
+    for mine in mines:
+        deletes = delete_mine(keys, mine)
+        gone += (Txn((), deletes),) if mine.permit else deletes  # nested: etcd counts each level
+    return gone
 
 
 class Passed(NamedTuple):

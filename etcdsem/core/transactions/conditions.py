@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 from etcdsem.core.commands import Compare, Fixed, KeyValue, Range, RangeReply, TxnReply
-from etcdsem.core.keys import Keys, Limit, Queued, read_limit, read_queue
+from etcdsem.core.keys import (
+    Keys,
+    Limit,
+    Queued,
+    permit_slot,
+    read_limit,
+    read_permit,
+    read_queue,
+    slot_number,
+)
 
 MAX_DEPTH = 16
 """Maximum nesting of transactions: protobuf's Python messages stop at 100 levels, a nested
@@ -49,6 +60,18 @@ class TryFull(NamedTuple):
     limit: Limit | None
 
 
+class PermitRecords(NamedTuple):
+    """The records of permits of a rate limit, of slots that nobody holds."""
+
+    blocked: Mapping[int, float]
+    """Slots that must not be taken yet, and for how many seconds."""
+    over: Mapping[int, int]
+    """Slots whose record's time is over, and its revision."""
+
+
+NO_RECORDS = PermitRecords(MappingProxyType({}), MappingProxyType({}))
+
+
 class Look(NamedTuple):
     """What a decision needs to know, at one revision."""
 
@@ -64,6 +87,8 @@ class Look(NamedTuple):
     priorities: int = 0
     """The mod revision of the mark that priorities are in use; 0 if they are not. With priorities
     the queue is sorted by them, which is meaningless if it is not complete."""
+    records: PermitRecords | None = None
+    """None if they were not read: a semaphore has none."""
 
     @property
     def until(self) -> int:
@@ -79,7 +104,9 @@ class Look(NamedTuple):
 
 
 class HeldSlots(NamedTuple):
-    """The slot to give back. `message`: it came with a grant message, which must be deleted too."""
+    """The slot to give back. `has_message`: it came with a grant message, which must be deleted
+    too. `permit`: it may have a permit's record, likewise.
+    """
 
     slot: int
     token: int
@@ -87,6 +114,7 @@ class HeldSlots(NamedTuple):
     has_message: bool
     more: tuple[int, ...] = ()
     """The other slots of a lease that holds several."""
+    permit: bool = False
 
     @property
     def slots(self) -> tuple[int, ...]:
@@ -163,8 +191,10 @@ def first_waiters(keys: Keys, queue: int = QUEUE_READ) -> Range:
 
 
 @lru_cache(1024)
-def look(keys: Keys, queue: int = QUEUE_READ) -> Fixed:
-    """The reads behind `read_look`; `queue` 0 reads all waiters."""
+def look(keys: Keys, queue: int = QUEUE_READ, *, records: bool = False) -> Fixed:
+    """The reads behind `read_look`; `queue` 0 reads all waiters. `records`: also the records of a
+    rate limit's permits.
+    """
     return Fixed(
         (
             Range(keys.max_leases),
@@ -172,13 +202,14 @@ def look(keys: Keys, queue: int = QUEUE_READ) -> Fixed:
             first_waiters(keys, queue),
             Range(keys.contended, keys_only=True),
             Range(keys.priorities, keys_only=True),
+            *((Range(keys.permits, keys.permits_end),) if records else ()),
         )
     )
 
 
-def read_look(keys: Keys, reply: TxnReply, revision: int) -> Look:
-    """Read the answers to `look`."""
-    limit, slots, waiters, contended, mark = map(as_range, reply.replies)
+def read_look(keys: Keys, reply: TxnReply, revision: int, wall: float | None = None) -> Look:
+    """Read the answers to `look`; `wall` is the clock by which records of permits are judged."""
+    limit, slots, waiters, contended, mark, *permits = map(as_range, reply.replies)
     priorities = mark.kvs[0].mod_revision if mark.kvs else 0
     queue = read_queue(keys, waiters.kvs)
     if priorities:
@@ -192,7 +223,24 @@ def read_look(keys: Keys, reply: TxnReply, revision: int) -> Look:
         contended=bool(contended.kvs),
         waiting=waiters.count,
         priorities=priorities,
+        records=None if wall is None or not permits else _judge(keys, slots, permits[0], wall),
     )
+
+
+def _judge(keys: Keys, slots: RangeReply, permits: RangeReply, wall: float) -> PermitRecords:
+    held = {slot_number(keys, kv.key) for kv in slots.kvs}
+    blocked: dict[int, float] = {}
+    over: dict[int, int] = {}
+    for kv in permits.kvs:
+        slot, found = permit_slot(keys, kv.key), read_permit(kv)
+        if slot is None or slot in held:
+            continue
+        left = found.left(wall) if found else 0.0
+        if left > 0.0:
+            blocked[slot] = left
+        else:
+            over[slot] = kv.mod_revision
+    return PermitRecords(blocked, over)
 
 
 def as_range(reply: object) -> RangeReply:

@@ -8,6 +8,7 @@ from etcdsem.core.commands import Delete, Operation, Txn
 from etcdsem.core.keys import Keys, Queued, write_list
 from etcdsem.core.transactions.conditions import (
     MAX_LISTED,
+    NO_RECORDS,
     Look,
     limit_is,
     look,
@@ -16,10 +17,10 @@ from etcdsem.core.transactions.conditions import (
     none_held_since,
     none_waits_since,
     priorities_are,
-    slot_is_free,
     still_waits,
 )
 from etcdsem.core.transactions.give import give_to, unmark
+from etcdsem.core.transactions.permit import clear_permits, free_slot
 
 
 def fill(
@@ -48,16 +49,25 @@ def fill(
     if passed is not None:
         conditions.append(still_waits(keys, passed))
     conditions += may_be_next(keys, min((w for _, w in pairs), key=_priority), seen.revision)
+    over = (seen.records or NO_RECORDS).over
     lines = [] if seen.priorities else write_list(behind[:MAX_LISTED])
     gives: list[Operation] = []
     for slots, waiter in pairs:
-        conditions += (*(slot_is_free(keys, slot) for slot in slots), still_waits(keys, waiter))
+        free = [one for slot in slots for one in free_slot(keys, seen.limit, slot, over)]
+        conditions += (*free, still_waits(keys, waiter))
         gives += give_to(keys, slots, waiter, lines, wall)
     if last:
         gives.append(uncontend(keys, seen.revision))
     else:
         gives += unmark(keys, seen.priorities, behind)
-    return Txn(tuple(conditions), tuple(gives), look(keys))
+    gives += clear_permits(keys, over, filled(pairs))[1]
+    otherwise = look(keys, records=seen.records is not None)
+    return Txn(tuple(conditions), tuple(gives), otherwise)
+
+
+def filled(pairs: Sequence[tuple[Sequence[int], Queued]]) -> list[int]:
+    """The slots that a FILL grants."""
+    return [slot for slots, _ in pairs for slot in slots]
 
 
 def uncontend(keys: Keys, revision: int) -> Txn:

@@ -27,8 +27,10 @@ from etcdsem.core.transactions.conditions import (
 
 
 def delete_mine(keys: Keys, mine: HeldSlots) -> tuple[Operation, ...]:
-    """Delete all slots of a lease, and the grant message that came with it."""
+    """Delete all slots of a lease, with the grant message and the permit's record if there are."""
     slots = tuple(Delete(keys.slot(slot)) for slot in mine.slots)
+    if mine.permit:
+        slots += (Delete(keys.permit(mine.slot)),)
     return (*slots, Delete(keys.message(mine.who))) if mine.has_message else slots
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ from etcdsem.core.keys import (
 from etcdsem.core.transactions.conditions import (
     COUNT_BY_NAME,
     HERE,
+    NO_RECORDS,
     Held,
     TryFull,
     Waiting,
@@ -40,9 +41,9 @@ from etcdsem.core.transactions.conditions import (
     limit_is,
     no_surplus,
     none_held_since,
-    slot_is_free,
     uncontended,
 )
+from etcdsem.core.transactions.permit import clear_permits, free_slot, permit_value, put_slot
 
 
 def join(
@@ -57,9 +58,12 @@ def join(
     queue_up: bool,
     counted_at: int = 0,
     demand: Demand = ORDINARY,
+    over: Mapping[int, int] = NO_RECORDS.over,
 ) -> Txn:
     """JOIN, or without `queue_up` TRY. It takes the first free slot of `slots`; with a weight
     above 1 it takes all of them (exactly that many), or none.
+
+    `over`: records of permits whose time is over, and their revisions; some are deleted as well.
 
     `counted_at`: at this revision fewer slots than the limit were held. Then the condition that
     none was created since replaces "nobody above the limit" (junk may sort there).
@@ -74,13 +78,12 @@ def join(
         tail = _why_not(keys, room <= COUNT_BY_NAME)
     branch = tail
     if slots:
-        holding = record(identity.client, identity.extras, lease, "acquired", wall)
-        branch = _take(keys, slots, holding, lease, demand.weight, tail)
+        branch = _take(keys, limit, slots, lease, identity, wall, demand.weight, over, tail)
     guard = none_held_since(keys, counted_at) if counted_at else no_surplus(keys, limit)
     rights = _check_rights(keys)
     return Txn(
         compare=(limit_is(keys, limit), guard, uncontended(keys)),
-        success=(*branch, rights),
+        success=(*branch, rights, *clear_permits(keys, over, slots)[1]),
         failure=(Txn((is_known(keys),), tail), rights),
     )
 
@@ -101,24 +104,28 @@ def _why_not(keys: Keys, few: bool) -> Fixed:
 
 def _take(
     keys: Keys,
+    limit: Limit,
     slots: Sequence[int],
-    holding: bytes,
     lease: int,
+    identity: Identity,
+    wall: float,
     weight: int,
+    over: Mapping[int, int],
     otherwise: tuple[Operation, ...],
 ) -> tuple[Operation, ...]:
     """Put the record into the first free slot, or with a weight above 1 into all of them."""
+    holding = record(identity.client, identity.extras, lease, "acquired", wall)
+    permit = permit_value(limit, identity.client, wall)
+    free = {slot: free_slot(keys, limit, slot, over) for slot in slots}
+    puts = {slot: put_slot(keys, slot, holding, lease, permit) for slot in slots}
     if weight > 1:
         if len(slots) != weight:
             raise AssertionError(f"{len(slots)} slots for a lease of weight {weight}")
-        free = tuple(slot_is_free(keys, slot) for slot in slots)
-        puts = tuple(Put(keys.slot(slot), holding, lease) for slot in slots)
-        return (Txn(free, puts, otherwise),)
+        conditions = tuple(one for some in free.values() for one in some)
+        return (Txn(conditions, tuple(one for some in puts.values() for one in some), otherwise),)
     branch = otherwise
     for slot in reversed(slots):
-        key = keys.slot(slot)
-        free = (Compare(key, "create", "=", 0),)
-        branch = (Txn(free, (Put(key, holding, lease),), branch),)
+        branch = (Txn(free[slot], puts[slot], branch),)
     return branch
 
 
