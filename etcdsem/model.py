@@ -22,7 +22,9 @@ class Holder:
     pid: int | None
     client: str
     lease_id: str
-    """The etcd lease ID, in hex as printed by ``etcdctl lease list``."""
+    """The etcd lease ID, in hex as printed by ``etcdctl lease list``. Empty for a permit of a rate
+    limit whose lease etcd has ended early; its slot stays taken for `ttl` seconds.
+    """
     fencing_token: int
     acquired_at: datetime | None
     ttl: float | None = None

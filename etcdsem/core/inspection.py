@@ -31,6 +31,7 @@ from etcdsem.core.keys import (
 )
 from etcdsem.core.lease_manager import take_lease
 from etcdsem.core.leases import RPC_TIMEOUT
+from etcdsem.core.limits import is_rate
 from etcdsem.core.retry import read
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
@@ -56,8 +57,9 @@ class _Kvs(NamedTuple):
 
 def _snapshot(semaphore: SemaphoreState) -> Procedure[tuple[Status, _Kvs]]:
     keys = semaphore.keys
-    reply = yield from read(semaphore.session, transactions.snapshot(keys))
-    limits, slots, waiting, permits = map(transactions.as_range, reply.replies)
+    records = is_rate(semaphore.limit)
+    reply = yield from read(semaphore.session, transactions.snapshot(keys, records=records))
+    limits, slots, waiting, *permits = map(transactions.as_range, reply.replies)
     if not limits.kvs:
         semaphore.learn(None, reply.revision)
         raise SemaphoreClosed(
@@ -65,12 +67,12 @@ def _snapshot(semaphore: SemaphoreState) -> Procedure[tuple[Status, _Kvs]]:
         )
     limit = read_limit(limits.kvs[0])
     semaphore.learn(limit, reply.revision)
+    if is_rate(limit) and not records and is_rate(semaphore.limit):
+        return (yield from _snapshot(semaphore))
     holders, strange = read_holders(keys, slots.kvs, limit)
     waiters, stranger = read_waiters(keys, waiting.kvs)
-    if limit.rate is not None:
-        blocked = read_permits(keys, permits.kvs, semaphore.session.env.wall())
-        held = {slot_number(keys, kv.key) for kv in slots.kvs}
-        holders += (one for slot, one in blocked.items() if slot not in held)
+    if is_rate(limit) and permits:
+        holders += _without_lease(semaphore, slots.kvs, permits[0].kvs)
         holders.sort(key=lambda one: one.slot)
     junk = strange + stranger
     if limit.number is None:
@@ -87,6 +89,15 @@ def _snapshot(semaphore: SemaphoreState) -> Procedure[tuple[Status, _Kvs]]:
         rate=limit.rate,
     )
     return status, _Kvs(slots.kvs, waiting.kvs)
+
+
+def _without_lease(
+    semaphore: SemaphoreState, slots: Iterable[KeyValue], permits: Iterable[KeyValue]
+) -> list[Holder]:
+    """The owners of permits whose lease has ended early."""
+    held = {slot_number(semaphore.keys, kv.key) for kv in slots}
+    found = read_permits(semaphore.keys, permits, semaphore.session.env.wall())
+    return [holder for slot, holder in found.items() if slot not in held]
 
 
 def status(semaphore: SemaphoreState, *, ttl: bool) -> Procedure[Status]:

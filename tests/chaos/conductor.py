@@ -27,7 +27,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from etcdsem.cli.doctor.etcd_versions import known_bugs, parse
 from etcdsem.errors import EtcdSemError
 from etcdsem.model import Rate
 from tests.chaos import starts
@@ -181,9 +180,6 @@ class Chaos:
         self.report = Report(cluster.kind, seed, seconds)
         self.counters = self.report.counters
         self.referee = Referee()
-        version = parse(cluster.members[0].version)
-        bugs = known_bugs(version, login=False) if version else []
-        self.referee.revokes_early = any(bug.source == "#15247" for bug in bugs)
         self.workers: list[WorkerProcess] = []
         self.made = 0
         self.worker_count, self.thread_count = workers, threads

@@ -1,7 +1,7 @@
 """Which member led when, according to the logs of etcd's members.
 
 A member that was suspended or cut off believes that it is the leader until it hears of another one.
-Before 3.4.31 and 3.5.13 it does harm (#15247):
+It does harm (#15247), on every version:
 
 1. It answers renewals that the new leader does not know of.
 2. When it resumes, it revokes leases that the new leader has renewed. It revokes 16 at a time, and

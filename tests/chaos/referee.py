@@ -111,7 +111,6 @@ class Referee:
         self.doubles: list[str] = []  # two clients with one token
         self.evictions: list[Eviction] = []
         self.stale_leaders: list[StaleLeader] = []
-        self.revokes_early = False  # etcd has the bug #15247
         self.fenced = Store(checked=True)
         self.unfenced = Store(checked=False)
         self.counters: Counter[str] = Counter()
@@ -269,9 +268,6 @@ class Referee:
             told = self.starts.get(name, [])
             wrong = []
             for within in starts.too_many(told, rate):
-                if any(self._etcd_revoked_early(one.told) for one in within):
-                    self.counters["starts too many, by etcd (#15247)"] += 1
-                    continue
                 some = ", ".join(map(str, within))
                 wrong.append(f"{name}: {len(within)} starts within {rate}: {some}")
             wrong += [
@@ -282,12 +278,11 @@ class Referee:
             return wrong
 
     def _etcd_revoked_early(self, moment: float) -> bool:
-        """Before 3.4.31 and 3.5.13 a leader that was suspended revokes, when it resumes, leases
-        that were renewed meanwhile; and one that is cut off answers renewals for a while that the
-        next leader does not know of. No client can prevent that.
+        """A leader that was suspended revokes, when it resumes, leases that were renewed meanwhile;
+        and one that is cut off answers renewals for a while that the next leader does not know of.
+        No client can prevent that; rate limits do not depend on it.
         """
-        near = any(one.begin <= moment <= one.end + ECHO for one in self.stale_leaders)
-        return self.revokes_early and near
+        return any(one.begin <= moment <= one.end + ECHO for one in self.stale_leaders)
 
     def _certain_until(self, belief: Belief) -> float:
         cuts = [one.start for one in self.evictions if one.concerns(belief)]

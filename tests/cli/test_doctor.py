@@ -271,7 +271,8 @@ def sound(**member: Any) -> ProbeResults:
 
 
 def test_nothing_is_made_up() -> None:
-    assert {one.level for one in run_checks(sound())} == {"ok"}
+    found = {(one.level, one.check) for one in run_checks(sound()) if one.level != "ok"}
+    assert found == {("info", "leases")}  # of several members, whatever their version
 
 
 def changed(**values: Any) -> ProbeResults:

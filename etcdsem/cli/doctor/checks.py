@@ -127,6 +127,17 @@ def _member_count(results: ProbeResults) -> Iterator[Verdict]:
         yield Verdict("info", f"{count} members: no safer than {count - 1}", "run three or five")
 
 
+def _stalled_leader(results: ProbeResults) -> Iterator[Verdict]:
+    if (results.listed or 0) > 1:
+        yield Verdict(
+            "info",
+            "on every version, a leader that was paused and resumes can end live leases (#15247). "
+            "Their holders learn of it at once; rate limits are not affected",
+            "do not pause members (VM snapshots, live migration); check fencing tokens where two "
+            "holders would do harm",
+        )
+
+
 def _one_endpoint(results: ProbeResults) -> Iterator[Verdict]:
     count = results.listed or 0
     if count > len(results.members) == 1:
@@ -335,8 +346,8 @@ def _clock(results: ProbeResults) -> Iterator[Verdict]:
         order = "ahead of" if ahead > 0 else "behind"
         yield Verdict(
             "info",
-            f"etcd's clock is {abs(ahead):.0f} s {order} this machine's; this affects only "
-            "displayed ages and dates, not leases",
+            f"etcd's clock is {abs(ahead):.0f} s {order} this machine's; this affects displayed "
+            "ages and dates, and rate limits whose leases etcd ends early, but no other lease",
             "timedatectl; chronyc tracking",
         )
 
@@ -360,6 +371,7 @@ CHECKS: Final = (
     Check("cluster", _member_count, needs=("listed",)),
     Check("cluster", _one_endpoint, needs=("listed",)),
     Check("version", _version),
+    Check("leases", _stalled_leader, needs=("listed",)),
     Check("alarm", _alarms),
     Check("alarm", _member_errors),
     Check("alarm", _alarms_unknown, needs=("reached",)),

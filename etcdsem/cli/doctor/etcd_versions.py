@@ -41,11 +41,6 @@ BUGS: Final[tuple[Bug, ...]] = (
         ((3, 4, 23), (3, 5, 7)),
     ),
     Bug(
-        "#15247",
-        "a leader that was stalled revokes live leases, even some seconds later",
-        ((3, 4, 31), (3, 5, 13)),
-    ),
-    Bug(
         "#20418, #21375",
         "reads can be stale after a process was paused, and during a leader change",
         ((3, 4, 42), (3, 5, 28), (3, 6, 9)),

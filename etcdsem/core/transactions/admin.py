@@ -31,15 +31,17 @@ def change_limit(keys: Keys, revision: int, value: bytes) -> Txn:
     )
 
 
-def snapshot(keys: Keys) -> Txn:
-    """Everything that people may want to see, at one revision."""
+def snapshot(keys: Keys, *, records: bool) -> Txn:
+    """Everything that people may want to see, at one revision. `records`: also the records of a
+    rate limit's permits, which a role for a semaphore may not read.
+    """
     return Txn(
         (),
         (
             Range(keys.max_leases),
             Range(keys.leases, keys.leases[:-1] + b"0"),
             Range(keys.waiters, keys.waiters_end, oldest_first=True),
-            Range(keys.permits, keys.permits_end),
+            *((Range(keys.permits, keys.permits_end),) if records else ()),
         ),
     )
 
