@@ -20,6 +20,7 @@ from etcdsem.core.commands import (
 from etcdsem.core.keys import (
     Keys,
     lease_hex,
+    permit_slot,
     read_holders,
     read_limit,
     read_permits,
@@ -260,7 +261,19 @@ def overview(session: Session, prefix: str) -> Procedure[list[Overview]]:
         reply = yield from read(session, Txn((), tuple(asked)))
         answers = [transactions.as_range(answer).kvs for answer in reply.replies]
         lines += map(_line, some, answers[::2], answers[1::2])
+    for place, sketch in enumerate(known):
+        if sketch.orphans and lines[place].rate is not None:
+            blocked = yield from _blocked(session, sketch)
+            lines[place] = replace(lines[place], held=sketch.held + blocked)
     return lines
+
+
+def _blocked(session: Session, sketch: _Sketch) -> Procedure[int]:
+    """How many slots only the records of permits keep taken."""
+    permits = Range(sketch.keys.permits, sketch.keys.permits_end)
+    reply = yield from read(session, Txn((), (permits,)))
+    kvs = transactions.as_range(reply.replies[0]).kvs
+    return len(read_permits(sketch.keys, kvs, session.env.wall()).keys() & sketch.orphans)
 
 
 _READ_TOGETHER = 60
@@ -276,6 +289,8 @@ class _Sketch(NamedTuple):
     first: bytes
     """The key of the first waiter, or the limit's key if nobody waits."""
     junk: int
+    orphans: frozenset[int]
+    """Slots that have the record of a permit and no holder: a lease has ended before its owner."""
 
 
 def _sketch(prefix: str, name: str, client: str, kvs: list[KeyValue]) -> _Sketch | None:
@@ -291,7 +306,10 @@ def _sketch(prefix: str, name: str, client: str, kvs: list[KeyValue]) -> _Sketch
         return None
     first = read_queue(keys, line)[:1]
     key = keys.waiters + first[0].who if first else keys.max_leases
-    return _Sketch(keys, len(holders), len(waiters), key, len(bad) + len(worse))
+    records = (permit_slot(keys, kv.key) for kv in kvs if kv.key.startswith(keys.permits))
+    held = {holder.slot for holder in holders}
+    orphans = frozenset(slot for slot in records if slot is not None and slot not in held)
+    return _Sketch(keys, len(holders), len(waiters), key, len(bad) + len(worse), orphans)
 
 
 def _line(sketch: _Sketch, limits: tuple[KeyValue, ...], first: tuple[KeyValue, ...]) -> Overview:

@@ -620,13 +620,17 @@ class Chaos:
         """Check that nothing but the limits is left once the leases of killed clients have ended.
 
         Starts end by their leases after their clients have ended, so the contended mark of a rate
-        limit may stay.
+        limit may stay, and the records of its permits.
         """
         until = boottime() + 30.0
-        marks = {f"/etcdsem/{name}/contended" for name in RATES}
+        stay = tuple(
+            f"/etcdsem/{name}/{one}" for name in RATES for one in ("contended", "permits/")
+        )
         while True:
             keys = self.cluster.ask("get", "--prefix", "--keys-only", "/etcdsem/").split()
-            left = [key for key in keys if not key.endswith("/max_leases") and key not in marks]
+            left = [
+                key for key in keys if not key.endswith("/max_leases") and not key.startswith(stay)
+            ]
             leases = self.cluster.ask("lease", "list").splitlines()[1:]
             if not left and not leases:
                 return

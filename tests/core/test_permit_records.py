@@ -48,13 +48,15 @@ def test_a_slot_whose_lease_ends_early_stays_taken(etcd: Memory) -> None:
     """And whoever asks is told when it becomes free."""
     used_up(etcd)
     end_leases(etcd)
-    limit = RateLimit("api", client=etcd.client())
+    client = etcd.client()
+    limit = RateLimit("api", client=client)
     etcd.advance(3.0)
     denied = limit.try_acquire()
     assert isinstance(denied, Denied)
     assert denied.retry_after == pytest.approx(TAKEN - 3.0, abs=0.01)
     seen = limit.status(ttl=True)
     assert (seen.held, [one.ttl for one in seen.holders]) == (2, [denied.retry_after] * 2)
+    assert [one.held for one in client.overview()] == [2]
     etcd.advance(TAKEN - 3.05)
     assert not limit.try_acquire()
     etcd.advance(0.1)
