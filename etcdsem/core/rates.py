@@ -15,6 +15,10 @@
 6. Permits of a block are used here without asking etcd, for a small part of the period
    (`spending`); the rest is forfeited. While a block is open for longer than an instant, the limit
    and its slot are watched, so that the client learns of a pause, another limit or an eviction.
+7. etcd may end a lease early. So a permit is handed out only within `LATE` seconds of its record in
+   etcd (`keys.permit`), which keeps the slot taken in that case. A client that takes a slot
+   itself puts the record in the same transaction. A client that was granted one in the queue puts
+   it before the permit is handed out, if the limit and the slot are still the same.
 """
 
 from __future__ import annotations
