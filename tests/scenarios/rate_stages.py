@@ -427,7 +427,8 @@ class SimRates(_Judged):
 
     def evict(self, slot: int) -> None:
         self.world.run(self.world.now + 1.0)  # so long that it is watched
-        self.world.operate("evict", lambda: self.world.etcd.delete(self.keys.slot(slot)))
+        for key in (self.keys.slot(slot), self.keys.permit(slot)):
+            self.world.operate("evict", partial(self.world.etcd.delete, key))
 
     def a_moment(self) -> None:
         self.world.run(self.world.now + 0.03)
