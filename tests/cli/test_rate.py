@@ -55,6 +55,30 @@ def test_looking_and_changing(etcd: EtcdServer, client: Client, name: str) -> No
         assert f"etcdsem rate {name})" in done.stderr
 
 
+def test_a_permit_whose_lease_etcd_has_ended(etcd: EtcdServer, name: str) -> None:
+    """It counts in all that an operator sees, until it is evicted."""
+    for _ in range(2):
+        assert ran(etcd, "run", name, "--rate", "2/1h", "true").returncode == 0
+    held = json.loads(ran(etcd, "status", name, "--json").stdout)["holders"]
+    for one in held:
+        etcd.etcdctl("lease", "revoke", one["lease"])
+    assert ran(etcd, "run", name, "--rate", "2/1h", "-n", "true").returncode == 75
+    assert ran(etcd, "rate", name).stdout.startswith(f"{name}: 2/1h, 2 used, 0 free")
+    lines = json.loads(ran(etcd, "ls", "--json").stdout)["semaphores"]
+    assert [line["held"] for line in lines if line["name"] == name] == [2]
+    found = json.loads(ran(etcd, "status", name, "--json").stdout)["holders"]
+    for before, after in zip(held, found, strict=True):
+        assert after["lease"] == ""
+        assert 3500 < after["ttl"] < 3620
+        same = ("slot", "owner", "host", "pid", "client")
+        assert [before[one] for one in same] == [after[one] for one in same]
+    assert ran(etcd, "status", name).returncode == 0
+    evicted = ran(etcd, "evict", name, "--slot", str(found[0]["slot"]))
+    assert "(lease already ended)" in evicted.stdout + evicted.stderr
+    assert ran(etcd, "run", name, "--rate", "2/1h", "-n", "true").returncode == 0
+    assert ran(etcd, "run", name, "--rate", "2/1h", "-n", "true").returncode == 75
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

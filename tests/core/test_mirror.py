@@ -131,6 +131,17 @@ def test_junk_is_no_holder_and_no_waiter() -> None:
     assert not line(one).junk
 
 
+def test_the_record_of_a_permit_is_no_holder_and_no_junk() -> None:
+    """It stays behind where an owner has gone."""
+    one = view(hold(1, 2), put(KEYS.permit(1), 2), limit=b"2/1m")
+    one.apply([delete(KEYS.slot(1), 5)], 100.0)
+    assert not line(one).held
+    assert not line(one).junk
+    one.expect(6, 2, 100.0)
+    one.apply([hold(0, 7)], 100.0)
+    assert one.state == "live"  # it is counted with the keys
+
+
 def test_drift_is_what_a_program_carries() -> None:
     """Only who was told another number than the one in force; boolean nonsense is nobody."""
     carrying = b'{"carries_limit":5}'

@@ -71,7 +71,8 @@ def _evicted_text(gone: Holder | Waiter | Junk) -> str:
     match gone:
         case Holder():
             all_of = f", all {gone.weight} slots" if gone.weight > 1 else ""
-            return f"{owner_text(gone.owner)} from slot {gone.slot} (lease {gone.lease_id}{all_of})"
+            lease = gone.lease_id or "already ended"  # early, of a permit
+            return f"{owner_text(gone.owner)} from slot {gone.slot} (lease {lease}{all_of})"
         case Waiter():
             owner = owner_text(gone.owner)
             return f"{owner} from place {gone.position} in the queue (lease {gone.lease_id})"
