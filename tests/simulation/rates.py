@@ -195,7 +195,8 @@ class RateChecker(Checker):
                 name = self.keys.slot(slot)
                 self.by_hand.add((name, self._tokens.get(name, 0)))
         super().revision(revision)
-        self._tokens.update((key, kv.mod_revision) for key, kv in self.slots.items())
+        grants = (kv for kv in self.slots.values() if kv.lease)
+        self._tokens.update((kv.key, kv.mod_revision) for kv in grants)
 
     def _room(self) -> int:
         walls = [client.wall() for client in self.world.clients if not client.crashed]
