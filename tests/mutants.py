@@ -114,6 +114,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "core/test_transactions.py::test_handing_over_late_leaves_the_next_holder_alone",
     ),
     Mutant(
+        "PASS of several passes over the first waiter",
+        "core/transactions/batch.py",
+        "(Txn((still_waits(keys, line[place]),), serve, branch),)",
+        "(Txn((still_waits(keys, line[place]),), branch, serve),)",
+        "core/test_batching.py::test_several_pass_to_several",
+    ),
+    Mutant(
+        "PASS of several takes waiters that it did not serve for served",
+        "core/transactions/batch.py",
+        "        if inner.succeeded:\n            break\n        gone += 1",
+        "        gone += 1\n        if inner.succeeded:\n            break",
+        "core/test_batching.py::test_several_pass_to_several "
+        "core/test_batching.py::test_others_have_served_the_first",
+    ),
+    Mutant(
         "PASS grants a slot while one above the limit is held",
         "core/transactions/give.py",
         "            no_surplus(keys, limit),\n            priorities_are",
