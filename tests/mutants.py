@@ -171,6 +171,49 @@ MUTANTS: tuple[Mutant, ...] = (
         "conditions += (limit_is(keys, limit), ",
         "core/test_transactions.py::test_several_at_once_by_an_old_limit",
     ),
+    # ------------------------------------------------------------ linger
+    Mutant(
+        "a slot that stays with its client is used again although others wait",
+        "core/linger.py",
+        "            not semaphore.queue.contended\n            and not semaphore.waiters\n",
+        "            True\n",
+        "api/test_linger.py::test_asyncio_in_memory",
+    ),
+    Mutant(
+        "a slot stays with its client though somebody has begun to wait",
+        "core/linger.py",
+        "        self._semaphore.queue.set_contended(True)\n        self.stop()",
+        "        self._semaphore.queue.set_contended(True)",
+        "api/test_linger.py::test_asyncio_in_memory",
+    ),
+    Mutant(
+        "a slot that stays with its client is used again after a pause",
+        "core/linger.py",
+        "            and semaphore.limit.revision < grant.token",
+        "",
+        "api/test_linger.py::test_a_pause_ends_it",
+    ),
+    Mutant(
+        "a slot stays with its client for as long as it is used",
+        "core/linger.py",
+        "            and now < grant.granted_at + MAX_TENURE\n",
+        "",
+        "api/test_linger.py::test_time_is_bounded",
+    ),
+    Mutant(
+        "a slot stays with its client until somebody waits",
+        "core/linger.py",
+        "        if until < self._wakes_at:",
+        "        if False:",
+        "api/test_linger.py::test_time_is_bounded",
+    ),
+    Mutant(
+        "a slot that stays with its client is used by any request",
+        "core/linger.py",
+        "            if usable and _alike(kept.request, request):",
+        "            if usable:",
+        "api/test_linger.py::test_another_request_takes_another_slot",
+    ),
     # ------------------------------------------------------------ decisions
     Mutant(
         "a holder exactly at a lowered limit is no surplus: FILL and PASS repeat without end",

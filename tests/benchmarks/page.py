@@ -29,6 +29,8 @@ _NAMES = {
     "wire queue asyncio": "queue on the wire, asyncio",
     "etcdsem": "**etcdsem**",
     "etcdsem asyncio": "**etcdsem, asyncio**",
+    "etcdsem linger": "**with linger**",
+    "etcdsem linger asyncio": "**with linger, asyncio**",
     "dask": "Dask",
     "etcd3 Lock": "python-etcd3 Lock",
 }

@@ -59,6 +59,7 @@ class Run:
         names = [f"sem{number}" for number in range(options.semaphores)]
         self.checkers = {name: Checker(self.world, PREFIX, name) for name in names}
         for checker in self.checkers.values():
+            checker.linger = options.linger
             if options.kinds & {"lost deletes"}:
                 checker.bound += options.reread[1]
                 checker.told_bound += options.reread[1]
@@ -169,8 +170,14 @@ class Run:
         if max_hold is not None and self.world.rng.random() < 0.5:
             max_hold = None
         identity = Identity.of(client.id, None, {}, max_hold=max_hold)
+        linger = options.linger if options.linger and self.world.rng.random() < 0.8 else 0.0
         return AcquireRequest(
-            options.ttl, options.refresh, identity, demand=demand, max_hold=max_hold
+            options.ttl,
+            options.refresh,
+            identity,
+            demand=demand,
+            max_hold=max_hold,
+            linger=linger,
         )
 
     def _taken(
