@@ -59,6 +59,13 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: object) -> str
     return "".join(parts) + (examples() if name == "examples.md" else "")
 
 
+def on_page_content(html: str, **_: object) -> str:
+    """Let the browser break the long names of tests, which would make tables very wide."""
+    return re.sub(
+        r"<code>tests/[^<]*</code>", lambda code: re.sub(r"(::|_)", r"\1<wbr>", code[0]), html
+    )
+
+
 def on_post_build(config: Any) -> None:
     """Write llms.txt: the list of all pages, for language models."""
     lines = [f"# {config['site_name']}", "", f"> {config['site_description']}"]

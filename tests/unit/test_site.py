@@ -131,3 +131,20 @@ def test_every_command_is_on_the_site(site: Path) -> None:
     assert {f"etcdsem-{name}" for name in _COMMANDS} <= titles
     listed = set(re.findall(r"\((\S+)\.html\)", (site / "llms.txt").read_text()))
     assert {page.stem for page in site.glob("*.html")} - listed == {"404"}
+
+
+def counts(html: str) -> dict[str, int]:
+    """How many lists, items, tables, blocks and headings there are."""
+    return {tag: len(re.findall(rf"<{tag}[ >]", html)) for tag in ("ol", "ul", "li", "tr", "pre")}
+
+
+def test_the_site_reads_pages_as_git_hosts_do(site: Path) -> None:
+    """Its Markdown needs four spaces below a list's item, where CommonMark needs two."""
+    markdown_it = pytest.importorskip("markdown_it")
+    commonmark = markdown_it.MarkdownIt("commonmark").enable("table")
+    pages = {page.stem: page for page in DOCS.glob("*.md") if not page.stem.startswith("api")}
+    pages |= {"changelog": ROOT / "CHANGELOG.md", "contributing": ROOT / "CONTRIBUTING.md"}
+    for name, page in pages.items():
+        html = (site / f"{name}.html").read_text()
+        article = html[html.index("<article") : html.index("</article")]
+        assert counts(article) == counts(commonmark.render(page.read_text())), name
