@@ -7,6 +7,7 @@ does not have becomes plain text, since there is no address yet to link to.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,11 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, files: Files, **_: object) -> str:
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Point links at pages of the site, and put the sources of the examples on their page."""
     name = page.file.src_uri
     source = {made: source for source, made in BESIDE.items()}.get(name, f"docs/{name}")
+    titles = {path: title for _, title, path in pages(config)}
 
     def point(link: re.Match[str]) -> str:
         file = ((ROOT / source).parent / link[2]).resolve()
@@ -48,7 +50,8 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: object) -> str
         path = file.relative_to(ROOT).as_posix()
         there = BESIDE.get(path, path.removeprefix("docs/"))
         if files.get_file_from_path(there) is not None:
-            return f"[{link[1]}]({there}{link[3] or ''})"
+            words = titles[there] if link[1] == link[2] and there in titles else link[1]
+            return f"[{words}]({there}{link[3] or ''})"
         if path.startswith("examples/"):
             section = re.sub(r"[^\w-]", "", file.name)  # as mkdocs names it
             return f"[{link[1]}](examples.md#{section})"
@@ -69,15 +72,22 @@ def on_page_content(html: str, **_: object) -> str:
 def on_post_build(config: Any) -> None:
     """Write llms.txt: the list of all pages, for language models."""
     lines = [f"# {config['site_name']}", "", f"> {config['site_description']}"]
-    for entry in config["nav"]:
-        ((title, pages),) = entry.items()
-        if isinstance(pages, str):
-            pages = [{title: pages}]
-        lines += ["", f"## {title}", ""]
-        for one in pages:
-            ((name, path),) = one.items()
-            lines.append(f"- [{name}]({path.removesuffix('.md')}.html)")
+    before = None
+    for section, title, path in pages(config):
+        if section != before:
+            lines += ["", f"## {section}", ""]
+        before = section
+        lines.append(f"- [{title}]({path.removesuffix('.md')}.html)")
     (Path(config["site_dir"]) / "llms.txt").write_text("\n".join(lines) + "\n")
+
+
+def pages(config: Any) -> Iterator[tuple[str, str, str]]:
+    """Yield the section, the title and the path of each page of the navigation."""
+    for entry in config["nav"]:
+        ((section, inside),) = entry.items()
+        for one in [{section: inside}] if isinstance(inside, str) else inside:
+            ((title, path),) = one.items()
+            yield ("Start" if isinstance(inside, str) else section), title, path
 
 
 def commands() -> str:
