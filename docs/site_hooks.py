@@ -98,6 +98,7 @@ def commands() -> str:
         text += f"\n## etcdsem\n\n```text\n{cli.get_help(context)}\n```\n"
         for name in cli.list_commands(context):
             command = cli.get_command(context, name)
+            assert command is not None
             with click.Context(command, context, name, **command.context_settings) as inner:
                 text += f"\n## etcdsem {name}\n\n```text\n{command.get_help(inner)}\n```\n"
     return text
