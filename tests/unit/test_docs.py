@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import re
+import textwrap
 from pathlib import Path
 
+import click
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +77,31 @@ def test_lines_fit_into_100_columns(page: Path) -> None:
     text = re.sub(r"```console\n.*?```", "", page.read_text(), flags=re.DOTALL)
     long = [line for line in text.splitlines() if len(line) > 100 and not line.startswith("|")]
     assert not long
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_compile(page: Path) -> None:
+    """Each Python example of a page."""
+    for block in re.findall(r"(?m)^( *)```python\n(.*?)^\1```", page.read_text(), re.DOTALL):
+        compile(textwrap.dedent(block[1]), page.name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_options_exist(page: Path) -> None:
+    """Each `etcdsem COMMAND --option` in code, as far as it stands before another command."""
+    from etcdsem.cli.main import _COMMANDS, cli
+
+    text = page.read_text().replace("\\\n", " ")
+    code = re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL)
+    code += re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    for part in re.split(r"\betcdsem (?=[a-z])", "\n".join(code))[1:]:
+        words = re.split(r"[\n|&;#]| -- ", part)[0].split()
+        if words[0] in _COMMANDS:
+            command = cli.get_command(click.Context(cli), words[0])
+            assert command is not None
+            known = {name for option in command.params for name in option.opts}
+            used = {word.split("=")[0] for word in words if re.match(r"--?[a-zA-Z]", word)}
+            assert used <= {*known, "--help"}, part
 
 
 def test_every_seeded_bug_is_in_the_table() -> None:
