@@ -51,6 +51,14 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert sorted(listed) == sorted(public_names())
 
 
+def test_every_page_is_in_the_navigation() -> None:
+    """A page that is not in mkdocs.yml cannot be found on the site."""
+    navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    listed = re.findall(r": ([\w-]+\.md)$", navigation, re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    assert {page.name for page in DOCS.glob("*.md")} <= set(listed)
+
+
 def test_messages_exist() -> None:
     """Each message in docs/errors.md is one of the package's; each exception has a row."""
     page = (DOCS / "errors.md").read_text()
