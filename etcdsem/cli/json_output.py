@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,27 @@ def rate_data(seen: Status) -> dict[str, Any]:
         "waiting": len(seen.waiters),
         "next_free": round(after, 1) if after < math.inf else None,
         "paused": pause_data(seen.pause),
+    }
+
+
+def list_data(found: Iterable[Overview]) -> dict[str, Any]:
+    """Return the JSON data of `ls`."""
+    return {"semaphores": [overview_data(one) for one in found]}
+
+
+def status_data(seen: Status) -> dict[str, Any]:
+    """Return the JSON data of `status`."""
+    return {
+        "name": seen.name,
+        "limit": seen.max_leases,
+        "held": seen.held,
+        "waiting": len(seen.waiters),
+        "revision": seen.revision,
+        "holders": [holder_data(one) for one in seen.holders],
+        "waiters": [waiter_data(one) for one in seen.waiters],
+        "junk": [asdict(one) for one in seen.junk],
+        "paused": pause_data(seen.pause),
+        "rate": str(seen.rate) if seen.rate else None,
     }
 
 
