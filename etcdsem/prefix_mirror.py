@@ -87,6 +87,11 @@ class PrefixMirror:
         with self.semaphores() as (_, views):
             return [_overview(view) for view in views if view.limit or view.held or view.waiting]
 
+    def knows(self, name: str) -> bool:
+        """Whether the copy has anything of a semaphore or rate limit."""
+        with self._driver.turn:
+            return name.encode() in self._view.lines
+
     def _ask(self) -> None:
         driver, view = self._driver, self._view
         until = driver.now() + PATIENCE

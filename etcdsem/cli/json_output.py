@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import click
 from etcdsem.cli.output import echo
 
 if TYPE_CHECKING:
-    from etcdsem.model import Holder, Overview, Pause, Status, Waiter
+    from etcdsem.model import Holder, Junk, Overview, Pause, Status, Waiter
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -78,7 +77,7 @@ def status_data(seen: Status) -> dict[str, Any]:
         "revision": seen.revision,
         "holders": [holder_data(one) for one in seen.holders],
         "waiters": [waiter_data(one) for one in seen.waiters],
-        "junk": [asdict(one) for one in seen.junk],
+        "junk": [junk_data(one) for one in seen.junk],
         "paused": pause_data(seen.pause),
         "rate": str(seen.rate) if seen.rate else None,
     }
@@ -97,6 +96,11 @@ def overview_data(one: Overview) -> dict[str, Any]:
         "paused": pause_data(one.pause),
         "rate": str(one.rate) if one.rate else None,
     }
+
+
+def junk_data(one: Junk) -> dict[str, str]:
+    """Return the JSON data of an unrecognized key."""
+    return {"key": one.key, "reason": one.reason}
 
 
 def holder_data(one: Holder) -> dict[str, Any]:

@@ -118,7 +118,7 @@ class Pages:
     def _status(self, name: str) -> Status:
         if not self._mirror.refresh():
             raise EtcdSemError(self._trouble())
-        if not any(one.name == name for one in self._mirror.overview()):
+        if not self._mirror.knows(name):
             raise SemaphoreClosed(f"there is no such semaphore below {self._mirror.prefix}")
         return self._reader.read(name)
 
