@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etcdsem.cli.output import echo
+from etcdsem.cli.output import echo, used
 
 if TYPE_CHECKING:
     from etcdsem.model import Holder, Junk, Overview, Pause, Status, Waiter
@@ -48,14 +48,14 @@ def rate_data(seen: Status) -> dict[str, Any]:
     if rate is None:
         return {}
     after = Client.next_free(seen)
-    used = rate.block * seen.held
+    taken = used(seen.held, rate)
     return {
         "rate": str(rate),
         "limit": rate.starts,
         "period": rate.period,
         "block": rate.block,
-        "used": used,
-        "free": max(0, rate.block * (seen.max_leases or 0) - used),
+        "used": taken,
+        "free": max(0, rate.block * (seen.max_leases or 0) - taken),
         "waiting": len(seen.waiters),
         "next_free": round(after, 1) if after < math.inf else None,
         "paused": pause_data(seen.pause),
@@ -80,6 +80,8 @@ def status_data(seen: Status) -> dict[str, Any]:
         "junk": [junk_data(one) for one in seen.junk],
         "paused": pause_data(seen.pause),
         "rate": str(seen.rate) if seen.rate else None,
+        "used": used(seen.held, seen.rate),
+        "next_free": rate_data(seen).get("next_free"),
     }
 
 
@@ -95,6 +97,7 @@ def overview_data(one: Overview) -> dict[str, Any]:
         "overbooked": one.overbooked,
         "paused": pause_data(one.pause),
         "rate": str(one.rate) if one.rate else None,
+        "used": used(one.held, one.rate),
     }
 
 

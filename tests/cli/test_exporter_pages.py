@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import http.client
 import json
@@ -20,19 +19,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import etcdsem
-from etcdsem import Client, RateLimit, Semaphore
+from etcdsem import Client, Semaphore
 from etcdsem.cli.exporter.pages import is_loopback
 from etcdsem.cli.output import clean
+from tests.cli.crowded import EVIL, MARKUP, NAMES
 from tests.cli.driver import Cli, ran
 from tests.helpers.browser import Browser, browser_program
 from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
-
-MARKUP = "\"><script>alert(1)</script><img src=x onerror='alert(2)'>&amp;]]>--><!--"
-EVIL = f"{MARKUP}\x1b[2J\u202e"
-"""What must come back as text, if at all."""
 
 TAGS = {
     *("html", "head", "meta", "link", "title", "style", "body", "h1", "h2", "p", "a", "footer"),
@@ -134,66 +130,6 @@ def exporter(start: Callable[..., Cli]) -> Started:
     return one
 
 
-@pytest.fixture
-def crowded(fresh_etcd: EtcdServer) -> Iterator[EtcdServer]:
-    """An etcd with semaphores of each kind and state, and hostile text wherever it can be."""
-    etcd = fresh_etcd
-    with etcdsem.connect(etcd.endpoint) as client:
-        fill(etcd, client)
-        yield etcd
-
-
-def fill(etcd: EtcdServer, client: Client) -> None:
-    """Weights, priorities, backfill, rates, a pause, over limit, unreadable, unrecognized."""
-    labels = {"team": MARKUP}
-    gpu = Semaphore(4, "gpu", client=client, owner=MARKUP, labels=labels, max_hold="2h")
-    gpu.acquire(weight=2)
-    gpu.acquire()
-    wait(client, "gpu", gpu.acquire, weight=3)
-    wait(client, "gpu", gpu.acquire, weight=4, priority=7)
-    wait(client, "gpu", gpu.acquire, weight=2, backfill=True)
-    RateLimit("blocks", 1000, "1h", client=client).acquire()
-    mail = RateLimit("mail", 1, "1h", client=client)
-    assert mail.acquire()
-    wait(client, "mail", mail.acquire)
-    over = Semaphore(3, "over", client=client)
-    for _ in range(3):
-        over.acquire()
-    over.resize(1)
-    paused = Semaphore(3, "paused", client=client)
-    paused.acquire()
-    client.pause("paused", reason='new <b>driver</b> & "more"')
-    for name in ("odd", "unreadable", "unread.able-rate_", "x" * 128):
-        Semaphore(2, name, client=client)
-    RateLimit("fast", 5, "1s", client=client)
-    etcd.etcdctl("put", "/etcdsem/unreadable/max_leases", EVIL)
-    etcd.etcdctl("put", "/etcdsem/fast/max_leases", "5/soon")
-    record = {"owner": EVIL, "host": EVIL, "client": EVIL, "labels": {EVIL: EVIL}, "pid": EVIL}
-    lease = etcd.etcdctl("lease", "grant", "600").split()[1]
-    text = json.dumps({**record, "acquired": EVIL, "max_hold": EVIL})
-    etcd.etcdctl("put", "--lease", lease, "/etcdsem/odd/leases/00001", text)
-    etcd.etcdctl("put", f"/etcdsem/odd/leases/{EVIL}", EVIL)
-    etcd.etcdctl("put", f"/etcdsem/odd/waiters/{EVIL}", EVIL)
-    etcd.etcdctl("put", f"/etcdsem/{EVIL}/max_leases", "1")
-    etcd.etcdctl("put", "/etcdsem/only-junk/leases/x", "1")
-    etcd.etcdctl("put", "--lease", lease, "/etcdsem/no-limit/leases/00000", "{}")
-
-
-def wait(client: Client, name: str, acquire: Callable[..., object], **wants: Any) -> None:
-    """Have a thread wait until the client is closed, and return when it waits."""
-    number = len(client.status(name, ttl=False).waiters)
-
-    def waiting() -> None:
-        with contextlib.suppress(etcdsem.EtcdSemError):
-            acquire(**wants)
-
-    threading.Thread(target=waiting, daemon=True).start()
-    eventually(lambda: len(client.status(name, ttl=False).waiters) > number)
-
-
-NAMES = ("blocks", "fast", "gpu", "mail", "odd", "over", "paused", "unreadable", "x" * 128)
-
-
 def plain_table(text: str) -> list[list[str]]:
     """The cells of a printed table whose columns are two blanks apart, without ages."""
     return [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
@@ -222,7 +158,7 @@ def test_the_list_is_what_top_shows(crowded: EtcdServer, exporter: Started) -> N
 
 
 def test_the_json_is_that_of_ls_and_status(crowded: EtcdServer, exporter: Started) -> None:
-    """From the copy and from etcd the same; only the time to live is another moment's."""
+    """From the copy and from etcd the same; only what is left of a time is another moment's."""
     one = exporter(crowded)
     listed = json.loads(ran(crowded, "ls", "--json").stdout)
     assert one.data("/api/status") == listed
@@ -234,6 +170,8 @@ def test_the_json_is_that_of_ls_and_status(crowded: EtcdServer, exporter: Starte
             one.data(f"/api/status/{name}"),
             json.loads(ran(crowded, "status", name, "--json").stdout),
         )
+        after = mine.pop("next_free"), other.pop("next_free")
+        assert after[0] == pytest.approx(after[1], abs=60)
         for data in (mine, other):
             for who in (*data["holders"], *data["waiters"]):
                 assert who.pop("ttl") > 0
