@@ -130,6 +130,41 @@ def test_it_is_a_schema_and_describes_each_field(name: str) -> None:
             assert path in SCHEMAS[file.removesuffix(".json")]["$defs"]
 
 
+def documented(first: str) -> list[str]:
+    """The fields of the object in the row of docs/cli.md that begins with this, in order."""
+    page = (ROOT / "docs" / "cli.md").read_text()
+    found = re.search(rf"^\| {re.escape(first)}.*? \| [^`]*`(.*?)`", page, re.MULTILINE)
+    assert found, first
+    text = re.sub(r'"[^"]*": "[^"]*"', lambda pair: pair[0].split(":")[0], found[1][1:-1])
+    while (shorter := re.sub(r"\[[^][{}]*\]|\{[^][{}]*\}", "", text)) != text:
+        text = shorter  # without what is within
+    return re.findall(r'"(\w+)"', text)
+
+
+@pytest.mark.parametrize(
+    "name", ["ls", "top", "status", "hold", "doctor", "bench", "pause", "resume", "drain", "close"]
+)
+def test_the_page_lists_the_same_fields(name: str) -> None:
+    given = f"[`{name}" if name != "resume" else "[`pause"
+    assert documented(given) == list(SCHEMAS[name]["properties"])
+
+
+@pytest.mark.parametrize(
+    ("first", "part"),
+    [
+        ("S, a semaphore", "semaphore"),
+        ("P, a pause", "pause"),
+        ("H, a holder", "holder"),
+        ("W, a waiter", "waiter"),
+        ("F, a finding", "finding"),
+        ("M, an endpoint", "member"),
+        ("L, a latency", "latency"),
+    ],
+)
+def test_the_page_lists_the_same_parts(first: str, part: str) -> None:
+    assert documented(first) == list(SCHEMAS["parts"]["$defs"][part]["properties"])
+
+
 def test_the_check_notices(crowded: EtcdServer) -> None:
     """A field that is missing, new, or of another type; users of the schema accept a new one."""
     data = told(crowded, "status", "gpu")
