@@ -26,6 +26,7 @@ from tests.cli.crowded import EVIL, MARKUP, NAMES
 from tests.cli.driver import Cli, ran
 from tests.helpers.browser import Browser, browser_program
 from tests.helpers.waiting import eventually
+from tests.security.secured import secured
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
@@ -360,6 +361,21 @@ def test_without_etcd(fresh_etcd: EtcdServer, exporter: Started) -> None:
     eventually(lambda: one.ask("/api/status")[0] == 200, 60)
     assert "updated" not in one.page("/").text
     assert one.data("/api/status/x")["limit"] == 3
+
+
+def test_a_user_who_may_only_read(etcd_binary: str, start: Callable[..., Cli]) -> None:
+    """All but the times to live, which etcd may not tell it."""
+    with secured(etcd_binary) as etcd:
+        etcd.root("user add viewer:secret", "role add viewers", "user grant-role viewer viewers")
+        etcd.root("role grant-permission viewers --prefix=true read /etcdsem/")
+        with etcdsem.connect(etcd.endpoint, user="root", password="root") as root:
+            Semaphore(3, "x", client=root).acquire()
+            login = {"ETCDSEM_USER": "viewer", "ETCDSEM_PASSWORD": "secret"}
+            one = Exporter(start(etcd, "exporter", "--listen", "127.0.0.1:0", env=login))
+            eventually(lambda: len(one.page("/").rows) == 2)
+            (holder,) = one.data("/api/status/x")["holders"]
+            assert one.page("/semaphore/x").rows[1][1] == holder["owner"]
+            assert "secret" not in one.page("/").text
 
 
 # ---------------------------------------------------------------- in a browser
