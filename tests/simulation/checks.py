@@ -89,7 +89,7 @@ def _place(kv: KeyValue) -> tuple[int, int]:
 class Checker:
     """Judges one semaphore in one world."""
 
-    def __init__(self, world: World, prefix: str, name: str) -> None:
+    def __init__(self, world: World, prefix: str, name: str, *, linger: float = 0.0) -> None:
         self.world = world
         self.keys = Keys(prefix, name, "nobody.0.x")
         self.station = prefix, name
@@ -101,7 +101,7 @@ class Checker:
         self.bounds: dict[tuple[int, int], float] = {}  # by slot and token, on its client's clock
         self.granted_at: dict[bytes, float] = {}
         self.leases: dict[tuple[int, int], int] = {}  # of grants, by slot and token
-        self.linger = 0.0  # seconds for which a released slot may stay with its client
+        self.linger = linger  # seconds for which a released slot may stay with its client
         self._used: set[tuple[int, int]] = set()  # grants that were given to a caller
         self._waited_since = math.inf
         self._drained = False  # paused and empty

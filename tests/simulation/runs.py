@@ -57,9 +57,10 @@ class Run:
         self.world = World(options.seed, trace=trace)
         self.world.leases_may_end = bool(options.kinds)
         names = [f"sem{number}" for number in range(options.semaphores)]
-        self.checkers = {name: Checker(self.world, PREFIX, name) for name in names}
+        self.checkers = {
+            name: Checker(self.world, PREFIX, name, linger=options.linger) for name in names
+        }
         for checker in self.checkers.values():
-            checker.linger = options.linger
             if options.kinds & {"lost deletes"}:
                 checker.bound += options.reread[1]
                 checker.told_bound += options.reread[1]
