@@ -36,32 +36,43 @@ class Kubelet:
         self._network = self._docker.networks.create(f"kubelet-{folder.name}-{time.time_ns()}")
         self._all: list[Any] = []
         self._pods: dict[str, Pod] = {}
-        self.namespace = next(o["metadata"]["name"] for o in objects if o["kind"] == "Namespace")
 
-    def get(self, kind: str, name: str) -> Any:
-        """An object, by kind and name."""
-        return next(o for o in self._objects if (o["kind"], o["metadata"]["name"]) == (kind, name))
+    def get(self, kind: str, name: str, namespace: str | None = None) -> Any:
+        """An object, by kind and name, in any namespace or in this one."""
+        return next(
+            one
+            for one in self._objects
+            if (one["kind"], one["metadata"]["name"]) == (kind, name)
+            and namespace in (None, one["metadata"]["namespace"])
+        )
+
+    def _template(self, kind: str, name: str) -> Any:
+        """The pod template of an object, which knows its namespace."""
+        one = self.get(kind, name)
+        spec = one["spec"]["jobTemplate"]["spec"] if kind == "CronJob" else one["spec"]
+        return {"namespace": one["metadata"]["namespace"], **spec["template"]}
 
     # -- what makes pods
 
     def stateful_set(self, name: str) -> list[Pod]:
         """Start its pods, all at once, and wait until they are ready."""
         spec = self.get("StatefulSet", name)["spec"]
+        template = self._template("StatefulSet", name)
         started = []
         for number in range(spec["replicas"]):
             pod = f"{name}-{number}"
-            alias = f"{pod}.{spec['serviceName']}.{self.namespace}.svc"
-            started.append(self._start(spec["template"], pod, self._main(spec), alias=alias))
+            alias = f"{pod}.{spec['serviceName']}.{template['namespace']}.svc"
+            started.append(self._start(template, pod, self._main(template), alias=alias))
         for pod_started in started:
             self._pods[pod_started.name.split("/")[0]] = pod_started
-            self._probe_until(pod_started, self._main(spec), "readinessProbe")
+            self._probe_until(pod_started, self._main(template), "readinessProbe")
         return started
 
     def deployment(self, name: str) -> Pod:
         """Start one pod of it, and wait until it is ready."""
-        spec = self.get("Deployment", name)["spec"]
-        started = self._start(spec["template"], f"{name}-0", self._main(spec))
-        self._probe_until(started, self._main(spec), "readinessProbe")
+        template = self._template("Deployment", name)
+        started = self._start(template, f"{name}-0", self._main(template))
+        self._probe_until(started, self._main(template), "readinessProbe")
         return started
 
     def pod(self, name: str) -> Pod:
@@ -69,15 +80,12 @@ class Kubelet:
         return self._pods[name]
 
     @staticmethod
-    def _main(spec: Any) -> Any:
-        return spec["template"]["spec"]["containers"][0]
+    def _main(template: Any) -> Any:
+        return template["spec"]["containers"][0]
 
     def job(self, name: str, *, kind: str = "Job", index: int = 0) -> tuple[int, str]:
         """Run one pod of a job to its end: exit code and log of its main container."""
-        spec = self.get(kind, name)["spec"]
-        if kind == "CronJob":
-            spec = spec["jobTemplate"]["spec"]
-        template = spec["template"]
+        template = self._template(kind, name)
         pod = f"{name}-{index}-{time.time_ns() % 10**6}"
         extra = {"JOB_COMPLETION_INDEX": str(index), "job": name}
         sidecars = []
@@ -90,7 +98,7 @@ class Kubelet:
                 shared = started
             else:
                 assert started.end(120) == 0, started.log()
-        main = self._start(template, pod, self._main(spec), extra=extra, shared=shared)
+        main = self._start(template, pod, self._main(template), extra=extra, shared=shared)
         code = main.end(120)
         for sidecar in reversed(sidecars):
             sidecar.container.stop(timeout=template["spec"]["terminationGracePeriodSeconds"])
@@ -109,7 +117,7 @@ class Kubelet:
             self._images[re.sub(r":[^:/]*$", "", one["image"])],
             one.get("args", []),
             entrypoint=one.get("command"),
-            environment=self._environment(one, pod, extra or {}),
+            environment=self._environment(one, pod, template["namespace"], extra or {}),
             user=f"{context['runAsUser']}:{context['runAsGroup']}",
             read_only=own["readOnlyRootFilesystem"],
             cap_drop=own["capabilities"]["drop"],
@@ -130,16 +138,18 @@ class Kubelet:
         container.start()
         return Pod(f"{pod}/{one['name']}", container)
 
-    def _environment(self, one: Any, pod: str, extra: Mapping[str, str]) -> dict[str, str]:
+    def _environment(
+        self, one: Any, pod: str, namespace: str, extra: Mapping[str, str]
+    ) -> dict[str, str]:
         fields = {
             "metadata.name": pod,
-            "metadata.namespace": self.namespace,
+            "metadata.namespace": namespace,
             "spec.nodeName": "this-node",
             "metadata.labels['batch.kubernetes.io/job-name']": extra.get("job", ""),
         }
         known: dict[str, str] = {}
         for source in one.get("envFrom", ()):
-            known |= self.get("ConfigMap", source["configMapRef"]["name"])["data"]
+            known |= self.get("ConfigMap", source["configMapRef"]["name"], namespace)["data"]
         for entry in one.get("env", ()):
             if "valueFrom" in entry:
                 known[entry["name"]] = fields[entry["valueFrom"]["fieldRef"]["fieldPath"]]
@@ -152,20 +162,23 @@ class Kubelet:
         volumes = {volume["name"]: volume for volume in template["spec"].get("volumes", ())}
         mounts = {}
         for mount in one.get("volumeMounts", ()):
-            source = self._source(volumes.get(mount["name"], {}), mount["name"], pod)
+            volume = volumes.get(mount["name"], {})
+            source = self._source(volume, mount["name"], pod, template["namespace"])
             mode = "ro" if mount.get("readOnly") else "rw"
             mounts[str(source)] = {"bind": mount["mountPath"], "mode": mode}
         return mounts
 
-    def _source(self, volume: Any, name: str, pod: str) -> Path:
+    def _source(self, volume: Any, name: str, pod: str, namespace: str) -> Path:
         """The folder behind a volume. Anybody may read and write in it, as in an emptyDir."""
         claim = volume.get("persistentVolumeClaim", {}).get("claimName")
         folder = self._folder / (f"claim-{claim}" if claim else f"{pod}-{name}")
         folder.mkdir(exist_ok=True)
         folder.chmod(0o777)
-        if "configMap" in volume:
-            for file, content in self.get("ConfigMap", volume["configMap"]["name"])["data"].items():
-                (folder / file).write_text(content)
+        for one in (volume, *volume.get("projected", {}).get("sources", ())):
+            if "configMap" in one:
+                files = self.get("ConfigMap", one["configMap"]["name"], namespace)["data"]
+                for file, content in files.items():
+                    (folder / file).write_text(content)
         secret = volume.get("secret", {})
         if secret:
             source = self._secrets.get(secret["secretName"])
