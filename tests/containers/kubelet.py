@@ -56,17 +56,23 @@ class Kubelet:
 
     def stateful_set(self, name: str) -> list[Pod]:
         """Start its pods, all at once, and wait until they are ready."""
-        spec = self.get("StatefulSet", name)["spec"]
-        template = self._template("StatefulSet", name)
-        started = []
-        for number in range(spec["replicas"]):
-            pod = f"{name}-{number}"
-            alias = f"{pod}.{spec['serviceName']}.{template['namespace']}.svc"
-            started.append(self._start(template, pod, self._main(template), alias=alias))
-        for pod_started in started:
-            self._pods[pod_started.name.split("/")[0]] = pod_started
-            self._probe_until(pod_started, self._main(template), "readinessProbe")
+        one = self.get("StatefulSet", name)
+        started = [self.start_member(one, f"{name}-{n}") for n in range(one["spec"]["replicas"])]
+        for pod in started:
+            self._probe_until(pod, self._main(one["spec"]["template"]), "readinessProbe")
         return started
+
+    def start_member(self, one: Object, pod: str) -> Pod:
+        """Start one pod of a stateful set, with its own name, address and claim."""
+        namespace, spec = one["metadata"]["namespace"], one["spec"]
+        template = {"namespace": namespace, **spec["template"]}
+        alias = f"{pod}.{spec['serviceName']}.{namespace}.svc"
+        self._pods[pod] = self._start(template, pod, self._main(template), alias=alias)
+        return self._pods[pod]
+
+    def is_ready(self, pod: Pod, template: Any) -> bool:
+        """Does its readiness probe succeed now?"""
+        return self._probe(pod, self._main(template), "readinessProbe")
 
     def deployment(self, name: str) -> Pod:
         """Start one pod of it, and wait until it is ready."""
@@ -198,15 +204,16 @@ class Kubelet:
         )
 
     def _probe_until(self, pod: Pod, one: Any, which: str, seconds: float = 120.0) -> None:
-        ports = {port["name"]: port["containerPort"] for port in one.get("ports", ())}
-        probe = one[which]["httpGet"]
         until = time.monotonic() + seconds
-        while not self._ok(
-            self.address(pod), ports.get(probe["port"], probe["port"]), probe["path"]
-        ):
+        while not self._probe(pod, one, which):
             assert time.monotonic() < until, f"{pod!r}: {which} never succeeds: {pod.log()[-2000:]}"
             assert pod.status == "running", f"{pod!r} ended: {pod.log()[-2000:]}"
             time.sleep(0.2)
+
+    def _probe(self, pod: Pod, one: Any, which: str) -> bool:
+        ports = {port["name"]: port["containerPort"] for port in one.get("ports", ())}
+        probe = one[which]["httpGet"]
+        return self._ok(self.address(pod), ports.get(probe["port"], probe["port"]), probe["path"])
 
     @staticmethod
     def _ok(address: str, port: int, path: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from etcdsem import Semaphore, connect
 from etcdsem.errors import EtcdSemError
 from tests.containers import images
+from tests.containers.api_server import Members, serving
 from tests.containers.kubelet import Kubelet, node
 from tests.helpers.docker_etcd import etcd_image, etcd_programs
 from tests.helpers.history import assert_clean
@@ -120,6 +122,65 @@ def test_production(local: dict[str, str], tmp_path: Path) -> None:
         _only_what_is_theirs(kubelet, made)
 
 
+def test_members_restart_one_at_a_time(local: dict[str, str], tmp_path: Path) -> None:
+    """restart-members.sh, with the real kubectl: each member is restarted when all are healthy;
+    none is restarted without need, or while another is away; nothing is lost.
+    """
+    made = tmp_path / "certificates"
+    subprocess.run([KUBERNETES / "certificates.sh", "etcdsem", made], check=True)
+    secrets = {path.name: path for path in made.iterdir() if path.is_dir()}
+    with node(rendered("overlays/production"), local, tmp_path, secrets) as kubelet:
+        members = Members(kubelet, "etcd")
+        etcd = _reached(kubelet, made / "etcd-root-tls", "etcd-0")
+        etcd.etcdctl("put", "/before", "x")
+        with serving(members) as address:
+            env = {
+                **os.environ,
+                "KUBECONFIG": str(_kubeconfig(tmp_path, address)),
+                "PATIENCE": "90s",
+            }
+
+            def restart(**more: str) -> subprocess.CompletedProcess[str]:
+                return subprocess.run(
+                    [KUBERNETES / "restart-members.sh"],
+                    env={**env, **more}, capture_output=True, text=True, check=False,
+                )  # fmt: skip
+
+            done = restart()
+            assert done.returncode == 0, done.stderr
+            assert members.healthy_at_deletion == []  # all are as they should be
+            settings = members.set["spec"]["template"]["spec"]["containers"][0]["env"]
+            settings.append({"name": "ETCD_LOG_LEVEL", "value": "warn"})
+            done = restart()
+            assert done.returncode == 0, (done.stdout, done.stderr)
+            assert members.healthy_at_deletion == [3, 3, 3]
+            assert "all 3 members have revision" in done.stdout
+            etcd = _reached(kubelet, made / "etcd-root-tls", "etcd-0")
+            assert "x" in etcd.etcdctl("get", "/before")
+            settings[-1]["value"] = "error"
+            kubelet.pod("etcd-1").container.kill()
+            assert restart(PATIENCE="2s").returncode != 0
+            assert len(members.healthy_at_deletion) == 3
+
+
+def _kubeconfig(folder: Path, address: str) -> Path:
+    path = folder / "kubeconfig"
+    cluster = {"name": "c", "cluster": {"server": address}}
+    context = {"name": "c", "context": {"cluster": "c", "user": ""}}
+    config = {"clusters": [cluster], "contexts": [context], "current-context": "c"}
+    path.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", **config}))
+    return path
+
+
+def _reached(kubelet: Kubelet, files: Path, pod: str) -> Reached:
+    """A member, with a certificate."""
+    options = (
+        f"--cacert={files}/ca.crt", f"--cert={files}/tls.crt", f"--key={files}/tls.key",
+        "--insecure-skip-tls-verify",  # we come by the address, the certificate has names
+    )  # fmt: skip
+    return Reached(f"https://{kubelet.address(kubelet.pod(pod))}:2379", options)
+
+
 def _users_follow_their_file(kubelet: Kubelet) -> None:
     """The job can run again and then changes nothing; a line that is gone is taken back."""
     users = kubelet.get("ConfigMap", "etcd-users")["data"]
@@ -140,15 +201,9 @@ def _users_follow_their_file(kubelet: Kubelet) -> None:
 
 def _only_what_is_theirs(kubelet: Kubelet, made: Path) -> None:
     """A team has the semaphores that its role names, operators have all, the viewer only looks."""
-    address = f"https://{kubelet.address(kubelet.pod('etcd-0'))}:2379"
 
     def etcdctl(user: str, *arguments: str) -> str:
-        files = made / user
-        options = (
-            f"--cacert={files}/ca.crt", f"--cert={files}/tls.crt", f"--key={files}/tls.key",
-            "--insecure-skip-tls-verify",  # we come by the address, the certificate has names
-        )  # fmt: skip
-        return Reached(address, options).etcdctl(*arguments)
+        return _reached(kubelet, made / user, "etcd-0").etcdctl(*arguments)
 
     etcdctl("operator", "put", "/etcdsem/x/max_leases", "3")
     etcdctl("team-a", "put", "/etcdsem/team-a.x/max_leases", "3")
