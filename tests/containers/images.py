@@ -127,6 +127,7 @@ def _tar(files: dict[str, Path | str]) -> bytes:
 
 def _tool_files() -> dict[str, Path | str]:
     tools = {f"/bin/{name}": Path(shutil.which(name) or f"/bin/{name}") for name in TOOLS}
+    tools["/pause"] = tools["/bin/sleep"]  # process 1 of a pod that shares its processes
     tools["/bin/sh"] = Path(shutil.which("dash") or shutil.which("sh") or "/bin/sh")
     real = {name: path.resolve() for name, path in tools.items()}
     return {**real, **_libraries(real.values())}

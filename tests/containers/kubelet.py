@@ -2,7 +2,7 @@
 
 It does what the manifests ask for, and no more: Downward API, `$(VARIABLE)`, config maps, secrets,
 emptyDir and claims, init containers in order, native sidecars with their startup probe, httpGet
-probes, security contexts and memory limits. It does not restart anything.
+probes, shared process namespaces, security contexts and memory limits. It restarts nothing.
 """
 
 from __future__ import annotations
@@ -96,15 +96,18 @@ class Kubelet:
         extra = {"JOB_COMPLETION_INDEX": str(index), "job": name}
         sidecars = []
         shared: Pod | None = None
+        pause = self._pause() if template["spec"].get("shareProcessNamespace") else None
         for one in template["spec"].get("initContainers", ()):
-            started = self._start(template, pod, one, extra=extra)
+            started = self._start(template, pod, one, extra=extra, pause=pause)
             if one.get("restartPolicy") == "Always":
                 self._probe_until(started, one, "startupProbe")
                 sidecars.append(started)
                 shared = started
             else:
                 assert started.end(120) == 0, started.log()
-        main = self._start(template, pod, self._main(template), extra=extra, shared=shared)
+        main = self._start(
+            template, pod, self._main(template), extra=extra, shared=shared, pause=pause
+        )
         code = main.end(120)
         for sidecar in reversed(sidecars):
             sidecar.container.stop(timeout=template["spec"]["terminationGracePeriodSeconds"])
@@ -115,7 +118,7 @@ class Kubelet:
 
     def _start(
         self, template: Any, pod: str, one: Any, *, alias: str = "", shared: Pod | None = None,
-        extra: Mapping[str, str] | None = None,
+        extra: Mapping[str, str] | None = None, pause: Any = None,
     ) -> Pod:  # fmt: skip
         context = template["spec"]["securityContext"]
         own = one["securityContext"]
@@ -131,6 +134,7 @@ class Kubelet:
             mem_limit=one["resources"]["limits"]["memory"].removesuffix("i").lower(),
             volumes=self._mounts(template, pod, one),
             hostname=None if shared else pod,
+            pid_mode=f"container:{pause.id}" if pause else None,
             **(
                 {"network_mode": f"container:{shared.container.id}"}
                 if shared
@@ -143,6 +147,15 @@ class Kubelet:
             self._network.connect(container, aliases=[alias])
         container.start()
         return Pod(f"{pod}/{one['name']}", container)
+
+    def _pause(self) -> Any:
+        """Process 1 of a pod that shares its process namespace."""
+        container = self._docker.containers.create(
+            self._images["busybox"], ["infinity"], entrypoint=["/pause"], network_mode="none"
+        )
+        self._all.append(container)
+        container.start()
+        return container
 
     def _environment(
         self, one: Any, pod: str, namespace: str, extra: Mapping[str, str]
