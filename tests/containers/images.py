@@ -49,6 +49,17 @@ def bare_image() -> str:
     return _on_scratch("etcdsem-test-bare", _tool_files)
 
 
+def etcd_tools_image(folder: Path) -> str:
+    """The tag of an image with etcd, etcdctl and etcdutl of a folder."""
+
+    def files() -> dict[str, Path | str]:
+        programs = [folder / name for name in ("etcd", "etcdctl", "etcdutl")]
+        placed = {f"/usr/local/bin/{path.name}": path for path in programs}
+        return {**placed, **_libraries(programs)}
+
+    return _on_scratch("etcdsem-test-etcd-tools", files)
+
+
 @functools.cache
 def project_image() -> str:
     """The tag of the project's own image."""

@@ -70,6 +70,11 @@ class Kubelet:
         self._pods[pod] = self._start(template, pod, self._main(template), alias=alias)
         return self._pods[pod]
 
+    def scale_to_zero(self) -> None:
+        """Stop the pods of the stateful set; their claims stay."""
+        for name in list(self._pods):
+            self._pods.pop(name).container.stop(timeout=30)
+
     def is_ready(self, pod: Pod, template: Any) -> bool:
         """Does its readiness probe succeed now?"""
         return self._probe(pod, self._main(template), "readinessProbe")
@@ -170,8 +175,13 @@ class Kubelet:
         for source in one.get("envFrom", ()):
             known |= self.get("ConfigMap", source["configMapRef"]["name"], namespace)["data"]
         for entry in one.get("env", ()):
-            if "valueFrom" in entry:
-                known[entry["name"]] = fields[entry["valueFrom"]["fieldRef"]["fieldPath"]]
+            source = entry.get("valueFrom", {})
+            if "configMapKeyRef" in source:
+                key = source["configMapKeyRef"]
+                data = self.get("ConfigMap", key["name"], namespace)["data"]
+                known[entry["name"]] = data[key["key"]]
+            elif "fieldRef" in source:
+                known[entry["name"]] = fields[source["fieldRef"]["fieldPath"]]
             else:
                 value = re.sub(r"\$\((\w+)\)", lambda m: known.get(m[1], m[0]), entry["value"])
                 known[entry["name"]] = value
@@ -190,6 +200,8 @@ class Kubelet:
     def _source(self, volume: Any, name: str, pod: str, namespace: str) -> Path:
         """The folder behind a volume. Anybody may read and write in it, as in an emptyDir."""
         claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+        if not volume:  # of the template of a stateful set
+            claim = f"{name}-{pod}"
         folder = self._folder / (f"claim-{claim}" if claim else f"{pod}-{name}")
         folder.mkdir(exist_ok=True)
         folder.chmod(0o777)

@@ -131,7 +131,7 @@ def test_members_restart_one_at_a_time(local: dict[str, str], tmp_path: Path) ->
     secrets = {path.name: path for path in made.iterdir() if path.is_dir()}
     with node(rendered("overlays/production"), local, tmp_path, secrets) as kubelet:
         members = Members(kubelet, "etcd")
-        etcd = _reached(kubelet, made / "etcd-root-tls", "etcd-0")
+        etcd = reached(kubelet, made / "etcd-root-tls", "etcd-0")
         etcd.etcdctl("put", "/before", "x")
         with serving(members) as address:
             env = {
@@ -155,7 +155,7 @@ def test_members_restart_one_at_a_time(local: dict[str, str], tmp_path: Path) ->
             assert done.returncode == 0, (done.stdout, done.stderr)
             assert members.healthy_at_deletion == [3, 3, 3]
             assert "all 3 members have revision" in done.stdout
-            etcd = _reached(kubelet, made / "etcd-root-tls", "etcd-0")
+            etcd = reached(kubelet, made / "etcd-root-tls", "etcd-0")
             assert "x" in etcd.etcdctl("get", "/before")
             settings[-1]["value"] = "error"
             kubelet.pod("etcd-1").container.kill()
@@ -172,7 +172,7 @@ def _kubeconfig(folder: Path, address: str) -> Path:
     return path
 
 
-def _reached(kubelet: Kubelet, files: Path, pod: str) -> Reached:
+def reached(kubelet: Kubelet, files: Path, pod: str) -> Reached:
     """A member, with a certificate."""
     options = (
         f"--cacert={files}/ca.crt", f"--cert={files}/tls.crt", f"--key={files}/tls.key",
@@ -203,7 +203,7 @@ def _only_what_is_theirs(kubelet: Kubelet, made: Path) -> None:
     """A team has the semaphores that its role names, operators have all, the viewer only looks."""
 
     def etcdctl(user: str, *arguments: str) -> str:
-        return _reached(kubelet, made / user, "etcd-0").etcdctl(*arguments)
+        return reached(kubelet, made / user, "etcd-0").etcdctl(*arguments)
 
     etcdctl("operator", "put", "/etcdsem/x/max_leases", "3")
     etcdctl("team-a", "put", "/etcdsem/team-a.x/max_leases", "3")
