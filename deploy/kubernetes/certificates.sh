@@ -6,8 +6,8 @@
 #   kubectl apply -k DIR/TEAM    into the namespace TEAM: its client certificate; the user is TEAM
 #   DIR/operator                 for your own machine: may read and write all semaphores
 #
-# The certificates are valid for a year; run it again in time: the CA (ten years) is kept, and etcd
-# and etcdsem re-read renewed files by themselves. Keep DIR/authority.key away from the cluster, and
+# The certificates are valid for a year (or $DAYS); run it again in time: the CA (ten years) is kept,
+# and etcd and etcdsem re-read renewed files by themselves. Keep DIR/authority.key away from the cluster, and
 # all of DIR out of version control.
 set -eu
 [ $# -ge 2 ] || { echo "usage: certificates.sh NAMESPACE DIR [TEAM...]" >&2; exit 64; }
@@ -33,7 +33,7 @@ certificate() {
     [ -z "$4" ] || echo "subjectAltName=$4"
   } >"$1/extensions"
   openssl x509 -req -in "$1/request" -CA authority.crt -CAkey authority.key -CAcreateserial \
-    -days 365 -extfile "$1/extensions" -out "$1/tls.crt" 2>/dev/null
+    -days "${DAYS:-365}" -extfile "$1/extensions" -out "$1/tls.crt" 2>/dev/null
   cp authority.crt "$1/ca.crt"
   rm "$1/request" "$1/extensions"
 }

@@ -120,6 +120,19 @@ def test_production(local: dict[str, str], tmp_path: Path) -> None:
         (backup,) = (tmp_path / "claim-etcd-backup").glob("etcd-*.db")
         assert backup.stat().st_size > 10_000
         _only_what_is_theirs(kubelet, made)
+        _a_certificate_that_ends_is_told(kubelet, made, tmp_path)
+
+
+def _a_certificate_that_ends_is_told(kubelet: Kubelet, made: Path, folder: Path) -> None:
+    """etcd-access fails if a member serves a certificate of a few days."""
+    renewed = {**os.environ, "DAYS": "20"}
+    subprocess.run([KUBERNETES / "certificates.sh", "etcdsem", made], check=True, env=renewed)
+    for file in ("tls.crt", "tls.key"):
+        mounted = folder / "etcd-1-server-tls" / file
+        mounted.write_bytes((made / "etcd-server-tls" / file).read_bytes())  # re-read by etcd
+    code, log = kubelet.job("etcd-access", kind="CronJob")
+    assert code == 1
+    assert re.search(r"certificate of etcd-1\S* ends in (19|20) days", log), log
 
 
 def test_members_restart_one_at_a_time(local: dict[str, str], tmp_path: Path) -> None:

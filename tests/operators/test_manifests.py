@@ -31,7 +31,10 @@ CLIENT = {"etcdsem-client": "true"}
 
 OLDEST = "1.30"
 
-NOT_KUBERNETES = ("Kustomization", "Component", "Certificate", "Issuer")
+NOT_KUBERNETES = (
+    *("Kustomization", "Component", "Certificate", "Issuer"),
+    *("PrometheusRule", "ServiceMonitor"),
+)
 """Kinds whose schemas are not Kubernetes' own."""
 
 IMAGES = {"etcdsem", "quay.io/coreos/etcd", "busybox"}

@@ -4,15 +4,23 @@ Each user gets a role of the same name with exactly the permissions that the fil
 root may do everything. Users and roles that are not in the file are left alone. Users have no
 password: they present a certificate whose common name is the user's name. If everything agrees,
 nothing is written, so that it can run often.
+
+It also fails if the certificate of a member ends soon, so that an alert on it tells in time.
 """
 
 import base64
 import json
+import os
+import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from pathlib import Path
+
+DAYS = 30
+"""A certificate that ends within so many days is an error."""
 
 FILE = Path(__file__).with_name("users.txt")
 PERMISSIONS = ("read", "write", "readwrite")  # by etcd's number
@@ -84,6 +92,24 @@ def set_role(role: str, wanted: Permissions) -> None:
         change("role", "revoke-permission", role, *filter(None, keys))
 
 
+def check_certificates() -> None:
+    """Exit if the certificate that a member serves ends soon. A member that is away is left out."""
+    context = ssl.create_default_context(cafile=os.environ["ETCDCTL_CACERT"])
+    context.load_cert_chain(os.environ["ETCDCTL_CERT"], os.environ["ETCDCTL_KEY"])
+    for endpoint in os.environ["ETCDCTL_ENDPOINTS"].split(","):
+        host, port = endpoint.rpartition("/")[2].split(":")
+        try:
+            plain = socket.create_connection((host, int(port)), timeout=10)
+        except OSError as error:
+            print(f"{host}: {error}")
+            continue
+        with plain, context.wrap_socket(plain, server_hostname=host) as connection:
+            ends = ssl.cert_time_to_seconds(connection.getpeercert()["notAfter"])
+        left = int(ends - time.time()) // 86400
+        if left < DAYS:
+            sys.exit(f"the certificate of {host} ends in {left} days: run certificates.sh again")
+
+
 def main() -> None:
     """Do everything."""
     wait_for_etcd()
@@ -100,6 +126,7 @@ def main() -> None:
     if "Authentication Status: true" not in etcdctl("auth", "status"):
         change("auth", "enable")
     print("authentication is enabled; users:", *wanted)
+    check_certificates()
 
 
 main()
