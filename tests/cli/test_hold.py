@@ -337,8 +337,9 @@ def test_as_pid_1(etcd: EtcdServer, name: str, start: Start) -> None:
     assert keys(etcd, name) == ["max_leases"]
 
 
-def test_kill_pod_is_refused_outside_of_a_pod(name: str) -> None:
+@pytest.mark.parametrize("command", ["hold", "check"])
+def test_kill_pod_is_refused_outside_of_a_pod(name: str, command: str) -> None:
     """Process 1 of this machine or container is not a pod's, and we would kill who knows what."""
-    done = ran_here(None, "hold", name, "-l", "1", "--on-lost", "kill-pod")
+    done = ran_here(None, command, name, "-l", "1", "--on-lost", "kill-pod")
     assert done.returncode == 64
     assert "shareProcessNamespace" in done.stderr

@@ -15,6 +15,7 @@ from etcdsem.cli.endpoint import CallFailed, EndpointConnection
 from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.options import WholeNumber, connect, connection_options
 from etcdsem.cli.output import clean, echo
+from etcdsem.cli.run.pod import require_shared_processes
 from etcdsem.errors import SemaphoreClosed
 
 if TYPE_CHECKING:
@@ -32,10 +33,16 @@ _WRITTEN: Final = ("leases", "waiters", "grants")
     type=WholeNumber(),
     help="The limit, as for `run` and `hold`: registers NAME if it is new.",
 )
+@click.option(
+    "--on-lost",
+    type=click.Choice(["terminate", "warn", "kill-pod"]),
+    default="terminate",
+    help="As for `hold`: with kill-pod, also check that the pod shares its process namespace.",
+)
 @connection_options
 @name_argument
 @click.pass_context
-def check(ctx: click.Context, /, name: str, limit: int | None) -> int:
+def check(ctx: click.Context, /, name: str, limit: int | None, on_lost: str) -> int:
     """Check that a lease of the semaphore NAME could be acquired, without acquiring one.
 
     Contacts etcd, registers or checks the limit, and checks the permission to write. Does not
@@ -56,6 +63,8 @@ def check(ctx: click.Context, /, name: str, limit: int | None) -> int:
     """
     from etcdsem import Semaphore
 
+    if on_lost == "kill-pod":
+        require_shared_processes()
     quiet_library()
     with connect(ctx) as client:
         try:
