@@ -103,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> None:  # fmt: skip
         version, _, word = resource
         if "watch" in query:
-            self._watch(kind, name)
+            self._watch(kind, name, None if "sendInitialEvents" not in query else (version, word))
             return
         found = {key: value for key, value in self.members.objects(kind).items() if key == name}
         if not single:
@@ -115,20 +115,29 @@ class _Handler(BaseHTTPRequestHandler):
             missing = {"kind": "Status", "apiVersion": "v1", "status": "Failure"}
             self._send({**missing, "reason": "NotFound", "code": 404, "message": "not found"}, 404)
 
-    def _watch(self, kind: str, name: str) -> None:
-        """The object as it is now, again and again, until the client goes away."""
+    def _watch(self, kind: str, name: str, streamed: tuple[str, str] | None) -> None:
+        """The object as it is now, again and again, until the client goes away. Newer kubectl has
+        no list before: a bookmark tells it that it has seen all there is.
+        """
         self._send(None)
         seen = self.members.objects(kind).get(name)
         with contextlib.suppress(OSError):
+            if streamed is not None:
+                if seen:
+                    self._event("ADDED", seen)
+                self._event("BOOKMARK", _initial_events_end(*streamed))
             while True:
                 now = self.members.objects(kind).get(name)
-                gone = seen is not None and now is None
-                event = {"type": "DELETED" if gone else "MODIFIED", "object": now or seen}
-                if now or gone:
-                    self.wfile.write(json.dumps(event).encode() + b"\n")
-                    self.wfile.flush()
+                if now:
+                    self._event("MODIFIED", now)
+                elif seen:
+                    self._event("DELETED", seen)
                 seen = now
                 time.sleep(0.2)  # as often as the player probes
+
+    def _event(self, what: str, one: Any) -> None:
+        self.wfile.write(json.dumps({"type": what, "object": one}).encode() + b"\n")
+        self.wfile.flush()
 
     def _send(self, answer: Any, code: int = 200) -> None:
         self.send_response(code)
@@ -139,6 +148,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
+
+
+def _initial_events_end(version: str, kind: str) -> Any:
+    annotations = {"k8s.io/initial-events-end": "true"}
+    metadata = {"resourceVersion": "1", "annotations": annotations}
+    return {"apiVersion": version, "kind": kind, "metadata": metadata}
 
 
 def _groups(path: str) -> Any:
