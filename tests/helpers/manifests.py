@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,24 @@ import pytest
 import yaml
 
 KUBERNETES = Path(__file__).parents[2] / "deploy" / "kubernetes"
+
+DEV, PRODUCTION, TEAM = "overlays/dev", "overlays/production", "overlays/team"
+SERVERS = (DEV, PRODUCTION)
+OVERLAYS = (DEV, PRODUCTION, TEAM)
+EXAMPLES = "examples"
+RESTORE = "restore"
+ALL = (*OVERLAYS, EXAMPLES, RESTORE)
+CLIENT = {"etcdsem-client": "true"}
+"""The label of pods that are clients, and of the namespaces where they run."""
+
+NOT_KUBERNETES = (
+    *("Kustomization", "Component", "Certificate", "Issuer"),
+    *("PrometheusRule", "ServiceMonitor"),
+)
+"""Kinds whose schemas are not Kubernetes' own."""
+
+FROM_CERTIFICATES = {"etcd-server-tls", "etcd-peer-tls", "etcd-root-tls", "etcdsem-view-tls"}
+"""Secrets that certificates.sh makes, besides those of the teams."""
 
 
 Object = Mapping[str, Any]
@@ -43,3 +61,43 @@ def rendered(folder: str, root: Path = KUBERNETES) -> tuple[Object, ...]:
     assert done.returncode == 0, done.stderr
     assert "deprecated" not in done.stderr
     return tuple(yaml.safe_load_all(done.stdout))
+
+
+def pods(objects: tuple[Object, ...]) -> Iterator[tuple[str, str, Any]]:
+    """Kind, name and pod spec of everything that makes pods."""
+    for one in objects:
+        spec = one.get("spec", {})
+        if one["kind"] == "CronJob":
+            spec = spec["jobTemplate"]["spec"]
+        if "template" in spec and "spec" in spec["template"]:
+            yield one["kind"], one["metadata"]["name"], spec["template"]
+
+
+def containers(template: Any) -> Iterator[tuple[bool, Any]]:
+    """All containers of a pod, and whether each is one that stays beside the main one."""
+    for one in template["spec"].get("initContainers", ()):
+        yield one.get("restartPolicy") == "Always", one
+    for one in template["spec"]["containers"]:
+        yield False, one
+
+
+def identity(one: Object) -> tuple[str, str, str]:
+    return one["kind"], one["metadata"]["name"], one["metadata"].get("namespace", "")
+
+
+def immutable(one: Object) -> Any:
+    """The part that `kubectl apply` cannot change."""
+    spec = one.get("spec", {})
+    match one["kind"]:
+        case "StatefulSet":
+            kept = {"replicas", "ordinals", "template", "updateStrategy", "minReadySeconds"}
+            return {key: value for key, value in spec.items() if key not in kept}
+        case "Deployment":
+            return spec["selector"]
+        case "PersistentVolumeClaim" | "Job":
+            return spec
+        case "Service":
+            return spec.get("clusterIP")
+        case "PriorityClass":
+            return one["value"]
+    return None

@@ -11,13 +11,16 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.helpers.manifests import KUBERNETES, Object, rendered
-from tests.operators.test_manifests import (
+from tests.helpers.manifests import (
+    KUBERNETES,
     NOT_KUBERNETES,
     PRODUCTION,
     TEAM,
+    Object,
     containers,
+    identity,
     immutable,
+    rendered,
 )
 
 chart = pytest.importorskip("helm_python.chart", reason="there is no Helm (helm-python-sdk)")
@@ -41,10 +44,6 @@ def _installed(values: str) -> dict[Identity, Object]:
     by_identity = {identity(one): one for one in found}
     assert len(found) == len(by_identity)
     return by_identity
-
-
-def identity(one: Object) -> Identity:
-    return one["kind"], one["metadata"]["name"], one["metadata"].get("namespace", "")
 
 
 def bare(one: Object) -> Object:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import re
 import shutil
-import subprocess
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,32 +13,30 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from cryptography import x509
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from tests.helpers.manifests import KUBERNETES, Object, rendered
-
-DEV, PRODUCTION, TEAM = "overlays/dev", "overlays/production", "overlays/team"
-SERVERS = (DEV, PRODUCTION)
-OVERLAYS = (DEV, PRODUCTION, TEAM)
-EXAMPLES = "examples"
-RESTORE = "restore"
-ALL = (*OVERLAYS, EXAMPLES, RESTORE)
-CLIENT = {"etcdsem-client": "true"}
-"""The label of pods that are clients, and of the namespaces where they run."""
+from tests.helpers.manifests import (
+    ALL,
+    DEV,
+    EXAMPLES,
+    FROM_CERTIFICATES,
+    KUBERNETES,
+    NOT_KUBERNETES,
+    OVERLAYS,
+    PRODUCTION,
+    RESTORE,
+    SERVERS,
+    TEAM,
+    Object,
+    containers,
+    identity,
+    immutable,
+    pods,
+    rendered,
+)
 
 OLDEST = "1.30"
 
-NOT_KUBERNETES = (
-    *("Kustomization", "Component", "Certificate", "Issuer"),
-    *("PrometheusRule", "ServiceMonitor"),
-)
-"""Kinds whose schemas are not Kubernetes' own."""
-
 IMAGES = {"etcdsem", "quay.io/coreos/etcd", "busybox"}
-
-FROM_CERTIFICATES = {"etcd-server-tls", "etcd-peer-tls", "etcd-root-tls", "etcdsem-view-tls"}
-"""Secrets that certificates.sh makes, besides those of the teams."""
 
 
 def written() -> Iterator[tuple[Path, Object]]:
@@ -50,24 +46,6 @@ def written() -> Iterator[tuple[Path, Object]]:
             for each in one["items"] if one["kind"] == "List" else [one]:
                 if each["kind"] not in NOT_KUBERNETES:
                     yield path, each
-
-
-def pods(objects: tuple[Object, ...]) -> Iterator[tuple[str, str, Any]]:
-    """Kind, name and pod spec of everything that makes pods."""
-    for one in objects:
-        spec = one.get("spec", {})
-        if one["kind"] == "CronJob":
-            spec = spec["jobTemplate"]["spec"]
-        if "template" in spec and "spec" in spec["template"]:
-            yield one["kind"], one["metadata"]["name"], spec["template"]
-
-
-def containers(template: Any) -> Iterator[tuple[bool, Any]]:
-    """All containers of a pod, and whether each is one that stays beside the main one."""
-    for one in template["spec"].get("initContainers", ()):
-        yield one.get("restartPolicy") == "Always", one
-    for one in template["spec"]["containers"]:
-        yield False, one
 
 
 @pytest.mark.parametrize("version", [OLDEST, kubernetes_validate.utils.latest_version()])
@@ -269,33 +247,11 @@ def test_a_change_reaches_only_what_may_change(tmp_path: Path) -> None:
     changed = 0
     for folder in OVERLAYS:
         first, second = rendered(folder), rendered(folder, tmp_path / "changed")
-        assert [_identity(one) for one in first] == [_identity(one) for one in second]
+        assert [identity(one) for one in first] == [identity(one) for one in second]
         for one, other in zip(first, second, strict=True):
-            assert immutable(one) == immutable(other), _identity(one)
+            assert immutable(one) == immutable(other), identity(one)
             changed += one != other
     assert changed >= 8
-
-
-def _identity(one: Object) -> tuple[str, str, str]:
-    return one["kind"], one["metadata"]["name"], one["metadata"].get("namespace", "")
-
-
-def immutable(one: Object) -> Any:
-    """The part that `kubectl apply` cannot change."""
-    spec = one.get("spec", {})
-    match one["kind"]:
-        case "StatefulSet":
-            kept = {"replicas", "ordinals", "template", "updateStrategy", "minReadySeconds"}
-            return {key: value for key, value in spec.items() if key not in kept}
-        case "Deployment":
-            return spec["selector"]
-        case "PersistentVolumeClaim" | "Job":
-            return spec
-        case "Service":
-            return spec.get("clusterIP")
-        case "PriorityClass":
-            return one["value"]
-    return None
 
 
 def test_the_quota_has_room() -> None:
@@ -321,7 +277,7 @@ def test_the_quota_has_room() -> None:
             used["requests.storage"] += number * _number(claim["resources"]["requests"]["storage"])
     assert {key for key, value in quota.items() if used[key] > _number(value)} == set()
     assert "limits.cpu" not in quota  # etcd has no such limit
-    objects = {_identity(one)[:2]: one for one in rendered(PRODUCTION)}
+    objects = {identity(one)[:2]: one for one in rendered(PRODUCTION)}
     most = {e["name"]: e.get("value") for e in _env(objects["StatefulSet", "etcd"])}
     (_, _, backup) = next(pods((objects["CronJob", "etcd-backup"],)))
     keep = {e["name"]: e.get("value") for e in backup["spec"]["containers"][0]["env"]}["KEEP"]
@@ -337,84 +293,6 @@ def _number(quantity: str) -> float:
     units = {"": 1, "m": 0.001, "Mi": 2**20, "Gi": 2**30}
     number, unit = re.fullmatch(r"(\d+)(\w*)", quantity).groups()  # type: ignore[union-attr]
     return int(number) * units[unit]
-
-
-def test_clients_come_from_namespaces_with_the_label() -> None:
-    """The label admits pods of its own namespace and of namespaces with the same label."""
-    for folder in SERVERS:
-        (policy,) = [
-            one
-            for one in rendered(folder)
-            if (one["kind"], one["metadata"]["name"]) == ("NetworkPolicy", "etcd")
-        ]
-        clients, members, prometheus = policy["spec"]["ingress"]
-        label = {"matchLabels": CLIENT}
-        assert clients == {
-            "from": [{"podSelector": label}, {"namespaceSelector": label, "podSelector": label}],
-            "ports": [{"port": "client"}],
-        }
-        assert members["from"] == [{"podSelector": policy["spec"]["podSelector"]}]
-        assert prometheus["ports"] == [{"port": "metrics"}]
-    (namespace,) = [one for one in rendered(TEAM) if one["kind"] == "Namespace"]
-    assert namespace["metadata"]["labels"].items() >= CLIENT.items()
-    for _, name, template in pods(rendered(EXAMPLES)):
-        assert template["metadata"]["labels"].items() >= CLIENT.items(), name
-
-
-def test_a_teams_namespace_has_only_its_own_key(tmp_path: Path) -> None:
-    """Neither what is applied there nor the Secret beside it has a key of root or of a server."""
-    subprocess.run([KUBERNETES / "certificates.sh", "etcdsem", tmp_path, "team-a"], check=True)
-    (secret,) = rendered("team-a", tmp_path)
-    assert _identity(secret) == ("Secret", "etcdsem-client-tls", "team-a")
-    key = base64.b64encode((tmp_path / "team-a/tls.key").read_bytes()).decode()
-    assert "".join(secret["data"]["tls.key"].split()) == key
-    service = rendered(".", tmp_path)
-    assert {_identity(one)[1:] for one in service} == {
-        (one, "etcdsem") for one in FROM_CERTIFICATES
-    }
-    used = {
-        volume["secret"]["secretName"]
-        for _, _, template in pods(rendered(TEAM) + rendered(EXAMPLES))
-        for volume in template["spec"]["volumes"]
-        if "secret" in volume
-    }
-    assert used == {"etcdsem-client-tls"}
-
-
-def test_cert_manager_makes_the_same_certificates(tmp_path: Path) -> None:
-    """The component's names, users and usages are those of certificates.sh."""
-    subprocess.run([KUBERNETES / "certificates.sh", "etcdsem", tmp_path, "team-a"], check=True)
-    shutil.copytree(KUBERNETES, tmp_path / "copy")
-    path = tmp_path / "copy" / PRODUCTION / "kustomization.yaml"
-    text = path.read_text()
-    path.write_text(
-        text.replace("components:\n", "components:\n  - ../../components/cert-manager\n")
-    )
-    requested = {
-        one["spec"]["secretName"]: one["spec"]
-        for one in rendered(PRODUCTION, tmp_path / "copy")
-        if one["kind"] == "Certificate" and not one["spec"].get("isCA")
-    }
-    folders = {"team-a-client-tls": "team-a", "etcdsem-operator-tls": "operator"}
-    assert set(requested) == FROM_CERTIFICATES | set(folders)
-    for name, spec in requested.items():
-        pem = (tmp_path / folders.get(name, name) / "tls.crt").read_bytes()
-        certificate = x509.load_pem_x509_certificate(pem)
-        (user,) = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        assert spec["commonName"] == user.value
-        names = [
-            one.value
-            for extension in certificate.extensions
-            if isinstance(extension.value, x509.SubjectAlternativeName)
-            for one in extension.value
-        ]
-        asked = {*spec.get("dnsNames", ()), *spec.get("ipAddresses", ())}
-        assert asked == set(map(str, names)), name
-        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-        server = ExtendedKeyUsageOID.SERVER_AUTH in usage
-        assert ("server auth" in spec["usages"]) == server, name
-        assert "client auth" in spec["usages"], name
-        assert spec["issuerRef"] == {"name": "etcd"}  # of this namespace, not of the cluster
 
 
 def test_examples_end_and_are_cleaned_up() -> None:
