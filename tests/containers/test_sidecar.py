@@ -169,6 +169,25 @@ def test_kill_pod_makes_a_lost_lease_a_failure(
     assert_clean(cluster.members[0], name)
 
 
+def test_kill_pod_says_what_it_cannot_kill(
+    cluster: ContainerCluster, pods: Pods, image: str, operator: Client, name: str
+) -> None:
+    """A main container of another user stays alive; the sidecar says why, once."""
+    bare = images.bare_image()
+    pause = pods.run("", bare, "infinity", entrypoint="/pause")
+    shared = {"pid_mode": f"container:{pause.container.id}"}
+    sidecar = Sidecar(pods, image, name, "app", "--on-lost", "kill-pod", **shared)
+    main = sidecar.main(bare, "sh", "-c", DEAF, user="65533:65533", **shared)
+    main.wait_for("at work")
+    (holder,) = Semaphore(None, name, client=operator).holders()
+    cluster.members[0].etcdctl("lease", "revoke", holder.lease_id)
+    sidecar.hold.wait_for("waiting until stopped")
+    sidecar.hold.wait_for("processes of other users")
+    assert main.status == "running"
+    assert sidecar.stop() == 70
+    assert sidecar.hold.log().count("processes of other users") == 1
+
+
 def test_process_1_of_a_sidecar_reaps_orphans(pods: Pods, image: str, name: str) -> None:
     """What `kubectl exec` leaves behind does not stay as zombies."""
     hold = pods.run("app", image, "hold", name, "-l", "1")

@@ -178,6 +178,7 @@ class _Holding:
         self._signals = signals
         self._lease: Lease | None = None
         self._lock = threading.Lock()
+        self._warned = False
         self._ready = False  # guarded by the lock, for the port's threads
         self._file = None if plan.file is None else ReadyFile(plan.file)
         self._port = None if plan.port is None else serve_ready(plan.port, self._reported)
@@ -212,8 +213,13 @@ class _Holding:
         return exit_codes.LOST
 
     def _kill_pod(self) -> None:
-        if self._plan.on_lost == "kill-pod":
-            kill_others()
+        if self._plan.on_lost != "kill-pod" or kill_others() or self._warned:
+            return
+        self._warned = True
+        say(
+            "WARNING: cannot kill the pod's processes of other users: give this container the "
+            "runAsUser of the main container"
+        )
 
     def end(self) -> None:
         """Release everything that is still held."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
 
-from etcdsem.cli.output import say
 from etcdsem.errors import InvalidSetting
 
 _FIRST = Path("/proc/1/comm")
@@ -28,15 +28,21 @@ def require_shared_processes() -> None:
         )
 
 
-def kill_others() -> None:
-    """Kill every other process of the pod.
+def kill_others() -> bool:
+    """Kill every other process of the pod; return False if some belong to other users.
 
     With SIGKILL, because a program that handles SIGTERM may exit with code 0, and the pod would
     count as succeeded.
     """
-    try:
+    with contextlib.suppress(ProcessLookupError):  # there are none
         os.kill(-1, signal.SIGKILL)  # all but process 1 and this one
-    except ProcessLookupError:
-        pass
-    except PermissionError:
-        say("WARNING: cannot kill the other containers: give all of them the same runAsUser")
+    return all(map(_may_be_killed, os.listdir("/proc")))
+
+
+def _may_be_killed(process: str) -> bool:
+    if not process.isdigit() or process == "1":
+        return True
+    try:
+        return os.stat(f"/proc/{process}").st_uid == os.geteuid()
+    except OSError:  # it has ended
+        return True
