@@ -95,7 +95,9 @@ class Kubelet:
         return template["spec"]["containers"][0]
 
     def job(self, name: str, *, kind: str = "Job", index: int = 0) -> tuple[int, str]:
-        """Run one pod of a job to its end: exit code and log of its main container."""
+        """Run one pod of a job to its end: exit code and log of its main container, or of the init
+        container that fails.
+        """
         template = self._template(kind, name)
         pod = f"{name}-{index}-{time.time_ns() % 10**6}"
         extra = {"JOB_COMPLETION_INDEX": str(index), "job": name}
@@ -109,7 +111,9 @@ class Kubelet:
                 sidecars.append(started)
                 shared = started
             else:
-                assert started.end(120) == 0, started.log()
+                code = started.end(120)
+                if code != 0:
+                    return code, started.log()
         main = self._start(
             template, pod, self._main(template), extra=extra, shared=shared, pause=pause
         )

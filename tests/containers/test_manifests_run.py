@@ -91,6 +91,12 @@ def test_dev(local: dict[str, str], tmp_path: Path) -> None:
             assert seen["pod"].startswith(seen["job"])
         assert assert_clean(etcd, "my-api").most_held <= 5
         assert_clean(etcd, "team-a.nightly-report")
+        # What a retry cannot help ends the pod of the sidecar, instead of a restart for ever.
+        with connect(etcd.endpoint) as client:
+            client.close_semaphore("my-api")
+            Semaphore(4, "my-api", client=client)
+            code, log = kubelet.job("sidecar")
+        assert code == 78, log
 
 
 def test_production(local: dict[str, str], tmp_path: Path) -> None:
