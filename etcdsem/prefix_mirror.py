@@ -23,6 +23,7 @@ from etcdsem.core.listeners import CallbackListener
 from etcdsem.core.mirror import PrefixView, SemaphoreView
 from etcdsem.core.retry import transact
 from etcdsem.errors import EtcdSemError
+from etcdsem.model import Overview
 
 if TYPE_CHECKING:
     from etcdsem.core.commands import Watch
@@ -47,7 +48,10 @@ class PrefixMirror:
         self._watch: Watch | None = None
         self._watching = threading.Event()
         self._refused: Failure | None = None
-        self._trouble = ""  # why etcd does not answer; guarded by `_turn`
+        self.trouble = ""
+        """Why the copy could not be brought up to date; empty if it was."""
+        self.updated_at: float | None = None
+        """When it was last brought up to date, by time.monotonic()."""
         self._asked_at = 0.0
 
     def refresh(self) -> bool:
@@ -55,7 +59,7 @@ class PrefixMirror:
         began = time.monotonic()
         with self._turn:
             if self._asked_at > began:  # another thread asked while this one waited for its turn
-                return not self._trouble
+                return not self.trouble
             self._asked_at = time.monotonic()
             try:
                 self._ask()
@@ -64,8 +68,10 @@ class PrefixMirror:
                 trouble = str(public_error(failure, "read the semaphores"))
             except EtcdSemError as error:
                 trouble = str(error)
-            if trouble != self._trouble:
-                self._trouble = trouble
+            if not trouble:
+                self.updated_at = time.monotonic()
+            if trouble != self.trouble:
+                self.trouble = trouble
                 log.warning("%s", trouble or "etcd answers again")
         return not trouble
 
@@ -75,6 +81,16 @@ class PrefixMirror:
         with self._driver.turn:
             now = self._driver.now()
             yield now, [line for _, line in sorted(self._view.lines.items())]
+
+    def overview(self) -> list[Overview]:
+        """What `Client.overview()` would return, from the copy."""
+        with self.semaphores() as (_, views):
+            return [_overview(view) for view in views if view.limit or view.held or view.waiting]
+
+    def knows(self, name: str) -> bool:
+        """Whether the copy has anything of a semaphore or rate limit."""
+        with self._driver.turn:
+            return name.encode() in self._view.lines
 
     def _ask(self) -> None:
         driver, view = self._driver, self._view
@@ -147,6 +163,21 @@ class PrefixMirror:
                 if last or session.env.now() >= until:
                     raise
         raise AssertionError("two attempts gave neither an answer nor a failure")
+
+
+def _overview(view: SemaphoreView) -> Overview:
+    first = min(view.waiting.values(), key=lambda one: one.token, default=None)
+    limit = view.limit
+    return Overview(
+        name=view.name,
+        max_leases=limit.number if limit else None,
+        held=len(view.held),
+        waiting=len(view.waiting),
+        junk=len(view.junk),
+        waiting_since=first.said if first else None,
+        pause=limit.pause if limit else None,
+        rate=limit.rate if limit else None,
+    )
 
 
 __all__ = ["PrefixMirror", "SemaphoreView"]

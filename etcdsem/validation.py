@@ -177,6 +177,20 @@ def max_hold_seconds(value: Duration | None, *, what: str = "max_hold") -> float
     return None if math.isinf(number) else number
 
 
+MAX_LINGER = 1.0
+"""Seconds that a released slot may stay with its client."""
+
+
+def linger_seconds(value: Duration | None, *, what: str = "linger") -> float:
+    """Convert linger, the time for which a released slot stays with its client, to seconds; None
+    means 0. Raises InvalidSetting if it is negative or longer than `MAX_LINGER`.
+    """
+    number = 0.0 if value is None else seconds(value, what=what)
+    if not 0 <= number <= MAX_LINGER:
+        raise InvalidSetting(f"{what} must be from 0 to 1s: {value!r}")
+    return number
+
+
 def warning_ahead(max_hold: float) -> float:
     """Seconds before the end of max_hold at which a warning is due: a tenth of max_hold, between
     1 s and 60 s, and never more than half of it.

@@ -114,6 +114,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "core/test_transactions.py::test_handing_over_late_leaves_the_next_holder_alone",
     ),
     Mutant(
+        "PASS of several passes over the first waiter",
+        "core/transactions/batch.py",
+        "(Txn((still_waits(keys, line[place]),), serve, branch),)",
+        "(Txn((still_waits(keys, line[place]),), branch, serve),)",
+        "core/test_batching.py::test_several_pass_to_several",
+    ),
+    Mutant(
+        "PASS of several takes waiters that it did not serve for served",
+        "core/transactions/batch.py",
+        "        if inner.succeeded:\n            break\n        gone += 1",
+        "        gone += 1\n        if inner.succeeded:\n            break",
+        "core/test_batching.py::test_several_pass_to_several "
+        "core/test_batching.py::test_others_have_served_the_first",
+    ),
+    Mutant(
         "PASS grants a slot while one above the limit is held",
         "core/transactions/give.py",
         "            no_surplus(keys, limit),\n            priorities_are",
@@ -155,6 +170,49 @@ MUTANTS: tuple[Mutant, ...] = (
         "conditions += (limit_is(keys, limit), guard, ",
         "conditions += (limit_is(keys, limit), ",
         "core/test_transactions.py::test_several_at_once_by_an_old_limit",
+    ),
+    # ------------------------------------------------------------ linger
+    Mutant(
+        "a slot that stays with its client is used again although others wait",
+        "core/linger.py",
+        "            not semaphore.queue.contended\n            and not semaphore.waiters\n",
+        "            True\n",
+        "api/test_linger.py::test_asyncio_in_memory",
+    ),
+    Mutant(
+        "a slot stays with its client though somebody has begun to wait",
+        "core/linger.py",
+        "        self._semaphore.queue.set_contended(True)\n        self.stop()",
+        "        self._semaphore.queue.set_contended(True)",
+        "api/test_linger.py::test_asyncio_in_memory",
+    ),
+    Mutant(
+        "a slot that stays with its client is used again after a pause",
+        "core/linger.py",
+        "            and semaphore.limit.revision < grant.token",
+        "",
+        "api/test_linger.py::test_a_pause_ends_it",
+    ),
+    Mutant(
+        "a slot stays with its client for as long as it is used",
+        "core/linger.py",
+        "            and now < grant.granted_at + MAX_TENURE\n",
+        "",
+        "api/test_linger.py::test_time_is_bounded",
+    ),
+    Mutant(
+        "a slot stays with its client until somebody waits",
+        "core/linger.py",
+        "        if until < self._wakes_at:",
+        "        if False:",
+        "api/test_linger.py::test_time_is_bounded",
+    ),
+    Mutant(
+        "a slot that stays with its client is used by any request",
+        "core/linger.py",
+        "            if usable and _alike(kept.request, request):",
+        "            if usable:",
+        "api/test_linger.py::test_another_request_takes_another_slot",
     ),
     # ------------------------------------------------------------ decisions
     Mutant(

@@ -25,7 +25,7 @@ async def acquire_all(
 
     If all have room, it is one transaction. A waiter is in one queue at a time and holds nothing
     meanwhile. After losing its place to others three times it queues while holding, in the order
-    of the semaphores' prefixes and names, so there is no deadlock (docs/guarantees.md). Each lease
+    of the semaphores' prefixes and names, so there is no deadlock (docs/several.md). Each lease
     is an ordinary one: it is released, evicted or lost by itself.
 
     Args:
@@ -35,7 +35,7 @@ async def acquire_all(
         on_wait: called with the name of each semaphore in whose queue the call waits.
         weight: must be 1.
         priority: must be 0.
-        backfill: must be False (docs/guarantees.md says why).
+        backfill: must be False (docs/several.md says why).
 
     Returns:
         The leases, in the order of the semaphores; None if the timeout came first.

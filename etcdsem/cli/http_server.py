@@ -1,7 +1,7 @@
 """A small HTTP server for probes and scrapes: one function per path.
 
-It does no DNS lookups and keeps no log. It answers GET and HEAD; any other path gets a 404 that
-lists the known paths.
+It does no DNS lookups and keeps no log. It answers GET and HEAD; a path without a function may be a
+page, and any other path gets a 404 that lists the known paths.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etcdsem.errors import InvalidSetting
@@ -23,10 +24,19 @@ class Response(NamedTuple):
     status: int
     content_type: str
     body: bytes
+    headers: Mapping[str, str] = MappingProxyType({})
+    """Further headers."""
 
 
 Route = Callable[[str], Response]
 """Called with the request's Accept header."""
+
+Pages = Callable[[str, str], Response | None]
+"""Called with the path and the Host header of a request that has no `Route`; may return None."""
+
+
+def no_pages(path: str, host: str) -> None:
+    """Have no pages."""
 
 
 def json_response(status: int, data: Mapping[str, Any]) -> Response:
@@ -38,7 +48,13 @@ class HttpServer:
     """Serves until `close()`, in threads of its own."""
 
     def __init__(
-        self, where: str, routes: Mapping[str, Route], *, option: str, port_alone: bool
+        self,
+        where: str,
+        routes: Mapping[str, Route],
+        *,
+        option: str,
+        port_alone: bool,
+        pages: Pages = no_pages,
     ) -> None:
         """Listen on `where`, see `read_address()`; without a host on all addresses.
 
@@ -47,7 +63,7 @@ class HttpServer:
         """
         host, port = read_address(where, option=option, port_alone=port_alone)
         try:
-            self._server = _listen(host, port, _handler(routes))
+            self._server = _listen(host, port, _handler(routes, pages))
         except OSError as error:
             reason = error.strerror or error
             raise InvalidSetting(f"{option} {where}: cannot listen: {reason}") from None
@@ -83,7 +99,7 @@ def read_address(where: str, *, option: str, port_alone: bool) -> tuple[str, int
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def _handler(routes: Mapping[str, Route]) -> type[BaseRequestHandler]:
+def _handler(routes: Mapping[str, Route], pages: Pages) -> type[BaseRequestHandler]:
     from http.server import BaseHTTPRequestHandler
 
     class Handler(BaseHTTPRequestHandler):
@@ -95,9 +111,11 @@ def _handler(routes: Mapping[str, Route]) -> type[BaseRequestHandler]:
             answer = (
                 route(self.headers.get("Accept", ""))
                 if route is not None
-                else json_response(404, {"paths": list(routes)})
-            )
+                else pages(self.path, self.headers.get("Host", ""))
+            ) or json_response(404, {"paths": list(routes)})
             self.send_response(answer.status)
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Type", answer.content_type)
             self.send_header("Content-Length", str(len(answer.body)))
             self.end_headers()

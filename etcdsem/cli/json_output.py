@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from etcdsem.cli.output import echo
+from etcdsem.cli.output import echo, used
 
 if TYPE_CHECKING:
-    from etcdsem.model import Holder, Overview, Pause, Status, Waiter
+    from etcdsem.model import Holder, Junk, Overview, Pause, Status, Waiter
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -48,17 +48,40 @@ def rate_data(seen: Status) -> dict[str, Any]:
     if rate is None:
         return {}
     after = Client.next_free(seen)
-    used = rate.block * seen.held
+    taken = used(seen.held, rate)
     return {
         "rate": str(rate),
         "limit": rate.starts,
         "period": rate.period,
         "block": rate.block,
-        "used": used,
-        "free": max(0, rate.block * (seen.max_leases or 0) - used),
+        "used": taken,
+        "free": max(0, rate.block * (seen.max_leases or 0) - taken),
         "waiting": len(seen.waiters),
         "next_free": round(after, 1) if after < math.inf else None,
         "paused": pause_data(seen.pause),
+    }
+
+
+def list_data(found: Iterable[Overview]) -> dict[str, Any]:
+    """Return the JSON data of `ls`."""
+    return {"semaphores": [overview_data(one) for one in found]}
+
+
+def status_data(seen: Status) -> dict[str, Any]:
+    """Return the JSON data of `status`."""
+    return {
+        "name": seen.name,
+        "limit": seen.max_leases,
+        "held": seen.held,
+        "waiting": len(seen.waiters),
+        "revision": seen.revision,
+        "holders": [holder_data(one) for one in seen.holders],
+        "waiters": [waiter_data(one) for one in seen.waiters],
+        "junk": [junk_data(one) for one in seen.junk],
+        "paused": pause_data(seen.pause),
+        "rate": str(seen.rate) if seen.rate else None,
+        "used": used(seen.held, seen.rate),
+        "next_free": rate_data(seen).get("next_free"),
     }
 
 
@@ -74,7 +97,13 @@ def overview_data(one: Overview) -> dict[str, Any]:
         "overbooked": one.overbooked,
         "paused": pause_data(one.pause),
         "rate": str(one.rate) if one.rate else None,
+        "used": used(one.held, one.rate),
     }
+
+
+def junk_data(one: Junk) -> dict[str, str]:
+    """Return the JSON data of an unrecognized key."""
+    return {"key": one.key, "reason": one.reason}
 
 
 def holder_data(one: Holder) -> dict[str, Any]:

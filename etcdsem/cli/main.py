@@ -37,6 +37,7 @@ class _Entry(NamedTuple):
 _COMMANDS: dict[str, _Entry] = {
     "run": _Entry("run.command", "Run a command while holding a lease."),
     "hold": _Entry("run.hold", "Keep a lease until stopped: for sidecars."),
+    "check": _Entry("run.check", "Check that a lease could be acquired."),
     "ls": _Entry("show.ls", "List all semaphores with limits and usage."),
     "status": _Entry("show.status", "Show the holders and waiters of a semaphore."),
     "limit": _Entry("admin.limit", "Show or change a limit."),
@@ -57,7 +58,7 @@ _COMMANDS: dict[str, _Entry] = {
 
 
 _SECTIONS: dict[str, tuple[str, ...]] = {
-    "Run jobs": ("run", "hold"),
+    "Run jobs": ("run", "hold", "check"),
     "Inspect semaphores": ("ls", "status", "top"),
     "Change semaphores": ("limit", "rate", "pause", "resume", "drain", "evict", "close"),
     "Monitor and diagnose": ("doctor", "exporter", "bench"),

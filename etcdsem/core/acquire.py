@@ -34,6 +34,7 @@ from etcdsem.core.limits import (
     semaphore_closed,
     too_heavy,
 )
+from etcdsem.core.linger import lingering_of
 from etcdsem.core.reconcile import look_with_limit
 from etcdsem.core.release import release
 from etcdsem.core.request import AcquireRequest
@@ -58,35 +59,47 @@ def acquire(
     Raises SemaphoreClosed, WeightExceedsLimit, Evicted, EtcdUnavailable, or a Failure that must not
     be retried.
     """
-    stats, env = semaphore.stats, semaphore.session.env
-    began = env.now()
+    stats = semaphore.stats
+    began = semaphore.session.env.now()
     counted = not request.rate  # a rate limit counts starts instead; see `rates`
-    stats.pending += counted
     stats.carried = request.carried
-    try:
-        grant = yield from retry_attempts(
-            session=semaphore.session,
-            what=f"acquire {semaphore.name!r}",
-            attempt=lambda: attempt(semaphore, request, until, once=once),
-            until=until,
-            once=once,
-        )
-    finally:
-        stats.pending -= counted
+    grant = kept = lingering_of(semaphore).find(request) if request.linger else None
+    if grant is None:
+        stats.pending += counted
+        try:
+            grant = yield from retry_attempts(
+                session=semaphore.session,
+                what=f"acquire {semaphore.name!r}",
+                attempt=lambda: attempt(semaphore, request, until, once=once),
+                until=until,
+                once=once,
+            )
+        finally:
+            stats.pending -= counted
     if grant is None:
         stats.timeouts += counted
         return None
     try:  # give the grant back on any interruption
-        yield from refuse_starved(semaphore.session)
-        check_kind(semaphore, rate=request.rate)  # it may have been closed and registered again
-        if counted:
-            grant.count(env.now() - began)
-        if request.max_hold is not None:
-            grant.bind(request.max_hold)
+        if kept is not None:
+            lingering_of(semaphore).hand_out(kept)
+        yield from _deliver(grant, request, began)
     except BaseException:
         yield from release(grant)
         raise
     return grant
+
+
+def _deliver(grant: Grant, request: AcquireRequest, began: float) -> Procedure[None]:
+    """Prepare a grant for its caller, who asked for it at `began`; raises if it may not have it."""
+    semaphore = grant.semaphore
+    yield from refuse_starved(semaphore.session)
+    check_kind(semaphore, rate=request.rate)  # it may have been closed and registered again
+    if not request.rate:
+        grant.count(semaphore.session.env.now() - began)
+    if request.max_hold is not None:
+        grant.bind(request.max_hold)
+    if request.linger:
+        grant.lingers = request
 
 
 def refuse_starved(session: Session) -> Procedure[None]:

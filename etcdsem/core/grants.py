@@ -19,6 +19,7 @@ from etcdsem.model import duration_text
 from etcdsem.validation import warning_ahead
 
 if TYPE_CHECKING:
+    from etcdsem.core.request import AcquireRequest
     from etcdsem.core.semaphore import SemaphoreState
 
 WATCH_HELD_AFTER = 0.3
@@ -37,9 +38,11 @@ class Grant:
     __slots__ = (
         "acquired_wall",
         "counted",
+        "granted_at",
         "has_message",
         "lease",
         "limit",
+        "lingers",
         "lost_reason",
         "on_lost",
         "overbooked",
@@ -74,7 +77,7 @@ class Grant:
         self.token = token
         self.has_message = has_message
         self.limit = (semaphore.limit.number or 0) if semaphore.limit else 0
-        self.since = semaphore.session.env.now()
+        self.since = self.granted_at = semaphore.session.env.now()
         self.acquired_wall = semaphore.session.env.wall()
         self.state: GrantState = "held"
         self.lost_reason = ""
@@ -83,6 +86,7 @@ class Grant:
         self.on_lost: Callable[[Grant], None] | None = None
         self.watch: Watch | None = None
         self.warn_at = math.inf  # when to warn that max_hold ends soon
+        self.lingers: AcquireRequest | None = None  # set if it may stay here after its release
         self.spent = False  # a rate limit's start that was handed out: must not be given back yet
         lease.on_lost = self.lost
         semaphore.grants.add(self)

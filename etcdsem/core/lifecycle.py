@@ -11,7 +11,6 @@ from etcdsem.core.release import release
 from etcdsem.core.retry import read
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
-from etcdsem.core.waiters import PlaceLost
 from etcdsem.model import CloseResult, Rate
 
 
@@ -67,11 +66,7 @@ def shutdown(session: Session, until: float) -> Procedure[None]:
     session.leases.closed = True
     session.wake_heartbeat()
     for semaphore in session.semaphores.values():
-        for waiting in semaphore.waiters:
-            waiting.box.put(PlaceLost("its client was closed"))
-        semaphore.watches.drop()
-        if semaphore.permits is not None:
-            semaphore.permits.wake_releaser()
+        semaphore.client_closed()
     for grant in session.grants():
         if session.env.now() >= until:
             return

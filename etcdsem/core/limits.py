@@ -111,3 +111,16 @@ def known_limit(semaphore: SemaphoreState) -> Procedure[Limit]:
     return semaphore.limit or learned(
         semaphore, (yield from transact(semaphore.session, limit_read(semaphore)))
     )
+
+
+def why_full(limit: Limit | None, name: str) -> str:
+    """Why no lease can be granted: a pause, a limit of 0, or one that cannot be read. Empty
+    if leases can be granted.
+    """
+    if limit is None or limit.room:
+        return ""
+    if limit.pause is not None:
+        return f"it is {limit.pause}; to resume: etcdsem resume {name}"
+    if limit.number is None:
+        return f"its limit in etcd reads {limit.text!r}; to fix it: etcdsem limit {name} 5"
+    return f"its limit is 0, which grants nothing; to raise it: etcdsem limit {name} 5"

@@ -64,6 +64,8 @@ class Present(NamedTuple):
     lease: int
     demand: Demand = ORDINARY
     """What a waiter requests."""
+    said: datetime | None = None
+    """When it began, by its writer's clock."""
 
     @property
     def grant(self) -> Grant:
@@ -367,7 +369,7 @@ class PrefixView:
 
 def _present(kv: KeyValue, now: float) -> Present:
     said = stated(kv)
-    return Present(kv.mod_revision, now, said.carried, kv.lease, said.demand)
+    return Present(kv.mod_revision, now, said.carried, kv.lease, said.demand, said.when)
 
 
 def _age(said: Stated, wall: float) -> float:

@@ -55,15 +55,13 @@ def release(grant: Grant) -> Procedure[ReleaseResult]:
     if grant.state != "held":
         grant.let_go()
         return ReleaseResult.NOT_OURS
-    semaphore = grant.semaphore
-    manager = semaphore.session.leases
+    semaphore, manager = grant.semaphore, grant.semaphore.session.leases
     try:  # handle any interruption from here on: Ctrl-C may arrive at any byte code
         grant.release_begins()
-        now = semaphore.session.env.now()
-        if not grant.lease.valid(now):
-            grant.count_lost(grant.lease.overrun(now) or "its lease expired before it was released")
-            manager.revoke_later(grant.lease)
+        if _has_expired(grant):
             return ReleaseResult.NOT_OURS
+        if _stays(grant):
+            return ReleaseResult.RELEASED
         outcome = yield from _give_back(grant)
     except Failure as failure:
         level = logging.WARNING if isinstance(failure, AccessDenied) else logging.INFO
@@ -90,6 +88,25 @@ def release(grant: Grant) -> Procedure[ReleaseResult]:
         grant.count_lost("its key in etcd was gone when it was released")
     manager.revoke_later(grant.lease)
     return outcome
+
+
+def _has_expired(grant: Grant) -> bool:
+    """Its lease has expired, so it is lost; etcd may not know yet."""
+    now = grant.semaphore.session.env.now()
+    if grant.lease.valid(now):
+        return False
+    grant.count_lost(grant.lease.overrun(now) or "its lease expired before it was released")
+    grant.semaphore.session.leases.revoke_later(grant.lease)
+    return True
+
+
+def _stays(grant: Grant) -> bool:
+    """Let the slot stay with this client for a moment, if it may."""
+    kept = grant.semaphore.lingering
+    if kept is None or grant.lingers is None or not kept.keep(grant, grant.lingers):
+        return False
+    grant.given_back()
+    return True
 
 
 def _release_by_revoking(grant: Grant) -> Procedure[ReleaseResult]:

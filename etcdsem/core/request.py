@@ -22,6 +22,8 @@ class AcquireRequest(NamedTuple):
     """How many slots the lease must hold, and its place in the queue."""
     max_hold: float | None = None
     """Seconds after the grant at which the lease ends."""
+    linger: float = 0.0
+    """Seconds for which the slot may stay with this client after its release."""
     rate: bool = False
     """True for a start of a rate limit; see `rates`."""
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Protocol
 
-from etcdsem.core.grants import Grants
+from etcdsem.core.grants import Grant, Grants
 from etcdsem.core.keys import Keys, Limit
 from etcdsem.core.queue_view import QueueView
+from etcdsem.core.request import AcquireRequest
 from etcdsem.core.slots import Slots
-from etcdsem.core.waiters import Closed, TooHeavy, Waiters
+from etcdsem.core.waiters import Closed, PlaceLost, TooHeavy, Waiters
 from etcdsem.core.watches import Watches
 
 if TYPE_CHECKING:
@@ -25,6 +26,16 @@ class Permits(Protocol):
 
     def wake_releaser(self) -> None:
         """Called when the client is being closed: nothing is given back any more."""
+
+
+class KeptSlots(Protocol):
+    """The slots that stay here after their release; see `linger`."""
+
+    def keep(self, grant: Grant, request: AcquireRequest) -> bool:
+        """Keep the slots of a grant that is being released; False: they must be given back."""
+
+    def stop(self) -> None:
+        """Give back everything now."""
 
 
 class SemaphoreState:
@@ -42,6 +53,7 @@ class SemaphoreState:
         self.waiters = Waiters(self)
         self.watches = Watches(self)
         self.permits: Permits | None = None  # rate limits only: the starts that are in use here
+        self.lingering: KeptSlots | None = None  # only if a caller uses `linger`
 
     @property
     def name(self) -> str:
@@ -84,6 +96,16 @@ class SemaphoreState:
         """Record that the semaphore was gone at this revision, and notify all waiters."""
         self.learn(None, revision)
         self.waiters.tell(Closed(revision))
+
+    def client_closed(self) -> None:
+        """The client is being closed: notify everybody that waits for something."""
+        for waiting in self.waiters:
+            waiting.box.put(PlaceLost("its client was closed"))
+        self.watches.drop()
+        if self.permits is not None:
+            self.permits.wake_releaser()
+        if self.lingering is not None:
+            self.lingering.stop()
 
     # -- chores of the heartbeat
 

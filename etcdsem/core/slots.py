@@ -91,11 +91,10 @@ class Slots:
         limit = semaphore.limit or _NO_LIMIT
 
         def read(reply: TxnReply) -> Sequence[bool | Look | None]:
-            came_to = read_pass_all(semaphore.keys, reply, mines, waiters)
+            came_to = read_pass_all(semaphore.keys, reply, limit, mines, waiters)
             if isinstance(came_to, Look):
                 return [came_to] * len(mines)
-            if waiters:
-                queue.served(waiters[: len(mines)][-1].created)
+            queue.served(came_to.served)
             if came_to.line is not None:
                 queue.learn(*came_to.line)
             if came_to.cleared:

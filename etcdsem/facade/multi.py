@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 from etcdsem.core import multi
 from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
+from etcdsem.core.limits import why_full
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import AcquireTimeout, InvalidSetting, LeaseLost
 from etcdsem.facade.lease import BaseLease
-from etcdsem.facade.semaphore import BaseSemaphore, why_full, within
+from etcdsem.facade.semaphore import BaseSemaphore, within
 from etcdsem.model import MAX_SEMAPHORES, Duration
 
 

@@ -14,8 +14,8 @@ from etcdsem.core import admin, inspection, lifecycle, rates
 from etcdsem.core.acquire import acquire
 from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
-from etcdsem.core.keys import ORDINARY, Demand, Limit
-from etcdsem.core.limits import check_kind, learn_limit, wrong_kind
+from etcdsem.core.keys import ORDINARY, Demand
+from etcdsem.core.limits import check_kind, learn_limit, why_full, wrong_kind
 from etcdsem.core.release import release
 from etcdsem.core.request import AcquireRequest
 from etcdsem.core.semaphore import SemaphoreState
@@ -34,6 +34,7 @@ from etcdsem.validation import (
     check_text,
     check_weight,
     environment,
+    linger_seconds,
     max_hold_seconds,
     read_labels,
     read_rate,
@@ -115,6 +116,7 @@ class BaseSemaphore(Named, Generic[L]):
         raise_on_loss: bool,
         max_hold: Duration | None,
         rate: str | None,
+        linger: Duration | None,
     ) -> None:
         self.max_leases = None if max_leases is None else check_limit(max_leases)
         super().__init__(
@@ -128,6 +130,7 @@ class BaseSemaphore(Named, Generic[L]):
         self.raise_on_loss = raise_on_loss
         self.max_hold = max_hold_seconds(max_hold)
         self.rate = None if rate is None else read_rate(rate)
+        self.linger = linger_seconds(linger)
         self._any_block = rate is None or rate.count("/") == 1
         if self.rate is not None:
             check_name(self._rate_name)
@@ -213,6 +216,7 @@ class BaseSemaphore(Named, Generic[L]):
             self.max_leases,
             demand,
             self.max_hold,
+            self.linger,
         )
 
     def _list(self, grant: Grant, lease_of: Callable[[Grant], L]) -> L:
@@ -235,7 +239,7 @@ class BaseSemaphore(Named, Generic[L]):
         leases = self._releasable()
         if len(leases) == 1:
             return leases[0]
-        lease = min(leases, key=lambda one: (OWNERS.index(one.owner), one.valid), default=None)
+        lease = min(leases, key=_release_order, default=None)
         if lease is None:
             raise ReleasedTooOften("Released too often")
         return lease
@@ -269,7 +273,10 @@ class BaseSemaphore(Named, Generic[L]):
     @property
     def leases(self) -> tuple[L, ...]:
         """The leases that this object holds in this process, oldest first."""
-        return tuple(lease for lease in list(self._leases) if lease._here)
+        listed = tuple(self._leases)
+        if all(driver.here for driver in {lease._driver for lease in listed}):
+            return listed  # the usual case, also with hundreds of them
+        return tuple(lease for lease in listed if lease._here)
 
     def _registering(self, state: SemaphoreState) -> Procedure[None]:
         yield from self._registering_limit(state)
@@ -350,23 +357,15 @@ class BaseSemaphore(Named, Generic[L]):
             lease._grant.lease.paused = not on
 
 
+def _release_order(lease: BaseLease) -> tuple[int, bool]:
+    """The sort key for `release`, for leases of this process."""
+    return OWNERS.index(lease.owner), lease._grant.valid(lease._driver.now())
+
+
 def within(timeout: Duration | None) -> str:
     """Format a timeout that came first: ``within 5s``, or ``at once``."""
     given = seconds(timeout or 0)
     return f"within {duration_text(given)}" if given else "at once"
-
-
-def why_full(limit: Limit | None, name: str) -> str:
-    """Why no lease can be granted: a pause, a limit of 0, or one that cannot be read. Empty
-    if leases can be granted.
-    """
-    if limit is None or limit.room:
-        return ""
-    if limit.pause is not None:
-        return f"it is {limit.pause}; to resume: etcdsem resume {name}"
-    if limit.number is None:
-        return f"its limit in etcd reads {limit.text!r}; to fix it: etcdsem limit {name} 5"
-    return f"its limit is 0, which grants nothing; to raise it: etcdsem limit {name} 5"
 
 
 def register_rate(state: SemaphoreState, wanted: Rate, *, any_block: bool) -> Procedure[None]:

@@ -348,7 +348,9 @@ class AioRun(Run):
         self.shared = {}  # steps of a loop do not meet
         self.world: AioWorld = AioWorld(options.seed)
         names = [f"sem{number}" for number in range(options.semaphores)]
-        self.checkers = {name: Checker(self.world, PREFIX, name) for name in names}
+        self.checkers = {
+            name: Checker(self.world, PREFIX, name, linger=options.linger) for name in names
+        }
         for checker in self.checkers.values():
             if options.kinds & {"lost deletes"}:
                 checker.bound += options.reread[1]

@@ -7,6 +7,7 @@ Only what is between the two markers is written; the rest of the page is by hand
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ _NAMES = {
     "wire queue asyncio": "queue on the wire, asyncio",
     "etcdsem": "**etcdsem**",
     "etcdsem asyncio": "**etcdsem, asyncio**",
+    "etcdsem linger": "**with linger**",
+    "etcdsem linger asyncio": "**with linger, asyncio**",
     "dask": "Dask",
     "etcd3 Lock": "python-etcd3 Lock",
 }
@@ -55,13 +58,14 @@ def _machine(book: Book) -> Iterator[str]:
     facts = book.parts.get("machine", {})
     rounds = 1 + max((one["round"] for one in book.speed), default=-1)
     written = "with" if facts.get("fsync") else "without"
-    yield (
+    text = (
         f"Measured on {facts.get('date', '?')} at commit {facts.get('commit') or '?'}: "
         f"{facts.get('cores')} cores ({facts.get('cpu')}) for clients and server together, "
         f"{facts.get('system')}, Python {facts.get('python')}, grpcio {facts.get('grpcio')}, "
         f"etcd {facts.get('etcd')} {written} fsync, load {facts.get('load_before')} before it "
         f"began. Medians of {rounds} rounds."
     )
+    yield textwrap.fill(text, 100, break_on_hyphens=False)
 
 
 def _rate(value: float | None) -> str:

@@ -23,6 +23,8 @@ WIRE = {
 OURS = {
     "etcdsem": "tests.benchmarks.ours:threads",
     "etcdsem asyncio": "tests.benchmarks.ours:tasks",
+    "etcdsem linger": "tests.benchmarks.ours:lingering_threads",
+    "etcdsem linger asyncio": "tests.benchmarks.ours:lingering_tasks",
 }
 TARGETS = {**FLOORS, **WIRE, **OURS, **peers.TARGETS}
 
@@ -77,7 +79,8 @@ def rows() -> Iterator[Row]:
     two = (*blocking, *(f"{name} asyncio" for name in blocking))
     for clients, others in _UNCONTENDED.items():
         room = 2 * clients  # for all, also while some are on their way
-        yield Row(uncontended(clients), clients, room, 1, (*two, *others))
+        lingering = ("etcdsem linger", "etcdsem linger asyncio") if clients == 1 else ()
+        yield Row(uncontended(clients), clients, room, 1, (*two, *lingering, *others))
     for limit, table in ((1, _LIMIT_1), (5, _LIMIT_5)):
         for clients, others in table.items():
             names = ["floor queue", "etcdsem", "wire queue"]

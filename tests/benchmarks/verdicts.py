@@ -74,6 +74,8 @@ def _one_thread(book: Book) -> Iterator[Verdict]:
         yield _at_least(f"{who}, of the floor of two transactions", 1.3, book.ratio(*against))
         yield _at_most(f"{who}: etcd's CPU, of that floor's", 1.0, book.ratio(*against, "etcd_ms"))
         yield _at_least(f"{who}, of Dask", 1.0, book.ratio((row, name), (row, "dask")))
+        lingering = (row, name.replace("etcdsem", "etcdsem linger"))
+        yield _at_least(f"{who} with linger, of without", 20.0, book.ratio(lingering, (row, name)))
 
 
 def _many(book: Book) -> Iterator[Verdict]:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
+import etcdsem
+from tests.cli.crowded import fill
 from tests.cli.driver import Cli, Console
+
+if TYPE_CHECKING:
+    from etcdsem.server import EtcdServer
 
 
 @pytest.fixture
@@ -35,3 +41,11 @@ def console() -> Iterator[Callable[..., Console]]:
     yield one
     for each in started:
         each.close()
+
+
+@pytest.fixture
+def crowded(fresh_etcd: EtcdServer) -> Iterator[EtcdServer]:
+    """An etcd with semaphores of each kind and state; see `crowded.py`."""
+    with etcdsem.connect(fresh_etcd.endpoint) as client:
+        fill(fresh_etcd, client)
+        yield fresh_etcd

@@ -336,7 +336,7 @@ def test_only_its_prefix(etcd: EtcdServer, name: str, exporter: Callable[..., Ex
 def test_other_paths(etcd: EtcdServer, exporter: Callable[..., Exporter]) -> None:
     """404, and which there are."""
     one = exporter(etcd)
-    code, text = one.get("/")
+    code, text = one.get("/nothing")
     assert code == 404
     assert "/metrics" in json.loads(text)["paths"]
 

@@ -25,7 +25,7 @@ WIDTHS = [*range(20, 66), *range(66, 201, 9), 80, 100, 120, 200]
 
 NOW = datetime.now(UTC) - timedelta(minutes=30)  # so that ages in hours do not change
 
-LABELS = {  # as set by deploy/kubernetes/base/jobs
+LABELS = {  # as set by deploy/kubernetes/examples
     "pod": "train-model-with-a-long-name-28834640-x7k2p",
     "node": "ip-10-0-121-212.eu-central-1.compute.internal",
     "namespace": "machine-learning-production",

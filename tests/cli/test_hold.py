@@ -186,7 +186,9 @@ def test_a_probe_is_answered_by_the_clock() -> None:
     not taken "ready" back.
     """
     nobody: Any = None
-    plan = _Plan(request("30s"), terminate=True, notice=5.0, file=None, port=None, as_json=False)
+    plan = _Plan(
+        request("30s"), on_lost="terminate", notice=5.0, file=None, port=None, as_json=False
+    )
     holding = _Holding(plan, nobody, nobody)
     with etcdsem.testing.memory() as etcd:
         sem = etcdsem.Semaphore(1, "db", client=etcd.client(), lease_timeout=30)
@@ -333,3 +335,11 @@ def test_as_pid_1(etcd: EtcdServer, name: str, start: Start) -> None:
     os.kill(inner, signal.SIGTERM)
     assert holder.end(10) == 0
     assert keys(etcd, name) == ["max_leases"]
+
+
+@pytest.mark.parametrize("command", ["hold", "check"])
+def test_kill_pod_is_refused_outside_of_a_pod(name: str, command: str) -> None:
+    """Process 1 of this machine or container is not a pod's, and we would kill who knows what."""
+    done = ran_here(None, command, name, "-l", "1", "--on-lost", "kill-pod")
+    assert done.returncode == 64
+    assert "shareProcessNamespace" in done.stderr

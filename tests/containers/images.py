@@ -49,6 +49,17 @@ def bare_image() -> str:
     return _on_scratch("etcdsem-test-bare", _tool_files)
 
 
+def etcd_tools_image(folder: Path) -> str:
+    """The tag of an image with etcd, etcdctl and etcdutl of a folder."""
+
+    def files() -> dict[str, Path | str]:
+        programs = [folder / name for name in ("etcd", "etcdctl", "etcdutl")]
+        placed = {f"/usr/local/bin/{path.name}": path for path in programs}
+        return {**placed, **_libraries(programs)}
+
+    return _on_scratch("etcdsem-test-etcd-tools", files)
+
+
 @functools.cache
 def project_image() -> str:
     """The tag of the project's own image."""
@@ -127,6 +138,7 @@ def _tar(files: dict[str, Path | str]) -> bytes:
 
 def _tool_files() -> dict[str, Path | str]:
     tools = {f"/bin/{name}": Path(shutil.which(name) or f"/bin/{name}") for name in TOOLS}
+    tools["/pause"] = tools["/bin/sleep"]  # process 1 of a pod that shares its processes
     tools["/bin/sh"] = Path(shutil.which("dash") or shutil.which("sh") or "/bin/sh")
     real = {name: path.resolve() for name, path in tools.items()}
     return {**real, **_libraries(real.values())}

@@ -2,7 +2,7 @@
 
 It does what the manifests ask for, and no more: Downward API, `$(VARIABLE)`, config maps, secrets,
 emptyDir and claims, init containers in order, native sidecars with their startup probe, httpGet
-probes, security contexts and memory limits. It does not restart anything.
+probes, shared process namespaces, security contexts and memory limits. It restarts nothing.
 """
 
 from __future__ import annotations
@@ -36,32 +36,54 @@ class Kubelet:
         self._network = self._docker.networks.create(f"kubelet-{folder.name}-{time.time_ns()}")
         self._all: list[Any] = []
         self._pods: dict[str, Pod] = {}
-        self.namespace = next(o["metadata"]["name"] for o in objects if o["kind"] == "Namespace")
 
-    def get(self, kind: str, name: str) -> Any:
-        """An object, by kind and name."""
-        return next(o for o in self._objects if (o["kind"], o["metadata"]["name"]) == (kind, name))
+    def get(self, kind: str, name: str, namespace: str | None = None) -> Any:
+        """An object, by kind and name, in any namespace or in this one."""
+        return next(
+            one
+            for one in self._objects
+            if (one["kind"], one["metadata"]["name"]) == (kind, name)
+            and namespace in (None, one["metadata"]["namespace"])
+        )
+
+    def _template(self, kind: str, name: str) -> Any:
+        """The pod template of an object, which knows its namespace."""
+        one = self.get(kind, name)
+        spec = one["spec"]["jobTemplate"]["spec"] if kind == "CronJob" else one["spec"]
+        return {"namespace": one["metadata"]["namespace"], **spec["template"]}
 
     # -- what makes pods
 
     def stateful_set(self, name: str) -> list[Pod]:
         """Start its pods, all at once, and wait until they are ready."""
-        spec = self.get("StatefulSet", name)["spec"]
-        started = []
-        for number in range(spec["replicas"]):
-            pod = f"{name}-{number}"
-            alias = f"{pod}.{spec['serviceName']}.{self.namespace}.svc"
-            started.append(self._start(spec["template"], pod, self._main(spec), alias=alias))
-        for pod_started in started:
-            self._pods[pod_started.name.split("/")[0]] = pod_started
-            self._probe_until(pod_started, self._main(spec), "readinessProbe")
+        one = self.get("StatefulSet", name)
+        started = [self.start_member(one, f"{name}-{n}") for n in range(one["spec"]["replicas"])]
+        for pod in started:
+            self._probe_until(pod, self._main(one["spec"]["template"]), "readinessProbe")
         return started
+
+    def start_member(self, one: Object, pod: str) -> Pod:
+        """Start one pod of a stateful set, with its own name, address and claim."""
+        namespace, spec = one["metadata"]["namespace"], one["spec"]
+        template = {"namespace": namespace, **spec["template"]}
+        alias = f"{pod}.{spec['serviceName']}.{namespace}.svc"
+        self._pods[pod] = self._start(template, pod, self._main(template), alias=alias)
+        return self._pods[pod]
+
+    def scale_to_zero(self) -> None:
+        """Stop the pods of the stateful set; their claims stay."""
+        for name in list(self._pods):
+            self._pods.pop(name).container.stop(timeout=30)
+
+    def is_ready(self, pod: Pod, template: Any) -> bool:
+        """Does its readiness probe succeed now?"""
+        return self._probe(pod, self._main(template), "readinessProbe")
 
     def deployment(self, name: str) -> Pod:
         """Start one pod of it, and wait until it is ready."""
-        spec = self.get("Deployment", name)["spec"]
-        started = self._start(spec["template"], f"{name}-0", self._main(spec))
-        self._probe_until(started, self._main(spec), "readinessProbe")
+        template = self._template("Deployment", name)
+        started = self._start(template, f"{name}-0", self._main(template))
+        self._probe_until(started, self._main(template), "readinessProbe")
         return started
 
     def pod(self, name: str) -> Pod:
@@ -69,28 +91,32 @@ class Kubelet:
         return self._pods[name]
 
     @staticmethod
-    def _main(spec: Any) -> Any:
-        return spec["template"]["spec"]["containers"][0]
+    def _main(template: Any) -> Any:
+        return template["spec"]["containers"][0]
 
     def job(self, name: str, *, kind: str = "Job", index: int = 0) -> tuple[int, str]:
-        """Run one pod of a job to its end: exit code and log of its main container."""
-        spec = self.get(kind, name)["spec"]
-        if kind == "CronJob":
-            spec = spec["jobTemplate"]["spec"]
-        template = spec["template"]
+        """Run one pod of a job to its end: exit code and log of its main container, or of the init
+        container that fails.
+        """
+        template = self._template(kind, name)
         pod = f"{name}-{index}-{time.time_ns() % 10**6}"
         extra = {"JOB_COMPLETION_INDEX": str(index), "job": name}
         sidecars = []
         shared: Pod | None = None
+        pause = self._pause() if template["spec"].get("shareProcessNamespace") else None
         for one in template["spec"].get("initContainers", ()):
-            started = self._start(template, pod, one, extra=extra)
+            started = self._start(template, pod, one, extra=extra, pause=pause)
             if one.get("restartPolicy") == "Always":
                 self._probe_until(started, one, "startupProbe")
                 sidecars.append(started)
                 shared = started
             else:
-                assert started.end(120) == 0, started.log()
-        main = self._start(template, pod, self._main(spec), extra=extra, shared=shared)
+                code = started.end(120)
+                if code != 0:
+                    return code, started.log()
+        main = self._start(
+            template, pod, self._main(template), extra=extra, shared=shared, pause=pause
+        )
         code = main.end(120)
         for sidecar in reversed(sidecars):
             sidecar.container.stop(timeout=template["spec"]["terminationGracePeriodSeconds"])
@@ -101,7 +127,7 @@ class Kubelet:
 
     def _start(
         self, template: Any, pod: str, one: Any, *, alias: str = "", shared: Pod | None = None,
-        extra: Mapping[str, str] | None = None,
+        extra: Mapping[str, str] | None = None, pause: Any = None,
     ) -> Pod:  # fmt: skip
         context = template["spec"]["securityContext"]
         own = one["securityContext"]
@@ -109,7 +135,7 @@ class Kubelet:
             self._images[re.sub(r":[^:/]*$", "", one["image"])],
             one.get("args", []),
             entrypoint=one.get("command"),
-            environment=self._environment(one, pod, extra or {}),
+            environment=self._environment(one, pod, template["namespace"], extra or {}),
             user=f"{context['runAsUser']}:{context['runAsGroup']}",
             read_only=own["readOnlyRootFilesystem"],
             cap_drop=own["capabilities"]["drop"],
@@ -117,6 +143,7 @@ class Kubelet:
             mem_limit=one["resources"]["limits"]["memory"].removesuffix("i").lower(),
             volumes=self._mounts(template, pod, one),
             hostname=None if shared else pod,
+            pid_mode=f"container:{pause.id}" if pause else None,
             **(
                 {"network_mode": f"container:{shared.container.id}"}
                 if shared
@@ -130,19 +157,35 @@ class Kubelet:
         container.start()
         return Pod(f"{pod}/{one['name']}", container)
 
-    def _environment(self, one: Any, pod: str, extra: Mapping[str, str]) -> dict[str, str]:
+    def _pause(self) -> Any:
+        """Process 1 of a pod that shares its process namespace."""
+        container = self._docker.containers.create(
+            self._images["busybox"], ["infinity"], entrypoint=["/pause"], network_mode="none"
+        )
+        self._all.append(container)
+        container.start()
+        return container
+
+    def _environment(
+        self, one: Any, pod: str, namespace: str, extra: Mapping[str, str]
+    ) -> dict[str, str]:
         fields = {
             "metadata.name": pod,
-            "metadata.namespace": self.namespace,
+            "metadata.namespace": namespace,
             "spec.nodeName": "this-node",
             "metadata.labels['batch.kubernetes.io/job-name']": extra.get("job", ""),
         }
         known: dict[str, str] = {}
         for source in one.get("envFrom", ()):
-            known |= self.get("ConfigMap", source["configMapRef"]["name"])["data"]
+            known |= self.get("ConfigMap", source["configMapRef"]["name"], namespace)["data"]
         for entry in one.get("env", ()):
-            if "valueFrom" in entry:
-                known[entry["name"]] = fields[entry["valueFrom"]["fieldRef"]["fieldPath"]]
+            source = entry.get("valueFrom", {})
+            if "configMapKeyRef" in source:
+                key = source["configMapKeyRef"]
+                data = self.get("ConfigMap", key["name"], namespace)["data"]
+                known[entry["name"]] = data[key["key"]]
+            elif "fieldRef" in source:
+                known[entry["name"]] = fields[source["fieldRef"]["fieldPath"]]
             else:
                 value = re.sub(r"\$\((\w+)\)", lambda m: known.get(m[1], m[0]), entry["value"])
                 known[entry["name"]] = value
@@ -152,20 +195,25 @@ class Kubelet:
         volumes = {volume["name"]: volume for volume in template["spec"].get("volumes", ())}
         mounts = {}
         for mount in one.get("volumeMounts", ()):
-            source = self._source(volumes.get(mount["name"], {}), mount["name"], pod)
+            volume = volumes.get(mount["name"], {})
+            source = self._source(volume, mount["name"], pod, template["namespace"])
             mode = "ro" if mount.get("readOnly") else "rw"
             mounts[str(source)] = {"bind": mount["mountPath"], "mode": mode}
         return mounts
 
-    def _source(self, volume: Any, name: str, pod: str) -> Path:
+    def _source(self, volume: Any, name: str, pod: str, namespace: str) -> Path:
         """The folder behind a volume. Anybody may read and write in it, as in an emptyDir."""
         claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+        if not volume:  # of the template of a stateful set
+            claim = f"{name}-{pod}"
         folder = self._folder / (f"claim-{claim}" if claim else f"{pod}-{name}")
         folder.mkdir(exist_ok=True)
         folder.chmod(0o777)
-        if "configMap" in volume:
-            for file, content in self.get("ConfigMap", volume["configMap"]["name"])["data"].items():
-                (folder / file).write_text(content)
+        for one in (volume, *volume.get("projected", {}).get("sources", ())):
+            if "configMap" in one:
+                files = self.get("ConfigMap", one["configMap"]["name"], namespace)["data"]
+                for file, content in files.items():
+                    (folder / file).write_text(content)
         secret = volume.get("secret", {})
         if secret:
             source = self._secrets.get(secret["secretName"])
@@ -185,15 +233,16 @@ class Kubelet:
         )
 
     def _probe_until(self, pod: Pod, one: Any, which: str, seconds: float = 120.0) -> None:
-        ports = {port["name"]: port["containerPort"] for port in one.get("ports", ())}
-        probe = one[which]["httpGet"]
         until = time.monotonic() + seconds
-        while not self._ok(
-            self.address(pod), ports.get(probe["port"], probe["port"]), probe["path"]
-        ):
+        while not self._probe(pod, one, which):
             assert time.monotonic() < until, f"{pod!r}: {which} never succeeds: {pod.log()[-2000:]}"
             assert pod.status == "running", f"{pod!r} ended: {pod.log()[-2000:]}"
             time.sleep(0.2)
+
+    def _probe(self, pod: Pod, one: Any, which: str) -> bool:
+        ports = {port["name"]: port["containerPort"] for port in one.get("ports", ())}
+        probe = one[which]["httpGet"]
+        return self._ok(self.address(pod), ports.get(probe["port"], probe["port"]), probe["path"])
 
     @staticmethod
     def _ok(address: str, port: int, path: str) -> bool:

@@ -87,7 +87,7 @@ def test_docker_stop_of_a_program_that_uses_the_library(
     """The example of the library pattern gives its lease back at SIGTERM, also as process 1; and
     leaves the line when it is stopped there.
     """
-    program = (ROOT / "deploy" / "kubernetes" / "base" / "jobs" / "program.py").read_text()
+    program = (ROOT / "deploy" / "kubernetes" / "examples" / "program.py").read_text()
     program = program.replace("my-api", name).replace("Semaphore(5", "Semaphore(1")
     program = program.replace("time.sleep(1)", "time.sleep(1000)")
     first = pods.run("first", image, "-c", program, entrypoint="python3")

@@ -30,11 +30,13 @@ PROMPT = 10.0
 class Sidecar:
     """An init container with restartPolicy Always, and what the kubelet does with it."""
 
-    def __init__(self, pods: Pods, image: str, name: str, pod: str, *options: str) -> None:
+    def __init__(
+        self, pods: Pods, image: str, name: str, pod: str, *options: str, **more: Any
+    ) -> None:
         hold = ["hold", name, "-l", "2", "-t", "60s", "--ready-port", str(PORT), *options]
         self.pods = pods
         self.name = pod
-        self.hold = pods.run(pod, image, *hold)
+        self.hold = pods.run(pod, image, *hold, **more)
         self.hold.container.reload()
         (network,) = self.hold.container.attrs["NetworkSettings"]["Networks"].values()
         self.ip = str(network["IPAddress"])
@@ -132,6 +134,58 @@ def test_a_lost_lease_ends_the_main_container(
     assert sidecar.probe() == 503
     assert sidecar.stop() == 70
     assert_clean(cluster.members[0], name)
+
+
+DEAF = 'trap "exit 0" TERM; echo at work; while :; do sleep 0.1; done'
+"""A main container that ends with 0 when it is asked to end."""
+
+
+def test_kill_pod_makes_a_lost_lease_a_failure(
+    cluster: ContainerCluster, pods: Pods, image: str, operator: Client, name: str
+) -> None:
+    """Main is killed when the lease is lost, before any probe fails: it cannot end with 0. And
+    again when the sidecar alone was killed and is started beside it.
+    """
+    bare = images.bare_image()
+    for number, harm in enumerate(("revoked", "killed")):
+        pause = pods.run("", bare, "infinity", entrypoint="/pause")
+        shared = {"pid_mode": f"container:{pause.container.id}"}
+        sidecar = Sidecar(pods, image, name, f"app-{number}", "--on-lost", "kill-pod", **shared)
+        main = sidecar.main(bare, "sh", "-c", DEAF, **shared)
+        main.wait_for("at work")
+        if harm == "revoked":
+            (holder,) = Semaphore(None, name, client=operator).holders()
+            cluster.members[0].etcdctl("lease", "revoke", holder.lease_id)
+        else:
+            sidecar.hold.container.kill()
+            sidecar.hold.end()
+            sidecar.hold.container.start()
+        assert main.end() == 137
+        assert pause.status == "running"
+        code = sidecar.stop()
+        assert code in ((70,) if harm == "revoked" else (0, 143))  # with its new lease, or none yet
+    for holder in Semaphore(None, name, client=operator).holders():  # that of the killed sidecar
+        cluster.members[0].etcdctl("lease", "revoke", holder.lease_id)
+    assert_clean(cluster.members[0], name)
+
+
+def test_kill_pod_says_what_it_cannot_kill(
+    cluster: ContainerCluster, pods: Pods, image: str, operator: Client, name: str
+) -> None:
+    """A main container of another user stays alive; the sidecar says why, once."""
+    bare = images.bare_image()
+    pause = pods.run("", bare, "infinity", entrypoint="/pause")
+    shared = {"pid_mode": f"container:{pause.container.id}"}
+    sidecar = Sidecar(pods, image, name, "app", "--on-lost", "kill-pod", **shared)
+    main = sidecar.main(bare, "sh", "-c", DEAF, user="65533:65533", **shared)
+    main.wait_for("at work")
+    (holder,) = Semaphore(None, name, client=operator).holders()
+    cluster.members[0].etcdctl("lease", "revoke", holder.lease_id)
+    sidecar.hold.wait_for("waiting until stopped")
+    sidecar.hold.wait_for("processes of other users")
+    assert main.status == "running"
+    assert sidecar.stop() == 70
+    assert sidecar.hold.log().count("processes of other users") == 1
 
 
 def test_process_1_of_a_sidecar_reaps_orphans(pods: Pods, image: str, name: str) -> None:

@@ -148,7 +148,7 @@ def hand_over(
 ) -> tx.Passed | tx.Look:
     """What PASS of several comes to."""
     reply = table.do(tx.pass_all(table.keys, table.limit, mines, line, until, 0.0))
-    return tx.read_pass_all(table.keys, reply, mines, line)
+    return tx.read_pass_all(table.keys, reply, table.limit, mines, line)
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_several_pass_to_several(wide: Table) -> None:
     mines = [wide.hold() for _ in range(4)][:2]
     first, second, third = (wide.wait() for _ in range(3))
     passed = hand_over(wide, mines, (first, second, third), third.created)
-    assert passed == tx.Passed((True, True), cleared=False, line=None)
+    assert passed == tx.Passed((True, True), cleared=False, served=second.created, line=None)
     assert [wide.holders()[mine.slot] for mine in mines] == [first.lease, second.lease]
     assert wide.message(first) == ((mines[0].slot,), (third,))
     assert wide.message(second) == ((mines[1].slot,), (third,))
@@ -184,6 +184,39 @@ def test_who_has_gone_leaves_his_slot_where_it_is(wide: Table) -> None:
     assert slots[mines[0].slot] == first.lease
     assert slots[mines[2].slot] == third.lease
     assert slots[mines[1].slot] not in (first.lease, third.lease, last.lease)
+
+
+@pytest.mark.parametrize("served", [1, 2, 3, 4])
+def test_others_have_served_the_first(wide: Table, served: int) -> None:
+    """The slots go to those behind them, in the same transaction, as far as the line is tried."""
+    mines = [wide.hold() for _ in range(4)]
+    line = tuple(wide.wait() for _ in range(6))
+    for waiter in line[:served]:
+        wide.connection.revoke(waiter.lease, 5)
+    passed = hand_over(wide, mines[:2], line, line[-1].created)
+    assert isinstance(passed, tx.Passed)
+    assert passed.done == (True, True)
+    assert passed.served == line[served + 1].created
+    assert wide.look().queue == line[served + 2 :]
+    leases = {mine.slot: wide.holders()[mine.slot] for mine in mines[:2]}
+    assert list(leases.values()) == [one.lease for one in line[served : served + 2]]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 12])
+def test_all_of_the_line_was_served(any_etcd: EtcdServer, name: str, count: int) -> None:
+    """Then the slots are given back, since nobody has joined since."""
+    wide = Table(any_etcd, name, 20)
+    mines = [wide.hold() for _ in range(20)][:count]
+    line = tuple(wide.wait() for _ in range(3))
+    for waiter in line:
+        wide.connection.revoke(waiter.lease, 5)
+    passed = hand_over(wide, mines, line, line[-1].created)
+    assert isinstance(passed, tx.Passed)
+    assert passed.line == ((), wide.look().revision)
+    assert len(wide.holders()) == 20 - sum(passed.done)  # a slot that is not passed stays
+    assert all(passed.done) == (count <= 4)
+    assert passed.served == line[-1].created
+    wide.connection.close()
 
 
 def test_if_one_slot_is_not_ours_nothing_is_passed(wide: Table) -> None:
@@ -213,8 +246,12 @@ def test_more_slots_than_waiters_are_given_back(wide: Table) -> None:
     mines = [wide.hold() for _ in range(4)][:3]
     first = wide.wait()
     passed = hand_over(wide, mines, (first,), first.created)
-    revision = wide.look().revision
-    assert passed == tx.Passed((True, True, True), cleared=True, line=((), revision))
+    assert passed == tx.Passed(
+        (True, True, True),
+        cleared=True,
+        served=first.created,
+        line=((), wide.look().revision),
+    )
     assert len(wide.holders()) == 2
     assert not wide.look().contended
 
@@ -224,8 +261,12 @@ def test_they_are_kept_for_who_has_come_since(wide: Table) -> None:
     mines = [wide.hold() for _ in range(4)][:3]
     first, late = wide.wait(), wide.wait()
     passed = hand_over(wide, mines, (first,), first.created)
-    revision = wide.look().revision
-    assert passed == tx.Passed((True, False, False), cleared=False, line=((late,), revision))
+    assert passed == tx.Passed(
+        (True, False, False),
+        cleared=False,
+        served=first.created,
+        line=((late,), wide.look().revision),
+    )
     assert len(wide.holders()) == 4
     assert wide.look().contended
 
@@ -237,14 +278,17 @@ def test_the_largest_hand_over_is_taken(any_etcd: EtcdServer, name: str) -> None
     line = tuple(wide.wait() for _ in range(32))
     given = mines[:PASSED_AT_MOST]
     passed = hand_over(wide, given, line, line[-1].created)
-    assert passed == tx.Passed((True,) * 32, cleared=False, line=((), wide.look().revision))
+    end = line[-1].created
+    none = (), wide.look().revision
+    assert passed == tx.Passed((True,) * 32, cleared=False, served=end, line=none)
     token = wide.look().slots[0].mod_revision
     again = [
         mine._replace(token=token, who=waiter.who, has_message=True)
         for mine, waiter in zip(given, line, strict=True)
     ]
-    passed = hand_over(wide, again, (), line[-1].created)
-    assert passed == tx.Passed((True,) * 32, cleared=True, line=((), wide.look().revision))
+    passed = hand_over(wide, again, (), end)
+    none = (), wide.look().revision
+    assert passed == tx.Passed((True,) * 32, cleared=True, served=0, line=none)
     assert list(wide.holders()) == [mines[32].slot]
     wide.connection.close()
 

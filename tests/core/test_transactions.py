@@ -257,7 +257,9 @@ def test_pass_with_somebody_above_the_limit_passes_nothing(table: Table, above: 
     reply = table.do(tx.pass_on(table.keys, mine, table.limit, (waiter,), 1, 0.0))
     assert isinstance(tx.read_pass(table.keys, reply, (waiter,)), tx.Look)
     together = tx.pass_all(table.keys, table.limit, [mine], (waiter,), waiter.created, 0.0)
-    assert isinstance(tx.read_pass_all(table.keys, table.do(together), [mine], (waiter,)), tx.Look)
+    reply = table.do(together)
+    read = tx.read_pass_all(table.keys, reply, table.limit, [mine], (waiter,))
+    assert isinstance(read, tx.Look)
     assert table.holders() == held
     assert table.look().queue == (waiter,)
 

@@ -99,6 +99,7 @@ def test_jobs_and_nothing_else(etcd: SecuredEtcd, worker: Client) -> None:
     assert done.returncode == 77
     assert "grant-permission" in done.stderr
     assert cli(etcd, "worker", "run", "my-api", "-l", "1", "--", "true").returncode == 0
+    assert cli(etcd, "worker", "check", "my-api").returncode == 0
     Semaphore(None, "my-api", client=worker).close()
 
 
@@ -112,6 +113,10 @@ def test_the_smallest_role(etcd: SecuredEtcd, worker: Client) -> None:
         with pytest.raises(PermissionDenied, match="'guest'"):
             Semaphore(None, "my-api", client=guest).resize(7)
     assert cli(etcd, "guest", "run", "my-api", "--", "true").returncode == 0
+    assert cli(etcd, "guest", "check", "my-api").returncode == 0
+    looking = cli(etcd, "viewer", "check", "my-api")
+    assert looking.returncode == 77
+    assert "grant-permission" in looking.stderr
     sem.close()
 
 

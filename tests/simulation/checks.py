@@ -28,6 +28,11 @@ About operators and bounds:
 11. Nobody relies on a grant for longer than its max_hold, or loses it for that reason any sooner;
     when it is over, and there are no faults, the slot is freed soon.
 
+About slots that stay with their client after a release (`linger`):
+13. Such a slot is given again only to its client, when the former caller no longer relies on it,
+    for about `MAX_TENURE` at most, and not while somebody has been waiting for longer than news
+    takes.
+
 At the end:
 9. All callers have returned, and no key is left except the limit (and the mark). An object that
    threads shared, and released as often as they acquired, holds no lease.
@@ -49,6 +54,7 @@ from etcdsem.core.keys import (
     slot_number,
     stated,
 )
+from etcdsem.core.linger import MAX_TENURE
 from etcdsem.validation import MAX_WEIGHT
 
 if TYPE_CHECKING:
@@ -56,6 +62,10 @@ if TYPE_CHECKING:
     from etcdsem.testing.history import Revision
     from tests.simulation.client import SimClient
     from tests.simulation.world import World
+
+
+AGAIN_BOUND = 0.5
+"""Seconds after which, without faults, a client that lets slots stay has heard of a waiter."""
 
 
 class Belief(NamedTuple):
@@ -79,7 +89,7 @@ def _place(kv: KeyValue) -> tuple[int, int]:
 class Checker:
     """Judges one semaphore in one world."""
 
-    def __init__(self, world: World, prefix: str, name: str) -> None:
+    def __init__(self, world: World, prefix: str, name: str, *, linger: float = 0.0) -> None:
         self.world = world
         self.keys = Keys(prefix, name, "nobody.0.x")
         self.station = prefix, name
@@ -90,6 +100,10 @@ class Checker:
         self.paused = False
         self.bounds: dict[tuple[int, int], float] = {}  # by slot and token, on its client's clock
         self.granted_at: dict[bytes, float] = {}
+        self.leases: dict[tuple[int, int], int] = {}  # of grants, by slot and token
+        self.linger = linger  # seconds for which a released slot may stay with its client
+        self._used: set[tuple[int, int]] = set()  # grants that were given to a caller
+        self._waited_since = math.inf
         self._drained = False  # paused and empty
         self._drained_until = -1.0
         self.beliefs: dict[tuple[int, int], Belief] = {}  # by slot and token
@@ -153,6 +167,11 @@ class Checker:
                 self._highest = revision.number
         for kv, _ in granted:
             self.granted_at[kv.key] = self.world.now
+            self.leases[slot_number(keys, kv.key) or 0, kv.mod_revision] = kv.lease
+        if not self.waiters:
+            self._waited_since = math.inf
+        elif self._waited_since == math.inf:
+            self._waited_since = self.world.now
         self._note_idle()
         self._note_drained()
 
@@ -347,14 +366,37 @@ class Checker:
     def _believed(self, client: SimClient, grant: Grant, slot: int) -> None:
         name, key = self.keys.slot(slot), (slot, grant.token)
         kv = self.slots.get(name)
-        if key in self.beliefs:
-            self.world.fail(f"slot and token {key} were given twice")
+        former = self.beliefs.get(key)
+        if former is not None or key in self._used:
+            self._used_again(client, former, name, key)
+        self._used.add(key)
         self.beliefs[key] = Belief(client, grant)
         if kv is None or kv.mod_revision != grant.token or kv.lease != grant.lease.id:
             if (name, grant.token) in self.by_hand:
                 self.evicted[key] = self.world.now
             elif not any((self.keys.slot(s), grant.token) in self.by_hand for s in grant.slots):
                 self.world.fail(f"client {client.number} was given {key}, etcd has {kv}")
+
+    def _used_again(
+        self, client: SimClient, former: Belief | None, name: bytes, key: tuple[int, int]
+    ) -> None:
+        """A slot is given again with the same token: to its client, soon, while nobody waits."""
+        world, now, number = self.world, self.world.now, client.number
+        world.counters["used again"] += 1
+        if self.world.owners.get(self.leases[key]) is not client or not self.linger:
+            world.fail(f"slot and token {key} were given twice")
+        if former is not None and self._relies(former):
+            world.fail(f"slot and token {key} were given to client {number} while it relies on it")
+        if not self._is_calm(now - AGAIN_BOUND):
+            return
+        tenure = now - self.granted_at[name] if name in self.slots else 0.0
+        if tenure > (MAX_TENURE + self.linger) * 1.02:
+            world.fail(f"client {number} uses slot {key} again {tenure:.2f} s after its grant")
+        if self.waiters and now > self._waited_since + AGAIN_BOUND:
+            world.fail(f"client {number} uses slot {key} again past {len(self.waiters)} waiters")
+
+    def _is_calm(self, moment: float) -> bool:
+        return moment >= self.calm_since
 
     def told_full(self, client: SimClient, asked: float, weight: int) -> None:
         """A caller that tried once, at `asked`, was told that fewer than `weight` are free."""
@@ -389,9 +431,11 @@ class Checker:
     def ended(self, grant: Grant) -> None:
         """A caller has finished with a grant."""
         for slot in grant.slots:
-            self.beliefs.pop((slot, grant.token), None)
-            self.evicted.pop((slot, grant.token), None)
-            self.bounds.pop((slot, grant.token), None)
+            belief = self.beliefs.get((slot, grant.token))
+            if belief is not None and belief.grant is grant:  # else it is used again
+                del self.beliefs[slot, grant.token]
+                self.evicted.pop((slot, grant.token), None)
+                self.bounds.pop((slot, grant.token), None)
 
     # -- regularly
 

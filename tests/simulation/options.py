@@ -99,6 +99,8 @@ class Options:
     """The priorities from which one is drawn."""
     eager: float = 0.0
     """The fraction of acquires that are eager."""
+    linger: float = 0.0
+    """Seconds for which half of the acquires let a released slot stay with their client."""
     shared: bool = False
     """Most workers of a client share one semaphore object, and release any lease of it."""
 
@@ -106,7 +108,19 @@ class Options:
     def of(cls, seed: int) -> Options:
         """Draw them from a seed; some seeds have themes that chance would produce too rarely."""
         shared = Random(f"what they share, {seed}").random() < 0.2
-        return replace(cls._themed(seed), shared=shared)
+        options = replace(cls._themed(seed), shared=shared)
+        return options._lingering(Random(f"who lingers, {seed}"))
+
+    def _lingering(self, rng: Random) -> Options:
+        """The same options, in some runs with callers that come again so soon that slots stay."""
+        if self.seed % 10 in (5, 8) or rng.random() >= 0.25:
+            return self
+        linger = rng.choice((0.02, 0.1, 0.5))
+        weights = (1,) if rng.random() < 0.7 else self.weights
+        hold, idle = min(self.hold, 0.1), min(self.idle, linger / 4)
+        return replace(
+            self, linger=linger, idle=idle, hold=hold, long=0.0, weights=weights, fault_time=10.0
+        )
 
     @classmethod
     def _themed(cls, seed: int) -> Options:

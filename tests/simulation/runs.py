@@ -57,7 +57,9 @@ class Run:
         self.world = World(options.seed, trace=trace)
         self.world.leases_may_end = bool(options.kinds)
         names = [f"sem{number}" for number in range(options.semaphores)]
-        self.checkers = {name: Checker(self.world, PREFIX, name) for name in names}
+        self.checkers = {
+            name: Checker(self.world, PREFIX, name, linger=options.linger) for name in names
+        }
         for checker in self.checkers.values():
             if options.kinds & {"lost deletes"}:
                 checker.bound += options.reread[1]
@@ -169,8 +171,14 @@ class Run:
         if max_hold is not None and self.world.rng.random() < 0.5:
             max_hold = None
         identity = Identity.of(client.id, None, {}, max_hold=max_hold)
+        linger = options.linger if options.linger and self.world.rng.random() < 0.8 else 0.0
         return AcquireRequest(
-            options.ttl, options.refresh, identity, demand=demand, max_hold=max_hold
+            options.ttl,
+            options.refresh,
+            identity,
+            demand=demand,
+            max_hold=max_hold,
+            linger=linger,
         )
 
     def _taken(

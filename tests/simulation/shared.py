@@ -54,7 +54,16 @@ class SharedObject(BaseSemaphore[SharedLease]):
 
     def __init__(self, client: SimClient, name: str, checker: Checker) -> None:
         settings: dict[str, Any] = dict.fromkeys(
-            ("lease_timeout", "refresh_interval", "on_lost", "labels", "prefix", "owner", "rate")
+            (
+                "lease_timeout",
+                "refresh_interval",
+                "on_lost",
+                "labels",
+                "prefix",
+                "owner",
+                "rate",
+                "linger",
+            )
         )
         super().__init__(None, name, raise_on_loss=False, max_hold=None, **settings)
         self.client = client

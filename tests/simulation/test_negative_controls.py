@@ -18,7 +18,7 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from etcdsem.core import admin, decisions, multi, retry, transactions
+from etcdsem.core import admin, decisions, linger, multi, retry, transactions
 from etcdsem.core.commands import (
     Compare,
     KeyValue,
@@ -33,6 +33,7 @@ from etcdsem.core.commands import (
 from etcdsem.core.keys import Keys, Limit, Queued, read_limit
 from etcdsem.core.lease_manager import LeaseManager
 from etcdsem.core.leases import TtlLease, margin
+from etcdsem.core.linger import Lingering
 from etcdsem.core.session import Session
 from etcdsem.core.transactions import HeldSlots, SlotRequest, conditions, give
 from etcdsem.core.waiters import Waiters
@@ -363,6 +364,22 @@ def holders_stand_in_line(patch: Patch) -> None:
     everywhere(patch, decisions.without_holders, lambda line, mines: line)
 
 
+def a_kept_slot_passes_waiters(patch: Patch) -> None:
+    """A client uses the slots that stay with it again although others wait."""
+    patch.setattr(Lingering, "_fits", lambda kept, grant: True)
+    patch.setattr(Lingering, "_queue_news", lambda kept, events: None)
+
+
+def a_slot_stays_for_ever(patch: Patch) -> None:
+    """A slot that stays with its client is never really given back while it is used."""
+    patch.setattr(linger, "MAX_TENURE", math.inf)
+
+
+def a_kept_slot_is_given_twice(patch: Patch) -> None:
+    """A slot that is used again still counts as kept."""
+    patch.setattr(Lingering, "hand_out", lambda kept, grant: None)
+
+
 BUGS: list[tuple[Callable[[Patch], None], str]] = [
     # Retrying takes time, too, so it may first be noticed by a late return; or by a caller whose
     # second JOIN queued a lease that holds a slot already, and that waits forever.
@@ -392,6 +409,9 @@ BUGS: list[tuple[Callable[[Patch], None], str]] = [
     (a_renewal_forgets_the_bound, "beyond its max_hold|held still"),
     (holders_stand_in_line, "duplicate key"),
     (chosen_before, "released as often as acquired"),
+    (a_kept_slot_passes_waiters, "again past"),
+    (a_slot_stays_for_ever, "s after its grant|again past"),
+    (a_kept_slot_is_given_twice, "while it relies on it"),
 ]
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
+import textwrap
 from pathlib import Path
 
+import click
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").glob("*.md")) + sorted(ROOT.glob("*.md"))
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))]
+PAGES.append(ROOT / "examples" / "README.md")
 
 pytestmark = pytest.mark.skipif(
     not (ROOT / "docs").exists(), reason="the docs are not beside the tests"
@@ -53,18 +56,52 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
-def test_each_promise_names_its_tests() -> None:
-    """All twelve promises, each with tests that show it; the controls they name exist."""
+def test_each_promise_has_tests() -> None:
+    """Each of the twelve promises has a row with tests among the proofs; the controls exist."""
     text = (ROOT / "docs" / "guarantees.md").read_text()
-    text = text[: text.index("What can not be promised")]
-    promises = re.split(r"(?m)^(?=\d+\. \*\*)", text)[1:]
-    assert len(promises) == 12
+    promises, proofs = text.split("## Proofs")
+    numbers = re.findall(r"(?m)^(\d+)\. \*\*", promises)
+    assert numbers == [str(number) for number in range(1, 13)]
+    rows = re.findall(r"(?m)^\| (\d+) \| [^|]+ \| ([^|]+) \| ([^|]*) \|$", proofs)
+    assert {number for number, _, _ in rows} == set(numbers)
     simulation = ROOT / "tests" / "simulation"
     controls = names(simulation / "test_negative_controls.py") | names(simulation / "test_rates.py")
-    for promise in promises:
-        _, shown = promise.split("*Shown by*")
-        assert re.search(r"`tests/[\w/]+\.py::\w+`", shown), promise
-        assert set(re.findall(r"`([a-z]+(?:_[a-z]+)*)`", shown)) <= controls, promise
+    for row in rows:
+        assert re.search(r"`tests/[\w/]+\.py(::\w+)?`", row[1]), row
+        assert set(re.findall(r"`(\w+)`", row[2])) <= controls, row
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lines_fit_into_100_columns(page: Path) -> None:
+    """Each line of a page, except rows of tables, which cannot be wrapped, and printed output."""
+    text = re.sub(r"```console\n.*?```", "", page.read_text(), flags=re.DOTALL)
+    long = [line for line in text.splitlines() if len(line) > 100 and not line.startswith("|")]
+    assert not long
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_compile(page: Path) -> None:
+    """Each Python example of a page."""
+    for block in re.findall(r"(?m)^( *)```python\n(.*?)^\1```", page.read_text(), re.DOTALL):
+        compile(textwrap.dedent(block[1]), page.name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_options_exist(page: Path) -> None:
+    """Each `etcdsem COMMAND --option` in code, as far as it stands before another command."""
+    from etcdsem.cli.main import _COMMANDS, cli
+
+    text = page.read_text().replace("\\\n", " ")
+    code = re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL)
+    code += re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    for part in re.split(r"\betcdsem (?=[a-z])", "\n".join(code))[1:]:
+        words = re.split(r"[\n|&;#]| -- ", part)[0].split()
+        if words[0] in _COMMANDS:
+            command = cli.get_command(click.Context(cli), words[0])
+            assert command is not None
+            known = {name for option in command.params for name in option.opts}
+            used = {word.split("=")[0] for word in words if re.match(r"--?[a-zA-Z]", word)}
+            assert used <= {*known, "--help"}, part
 
 
 def test_every_seeded_bug_is_in_the_table() -> None:

@@ -1,4 +1,4 @@
-"""The README does what it says."""
+"""The README, and the session with etcdctl in docs/operate.md, do what they say."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
 
 README = Path(__file__).parents[2] / "README.md"
+OPERATE = README.parent / "docs" / "operate.md"
 
 pytestmark = pytest.mark.skipif(not README.exists(), reason="the README is not beside the tests")
 
 
-def block(mark: str) -> str:
+def block(mark: str, page: Path = README) -> str:
     """The code block that follows a mark."""
-    found = re.search(rf"<!-- {mark} -->\n```\w+\n(.*?)```", README.read_text(), re.DOTALL)
-    assert found, f"README.md has no block marked {mark}"
+    found = re.search(rf"<!-- {mark} -->\n```\w+\n(.*?)```", page.read_text(), re.DOTALL)
+    assert found, f"{page.name} has no block marked {mark}"
     return found[1]
 
 
@@ -83,7 +84,7 @@ def _known(client: Client) -> int:
 
 def _play(etcd: EtcdServer, client: Client, environment: dict[str, str]) -> None:
     first = client.status("my-api").holders[0].lease_id
-    for step in re.split(r"^\$ ", block("etcdctl-session"), flags=re.MULTILINE)[1:]:
+    for step in re.split(r"^\$ ", block("etcdctl-session", OPERATE), flags=re.MULTILINE)[1:]:
         line, _, printed = step.partition("\n")
         line = re.sub(r"\b[0-9a-f]{16}\b", first, line)
         if "leases/" in line and "--keys-only" in line:

@@ -187,11 +187,11 @@ class SemaphoreCollector:
     """A collector for prometheus_client."""
 
     def __init__(self, client: Client) -> None:
-        self._mirror = PrefixMirror(client)
+        self.mirror = PrefixMirror(client)
 
     def up(self) -> bool:
         """Whether etcd answers and the local copy is complete."""
-        return self._mirror.refresh()
+        return self.mirror.refresh()
 
     def collect(self) -> Iterator[Metric]:
         """Return the metrics for one scrape."""
@@ -204,9 +204,9 @@ class SemaphoreCollector:
     def families(self) -> list[Family]:
         """Return the current metrics as plain data."""
         began = time.monotonic()
-        up = self._mirror.refresh()
+        up = self.mirror.refresh()
         seconds = time.monotonic() - began
-        with self._mirror.semaphores() as (now, views):
+        with self.mirror.semaphores() as (now, views):
             semaphores = [view for view in views if view.rate is None]
             rates = [view for view in views if view.rate is not None]
             found = [
@@ -219,7 +219,7 @@ class SemaphoreCollector:
 
     def _own(self, up: bool, seconds: float, semaphores: int, rates: int) -> list[Family]:
         """The metrics of the exporter itself."""
-        prefix = self._mirror.prefix
+        prefix = self.mirror.prefix
         return [
             Family("etcdsem_up", "gauge", "1 if etcd answered this scrape, else 0.", [({}, up)]),
             Family(
@@ -232,7 +232,7 @@ class SemaphoreCollector:
                 "etcdsem_full_reads_total",
                 "counter",
                 "Full reads of all keys: at the start, and after events were missed.",
-                [({}, self._mirror.full_reads)],
+                [({}, self.mirror.full_reads)],
             ),
             Family(
                 "etcdsem_semaphores",
@@ -271,4 +271,4 @@ class SemaphoreCollector:
             )
 
     def _labels(self, view: SemaphoreView) -> dict[str, str]:
-        return {"prefix": self._mirror.prefix, "name": view.name}
+        return {"prefix": self.mirror.prefix, "name": view.name}

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 import click
 
 from etcdsem.cli import exit_codes
-from etcdsem.cli.http_server import HttpServer, Response, Route, json_response, read_address
+from etcdsem.cli.http_server import (
+    HttpServer,
+    Pages,
+    Response,
+    Route,
+    json_response,
+    no_pages,
+    read_address,
+)
 from etcdsem.cli.logs import log_to_stderr
 from etcdsem.cli.options import connect, connection_options
 from etcdsem.cli.output import say
@@ -21,6 +29,7 @@ from etcdsem.cli.signals import STOPPING, Signals
 from etcdsem.errors import EtcdSemError
 
 if TYPE_CHECKING:
+    from etcdsem import Client
     from etcdsem.cli.exporter.collector import SemaphoreCollector
 
 DEFAULT_LISTEN = "127.0.0.1:9379"
@@ -35,10 +44,18 @@ DEFAULT_LISTEN = "127.0.0.1:9379"
     help="Address to serve on, without authentication. In a pod use :9379, i.e. all addresses. "
     f"Port 0 picks a free port.  [{DEFAULT_LISTEN}]",
 )
+@click.option(
+    "--web/--no-web",
+    default=None,
+    help="Also serve the pages, which show owners and labels.  [only on a loopback address]",
+)
 @connection_options
 @click.pass_context
-def exporter(ctx: click.Context, /, where: str) -> int:
+def exporter(ctx: click.Context, /, where: str, web: bool | None) -> int:
     """Serve metrics of all semaphores below the prefix for Prometheus, until stopped.
+
+    Also serves a page for people: / has what `top` shows, with a link to the holders and waiters of
+    each semaphore. /api/status is the JSON of `ls`, /api/status/NAME that of `status NAME`.
 
     /metrics has the limit, holders, waiters, oldest wait, grants, losses and more of each
     semaphore; see docs/metrics.md. /livez returns 200 while the exporter runs. /readyz returns 200
@@ -51,7 +68,7 @@ def exporter(ctx: click.Context, /, where: str) -> int:
     \b
     Examples:
       etcdsem exporter
-      etcdsem exporter --listen :9379 --endpoints https://etcd-0:2379
+      etcdsem exporter --listen :9379 --web --endpoints https://etcd-0:2379
 
     \b
     Exit codes: 128+N if stopped by signal N (INT, QUIT, TERM, HUP);
@@ -60,6 +77,10 @@ def exporter(ctx: click.Context, /, where: str) -> int:
     """
     read_address(where, option="--listen", port_alone=False)
     _need_prometheus_client()
+    return _serve(ctx, where, web)
+
+
+def _serve(ctx: click.Context, where: str, web: bool | None) -> int:
     signals = Signals()
     signals.install()
     signals.have_no_children()
@@ -68,8 +89,12 @@ def exporter(ctx: click.Context, /, where: str) -> int:
 
         log_to_stderr()
         collector = SemaphoreCollector(client)
-        server = HttpServer(where, _routes(collector), option="--listen", port_alone=False)
+        pages = _pages(client, collector, where, web)
+        routes = _routes(collector)
+        server = HttpServer(where, routes, option="--listen", port_alone=False, pages=pages)
         say(f"serving metrics of {client.prefix} on {server.url}/metrics")
+        if pages is not no_pages:
+            say(f"serving pages for a browser on {server.url}/")
         threading.Thread(target=collector.up, daemon=True).start()  # start counting now
         try:
             stopped = _until_stopped(signals)
@@ -94,6 +119,15 @@ def _until_stopped(signals: Signals) -> int:
         for number in signals.wait(60.0):
             if number in STOPPING:
                 return number
+
+
+def _pages(client: Client, collector: SemaphoreCollector, where: str, web: bool | None) -> Pages:
+    from etcdsem.cli.exporter import pages
+
+    host, _ = read_address(where, option="--listen", port_alone=False)
+    if web or (web is None and pages.is_loopback(host)):
+        return pages.Pages(client, collector.mirror, any_host=bool(web))
+    return no_pages
 
 
 def _routes(collector: SemaphoreCollector) -> dict[str, Route]:

@@ -1,12 +1,15 @@
 """``etcdsem hold``: keep a lease until stopped, and tell other containers. For sidecars.
 
     waiting ──granted──> held ──INT, QUIT, TERM, HUP──> released, 0
-                          └──lost, or about to be──> not ready ──> 70 (with warn: until stopped)
+                          └──lost, or about to be──> not ready ──> 70 (or when it is stopped)
 
 1. It reports "ready" (see `ready_file.py`) only while the lease is certainly held by the local
    clock, and withdraws it `--notice` before the lease could end, so that the work has that long to
    stop.
 2. On a stop it first withdraws "ready", then releases the lease, at once.
+3. With ``--on-lost kill-pod`` the work is killed before "ready" is withdrawn, so that no probe can
+   end it in a way that counts as success; and also at the start, when a sidecar that was killed
+   with its lease is started again beside its work.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from etcdsem.cli.run.acquire_worker import (
     stopped_while_waiting,
     wait_for_lease,
 )
+from etcdsem.cli.run.pod import kill_others, require_shared_processes
 from etcdsem.cli.run.ready_file import ReadyData, ReadyFile, check, ready_data, serve_ready
 from etcdsem.cli.run.request import LeaseRequest, read_grace, read_request, request_options
 from etcdsem.cli.run.supervisor import ends_soon, slack
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
 
 class _Plan(NamedTuple):
     request: LeaseRequest
-    terminate: bool
+    on_lost: str
     notice: float
     file: str | None
     port: str | None
@@ -71,10 +75,11 @@ def _check_now(ctx: click.Context, param: click.Parameter, value: str | None) ->
 )
 @click.option(
     "--on-lost",
-    type=click.Choice(["terminate", "warn"]),
+    type=click.Choice(["terminate", "warn", "kill-pod"]),
     default="terminate",
-    help="When the lease is lost: exit with code 70, or keep running until stopped, without "
-    "becoming ready again.  [terminate]",
+    help="When the lease is lost: exit with code 70; keep running until stopped, without becoming "
+    "ready again; or do that and kill all other processes of the Kubernetes pod, which must have "
+    "shareProcessNamespace: true.  [terminate]",
 )
 @click.option(
     "--notice",
@@ -100,8 +105,8 @@ def hold(ctx: click.Context, /, **given: Any) -> int:
 
     Use it for work that `etcdsem run` cannot wrap. As a Kubernetes sidecar (an init container
     with restartPolicy Always), its startup probe keeps the main container from starting before
-    the lease is held, and the lease ends with the pod. If the main container uses /readyz as its
-    liveness probe, it is ended when the lease is lost.
+    the lease is held, and the lease ends with the pod. With --on-lost kill-pod the main container
+    is killed when the lease is lost.
 
     \b
     Examples:
@@ -137,9 +142,11 @@ def _plan(
     **given: Any,
 ) -> _Plan:
     request = read_request(**given)
+    if on_lost == "kill-pod":
+        require_shared_processes()
     return _Plan(
         request=request,
-        terminate=on_lost == "terminate",
+        on_lost=on_lost,
         notice=read_grace("--notice", notice, request),
         file=ready_file,
         port=ready_port,
@@ -171,6 +178,7 @@ class _Holding:
         self._signals = signals
         self._lease: Lease | None = None
         self._lock = threading.Lock()
+        self._warned = False
         self._ready = False  # guarded by the lock, for the port's threads
         self._file = None if plan.file is None else ReadyFile(plan.file)
         self._port = None if plan.port is None else serve_ready(plan.port, self._reported)
@@ -178,6 +186,7 @@ class _Holding:
     def run(self) -> int:
         """Wait, hold until stopped or lost, and return the exit code."""
         request = self._plan.request
+        self._kill_pod()
         if self._port is not None and not request.quiet:
             say(f"serving probes on port {self._port.port}: /readyz, /livez")
         lease = self._lease = wait_for_lease(request, self._client, self._signals)
@@ -187,6 +196,8 @@ class _Holding:
         if not self._announce(lease):
             return exit_codes.NOT_DONE
         stopped = self._keep(lease)
+        if stopped is None:
+            self._kill_pod()
         self._withdraw()
         if stopped is not None:
             if not request.quiet:
@@ -195,11 +206,20 @@ class _Holding:
         if not lease.valid:
             reason = lease.lost_reason or "it could not be refreshed in time"
             say(f"the lease on {request.name!r} was lost: {reason}")
-        if not self._plan.terminate:
+        if self._plan.on_lost != "terminate":
             say("WARNING: it will not be acquired again; waiting until stopped")
-            while not set(self._signals.wait(60.0)) & set(STOPPING):
-                pass
+            while not set(self._signals.wait(1.0)) & set(STOPPING):
+                self._kill_pod()
         return exit_codes.LOST
+
+    def _kill_pod(self) -> None:
+        if self._plan.on_lost != "kill-pod" or kill_others() or self._warned:
+            return
+        self._warned = True
+        say(
+            "WARNING: cannot kill the pod's processes of other users: give this container the "
+            "runAsUser of the main container"
+        )
 
     def end(self) -> None:
         """Release everything that is still held."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from etcdsem.cli.json_output import echo_json, json_option, overview_data
+from etcdsem.cli.json_output import echo_json, json_option, list_data
 from etcdsem.cli.options import connect, connection_options
 from etcdsem.cli.output import limit_text, say, table, used
 
@@ -44,7 +44,7 @@ def ls(ctx: click.Context, /, pattern: str | None, as_json: bool) -> None:
             say(f"no semaphore below {prefix} matches {pattern!r}")
             return
     if as_json:
-        echo_json({"semaphores": [overview_data(one) for one in found]})
+        echo_json(list_data(found))
         return
     if not found:
         say(f"no semaphores below {prefix}; create one with: etcdsem run NAME --limit N -- COMMAND")

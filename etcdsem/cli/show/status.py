@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from etcdsem.cli import exit_codes
 from etcdsem.cli.arguments import name_argument
-from etcdsem.cli.json_output import echo_json, holder_data, json_option, pause_data, waiter_data
+from etcdsem.cli.json_output import echo_json, json_option, status_data
 from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.options import connect, connection_options
 from etcdsem.cli.output import echo, flush
@@ -67,24 +66,9 @@ def status(ctx: click.Context, /, name: str, as_json: bool, watch: bool, interva
 
 def _print(seen: Status, which: int = 1, *, as_json: bool) -> None:
     if as_json:
-        echo_json(_status_data(seen))
+        echo_json(status_data(seen))
     else:
         if which > 1:
             echo("")
         print_status(seen)
     flush()
-
-
-def _status_data(seen: Status) -> dict[str, Any]:
-    return {
-        "name": seen.name,
-        "limit": seen.max_leases,
-        "held": seen.held,
-        "waiting": len(seen.waiters),
-        "revision": seen.revision,
-        "holders": [holder_data(one) for one in seen.holders],
-        "waiters": [waiter_data(one) for one in seen.waiters],
-        "junk": [asdict(one) for one in seen.junk],
-        "paused": pause_data(seen.pause),
-        "rate": str(seen.rate) if seen.rate else None,
-    }

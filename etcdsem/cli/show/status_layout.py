@@ -53,13 +53,13 @@ def print_status(seen: Status) -> None:
     echo(clean(_headline(seen)))
     if seen.holders:
         echo("")
-        header, *rows = _holder_rows(seen)
+        header, *rows = holder_rows(seen)
         table(header, rows, _NUMBERS)
     if seen.waiters:
         echo("")
-        titles, *rows = _waiter_rows(seen)
+        titles, *rows = waiter_rows(seen)
         table(titles, rows, _NUMBERS)
-    for one in _keys(seen):
+    for one in junk_keys(seen):
         say(f"ignored unrecognized key {one.key}: {one.reason}")
 
 
@@ -81,11 +81,11 @@ def draw(seen: Status, screen: Screen, trouble: str) -> RenderableType:
     both = bool(seen.waiters) and not low
     head = _head(seen, screen)
     space = max(1, screen.height - len(head) - (1 if low else 2))  # a blank line and the foot
-    titles, *holders = _fitted(_holder_rows(seen), space, screen)
+    titles, *holders = _fitted(holder_rows(seen), space, screen)
     if low and len(titles) + len(holders[0] if holders else ()) > space:
         titles = []
     half = space // 2 - 1  # for the waiters: a blank line, titles, rows
-    headings, *waiters = _fitted(_waiter_rows(seen), half, screen) if both else [[]]
+    headings, *waiters = _fitted(waiter_rows(seen), half, screen) if both else [[]]
     needed = sum(map(len, waiters)) + len(headings) + 1 if both else 0
     some = _first(holders, space - len(titles) - min(half + 1, needed))
     left = space - len(titles) - sum(map(len, some)) - len(headings) - 1
@@ -97,7 +97,7 @@ def draw(seen: Status, screen: Screen, trouble: str) -> RenderableType:
     if rest:
         lines += [Text(""), *headings, *(one for row in rest for one in row)]
     parts += lines[:space]
-    hidden = (len(seen.holders) - len(some), len(seen.waiters) - len(rest), len(_keys(seen)))
+    hidden = (len(seen.holders) - len(some), len(seen.waiters) - len(rest), len(junk_keys(seen)))
     parts.append(line(trouble or _foot(hidden, screen), "bold red" if trouble else "dim"))
     return Group(*parts)
 
@@ -124,7 +124,7 @@ def _head(seen: Status, screen: Screen) -> list[str]:
     """Return the headline, on several lines if it must be, with its numbers."""
     if len(clean(_headline(seen))) <= screen.width:
         return [clean(_headline(seen))]
-    usage, *reasons = (clean(part) for part in _headline_parts(seen))
+    usage, *reasons = (clean(part) for part in headline_parts(seen))
     name = clean(seen.name)
     rest = usage.removeprefix(name)
     mark = "…" if screen.blocks else "..."
@@ -153,15 +153,16 @@ def _is_limit(one: Junk) -> bool:
     return one.key.endswith("/max_leases")
 
 
-def _keys(seen: Status) -> list[Junk]:
+def junk_keys(seen: Status) -> list[Junk]:
+    """Return the unrecognized keys, without a limit that cannot be read."""
     return [one for one in seen.junk if not _is_limit(one)]
 
 
 def _headline(seen: Status) -> str:
-    return "; ".join(_headline_parts(seen))
+    return "; ".join(headline_parts(seen))
 
 
-def _headline_parts(seen: Status) -> list[str]:
+def headline_parts(seen: Status) -> list[str]:
     """Return the usage, and the reason if no lease is granted."""
     waiting = f"{len(seen.waiters)} waiting"
     if seen.max_leases is None:
@@ -185,7 +186,7 @@ def _headline_parts(seen: Status) -> list[str]:
     return parts
 
 
-def _holder_rows(seen: Status) -> list[tuple[str, ...]]:
+def holder_rows(seen: Status) -> list[tuple[str, ...]]:
     """Return the titles and the rows; omit ENDS without a max_hold, WEIGHT if all are 1."""
     rows: list[tuple[str, ...]] = [
         tuple(_OF_RATES.get(title, title) for title in _HOLDERS) if seen.rate else _HOLDERS,
@@ -226,7 +227,7 @@ def _ends(one: Holder) -> str:
     return f"in {span(max(0.0, (one.ends_at - datetime.now(UTC)).total_seconds()))}"
 
 
-def _waiter_rows(seen: Status) -> list[tuple[str, ...]]:
+def waiter_rows(seen: Status) -> list[tuple[str, ...]]:
     """Return the titles and the rows; without WANTS if every waiter wants just one slot."""
     rows: list[tuple[str, ...]] = [
         _WAITERS,

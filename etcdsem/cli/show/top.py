@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from etcdsem.cli.json_output import echo_json, overview_data, stamp
+from etcdsem.cli.json_output import echo_json, list_data, stamp
 from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.options import WholeNumber, connect, connection_options
 from etcdsem.cli.output import echo, flush, limit_text, table, used
@@ -114,7 +114,7 @@ def _print(seen: Sequence[Overview], sort: str, *, as_json: bool, again: bool) -
     rows = ordered(seen, sort)
     if as_json:
         now = stamp(datetime.now(UTC))
-        echo_json({"at": now, "semaphores": [overview_data(one) for one in rows]})
+        echo_json({"at": now, **list_data(rows)})
     else:
         if again:
             echo("")

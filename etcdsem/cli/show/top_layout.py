@@ -121,21 +121,26 @@ def draw(view: View, screen: Screen) -> RenderableType:
     return Group(*parts)
 
 
-def _header(view: View, screen: Screen) -> Text:
-    rates = sum(one.rate is not None for one in view.semaphores)
-    held = sum(one.held for one in view.semaphores if one.rate is None)
-    waiting = sum(one.waiting for one in view.semaphores)
-    number = len(view.semaphores) - rates
+def totals(semaphores: Sequence[Overview]) -> tuple[str, str]:
+    """Return how many semaphores there are, and how much is held and waited for."""
+    rates = sum(one.rate is not None for one in semaphores)
+    held = sum(one.held for one in semaphores if one.rate is None)
+    waiting = sum(one.waiting for one in semaphores)
+    number = len(semaphores) - rates
     count = f"{number} semaphore{'s' * (number != 1)}"
     if rates:
         count += f", {rates} rate limit{'s' if rates > 1 else ''}"
-    sums = f"{count}, {held} held, {waiting} waiting"
+    return count, f"{held} held, {waiting} waiting"
+
+
+def _header(view: View, screen: Screen) -> Text:
+    count, short = totals(view.semaphores)
+    sums = f"{count}, {short}"
     full = f"{sums}   {view.where}   {view.clock}"
-    short = f"{held} held, {waiting} waiting"
     for text in (full, f"{sums}   {view.clock}", sums, short):
         if len(text) <= screen.width:
             return _line(text, screen, "bold")
-    return _line(f"{held} h, {waiting} w", screen, "bold")
+    return _line(short.replace("held", "h").replace("waiting", "w"), screen, "bold")
 
 
 def _footer(view: View, screen: Screen) -> Text:

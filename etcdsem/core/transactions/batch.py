@@ -10,6 +10,7 @@ from etcdsem.core.keys import Identity, Keys, Limit, Queued, read_queue, record,
 from etcdsem.core.transactions.conditions import (
     MAX_LISTED,
     NO_RECORDS,
+    UNLIKELY_LISTED,
     Held,
     HeldSlots,
     Look,
@@ -28,6 +29,9 @@ from etcdsem.core.transactions.conditions import (
 )
 from etcdsem.core.transactions.give import delete_mine, give_to
 from etcdsem.core.transactions.permit import free_slot, permit_value, put_slot
+
+MAX_PASSED = 12
+"""Maximum number of grant messages in a PASS of several slots beyond one for each slot."""
 
 
 class Take(NamedTuple):
@@ -111,20 +115,52 @@ def pass_all(
     until: int,
     wall: float,
 ) -> Txn:
-    """PASS of several slots at once, to as many of the first in `line`.
+    """PASS of several slots at once, to as many of the first in `line` that still wait.
 
-    `line` has all current waiters that joined up to revision `until`. If a waiter has left, its
-    slot stays where it is; each of the other first waiters gets one, so nobody is passed over.
-    Hence all of `mines` must be ours. If there are more slots than waiters, the rest is given back
-    and the contended mark deleted, unless somebody has joined since `until`. Nothing is done while
-    priorities are in use.
+    `line` has all current waiters that joined up to revision `until`. Others may have served the
+    first of them since, so the first `depth` are tried in turn as the one to begin with. If one
+    behind it has left, its slot stays where it is; each of the others gets one, so nobody is passed
+    over. Hence all of `mines` must be ours. If there are more slots than waiters, the rest is given
+    back and the contended mark deleted, unless somebody has joined since `until`. Nothing is done
+    while priorities are in use.
 
     Success returns the waiters at that time if the line is used up; failure returns a Look.
     """
-    if any(mine.more for mine in mines) or any(waiter.weight > 1 for waiter in line[: len(mines)]):
+    depth = pass_all_depth(limit, mines, line)
+    if any(mine.more for mine in mines) or any(waiter.weight > 1 for waiter in line):
         raise AssertionError("PASS hands one slot to a waiter that needs one")
     mine_still = [slot_is_mine(keys, mine.slot, mine.token) for mine in mines]
-    lines = write_list(line[len(mines) : len(mines) + MAX_LISTED])
+    branch = _serve(keys, mines, line[depth:], until, wall, UNLIKELY_LISTED)
+    for place in range(depth - 1, -1, -1):
+        listed = UNLIKELY_LISTED if place else MAX_LISTED
+        serve = _serve(keys, mines, line[place:], until, wall, listed)
+        branch = (Txn((still_waits(keys, line[place]),), serve, branch),)
+    if len({mine.slot for mine in mines}) < len(mines):
+        branch = ()  # a slot is listed twice, so one was taken by hand; etcd would reject the rest
+    return Txn(
+        (*mine_still, limit_is(keys, limit), no_surplus(keys, limit), priorities_are(keys, 0)),
+        branch,
+        look(keys),
+    )
+
+
+def pass_all_depth(limit: Limit, mines: Sequence[HeldSlots], line: Sequence[Queued]) -> int:
+    """How many of the known waiters a PASS of several tries as the first to serve; see
+    `decisions.pass_depth`. Each costs as many grant messages as there are slots.
+    """
+    return max(0, min(len(line), limit.room + 2 - len(mines), MAX_PASSED // len(mines)))
+
+
+def _serve(
+    keys: Keys,
+    mines: Sequence[HeldSlots],
+    line: Sequence[Queued],
+    until: int,
+    wall: float,
+    listed: int,
+) -> tuple[Operation, ...]:
+    """Pass the slots to the first of `line`, and give back those that are left over."""
+    lines = write_list(line[len(mines) : len(mines) + listed])
     done: list[Operation] = []
     for mine, waiter in zip(mines, line, strict=False):
         forget = (Delete(keys.message(mine.who)),) if mine.has_message else ()
@@ -135,13 +171,7 @@ def pass_all(
         done.append(Txn((none_waits_since(keys, until),), (*spare, Delete(keys.contended))))
     if not lines:
         done.append(first_waiters(keys))
-    if len({mine.slot for mine in mines}) < len(mines):
-        done = []  # a slot is listed twice, so one was taken by hand; etcd would reject the rest
-    return Txn(
-        (*mine_still, limit_is(keys, limit), no_surplus(keys, limit), priorities_are(keys, 0)),
-        tuple(done),
-        look(keys),
-    )
+    return tuple(done)
 
 
 def _delete_all(keys: Keys, mines: Sequence[HeldSlots]) -> list[Operation]:
@@ -158,25 +188,34 @@ class Passed(NamedTuple):
     done: tuple[bool, ...]
     cleared: bool
     """The rest was given back, and nobody waited any more."""
+    served: int
+    """Of the waiters that joined up to this revision none is left at the front; 0: unknown."""
     line: tuple[tuple[Queued, ...], int] | None
     """If it was read: the current waiters that joined up to a revision, and that revision."""
 
 
 def read_pass_all(
-    keys: Keys, reply: TxnReply, mines: Sequence[HeldSlots], line: Sequence[Queued]
+    keys: Keys, reply: TxnReply, limit: Limit, mines: Sequence[HeldSlots], line: Sequence[Queued]
 ) -> Passed | Look:
     """Read the answer to `pass_all`; a Look if nothing was done."""
     if not reply.succeeded:
         return read_look(keys, reply, reply.revision)
-    pairs = min(len(mines), len(line))
+    gone, inner = 0, reply
+    for _ in range(pass_all_depth(limit, mines, line)):
+        inner = as_txn(inner.replies[0])
+        if inner.succeeded:
+            break
+        gone += 1
+    pairs = min(len(mines), len(line) - gone)
     rest = len(mines) - pairs
-    done = [as_txn(one).succeeded for one in reply.replies[:pairs]]
-    cleared = rest > 0 and as_txn(reply.replies[pairs]).succeeded
+    done = [as_txn(one).succeeded for one in inner.replies[:pairs]]
+    cleared = rest > 0 and as_txn(inner.replies[pairs]).succeeded
     done += [cleared] * rest
+    served = line[: gone + pairs]
     known = None
-    if len(line) <= len(mines):
-        found = as_range(reply.replies[-1])
+    if len(line) - gone <= len(mines):
+        found = as_range(inner.replies[-1])
         cut = found.count > len(found.kvs)
         until = found.kvs[-1].create_revision if cut else reply.revision
         known = read_queue(keys, found.kvs), until
-    return Passed(tuple(done), cleared, known)
+    return Passed(tuple(done), cleared, served[-1].created if served else 0, known)

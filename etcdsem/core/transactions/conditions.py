@@ -29,6 +29,9 @@ QUEUE_READ = 32
 MAX_LISTED = 64
 """Waiters that a client remembers, and lists in a grant message."""
 
+UNLIKELY_LISTED = 8
+"""The same for the grant messages of a PASS that are probably not sent."""
+
 COUNT_BY_NAME = 64
 """Up to this limit JOIN counts held slots by name; above it junk is counted too, and free slots
 that this hides are found by the next look."""

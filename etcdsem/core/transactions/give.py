@@ -9,6 +9,7 @@ from etcdsem.core.keys import Keys, Limit, Queued, record, write_list, write_mes
 from etcdsem.core.transactions.conditions import (
     HERE,
     MAX_LISTED,
+    UNLIKELY_LISTED,
     HeldSlots,
     Look,
     all_are_mine,
@@ -24,6 +25,9 @@ from etcdsem.core.transactions.conditions import (
     still_waits,
     uncontended,
 )
+
+LIKELY = 2
+"""One of the first two waiters that PASS tries is probably still there."""
 
 
 def delete_mine(keys: Keys, mine: HeldSlots) -> tuple[Operation, ...]:
@@ -64,11 +68,11 @@ def pass_on(
         raise AssertionError("PASS hands one slot to a waiter that needs one")
     branch: tuple[Operation, ...] = look(keys)
     forget = (Delete(keys.message(mine.who)),) if mine.has_message else ()
-    lines = write_list(queue[:MAX_LISTED])
+    lines = [] if priorities else write_list(queue[:MAX_LISTED])
     for place in range(min(depth, len(queue)) - 1, -1, -1):
         waiter, behind = queue[place], queue[place + 1 :]
         give = (
-            *give_to(keys, (mine.slot,), waiter, () if priorities else lines[place + 1 :], wall),
+            *give_to(keys, (mine.slot,), waiter, _behind(lines, place), wall),
             *forget,
             *unmark(keys, priorities, behind),
         )
@@ -83,6 +87,12 @@ def pass_on(
         branch,
         look(keys),
     )
+
+
+def _behind(lines: Sequence[bytes], place: int) -> Sequence[bytes]:
+    """The list for the waiter at a place: short where it is probably not needed."""
+    most = MAX_LISTED if place < LIKELY else UNLIKELY_LISTED
+    return lines[place + 1 : place + 1 + most]
 
 
 def unmark(keys: Keys, priorities: int, behind: Sequence[Queued]) -> tuple[Operation, ...]:
