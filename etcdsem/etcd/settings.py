@@ -73,6 +73,8 @@ class ConnectionSettings:
     dial_timeout: float = DEFAULT_DIAL_TIMEOUT
     """Seconds for which a client that has never reached etcd tries to, at any endpoint."""
     password_file: str | None = None
+    default_endpoint: bool = False
+    """Whether no endpoint was given, so that the default is used."""
     external: ExternalClient | None = field(default=None, repr=False)
 
     @property
@@ -141,6 +143,7 @@ def read_settings(
         password=secret,
         password_file=file,
         dial_timeout=dial_timeout,
+        default_endpoint=given is None,
     )
 
 

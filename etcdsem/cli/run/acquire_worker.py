@@ -21,6 +21,7 @@ from etcdsem.cli import exit_codes
 from etcdsem.cli.options import DIAL_TIMEOUT, connect
 from etcdsem.cli.output import exact, pause_text, say
 from etcdsem.cli.progress import ProgressLine
+from etcdsem.cli.run.contact import ContactReport
 from etcdsem.cli.run.multi import acquire_multi
 from etcdsem.cli.run.request import LeaseRequest
 from etcdsem.cli.signals import Signals, Stopped
@@ -125,9 +126,11 @@ def _wait(
 
     worker = Worker(call, signals, name="acquire")
     check_threads = StarvedCheck(client)
+    contact = ContactReport(client, request, until, progress.note)
     try:
         while not worker.done:
             check_threads()
+            contact.look(connected=connected.is_set())
             left = until - boot_time()
             if request.wait and left <= 0 and not connected.is_set():
                 raise EtcdUnavailable(

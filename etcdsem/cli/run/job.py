@@ -168,7 +168,12 @@ class _Job:
         self._launched = True
         number = self._launcher.go(additions, terminal=terminal)
         self._terminal.lent = terminal
-        policy = Policy(terminate=terminate, ttl=ttl, kill_after=plan.kill_after)
+        policy = Policy(
+            terminate=terminate,
+            ttl=ttl,
+            kill_after=plan.kill_after,
+            refresh=plan.request.refresh,
+        )
         supervisor = Supervisor(
             plan.request.name,
             lease,
