@@ -191,6 +191,12 @@ Durations are in seconds, or like 250ms, 30s, 1m30s, 2h.
     help="On exit, write metrics of this run (waited, held, lost, exit code) to PATH for "
     "node_exporter's textfile collector. PATH must end in .prom.",
 )
+@click.option(
+    "--drop-credentials",
+    is_flag=True,
+    help="Remove etcd's user, password, password file, client certificate and key from COMMAND's "
+    "environment (ETCDSEM_ and ETCDCTL_ variables).",
+)
 @connection_options
 @name_argument
 @click.argument("command", metavar="-- COMMAND...", nargs=-1, type=click.UNPROCESSED)
@@ -206,6 +212,7 @@ def _plan(
     on_lost: str,
     kill_after: str | None,
     metrics_file: str | None,
+    drop_credentials: bool,
     command: tuple[str, ...],
     **given: Any,
 ) -> Plan:
@@ -235,5 +242,6 @@ def _plan(
         terminate=on_lost == "terminate",
         kill_after=read_grace("--kill-after", kill_after, request),
         metrics_file=check_metrics_file(metrics_file),
+        drop_credentials=drop_credentials,
         command=command,
     )

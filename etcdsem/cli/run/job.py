@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
@@ -41,6 +41,14 @@ if TYPE_CHECKING:
     from etcdsem import Client, Lease
 
 
+_CREDENTIALS: Final = tuple(
+    f"{owner}_{what}"
+    for owner in ("ETCDSEM", "ETCDCTL")
+    for what in ("USER", "PASSWORD", "PASSWORD_FILE", "CERT", "KEY")
+)
+"""The variables that --drop-credentials keeps from the command."""
+
+
 class Plan(NamedTuple):
     """The checked command line."""
 
@@ -48,6 +56,7 @@ class Plan(NamedTuple):
     terminate: bool
     kill_after: float
     metrics_file: str | None
+    drop_credentials: bool
     command: tuple[str, ...]
 
 
@@ -73,7 +82,11 @@ def _run_job(
     with all_blocked():
         try:
             watchdog = Watchdog()
-            launcher = Launcher(plan.command, inherited=(*signals.fds, *terminal.fds, watchdog.fd))
+            launcher = Launcher(
+                plan.command,
+                inherited=(*signals.fds, *terminal.fds, watchdog.fd),
+                dropped=_CREDENTIALS if plan.drop_credentials else (),
+            )
         except OSError as error:  # a watchdog that was started ends with us
             what = f"a process for {plan.command[0]}"
             raise exit_codes.CannotStart(what, error.strerror) from error
