@@ -16,7 +16,7 @@ import click
 from etcdsem.cli.output import echo
 
 if TYPE_CHECKING:
-    from etcdsem.model import Holder, Overview, Pause, Status, Waiter
+    from etcdsem.model import Holder, Junk, Overview, Pause, Status, Waiter
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -75,6 +75,11 @@ def overview_data(one: Overview) -> dict[str, Any]:
         "paused": pause_data(one.pause),
         "rate": str(one.rate) if one.rate else None,
     }
+
+
+def junk_data(one: Junk) -> dict[str, str]:
+    """Return the JSON data of an unrecognized key."""
+    return {"key": one.key, "reason": one.reason}
 
 
 def holder_data(one: Holder) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from etcdsem.cli.arguments import name_argument
-from etcdsem.cli.json_output import echo_json, holder_data, json_option, waiter_data
+from etcdsem.cli.json_output import echo_json, holder_data, json_option, junk_data, waiter_data
 from etcdsem.cli.options import WholeNumber, connect, connection_options
 from etcdsem.cli.output import clean, echo, owner_text
 
@@ -62,7 +61,7 @@ def _evicted_data(gone: Holder | Waiter | Junk) -> dict[str, Any]:
             return holder_data(gone)
         case Waiter():
             return waiter_data(gone)
-    return asdict(gone)
+    return junk_data(gone)
 
 
 def _evicted_text(gone: Holder | Waiter | Junk) -> str:

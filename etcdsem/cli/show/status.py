@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,14 @@ import click
 
 from etcdsem.cli import exit_codes
 from etcdsem.cli.arguments import name_argument
-from etcdsem.cli.json_output import echo_json, holder_data, json_option, pause_data, waiter_data
+from etcdsem.cli.json_output import (
+    echo_json,
+    holder_data,
+    json_option,
+    junk_data,
+    pause_data,
+    waiter_data,
+)
 from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.options import connect, connection_options
 from etcdsem.cli.output import echo, flush
@@ -84,7 +90,7 @@ def _status_data(seen: Status) -> dict[str, Any]:
         "revision": seen.revision,
         "holders": [holder_data(one) for one in seen.holders],
         "waiters": [waiter_data(one) for one in seen.waiters],
-        "junk": [asdict(one) for one in seen.junk],
+        "junk": [junk_data(one) for one in seen.junk],
         "paused": pause_data(seen.pause),
         "rate": str(seen.rate) if seen.rate else None,
     }
