@@ -18,8 +18,11 @@ import pytest
 
 import etcdsem
 import etcdsem.testing
+from etcdsem import Semaphore
 from etcdsem.cli.run.hold import _Holding, _Plan
+from etcdsem.cli.run.ready_file import ReadyFile, ready_data
 from etcdsem.cli.run.supervisor import slack
+from etcdsem.errors import InvalidSetting
 from tests.cli.driver import Cli, etcdctl, keys, ran, ran_here
 from tests.cli.test_request import request
 from tests.helpers.slow import sample
@@ -306,6 +309,28 @@ def test_a_file_that_cannot_be_written_any_more_is_1(
     assert second.end(20) == 1
     assert re.search("cannot write --ready-file", second.rest())
     assert keys(etcd, name) == ["max_leases"]
+
+
+def test_a_planted_link_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, etcd: EtcdServer, name: str
+) -> None:
+    """The temporary file has a name that nobody knows, and must not exist."""
+    victim, path = tmp_path / "victim", tmp_path / "ready"
+    victim.write_text("precious")
+    with (
+        etcdsem.connect(etcd.endpoint) as client,
+        Semaphore(1, name, client=client).hold() as lease,
+    ):
+        os.symlink(victim, f"{path}.{os.getpid()}.tmp")
+        ready = ReadyFile(str(path))
+        assert ready.show(ready_data(lease, 9.0))
+        assert not path.is_symlink()
+        monkeypatch.setattr(os, "urandom", lambda size: bytes(size))
+        os.symlink(victim, f"{path}.{bytes(8).hex()}.tmp")
+        assert not ready.show(ready_data(lease, 9.0))
+        with pytest.raises(InvalidSetting, match="exists"):
+            ReadyFile(str(path))
+    assert victim.read_text() == "precious"
 
 
 def test_a_prober_that_says_nothing_blocks_nobody(
