@@ -23,7 +23,7 @@ import click
 from etcdsem.cli import exit_codes
 from etcdsem.cli.options import connection_options
 from etcdsem.cli.output import OutputError, flush, say
-from etcdsem.cli.signals import die_of, unblock_signals
+from etcdsem.cli.signals import die_of, raise_on_sigint, unblock_signals
 from etcdsem.errors import EtcdSemError, InvalidSetting
 
 
@@ -184,6 +184,8 @@ def main() -> NoReturn:
         flush()
     except OutputError as error:
         code = _cannot_write(error.__cause__)
+    finally:
+        raise_on_sigint(False)
     if isinstance(code, exit_codes.BySignal):
         die_of(code.number)
     sys.exit(code)
@@ -192,6 +194,7 @@ def main() -> NoReturn:
 def _outcome() -> int:
     """Run the command line and return the exit code."""
     try:
+        raise_on_sigint(True)
         result: Any = cli.main(prog_name="etcdsem", standalone_mode=False)
         return result if isinstance(result, int) else exit_codes.OK
     except click.exceptions.NoArgsIsHelpError as error:

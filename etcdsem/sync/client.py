@@ -68,6 +68,7 @@ class Client(OperatorCalls):
         """The driver, made on first use."""
         driver = self._opened
         if driver is None or self._closed:
+            exit_hooks.end_daemon_thread()
             with self._lock:
                 if self._closed:
                     raise EtcdSemError("this etcdsem client was closed")
@@ -126,9 +127,10 @@ class Client(OperatorCalls):
         except Failure as failure:
             error = public_error(failure, what)
             error.__cause__ = failure
-            raise brief(error)  # noqa: B904 - it decides about the cause
-        except EtcdSemError as error:
-            raise brief(error)  # noqa: B904
+        except EtcdSemError as raised:
+            error = raised
+        exit_hooks.end_daemon_thread()
+        raise brief(error)
 
 
 def _refuse_isolation() -> None:
