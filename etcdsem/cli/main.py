@@ -150,8 +150,8 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
     epilog="Connection settings are also read from ETCDSEM_ENDPOINTS, ETCDSEM_CACERT, "
     "ETCDSEM_CERT, ETCDSEM_KEY, ETCDSEM_USER, ETCDSEM_PASSWORD, ETCDSEM_PASSWORD_FILE and "
     "ETCDSEM_PREFIX, or from the equivalent ETCDCTL_ variables. Lease settings: "
-    "ETCDSEM_LEASE_TIMEOUT, ETCDSEM_REFRESH_INTERVAL, ETCDSEM_VALIDATION_INTERVAL, ETCDSEM_OWNER "
-    "and ETCDSEM_LABELS.",
+    "ETCDSEM_LEASE_TIMEOUT, ETCDSEM_REFRESH_INTERVAL, ETCDSEM_VALIDATION_INTERVAL, "
+    "ETCDSEM_ETCD_WAIT, ETCDSEM_OWNER and ETCDSEM_LABELS.",
 )
 @connection_options
 @click.option(

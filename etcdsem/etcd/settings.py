@@ -77,6 +77,8 @@ class ConnectionSettings:
     dial_timeout: float = DEFAULT_DIAL_TIMEOUT
     """Seconds for which a client that has never reached etcd tries to, at any endpoint."""
     password_file: str | None = None
+    patience: float | None = None
+    """Seconds for which a call without a timeout retries while etcd is away; None: the default."""
     default_endpoint: bool = False
     """Whether no endpoint was given, so that the default is used."""
     external: ExternalClient | None = field(default=None, repr=False)

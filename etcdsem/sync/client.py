@@ -20,7 +20,7 @@ from etcdsem.client_lock import ClientLock
 from etcdsem.clock import boot_time
 from etcdsem.core.commands import Failure, Procedure
 from etcdsem.core.error_mapping import public_error
-from etcdsem.core.session import Session
+from etcdsem.core.session import PATIENCE, Session
 from etcdsem.drivers import threads
 from etcdsem.drivers.base import EXIT_GRACE, ConnectionSettings, connect_settings
 from etcdsem.drivers.external import external_settings, is_external_client
@@ -88,6 +88,7 @@ class Client(OperatorCalls):
         _refuse_isolation()
         driver = threads.ThreadDriver(self._dial)
         driver.session.first_contact = self.settings.dial_timeout
+        driver.session.patience = self.settings.patience or PATIENCE
         exit_hooks.see_to_child()
         try:
             driver.start_helper(self.settings, self.keeper)

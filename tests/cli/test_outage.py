@@ -6,12 +6,18 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import click
 import pytest
 
 import etcdsem
+from etcdsem import server
+from etcdsem.cli.options import DIAL_TIMEOUT
+from etcdsem.cli.run.acquire_worker import connect_for
 from etcdsem.cli.run.contact import connecting
 from etcdsem.cli.run.outage import Outage
-from tests.cli.driver import ETCDSEM, Cli, Console, ran
+from etcdsem.core.session import PATIENCE
+from tests.cli.driver import ETCDSEM, Cli, Console, ran, ran_here
+from tests.cli.test_request import request
 from tests.helpers.slow import sample
 
 if TYPE_CHECKING:
@@ -135,3 +141,66 @@ def test_quiet_while_connecting(etcd: EtcdServer) -> None:
     line = ("hold", "n", "-l", "1", "-w", "1.5", "-q", "--endpoints", "127.0.0.1:1")
     done = ran(etcd, *line)
     assert (done.returncode, done.stderr.count("\n")) == (69, 1)
+
+
+def test_etcd_wait_at_the_start(
+    etcd: EtcdServer, etcd_binary: str, name: str, start: Start
+) -> None:
+    """An etcd that starts late costs time only; the variable means the same as the option."""
+    (port,) = server.free_ports(1)
+    late = ("--endpoints", f"127.0.0.1:{port}")
+    env = {"ETCDSEM_ETCD_WAIT": "1s"}
+    short = start(etcd, "hold", name, "-l", "1", *late, env=env)
+    cli = start(etcd, "run", name, "-l", "1", "--etcd-wait", "10m", *late, "--", "echo", "on")
+    cli.expect("connecting to", err=True)
+    assert short.end() == 69
+    with server.start(binary=etcd_binary, port=port):
+        assert cli.expect("on")
+        assert cli.end() == 0
+
+
+def test_etcd_wait_in_the_queue(fresh_etcd: EtcdServer, name: str, start: Start) -> None:
+    """A waiter gives up after this long, instead of 60 s."""
+    start(fresh_etcd, "hold", name, "-l", "1", "-t", "60").expect("is held", err=True)
+    line = ("run", name, "-l", "1", "-t", "2", "--etcd-wait")
+    short, long = (start(fresh_etcd, *line, wait, "--", "true") for wait in ("3s", "10m"))
+    for cli in (short, long):
+        cli.expect("in the queue", err=True)
+    fresh_etcd.pause()
+    long.expect("giving up in 9m", err=True)
+    assert short.end() == 69
+    assert long.process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("wait", "etcd_wait", "first", "later"),
+    [
+        (None, None, DIAL_TIMEOUT, None),
+        (None, "2h", 7200.0, 7200.0),
+        ("5", "2h", 5.0, 7200.0),
+        ("1h", "5", 5.0, 5.0),
+    ],
+)
+def test_the_settings_of_the_client(
+    wait: str | None, etcd_wait: str | None, first: float, later: float | None
+) -> None:
+    """--wait bounds the first contact, too."""
+    context = click.Context(click.Command("run"))
+    client = connect_for(context, request(wait=wait, etcd_wait=etcd_wait))
+    assert (client.settings.dial_timeout, client.settings.patience) == (first, later)
+    session = client._driver.session
+    assert session.first_contact == first
+    assert session.patience == (later or PATIENCE)
+    client.close()
+
+
+def test_etcd_waits_that_are_refused(etcd: EtcdServer) -> None:
+    """64, and the option or the variable is named."""
+    for given, env in (
+        (("--etcd-wait", "0"), {}),
+        (("--etcd-wait", "soon"), {}),
+        ((), {"ETCDSEM_ETCD_WAIT": "-1s"}),
+    ):
+        done = ran_here(etcd, "run", "n", "-l", "1", *given, "--", "true", env=env)
+        assert done.returncode == 64
+        assert ("--etcd-wait" if given else "ETCDSEM_ETCD_WAIT") in done.stderr

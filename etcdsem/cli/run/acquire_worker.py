@@ -12,6 +12,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -50,8 +51,17 @@ class _TooLong(BaseException):
 
 
 def connect_for(ctx: click.Context, request: LeaseRequest) -> Client:
-    """Return a client that gives up on an unreachable etcd after --wait, if that is short."""
-    return connect(ctx, dial_timeout=min(DIAL_TIMEOUT, request.wait or DIAL_TIMEOUT))
+    """Return a client that gives up on an etcd that does not answer after --etcd-wait, or after
+    --wait if that is shorter.
+    """
+    client = connect(ctx)
+    first = request.etcd_wait or DIAL_TIMEOUT
+    client.settings = replace(
+        client.settings,
+        dial_timeout=min(first, request.wait or first),
+        patience=request.etcd_wait,
+    )
+    return client
 
 
 def wait_for_lease(request: LeaseRequest, client: Client, signals: Signals) -> Lease | None:

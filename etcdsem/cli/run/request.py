@@ -43,6 +43,8 @@ class LeaseRequest(NamedTuple):
     weight: int
     priority: int
     backfill: bool
+    etcd_wait: float | None
+    """Seconds to wait for an etcd that does not answer; None: the defaults."""
     spare: float
     """Seconds that remain of the lease when a refresh has failed."""
     max_hold: float | None = None
@@ -95,6 +97,12 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "wait",
         metavar="DURATION",
         help="Give up after this long.  [wait forever]",
+    ),
+    click.option(
+        "--etcd-wait",
+        metavar="DURATION",
+        help="Give up on an etcd that does not answer after this long, at the start and while "
+        "waiting. Also set by ETCDSEM_ETCD_WAIT.  [10s at the start, 60s while waiting]",
     ),
     click.option("-n", "--nonblock", is_flag=True, help="Do not wait; same as --wait 0."),
     click.option(
@@ -171,6 +179,7 @@ def read_request(
     quiet: bool,
     weight: int,
     max_hold: str | None,
+    etcd_wait: str | None = None,
     rate: str | None = None,
     more: Sequence[tuple[str, int | None]] = (),
     priority: int = 0,
@@ -196,6 +205,7 @@ def read_request(
         weight=validation.check_weight(weight),
         priority=validation.check_priority(priority),
         backfill=backfill,
+        etcd_wait=_etcd_wait(etcd_wait),
         max_hold=validation.max_hold_seconds(max_hold, what="--max-hold"),
         rate=None if rate is None else validation.read_rate(rate),
     )
@@ -205,6 +215,18 @@ def _wait_seconds(wait: str | None, *, nonblock: bool) -> float | None:
     if nonblock and wait is not None:
         raise click.UsageError("--nonblock and --wait cannot be combined")
     return 0.0 if nonblock else validation.timeout_seconds(wait, what="--wait")
+
+
+def _etcd_wait(given: str | None) -> float | None:
+    what = "--etcd-wait"
+    if given is None:
+        given, what = validation.environment("ETCDSEM_ETCD_WAIT"), "ETCDSEM_ETCD_WAIT"
+    if given is None:
+        return None
+    wait = validation.seconds(given, what=what)
+    if not 0 < wait < math.inf:
+        raise InvalidSetting(f"{what} must be more than 0, not {given!r}")
+    return wait
 
 
 def _refuse_lease_options(*given: object) -> None:
