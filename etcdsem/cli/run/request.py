@@ -186,16 +186,14 @@ def read_request(
     backfill: bool = False,
 ) -> LeaseRequest:
     """Check the options, without etcd. Raises UsageError, InvalidName or InvalidSetting."""
-    seconds = _wait_seconds(wait, nonblock=nonblock)
-    if rate is not None and limit is None:
-        _refuse_lease_options(weight, priority, backfill, max_hold)
+    _check_kind(rate, limit, weight, priority, backfill, max_hold)
     intervals = read_intervals(lease_timeout, None)
     return LeaseRequest(
         name=validation.check_name(name),
         limit=None if limit is None else validation.check_limit(limit),
         more=tuple(more),
         one_of=False,
-        wait=seconds,
+        wait=_wait_seconds(wait, nonblock=nonblock),
         conflict_code=conflict_exit_code,
         ttl=intervals.lease_timeout,
         refresh=intervals.refresh,
@@ -229,8 +227,8 @@ def _etcd_wait(given: str | None) -> float | None:
     return wait
 
 
-def _refuse_lease_options(*given: object) -> None:
-    if given != (*ORDINARY.values(), None):
+def _check_kind(rate: str | None, limit: int | None, *of_lease: object) -> None:
+    if rate is not None and limit is None and of_lease != (*ORDINARY.values(), None):
         raise click.UsageError(
             "--weight, --priority, --backfill and --max-hold apply to leases: with --rate, also "
             "give -l N"
