@@ -148,6 +148,7 @@ def _wait(
                     "Check that it is running and that ETCDSEM_ENDPOINTS is correct."
                 )
             signals.stop(min(left, _TICK) if left > 0 else _TICK)
+        contact.look(connected=connected.is_set())  # an outage may just have ended
         result = _result(worker)
     finally:
         progress.stop()
