@@ -987,8 +987,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "the ready file goes stale while the lease is held",
         "cli/run/hold.py",
-        "            if self._file is not None and data",
-        "            if self._file is None and told",
+        "            if self._file is not None and lease.valid:",
+        "            if self._file is not None and not lease.valid:",
         "cli/test_hold.py::test_lost_with_notice_when_etcd_is_silent",
     ),
     Mutant(

@@ -106,6 +106,51 @@ def test_each_stop_is_a_clean_end(etcd: EtcdServer, name: str, start: Start, num
     assert keys(etcd, name) == ["max_leases"]
 
 
+def test_the_ready_file_of_run(etcd: EtcdServer, name: str, start: Start, tmp_path: Path) -> None:
+    """It is there before the command starts, and not while it waits, or after its end."""
+    path, later = tmp_path / "ready", tmp_path / "later"
+    script = ("sh", "-c", f"cat {path}; read line")
+    stdin, tell = os.pipe()
+    with open(stdin, "rb") as given:
+        line = ("run", name, "-l", "1", "-t", "4", "--kill-after", "1", "--ready-file", str(path))
+        first = start(etcd, *line, "--", *script, stdin=given)
+    told = json.loads(first.expect(r"\{.*\}")[0])
+    assert list(told) == FACTS
+    assert (told["name"], told["slot"], told["pid"]) == (name, 0, first.pid)
+    assert held(path)
+    second = start(etcd, "run", f"{name}", "--ready-file", str(later), "--", "cat", str(later))
+    second.expect("place 1 of 1", err=True)
+    assert not held(later)
+    eventually(lambda: json.loads(path.read_text())["good_until"] > told["good_until"])
+    os.write(tell, b"\n")
+    os.close(tell)
+    assert first.end() == 0
+    assert json.loads(second.expect(r"\{.*\}")[0])["name"] == name
+    assert second.end() == 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_ready_file_of_run_ends_with_the_lease(
+    etcd: EtcdServer, name: str, start: Start, tmp_path: Path
+) -> None:
+    """Lost: it goes before the command does. Several leases: it describes the first."""
+    path = tmp_path / "ready"
+    script = ("sh", "-c", f"trap '' TERM; echo on; until test ! -e {path}; do :; done; echo gone")
+    several = (name, f"{name}-b", "--ready-file", str(path))
+    run = start(etcd, "run", f"{several[0]}=1", f"{several[1]}=1", *several[2:], "--", *script)
+    run.expect("^on$")
+    assert json.loads(path.read_text())["name"] == name
+    assert ran(etcd, "evict", f"{name}-b", "--slot", "0").returncode == 0
+    run.expect("^gone$")
+    assert run.end() == 70
+    assert (
+        "--ready-file"
+        in ran_here(
+            etcd, "run", name, "--rate", "5/1m", "--ready-file", str(path), "--", "true"
+        ).stderr
+    )
+
+
 def test_not_ready_while_it_waits(
     etcd: EtcdServer, name: str, start: Start, tmp_path: Path
 ) -> None:

@@ -230,7 +230,6 @@ class _Holding:
     def _keep(self, lease: Lease) -> int | None:
         """Hold until a signal says to stop (its number) or the lease is lost (None)."""
         tick = max(0.05, min(1.0, lease.ttl / 10))
-        shown = 0.0
         outage = Outage(missed_after(self._plan.request.refresh, lease.ttl), say)
         while (left := self._good_for(lease)) > 0:
             for number in self._signals.wait(min(tick, left)):
@@ -240,9 +239,8 @@ class _Holding:
                 lease.ttl, lease.remaining, lease.hold_remaining, lambda: self._outlook(lease)
             )
             data = ready_data(lease, self._good_for(lease))
-            if self._file is not None and data["good_until"] > shown + 0.1 and lease.valid:
-                shown = data["good_until"]
-                self._file.show(data)
+            if self._file is not None and lease.valid:
+                self._file.refresh(data)
         if lease.valid:
             say(ends_soon(lease.name, lease, self._client._driver.starved()))
         return None

@@ -30,8 +30,9 @@ from etcdsem.cli.run.job_metrics import JobMetrics
 from etcdsem.cli.run.launcher import Launcher
 from etcdsem.cli.run.multi import MultiLease, described
 from etcdsem.cli.run.process_group import ProcessGroup
+from etcdsem.cli.run.ready_file import ReadyFile, ready_data
 from etcdsem.cli.run.request import LeaseRequest
-from etcdsem.cli.run.supervisor import HeldLease, Policy, Supervisor
+from etcdsem.cli.run.supervisor import HeldLease, Policy, Supervisor, slack
 from etcdsem.cli.run.terminal import Terminal
 from etcdsem.cli.run.watchdog import Watchdog
 from etcdsem.cli.signals import Signals, Stopped, all_blocked
@@ -57,6 +58,7 @@ class Plan(NamedTuple):
     kill_after: float
     metrics_file: str | None
     drop_credentials: bool
+    ready_file: str | None
     command: tuple[str, ...]
 
 
@@ -77,6 +79,7 @@ def _run_job(
     code = _cannot_run(plan.command[0])
     if code:
         return code
+    ready = None if plan.ready_file is None else ReadyFile(plan.ready_file)
     client = connect_for(ctx, plan.request)
     quiet_library()
     with all_blocked():
@@ -92,7 +95,7 @@ def _run_job(
             raise exit_codes.CannotStart(what, error.strerror) from error
         terminal.watch_keys(launcher.pid)
         signals.install()
-    job = _Job(plan, client, signals, terminal, watchdog, launcher, metrics)
+    job = _Job(plan, client, signals, terminal, watchdog, launcher, metrics, ready)
     try:
         return job.run()
     except Stopped as stopped:
@@ -111,6 +114,7 @@ class _Job:
         watchdog: Watchdog,
         launcher: Launcher,
         metrics: JobMetrics,
+        ready: ReadyFile | None,
     ) -> None:
         self._plan = plan
         self._client = client
@@ -119,6 +123,7 @@ class _Job:
         self._watchdog = watchdog
         self._launcher = launcher
         self._metrics = metrics
+        self._ready = ready
         self._launched = False
         self._lease: Lease | MultiLease | None = None
 
@@ -151,6 +156,8 @@ class _Job:
 
     def end(self) -> None:
         """Release everything that is still held."""
+        if self._ready is not None:
+            self._ready.remove()
         if not self._launched:
             self._terminal.end(self._launcher.pid)
             self._launcher.give_up()
@@ -160,6 +167,7 @@ class _Job:
     def _hold(self, lease: Lease | MultiLease) -> int:
         """Run the command while the lease is held."""
         plan = self._plan
+        self._report()
         deadline = boot_time() + lease.remaining if plan.terminate else math.inf
         return self._supervise(
             lease, _additions(lease), deadline, ttl=lease.ttl, terminate=plan.terminate
@@ -196,6 +204,7 @@ class _Job:
             self._terminal,
             policy,
             self._client._driver.starved,
+            self._report,
         )
         if not number:
             _let_go_of_streams()
@@ -204,6 +213,18 @@ class _Job:
         if number:
             return _not_started(plan.command[0], number)
         return exit_codes.LOST if supervisor.lost else code
+
+    def _report(self) -> None:
+        """Keep the ready file up to date: until when the lease is held, and the command may run."""
+        held, plan = self._lease, self._plan
+        if self._ready is None or held is None:
+            return
+        good = held.remaining - (plan.kill_after + slack(held.ttl) if plan.terminate else 0.0)
+        if good > 0:
+            lease = held.leases[0] if isinstance(held, MultiLease) else held
+            self._ready.refresh(ready_data(lease, good))
+        else:
+            self._ready.remove()
 
 
 class _Nothing:

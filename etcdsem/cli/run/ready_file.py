@@ -1,4 +1,4 @@
-"""How a sidecar reports that the lease is held: a file, and an HTTP port for probes.
+"""How `run` and `hold` report that the lease is held: a file, and an HTTP port for probes.
 
 1. The file exists only while the lease is held: one line of JSON, written to a temporary file and
    renamed, so that no reader sees half of it. It is removed before the lease is released.
@@ -53,6 +53,7 @@ class ReadyFile:
     def __init__(self, path: str) -> None:
         """Remove an old file. Raises InvalidSetting if `path` cannot be written."""
         self._path = path
+        self._shown = 0.0  # until when the lease is valid by the last file
         self._failed = False
         try:
             if os.path.exists(path) and not os.path.isfile(path):
@@ -72,7 +73,13 @@ class ReadyFile:
             self._failed = True
             return False
         self._failed = False
+        self._shown = data["good_until"]
         return True
+
+    def refresh(self, data: ReadyData) -> None:
+        """Write the file again if the lease was renewed since."""
+        if data["good_until"] > self._shown + 0.1:
+            self.show(data)
 
     def _write(self, text: bytes) -> None:
         aside = self._write_aside(text)
@@ -97,6 +104,7 @@ class ReadyFile:
 
     def remove(self) -> None:
         """Remove the file, if it exists."""
+        self._shown = 0.0
         _remove(self._path)
 
 

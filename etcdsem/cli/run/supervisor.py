@@ -114,8 +114,11 @@ class Supervisor:
         terminal: Terminal,
         policy: Policy,
         starved: Callable[[], str] = str,
+        report: Callable[[], object] = str,
     ) -> None:
-        """`starved` returns why the client cannot start a thread; empty if it can."""
+        """`starved` returns why the client cannot start a thread; empty if it can. `report` is
+        called after each look at the lease.
+        """
         self._name = name
         self._lease = lease
         self._group = group
@@ -124,6 +127,7 @@ class Supervisor:
         self._terminal = terminal
         self._policy = policy
         self._starved = starved
+        self._report = report
         self._kill_at = math.inf  # finite while ending
         self._stopping = False  # a SIGTSTP was forwarded to the command
         self._forwarded: set[int] = set()
@@ -137,6 +141,7 @@ class Supervisor:
         """Wait until the command has ended. Returns its exit code, `BySignal` if one ended it."""
         while not self._ended():
             self._look_at_lease()
+            self._report()
             for number in self._signals.wait(self._pause()):
                 self._signalled(number)
         self._terminal.end(self._group.pid)
