@@ -41,6 +41,7 @@ USED = (
         "etcdsem.cli.main",
         "etcdsem.cli.run.command",
         "etcdsem.cli.run.hold",
+        "etcdsem.cli.bounded_server",
     ),
     *("etcdsem.cli.show.status", "etcdsem.etcd.stream_thread", "etcdsem.etcd.aio_streams", "ssl"),
     *("rich.console", "rich.table", "ctypes", "encodings.idna", "http.server"),
