@@ -42,6 +42,7 @@ USED = (
         "etcdsem.cli.run.command",
         "etcdsem.cli.run.hold",
         "etcdsem.cli.run.check",
+        "etcdsem.cli.bounded_server",
     ),
     *("etcdsem.cli.show.status", "etcdsem.etcd.stream_thread", "etcdsem.etcd.aio_streams", "ssl"),
     *("rich.console", "rich.table", "ctypes", "encodings.idna", "http.server"),

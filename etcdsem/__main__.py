@@ -1,6 +1,20 @@
-"""``python -m etcdsem`` runs the command ``etcdsem``."""
+"""``python -m etcdsem`` and the script ``etcdsem`` run the command ``etcdsem``.
 
-from etcdsem.cli.main import main
+For the script this file is also installed as a module of its own, `_etcdsem_command`. So SIGINT
+ends the process silently even while etcdsem itself is being imported, which takes a moment.
+"""
+
+import signal
+
+
+def start() -> None:
+    """Run the command line. Until `main` begins, SIGINT has its default action."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from etcdsem.cli.main import main
+
+    main()
+
 
 if __name__ == "__main__":
-    main()
+    start()

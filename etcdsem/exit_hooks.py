@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 import threading
@@ -40,6 +41,17 @@ def over() -> bool:
     return _over == os.getpid()
 
 
+def end_daemon_thread() -> None:
+    """End this thread if it is a daemon thread of a process that is ending.
+
+    Call this before raising an error that only says so. Python reports any exception of a thread
+    but SystemExit. (In a thread that was not started by `threading` that could end the process.)
+    """
+    thread = threading.current_thread()
+    if over() and thread.daemon and not isinstance(thread, threading._DummyThread):
+        raise SystemExit
+
+
 def _run() -> None:
     global _over
     _over = os.getpid()
@@ -54,7 +66,8 @@ def _join_ours() -> None:
     until = boot_time() + JOIN_TIME
     for thread in threading.enumerate():
         if thread.daemon and thread.name.startswith("etcdsem-"):
-            thread.join(max(0.01, until - boot_time()))
+            with contextlib.suppress(RuntimeError):  # another thread is just starting it
+                thread.join(max(0.01, until - boot_time()))
 
 
 def see_to_child() -> None:

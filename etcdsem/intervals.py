@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from etcdsem.core.leases import margin
+from etcdsem.core.leases import TICK, margin
 from etcdsem.errors import InvalidSetting
 from etcdsem.model import Duration
 from etcdsem.validation import (
@@ -26,6 +26,16 @@ class Intervals(NamedTuple):
     def spare(self) -> float:
         """Seconds from a failed refresh until the lease counts as lost."""
         return self.lease_timeout - margin(self.lease_timeout) - self.refresh
+
+
+def missed_after(refresh: float, ttl: float) -> float:
+    """Seconds after the last answered refresh at which the next one has certainly been missed."""
+    return refresh + TICK + max(1.0, ttl / 10)
+
+
+def since_refresh(ttl: float, remaining: float) -> float:
+    """Seconds since the last answered refresh of a lease that has `remaining` seconds left."""
+    return ttl - margin(ttl) - remaining
 
 
 def read_intervals(lease_timeout: Duration | None, refresh_interval: Duration | None) -> Intervals:

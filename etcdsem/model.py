@@ -103,6 +103,8 @@ class Junk:
 
     key: str
     reason: str
+    raw: bytes = field(default=b"", repr=False)
+    """The key as etcd stores it; `key` has escapes where it is not UTF-8."""
 
 
 @dataclass(frozen=True)

@@ -261,8 +261,8 @@ MUTANTS: tuple[Mutant, ...] = (
     # ------------------------------------------------------------ procedures
     Mutant(
         "an interrupted attempt whose revocation fails stays until its TTL is over",
-        "core/acquire.py",
-        "    except BaseException:\n        session.leases.revoke_id_later(lease.id, lease.ttl)",
+        "core/lease_manager.py",
+        "    except BaseException:\n        manager.revoke_id_later(lease.id, lease.ttl)",
         "    except BaseException:\n        pass",
         "core/test_procedures.py::"
         "test_an_interrupted_attempt_is_settled_even_if_its_revocation_fails",
@@ -298,7 +298,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a lease whose release was interrupted stays until its TTL is over",
         "core/release.py",
-        "        grant.given_back()\n        manager.revoke_later(grant.lease)\n        raise",
+        "        grant.given_back()\n        yield from end_interrupted(manager, grant.lease)\n"
+        "        raise",
         "        grant.given_back()\n        raise",
         "core/test_procedures.py::test_a_release_whose_outcome_is_unknown_ends_the_lease",
     ),
@@ -1093,8 +1094,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "the ready file goes stale while the lease is held",
         "cli/run/hold.py",
-        "            if self._file is not None and data",
-        "            if self._file is None and told",
+        "            if self._file is not None and lease.valid:",
+        "            if self._file is not None and not lease.valid:",
         "cli/test_hold.py::test_lost_with_notice_when_etcd_is_silent",
     ),
     Mutant(

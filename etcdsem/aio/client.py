@@ -13,7 +13,7 @@ from etcdsem.aio.loop_check import methods_need_loop, running_loop
 from etcdsem.aio.operator_calls import OperatorCalls
 from etcdsem.core.commands import Failure, Procedure
 from etcdsem.core.error_mapping import public_error
-from etcdsem.core.session import Session
+from etcdsem.core.session import PATIENCE, Session
 from etcdsem.drivers.aio import AioDriver, Backend, Over, StartTask, dial
 from etcdsem.drivers.base import ConnectionSettings, connect_settings
 from etcdsem.errors import EtcdSemError, WrongEventLoop
@@ -81,6 +81,7 @@ class Client(OperatorCalls):
     def _open(self) -> AioDriver:
         driver = AioDriver(self._dial)
         driver.session.first_contact = self.settings.dial_timeout
+        driver.session.patience = self.settings.patience or PATIENCE
         try:
             driver.start_helper(self.settings, self.keeper)
         except BaseException:

@@ -30,7 +30,9 @@ class _Stopped(BaseException):
 @click.option("--data-dir", help="Keep the data in this directory.  [default: a temporary one]")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def dev(port: int | None, data_dir: str | None, command: tuple[str, ...]) -> int:
-    """Start a temporary etcd on this machine.
+    """Start a temporary etcd on this machine, for trying out only.
+
+    The etcd 3.5.1 that 'etcdsem[server]' installs has known bugs: do not use it in production.
 
     Prints the `export` lines for etcdsem and etcdctl, and runs until Ctrl-C. With a COMMAND, runs
     it with these variables set, and exits with its exit code.
@@ -74,9 +76,18 @@ def _announce(etcd: object) -> None:
         f"# etcd {etcd.version} runs until Ctrl-C. In another shell, paste the lines above, then:\n"
         "#   etcdsem run my-api -l 2 -- sleep 5 &\n"
         "#   etcdsem status my-api\n"
-        "#   etcdctl get --prefix /etcdsem/",
+        "#   etcdctl get --prefix /etcdsem/\n"
+        f"# For trying out only{_reason(etcd.version)}.",
         err=True,
     )
+
+
+def _reason(version: str) -> str:
+    """Return why, if it is the etcd of the extra `server`."""
+    from etcdsem.cli.doctor import etcd_versions
+
+    bundled = etcd_versions.parse(version) == etcd_versions.BUNDLED
+    return f": etcd {version} has known bugs (see: etcdsem doctor)" if bundled else ""
 
 
 def _run(command: tuple[str, ...], variables: dict[str, str]) -> int:

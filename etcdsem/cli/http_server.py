@@ -136,14 +136,14 @@ def _listen(host: str, port: int, handler: type[BaseRequestHandler]) -> TCPServe
     Does not use `http.server.HTTPServer`, which looks up a DNS name for the host that is not used.
     """
     import socket
-    from socketserver import TCPServer, ThreadingMixIn
+
+    from etcdsem.cli.bounded_server import BoundedServer
 
     everywhere = not host and socket.has_dualstack_ipv6()
 
-    class Server(ThreadingMixIn, TCPServer):
+    class Server(BoundedServer):
         address_family = socket.AF_INET6 if everywhere or ":" in host else socket.AF_INET
         allow_reuse_address = True
-        daemon_threads = True
 
         def server_bind(self) -> None:
             if everywhere:

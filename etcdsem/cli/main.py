@@ -23,7 +23,7 @@ import click
 from etcdsem.cli import exit_codes
 from etcdsem.cli.options import connection_options
 from etcdsem.cli.output import OutputError, flush, say
-from etcdsem.cli.signals import die_of, unblock_signals
+from etcdsem.cli.signals import die_of, raise_on_sigint, unblock_signals
 from etcdsem.errors import EtcdSemError, InvalidSetting
 
 
@@ -151,8 +151,8 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
     epilog="Connection settings are also read from ETCDSEM_ENDPOINTS, ETCDSEM_CACERT, "
     "ETCDSEM_CERT, ETCDSEM_KEY, ETCDSEM_USER, ETCDSEM_PASSWORD, ETCDSEM_PASSWORD_FILE and "
     "ETCDSEM_PREFIX, or from the equivalent ETCDCTL_ variables. Lease settings: "
-    "ETCDSEM_LEASE_TIMEOUT, ETCDSEM_REFRESH_INTERVAL, ETCDSEM_VALIDATION_INTERVAL, ETCDSEM_OWNER "
-    "and ETCDSEM_LABELS.",
+    "ETCDSEM_LEASE_TIMEOUT, ETCDSEM_REFRESH_INTERVAL, ETCDSEM_VALIDATION_INTERVAL, "
+    "ETCDSEM_ETCD_WAIT, ETCDSEM_OWNER and ETCDSEM_LABELS.",
 )
 @connection_options
 @click.option(
@@ -185,6 +185,8 @@ def main() -> NoReturn:
         flush()
     except OutputError as error:
         code = _cannot_write(error.__cause__)
+    finally:
+        raise_on_sigint(False)
     if isinstance(code, exit_codes.BySignal):
         die_of(code.number)
     sys.exit(code)
@@ -193,6 +195,7 @@ def main() -> NoReturn:
 def _outcome() -> int:
     """Run the command line and return the exit code."""
     try:
+        raise_on_sigint(True)
         result: Any = cli.main(prog_name="etcdsem", standalone_mode=False)
         return result if isinstance(result, int) else exit_codes.OK
     except click.exceptions.NoArgsIsHelpError as error:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from etcdsem.cli.logs import warnings_printed
+
 if TYPE_CHECKING:
     from etcdsem import Client
 
@@ -96,4 +98,5 @@ def connect(ctx: click.Context, *, dial_timeout: float = DIAL_TIMEOUT) -> Client
         given["endpoints"] = [part.strip() for part in given["endpoints"].split(",")]
     import etcdsem
 
-    return etcdsem.connect(**given, dial_timeout=dial_timeout)
+    with warnings_printed():
+        return etcdsem.connect(**given, dial_timeout=dial_timeout)

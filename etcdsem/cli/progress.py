@@ -66,6 +66,16 @@ class ProgressLine:
                 write_stderr("\r\x1b[K")
                 self._drawn = False
 
+    def note(self, text: str) -> None:
+        """Print a message of its own; nothing with `quiet`, or after `stop()`."""
+        with self._lock:
+            if self._quiet or self._end.is_set():
+                return
+            if self._drawn:
+                write_stderr("\r\x1b[K")
+                self._drawn = False
+            say(text)
+
     def _redraw(self) -> None:
         seen, poll_at = Progress(self._name), 0.0
         while not self._end.is_set():

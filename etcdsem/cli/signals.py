@@ -28,6 +28,19 @@ KEYS = (signal.SIGINT, signal.SIGQUIT)
 FORWARDED = (*STOPPING, signal.SIGUSR1, signal.SIGUSR2)
 
 
+def raise_on_sigint(raises: bool) -> None:
+    """Let SIGINT raise KeyboardInterrupt, or end the process at once.
+
+    Nothing catches the exception while Python starts or ends. A SIGINT that is ignored, or handled
+    in another way, stays so.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if raises and before is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    elif not raises and before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 _inherited_mask: set[signal.Signals | int] = set()
 
 

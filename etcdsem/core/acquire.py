@@ -14,15 +14,12 @@ from etcdsem.core import decisions, transactions
 from etcdsem.core.batching import NOT_BATCHED, BatchPart, NotBatched, together
 from etcdsem.core.commands import (
     AccessDenied,
-    LeaseNotFound,
     NotApplied,
     Procedure,
-    RevokeLease,
-    perform,
 )
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Limit
-from etcdsem.core.lease_manager import take_lease
+from etcdsem.core.lease_manager import end_interrupted, take_lease
 from etcdsem.core.leases import TtlLease
 from etcdsem.core.limits import (
     check_kind,
@@ -188,13 +185,7 @@ def withdraw(session: Session, lease: TtlLease) -> Procedure[None]:
     for semaphore in list(session.semaphores.values()):
         if (grant := semaphore.grants.get(lease.id)) is not None:  # never delivered to the caller
             grant.detach()
-    session.leases.retire(lease)
-    try:
-        yield from perform(RevokeLease(lease.id, 1.5))
-    except LeaseNotFound:
-        pass
-    except BaseException:
-        session.leases.revoke_id_later(lease.id, lease.ttl)
+    yield from end_interrupted(session.leases, lease)
 
 
 def _join(

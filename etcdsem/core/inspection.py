@@ -78,7 +78,7 @@ def _snapshot(semaphore: SemaphoreState) -> Procedure[tuple[Status, _Kvs]]:
     junk = strange + stranger
     if limit.number is None:
         reason = f"reads {limit.text!r}, which is not a number from 0 to 99999; nothing is granted"
-        junk.insert(0, Junk(keys.max_leases.decode(), reason))
+        junk.insert(0, Junk(keys.max_leases.decode(), reason, keys.max_leases))
     status = Status(
         name=semaphore.name,
         max_leases=limit.number,
@@ -191,7 +191,8 @@ def _evict_holder(
     if not (yield from read(semaphore.session, txn)).succeeded:
         raise _just_changed(semaphore, number)
     return next(
-        (h for h in seen.holders if h.slot == number), Junk(kv.key.decode(), "had no etcd lease")
+        (h for h in seen.holders if h.slot == number),
+        Junk(kv.key.decode(), "had no etcd lease", kv.key),
     )
 
 

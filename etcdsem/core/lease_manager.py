@@ -31,6 +31,9 @@ from etcdsem.core.commands import (
 from etcdsem.core.leases import COMPLAIN_EVERY, RPC_TIMEOUT, TICK, TtlLease, margin
 from etcdsem.core.stats import ClientStats
 
+INTERRUPTED_PATIENCE = 1.5
+"""Seconds for which an interruption waits until a lease has been ended."""
+
 
 class LeaseManager:
     """All etcd leases of a client, and the pool of spare ones.
@@ -303,6 +306,19 @@ def freshen(manager: LeaseManager, lease: TtlLease, need: float, until: float) -
         finally:
             lease.told = None
     return False
+
+
+def end_interrupted(manager: LeaseManager, lease: TtlLease) -> Procedure[None]:
+    """End the lease of an interrupted procedure now, while its caller still waits; continue in the
+    background if that takes longer than `INTERRUPTED_PATIENCE`.
+    """
+    manager.retire(lease)
+    try:
+        yield from perform(RevokeLease(lease.id, INTERRUPTED_PATIENCE))
+    except LeaseNotFound:
+        pass
+    except BaseException:
+        manager.revoke_id_later(lease.id, lease.ttl)
 
 
 def revoke_until_gone(

@@ -27,6 +27,7 @@ from etcdsem.core.commands import (
 )
 from etcdsem.core.decisions import Ask, Clear, Drop, Gone, Pass, ReadAll, Retire, Vacate, pass_depth
 from etcdsem.core.grants import Grant
+from etcdsem.core.lease_manager import end_interrupted
 from etcdsem.core.leases import RPC_TIMEOUT, TtlLease
 from etcdsem.core.reconcile import reconcile
 from etcdsem.core.retry import alone_in_group, sender, sleep, transact
@@ -73,7 +74,7 @@ def release(grant: Grant) -> Procedure[ReleaseResult]:
     except BaseException:
         grant.detach()
         grant.given_back()
-        manager.revoke_later(grant.lease)
+        yield from end_interrupted(manager, grant.lease)
         raise
     if outcome is ReleaseResult.RELEASED:
         grant.given_back()
@@ -115,10 +116,8 @@ def _release_by_revoking(grant: Grant) -> Procedure[ReleaseResult]:
     session.leases.retire(lease)
     try:
         yield from _revoke(session, lease)
-    except BaseException as error:
+    except Failure as error:
         session.leases.revoke_id_later(lease.id, lease.ttl)
-        if not isinstance(error, Failure):
-            raise
         session.env.log(
             logging.WARNING,
             "semaphore %s: slot %d could not be released: %s. Its lease is no longer refreshed, "
@@ -129,6 +128,9 @@ def _release_by_revoking(grant: Grant) -> Procedure[ReleaseResult]:
             duration_text(lease.ttl),
         )
         return ReleaseResult.UNCONFIRMED
+    except BaseException:
+        yield from end_interrupted(session.leases, lease)
+        raise
     return ReleaseResult.RELEASED
 
 

@@ -38,10 +38,6 @@ from etcdsem.errors import EtcdSemError
 
 T = TypeVar("T")
 
-PATIENCE = 60.0
-"""Seconds for which an acquire without a timeout retries while etcd is unavailable. Until this
-client has reached etcd, `Session.first_contact` applies instead."""
-
 READ_PATIENCE = 10.0
 """Seconds for which a read retries while etcd is unavailable. At first contact as above."""
 
@@ -166,7 +162,7 @@ class _Retry:
 def out_of_patience(session: Session, began: float) -> bool:
     """Has etcd been unavailable for as long as a call without a timeout waits?"""
     away = session.env.now() - max(session.leases.last_contact, began)
-    return away >= (PATIENCE if session.reached else session.first_contact)
+    return away >= (session.patience if session.reached else session.first_contact)
 
 
 def retry_attempts(

@@ -14,6 +14,10 @@ from etcdsem.core.semaphore import SemaphoreState
 FIRST_CONTACT = 10.0
 """Seconds for which a client that has never reached etcd tries to reach it."""
 
+PATIENCE = 60.0
+"""Seconds for which an acquire without a timeout retries while etcd is unavailable. Until this
+client has reached etcd, `FIRST_CONTACT` applies instead."""
+
 REREAD = (5.0, 15.0)
 """Seconds between two rereads of what watches should have reported: several etcd releases lose
 delete events. Drawn at random each time, so that clients do not reread in step."""
@@ -39,6 +43,7 @@ class Session:
         self.closed = False
         self.reread = REREAD
         self.first_contact = FIRST_CONTACT
+        self.patience = PATIENCE
         self.leases.chores.append(self._tidy)
 
     def semaphore(self, prefix: str, name: str) -> SemaphoreState:
@@ -54,6 +59,11 @@ class Session:
     def reached(self) -> bool:
         """Has etcd ever answered this client?"""
         return self.leases.last_contact > -math.inf
+
+    @property
+    def silence(self) -> float:
+        """Seconds since etcd last answered this client; infinite if it never did."""
+        return self.env.now() - self.leases.last_contact
 
     def next_reread(self) -> float:
         """When to reread what watches may have missed."""

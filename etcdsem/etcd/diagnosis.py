@@ -34,6 +34,14 @@ _CLOSED = Reason(
     "TLS: the connection was closed in the handshake; if this etcd does not use TLS, write "
     "http:// and give no certificates"
 )
+_VERSION = Reason(
+    "TLS: the server supports no version of TLS that we accept (1.2 or later); upgrade it", True
+)
+_CLIENT = Reason(
+    "TLS: etcd wants a client certificate that it trusts, and ours is missing, expired, or signed "
+    "by another authority; give one with cert and key (ETCDSEM_CERT, ETCDSEM_KEY)",
+    True,
+)
 _TLS: tuple[tuple[str, Reason], ...] = (
     (
         "certificate has expired",
@@ -60,14 +68,24 @@ _TLS: tuple[tuple[str, Reason], ...] = (
     ("record_layer_failure", _PLAIN),
     ("record layer failure", _PLAIN),
     ("http_request", _PLAIN),
+    ("alert protocol version", _VERSION),
+    ("unsupported_protocol", _VERSION),
+    ("unsupported protocol", _VERSION),
+    ("alert unrecognized name", _NOT_FOR),
+    ("alert no application protocol", Reason("TLS: the server does not speak HTTP/2", True)),
     (
-        "alert",
+        "alert handshake failure",
         Reason(
-            "TLS: etcd wants a client certificate that it trusts, and ours is missing, expired, or "
-            "signed by another authority; give one with cert and key (ETCDSEM_CERT, ETCDSEM_KEY)",
+            "TLS: the server accepts none of our ciphers, or wants a client certificate (cert and "
+            "key)",
             True,
         ),
     ),
+    # The alerts about a client's certificate: bad, required, expired, unknown ca, ...
+    ("certificate", _CLIENT),
+    ("alert unknown ca", _CLIENT),
+    ("alert access denied", _CLIENT),
+    ("alert decrypt error", _CLIENT),
     ("eof occurred", _CLOSED),
     ("unexpected_eof", _CLOSED),
 )

@@ -8,8 +8,10 @@ each login, so that it can be changed while a program runs.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,6 +19,8 @@ from urllib.parse import urlsplit
 
 from etcdsem.errors import InvalidSetting
 from etcdsem.validation import environment
+
+log = logging.getLogger("etcdsem")
 
 DEFAULT_ENDPOINT = "127.0.0.1:2379"
 DEFAULT_DIAL_TIMEOUT = 10.0
@@ -73,6 +77,10 @@ class ConnectionSettings:
     dial_timeout: float = DEFAULT_DIAL_TIMEOUT
     """Seconds for which a client that has never reached etcd tries to, at any endpoint."""
     password_file: str | None = None
+    patience: float | None = None
+    """Seconds for which a call without a timeout retries while etcd is away; None: the default."""
+    default_endpoint: bool = False
+    """Whether no endpoint was given, so that the default is used."""
     external: ExternalClient | None = field(default=None, repr=False)
 
     @property
@@ -141,6 +149,7 @@ def read_settings(
         password=secret,
         password_file=file,
         dial_timeout=dial_timeout,
+        default_endpoint=given is None,
     )
 
 
@@ -220,13 +229,23 @@ def _login(
             file, label = environment("ETCDSEM_PASSWORD_FILE"), "ETCDSEM_PASSWORD_FILE"
     if password is None and file is not None:
         try:
-            return user, _read_password(file), os.path.abspath(file)
+            password = _read_password(file)
+            _check_private(label, file)
+            return user, password, os.path.abspath(file)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
             raise InvalidSetting(f"{label}: cannot read {file!r}: {reason}") from None
     if password is None:
         password = os.environ.get("ETCDCTL_PASSWORD") or None
     return user, password, None
+
+
+def _check_private(label: str, path: str) -> None:
+    """Warn about a password file that every user of this machine can read."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISREG(mode) and mode & stat.S_IROTH:
+        shown = stat.S_IMODE(mode)
+        log.warning("%s: all users of this machine can read %r (mode %04o)", label, path, shown)
 
 
 def _read_password(path: str) -> str:
@@ -244,7 +263,14 @@ def parse_endpoints(given: str | Sequence[str]) -> tuple[Endpoint, ...]:
     """
     texts = given.split(",") if isinstance(given, str) else list(given)
     if not all(isinstance(text, str) for text in texts):
-        raise InvalidSetting(f"endpoints must be strings: {given!r}")
+        kinds = ", ".join(sorted({type(text).__name__ for text in texts} - {"str"}))
+        raise InvalidSetting(f"endpoints must be strings, not {kinds}")
+    if any("@" in text and not text.lstrip().startswith("unix") for text in texts):
+        # Nothing is quoted: it may be a part of a password, which may contain commas.
+        raise InvalidSetting(
+            "endpoints with '@': an endpoint cannot contain a user or a password. Give host:port, "
+            "and set ETCDSEM_USER and ETCDSEM_PASSWORD_FILE"
+        )
     found = dict.fromkeys(_endpoint(text.strip()) for text in texts if text.strip())
     unique = {endpoint.address: endpoint for endpoint in reversed(found)}
     result = tuple(reversed(unique.values()))
@@ -287,7 +313,7 @@ def _endpoint(text: str) -> Endpoint:
         host, port = parts.hostname or "", parts.port
     except ValueError as error:
         raise InvalidSetting(f"endpoint {text!r}: {error}") from None
-    odd = parts.path or parts.query or parts.fragment or "@" in rest
+    odd = parts.path or parts.query or parts.fragment
     six = re.fullmatch(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?", host) and ":" in host
     if odd or not host or not (six or _HOST.fullmatch(host)) or port == 0:
         raise InvalidSetting(

@@ -20,7 +20,7 @@ from etcdsem.client_lock import ClientLock
 from etcdsem.clock import boot_time
 from etcdsem.core.commands import Failure, Procedure
 from etcdsem.core.error_mapping import public_error
-from etcdsem.core.session import Session
+from etcdsem.core.session import PATIENCE, Session
 from etcdsem.drivers import threads
 from etcdsem.drivers.base import EXIT_GRACE, ConnectionSettings, connect_settings
 from etcdsem.drivers.external import external_settings, is_external_client
@@ -68,6 +68,7 @@ class Client(OperatorCalls):
         """The driver, made on first use."""
         driver = self._opened
         if driver is None or self._closed:
+            exit_hooks.end_daemon_thread()
             with self._lock:
                 if self._closed:
                     raise EtcdSemError("this etcdsem client was closed")
@@ -87,6 +88,7 @@ class Client(OperatorCalls):
         _refuse_isolation()
         driver = threads.ThreadDriver(self._dial)
         driver.session.first_contact = self.settings.dial_timeout
+        driver.session.patience = self.settings.patience or PATIENCE
         exit_hooks.see_to_child()
         try:
             driver.start_helper(self.settings, self.keeper)
@@ -126,9 +128,10 @@ class Client(OperatorCalls):
         except Failure as failure:
             error = public_error(failure, what)
             error.__cause__ = failure
-            raise brief(error)  # noqa: B904 - it decides about the cause
-        except EtcdSemError as error:
-            raise brief(error)  # noqa: B904
+        except EtcdSemError as raised:
+            error = raised
+        exit_hooks.end_daemon_thread()
+        raise brief(error)
 
 
 def _refuse_isolation() -> None:

@@ -99,6 +99,38 @@ def test_nothing_is_left_behind(
     assert keys <= {"max_leases", "contended"}
 
 
+@pytest.mark.parametrize("full", [False, True], ids=["free", "full"])
+def test_cancelled_in_each_iteration_of_the_loop(etcd: EtcdServer, name: str, full: bool) -> None:
+    """As anyio's cancel scopes do it: when the cancellation comes out, the slot is free, or the
+    queue was left, wherever it struck.
+    """
+
+    async def cycle(holder: aio.Client, step: int) -> bool:
+        async with aio.connect(etcd.endpoint) as client:
+            sem = await Semaphore(1, f"{name}-{step}", client=client)
+            other = await Semaphore(1, f"{name}-{step}", client=holder)
+            if full:
+                await other.acquire()
+            canceller = Canceller(client, step, "before", again=False, forever=True)
+            task = canceller.victim = asyncio.create_task(use(sem, full=full))
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            if step > 1:  # at the first step, the etcd lease has no key yet
+                assert client._driver.session.leases.revocations == 0, f"step {step}"
+            status = await other.status(ttl=False)
+            assert (status.held, len(status.waiters)) == (int(full), 0), f"step {step}"
+            return canceller.hit
+
+    async def main() -> int:
+        async with aio.connect(etcd.endpoint) as holder:
+            step = 1
+            while await cycle(holder, step):
+                step += 1
+            return step
+
+    assert run(main()) > 3, "hardly a step was hit"
+
+
 @pytest.mark.parametrize("times", [1, 3])
 def test_cancelled_again_while_it_cleans_up(etcd: EtcdServer, name: str, times: int) -> None:
     """The clean-up goes on to its end, and only then the cancellation comes out: no second

@@ -279,6 +279,7 @@ def ran_here(
         )
         for owner, name in ((os, "fork"), (subprocess, "Popen"), (signal, "signal")):
             stack.enter_context(mock.patch.object(owner, name, _not_here))
+        stack.enter_context(mock.patch("etcdsem.cli.main.raise_on_sigint"))
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
         try:

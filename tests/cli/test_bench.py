@@ -66,6 +66,22 @@ def test_all_is_measured_and_nothing_is_left(any_fresh_etcd: EtcdServer) -> None
     assert "putting load on etcd" in done.stderr.splitlines()[0]
 
 
+def test_a_user_of_one_name(fresh_etcd: EtcdServer) -> None:
+    """Everything is measured, also where only root may read a member's status."""
+    for command in (
+        "user add root:secret", "user grant-role root root", "role add one",
+        "role grant-permission one --prefix=true readwrite /etcdsem/mine/",
+        "user add worker:pw", "user grant-role worker one", "auth enable",
+    ):  # fmt: skip
+        etcdctl(fresh_etcd, *command.split())
+    login = {"ETCDSEM_USER": "worker", "ETCDSEM_PASSWORD": "pw"}
+    done = ran(fresh_etcd, *FAST, "mine", "--json", env=login)
+    assert done.returncode == 0, done.stderr
+    (endpoint,) = json.loads(done.stdout)["endpoints"]
+    assert endpoint["reached"]
+    assert endpoint["answer"]["n"] >= 3
+
+
 def test_for_people(etcd: EtcdServer, console: Callable[..., Console]) -> None:
     """Tables and findings, plain or on a terminal, and below the name that was given."""
     plain = ran(etcd, *FAST, "bench-of-mine")

@@ -43,6 +43,24 @@ def test_dev_on_the_port_of_another_etcd(etcd: EtcdServer, etcd_binary: str, nam
     assert etcd.etcdctl("get", "--prefix", f"/etcdsem/{name}/") == ""
 
 
+def test_dev_is_for_trying_out(etcd_binary: str) -> None:
+    """It says so, and for the etcd of '[server]' why."""
+    with subprocess.Popen(
+        [*ETCDSEM, "dev"],
+        env={**os.environ, "ETCDSEM_ETCD": etcd_binary},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        last = next(line for line in process.stderr if "etcdctl get" not in line and "try" in line)
+        process.terminate()
+    bundled = server.binary_version(etcd_binary) == "3.5.1"
+    why = ": etcd 3.5.1 has known bugs (see: etcdsem doctor)" if bundled else ""
+    assert last == f"# For trying out only{why}.\n"
+
+
 def test_dev_on_the_port_of_another_program(etcd_binary: str) -> None:
     """The same, on whatever address that one listens."""
     for address in ("127.0.0.1", "0.0.0.0"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from etcdsem.cli.doctor import etcd_versions
 from etcdsem.cli.doctor.checks import run_checks
 from etcdsem.cli.doctor.finding import Finding
 from etcdsem.cli.doctor.probes import Member, ProbeResults, probe
+from etcdsem.cli.endpoint import EndpointConnection
 from tests.cli.driver import ETCDSEM, Cli, Console, etcdctl, ran
 from tests.helpers.waiting import eventually
 
@@ -117,6 +120,51 @@ def test_what_was_made_by_hand(fresh_etcd: EtcdServer, start: Start) -> None:
         assert findings(again, check) == []
 
 
+KEYS = (
+    b"it's $HOME `id` \\x41 !! *",
+    b"\x1b[31mred\x07\n\r\ttabs",
+    "caf\u00e9 \u202e right to left".encode(),
+    b"\xff\xfe no UTF-8 'quoted' \x1b1",
+    b"a\x00NUL \xff \" \\ ' %s $(id)",
+)
+"""Parts of keys that a shell, a terminal or a C string would misread."""
+
+
+def test_known_bugs_in_one_line(etcd: EtcdServer) -> None:
+    """--verbose lists each of them; the etcd of '[server]' is said to be for trying out."""
+    version = etcd_versions.parse(etcd.version)
+    assert version is not None
+    bugs = etcd_versions.known_bugs(version, login=False)
+    short, long = (ran(etcd, "doctor", *more).stdout for more in ((), ("--verbose",)))
+    lines = [line for line in short.splitlines() if "  version: " in line]
+    assert len(lines) == 1
+    count = f"known bugs that affect semaphores: {len(bugs)}" if bugs else "no known bugs"
+    assert count in lines[0]
+    assert ("etcdsem doctor --verbose" in short) is bool(bugs)
+    assert ("only for trying out" in short) is (version == etcd_versions.BUNDLED)
+    assert all(bug.source in long for bug in bugs)
+
+
+def test_a_pasted_command_deletes_any_key(fresh_etcd: EtcdServer) -> None:
+    """The printed line is what a person pastes into bash; it deletes this key and no other."""
+    with etcdsem.connect(fresh_etcd.endpoint) as client:
+        (endpoint,) = client.settings.endpoints
+        connection = EndpointConnection(client.settings, endpoint)
+        for key in KEYS:
+            connection.put(b"/etcdsem/s/leases/" + key, b"", 0)
+        connection.put(b"/etcdsem/s/max_leases", b"1", 0)
+        connection.close()
+        printed = ran(fresh_etcd, "doctor", "s").stdout
+        commands = re.findall(r"^ +-> (.*etcdctl (?:del|txn).*)$", printed, re.MULTILINE)
+        assert len(commands) == len(KEYS)
+        for left, command in zip(range(len(KEYS))[::-1], commands, strict=True):
+            assert command.isascii()
+            path = f"{os.path.dirname(fresh_etcd.etcdctl_binary)}:{os.environ['PATH']}"
+            env = {**os.environ, **fresh_etcd.env(), "PATH": path}
+            subprocess.run(["bash", "-c", command], env=env, check=True, capture_output=True)
+            assert len(client.status("s").junk) == left, command
+
+
 def test_somebody_waits_beside_a_free_slot(fresh_etcd: EtcdServer) -> None:
     """A waiter of whom nobody is left; the command that is told ends it."""
     etcdctl(fresh_etcd, "put", "/etcdsem/s/max_leases", "2")
@@ -213,6 +261,7 @@ def test_logins_and_roles(fresh_etcd: EtcdServer) -> None:
     allowed = told(fresh_etcd, "mine", env=login)
     assert findings(allowed, "access") == []
     assert allowed["code"] != 77
+    assert allowed["seconds"]["network"] > 0
     for found in (denied, allowed):
         (endpoint,) = (one for one in found["findings"] if one["check"] == "endpoint")
         assert f"etcd {fresh_etcd.version}" in endpoint["what"]

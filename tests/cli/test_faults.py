@@ -301,3 +301,43 @@ def test_no_process_can_be_started(etcd: EtcdServer, name: str, forks: int) -> N
     assert done.stderr.startswith(f"etcdsem: {said}")
     assert done.stderr.count("\n") == 1
     assert keys(etcd, name) == []
+
+
+def test_credentials_in_the_environment_of_the_command(
+    fresh_etcd: EtcdServer, name: str, tmp_path: Path
+) -> None:
+    """The command inherits them, unless --drop-credentials removes them; etcdsem still has them."""
+    for line in (("user", "add", "root:s3cret"), ("user", "grant-role", "root", "root"),
+                 ("auth", "enable")):  # fmt: skip
+        etcdctl(fresh_etcd, *line)
+    (tmp_path / "secret").write_text("s3cret")
+    (tmp_path / "secret").chmod(0o600)
+    env = {
+        "ETCDSEM_USER": "root",
+        "ETCDSEM_PASSWORD": "s3cret",
+        "ETCDSEM_PASSWORD_FILE": str(tmp_path / "secret"),
+        "ETCDCTL_USER": "root:s3cret",
+        "ETCDCTL_PASSWORD": "s3cret",
+    }
+    run = ("run", name, "-l", "1", "--", "env")
+    kept = ran(fresh_etcd, *run, env=env).stdout.splitlines()
+    assert {f"{key}={value}" for key, value in env.items()} <= set(kept)
+    dropped = ran(fresh_etcd, *run[:2], "--drop-credentials", *run[2:], env=env)
+    assert dropped.returncode == 0, dropped.stderr
+    assert "s3cret" not in dropped.stdout
+    assert "ETCDSEM_ENDPOINTS=" in dropped.stdout
+    assert not [line for line in dropped.stdout.splitlines() if line.partition("=")[0] in env]
+
+
+def test_a_password_file_that_others_can_read(etcd: EtcdServer, name: str, tmp_path: Path) -> None:
+    """One line on stderr; the command runs."""
+    secret = tmp_path / "secret"
+    secret.write_text("s3cret")
+    given = ("--user", "root", "--password-file", str(secret))
+    for mode, warnings in ((0o600, 0), (0o644, 1)):
+        secret.chmod(mode)
+        done = ran(etcd, "run", name, "-l", "1", *given, "--", "true")
+        assert done.returncode == 0
+        said = [line for line in done.stderr.splitlines() if "all users of this machine" in line]
+        assert len(said) == warnings
+        assert all(line.startswith("etcdsem: the password file: ") for line in said)

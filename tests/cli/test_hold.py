@@ -18,8 +18,11 @@ import pytest
 
 import etcdsem
 import etcdsem.testing
+from etcdsem import Semaphore
 from etcdsem.cli.run.hold import _Holding, _Plan
+from etcdsem.cli.run.ready_file import ReadyFile, ready_data
 from etcdsem.cli.run.supervisor import slack
+from etcdsem.errors import InvalidSetting
 from tests.cli.driver import Cli, etcdctl, keys, ran, ran_here
 from tests.cli.test_request import request
 from tests.helpers.slow import sample
@@ -101,6 +104,51 @@ def test_each_stop_is_a_clean_end(etcd: EtcdServer, name: str, start: Start, num
     assert holder.end(10) == 0
     assert "releasing the lease" in holder.rest()
     assert keys(etcd, name) == ["max_leases"]
+
+
+def test_the_ready_file_of_run(etcd: EtcdServer, name: str, start: Start, tmp_path: Path) -> None:
+    """It is there before the command starts, and not while it waits, or after its end."""
+    path, later = tmp_path / "ready", tmp_path / "later"
+    script = ("sh", "-c", f"cat {path}; read line")
+    stdin, tell = os.pipe()
+    with open(stdin, "rb") as given:
+        line = ("run", name, "-l", "1", "-t", "4", "--kill-after", "1", "--ready-file", str(path))
+        first = start(etcd, *line, "--", *script, stdin=given)
+    told = json.loads(first.expect(r"\{.*\}")[0])
+    assert list(told) == FACTS
+    assert (told["name"], told["slot"], told["pid"]) == (name, 0, first.pid)
+    assert held(path)
+    second = start(etcd, "run", f"{name}", "--ready-file", str(later), "--", "cat", str(later))
+    second.expect("place 1 of 1", err=True)
+    assert not held(later)
+    eventually(lambda: json.loads(path.read_text())["good_until"] > told["good_until"])
+    os.write(tell, b"\n")
+    os.close(tell)
+    assert first.end() == 0
+    assert json.loads(second.expect(r"\{.*\}")[0])["name"] == name
+    assert second.end() == 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_ready_file_of_run_ends_with_the_lease(
+    etcd: EtcdServer, name: str, start: Start, tmp_path: Path
+) -> None:
+    """Lost: it goes before the command does. Several leases: it describes the first."""
+    path = tmp_path / "ready"
+    script = ("sh", "-c", f"trap '' TERM; echo on; until test ! -e {path}; do :; done; echo gone")
+    several = (name, f"{name}-b", "--ready-file", str(path))
+    run = start(etcd, "run", f"{several[0]}=1", f"{several[1]}=1", *several[2:], "--", *script)
+    run.expect("^on$")
+    assert json.loads(path.read_text())["name"] == name
+    assert ran(etcd, "evict", f"{name}-b", "--slot", "0").returncode == 0
+    run.expect("^gone$")
+    assert run.end() == 70
+    assert (
+        "--ready-file"
+        in ran_here(
+            etcd, "run", name, "--rate", "5/1m", "--ready-file", str(path), "--", "true"
+        ).stderr
+    )
 
 
 def test_not_ready_while_it_waits(
@@ -308,6 +356,28 @@ def test_a_file_that_cannot_be_written_any_more_is_1(
     assert second.end(20) == 1
     assert re.search("cannot write --ready-file", second.rest())
     assert keys(etcd, name) == ["max_leases"]
+
+
+def test_a_planted_link_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, etcd: EtcdServer, name: str
+) -> None:
+    """The temporary file has a name that nobody knows, and must not exist."""
+    victim, path = tmp_path / "victim", tmp_path / "ready"
+    victim.write_text("precious")
+    with (
+        etcdsem.connect(etcd.endpoint) as client,
+        Semaphore(1, name, client=client).hold() as lease,
+    ):
+        os.symlink(victim, f"{path}.{os.getpid()}.tmp")
+        ready = ReadyFile(str(path))
+        assert ready.show(ready_data(lease, 9.0))
+        assert not path.is_symlink()
+        monkeypatch.setattr(os, "urandom", lambda size: bytes(size))
+        os.symlink(victim, f"{path}.{bytes(8).hex()}.tmp")
+        assert not ready.show(ready_data(lease, 9.0))
+        with pytest.raises(InvalidSetting, match="exists"):
+            ReadyFile(str(path))
+    assert victim.read_text() == "precious"
 
 
 def test_a_prober_that_says_nothing_blocks_nobody(

@@ -249,6 +249,8 @@ def test_credentials_that_are_refused_are_77(
     root.write_text("right\n")
     guest.write_text("guest")
     wrong.write_text("wrong")
+    for file in (root, guest, wrong):
+        file.chmod(0o600)
     for login, code in (
         ((), 77),
         (("--user", "root", "--password-file", str(wrong)), 77),

@@ -37,6 +37,45 @@ def test_endpoints(given: str | list[str], addresses: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    "given",
+    [
+        "http://root:s3cret@h:2379",
+        "root:s3cret@h",
+        ["https://root:s3cret@h:x", "h2"],
+        "http://root:s3cret,s3cret@h",
+        "http://root:s3c/s3cret@h:1",
+        "ftp://root:s3cret@h",
+        "h1,http://root:@s3cret@h:port",
+    ],
+)
+def test_a_password_in_an_endpoint_is_never_quoted(given: str | list[str]) -> None:
+    """Whatever else is wrong with it; the error says where a password belongs."""
+    with pytest.raises(InvalidSetting, match="ETCDSEM_PASSWORD_FILE") as caught:
+        parse_endpoints(given)
+    assert "s3c" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_a_socket_with_an_at_sign() -> None:
+    """A Unix socket's path has no user."""
+    assert parse_endpoints("unix:@etcd")[0].path == "@etcd"
+
+
+def test_a_password_file_that_others_can_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning that names it; none if only its owner and group can."""
+    secret = tmp_path / "secret"
+    secret.write_text("s3cret")
+    for mode, warnings in ((0o640, 0), (0o644, 1)):
+        secret.chmod(mode)
+        caplog.clear()
+        read_settings(user="root", password_file=str(secret))
+        assert len(caplog.messages) == warnings
+    assert caplog.messages[0].endswith(f"users of this machine can read '{secret}' (mode 0644)")
+
+
+@pytest.mark.parametrize(
     "bad",
     [
         "",

@@ -12,12 +12,16 @@ from etcdsem.core.commands import Command
 class Canceller:
     """Performs commands like the engine, but cancels the victim at its n-th one."""
 
-    def __init__(self, client: aio.Client, step: int, when: str, *, again: bool) -> None:
+    def __init__(
+        self, client: aio.Client, step: int, when: str, *, again: bool, forever: bool = False
+    ) -> None:
+        """`again`: cancel three more times; `forever`: in each iteration of the loop, as anyio."""
         engine = client._driver
         self._perform = engine._perform
         self._left = step
         self._when = when
         self._again = again
+        self._forever = forever
         self._loop = asyncio.get_running_loop()
         self.victim: asyncio.Task[object] | None = None
         self.hit = False
@@ -44,6 +48,8 @@ class Canceller:
         if self._again:
             for delay in (0.0003, 0.001, 0.004):
                 self._loop.call_later(delay, cancel)
+        if self._forever:
+            self._loop.call_soon(self._cancel_forever)
         if self._when == "during":
             self._loop.call_soon(lambda: self._loop.call_soon(cancel))
             return await self._perform(command)
@@ -55,3 +61,8 @@ class Canceller:
         if self._when == "after":
             await asyncio.sleep(0)
         return result
+
+    def _cancel_forever(self) -> None:
+        if self.victim is not None and not self.victim.done():
+            self.victim.cancel()
+            self._loop.call_soon(self._cancel_forever)

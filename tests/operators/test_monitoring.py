@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from etcdsem import Client, RateLimit, Semaphore, metrics
+from tests import make_rules
 from tests.cli.driver import Cli, ran
 from tests.cli.test_exporter import Exporter
 
@@ -41,9 +42,13 @@ Labels = Mapping[str, set[str]]
 
 def rules() -> list[dict[str, Any]]:
     """All alert rules."""
-    resource = yaml.safe_load((MONITORING / "rules.yaml").read_text())
-    assert resource["kind"] == "PrometheusRule"
-    return [rule for group in resource["spec"]["groups"] for rule in group["rules"]]
+    return [rule for group in groups() for rule in group["rules"]]
+
+
+def groups() -> list[dict[str, Any]]:
+    """Their groups."""
+    loaded: list[dict[str, Any]] = yaml.safe_load((MONITORING / "rules.yaml").read_text())["groups"]
+    return loaded
 
 
 def dashboard() -> dict[str, Any]:
@@ -105,6 +110,14 @@ def start() -> Iterator[Any]:
     yield one
     for cli in started:
         cli.kill()
+
+
+def test_the_operators_rules_are_made_from_prometheus_rule_file() -> None:
+    """Has one of the two changed? Edit rules.yaml, and run `python -m tests.make_rules`."""
+    assert make_rules.MADE.read_text() == make_rules.made()
+    resource = yaml.safe_load(make_rules.made())
+    assert resource["kind"] == "PrometheusRule"
+    assert resource["spec"] == {"groups": groups()}
 
 
 def test_queries_use_metrics_and_labels_that_exist(served: Labels) -> None:
@@ -217,13 +230,12 @@ def run_promtool(*arguments: object) -> None:
 
 @needs_promtool
 def test_promtool_understands_every_query(tmp_path: Path) -> None:
-    """The alert rules as they are, the panels' queries as recording rules."""
-    groups = yaml.safe_load((MONITORING / "rules.yaml").read_text())["spec"]["groups"]
+    """The file of alert rules as it is, the panels' queries as recording rules."""
+    run_promtool("check", "rules", MONITORING / "rules.yaml")
     recording = [{"record": f"q:{i}", "expr": one} for i, one in enumerate(panel_queries())]
-    for name, content in (("alerts", groups), ("panels", [{"name": "p", "rules": recording}])):
-        path = tmp_path / f"{name}.yml"
-        path.write_text(yaml.safe_dump({"groups": content}))
-        run_promtool("check", "rules", path)
+    path = tmp_path / "panels.yml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "p", "rules": recording}]}))
+    run_promtool("check", "rules", path)
 
 
 @needs_promtool
@@ -307,10 +319,9 @@ def test_an_alert_fires_when_it_should(
     alert: str, shown: Mapping[str, str], tmp_path: Path
 ) -> None:
     """After an hour of such metrics it fires, and no other does."""
-    groups = yaml.safe_load((MONITORING / "rules.yaml").read_text())["spec"]["groups"]
     bare = [
         {"name": group["name"], "rules": [{**rule, "annotations": {}} for rule in group["rules"]]}
-        for group in groups
+        for group in groups()
     ]
     (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": bare}))
     series = {"etcdsem_up": "1x60", **shown} if shown else {}

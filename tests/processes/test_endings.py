@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import ctypes
 import gc
+import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Generator
@@ -233,6 +236,41 @@ threading.Thread(target=work).start()
     assert workers[0].expect("valid") == ["valid", "True", "1"]
     assert workers[0].end() == 0
     assert_clean(etcd, name)
+
+
+WAITING = """
+sem, limit = Semaphore(1, sys.argv[1]), etcdsem.RateLimit(sys.argv[1] + '.rate', 1, '1h')
+other = Semaphore(1, sys.argv[1] + '.other')
+sem.acquire(), limit.acquire()
+def enter():
+    with sem: pass
+def both():
+    with etcdsem.hold_all(sem, other): pass
+def again():
+    try: sem.acquire()
+    finally: sem.acquire()
+for wait in (sem.acquire, limit.acquire, enter, both, again):
+    threading.Thread(target=wait, daemon=True).start()
+while len(sem.waiters()) < 4 or not limit.status().waiters: time.sleep(0.01)
+"""
+
+
+def test_daemon_threads_that_wait_at_the_end_are_silent(
+    etcd: EtcdServer, client: Client, name: str
+) -> None:
+    """The process ends under them, which is no error of theirs: no tracebacks."""
+    code = f"import sys, threading, time, etcdsem\nfrom etcdsem import Semaphore\n{WAITING}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, name],
+        env={**os.environ, **etcd.env()},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    sem = Semaphore(1, name, client=client)
+    assert (sem.get_value(), sem.waiters()) == (0, ())
 
 
 def test_os_exit_gives_nothing_back(

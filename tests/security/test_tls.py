@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from etcdsem import Semaphore, server
 from etcdsem.errors import EtcdUnavailable, InvalidSetting
 from etcdsem.etcd.diagnosis import explain, explain_call
 from tests.helpers.tls import TlsEtcd, serving
-from tests.security.authority import Authority
+from tests.security.authority import Authority, Pair
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +207,56 @@ def test_a_certificate_that_is_renewed(
         assert sem.release()
 
 
+@contextmanager
+def tls_server(pair: Pair, adjust: Callable[[ssl.SSLContext], object]) -> Iterator[str]:
+    """Something that speaks TLS and is no etcd: the address on which it does handshakes."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.cert, pair.key)
+    adjust(context)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):  # it is closed at the end
+            while True:
+                connection, _ = listener.accept()
+                with connection, contextlib.suppress(OSError):
+                    context.wrap_socket(connection, server_side=True).recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"https://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def only_tls_1_1(context: ssl.SSLContext) -> None:
+    """Speak an old TLS only."""
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+
+
+def old_ciphers(context: ssl.SSLContext) -> None:
+    """Speak TLS 1.2 with ciphers that no client offers."""
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("NULL:@SECLEVEL=0")
+
+
+@pytest.mark.filterwarnings("ignore:.*TLSv1_1:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("adjust", "word"), [(only_tls_1_1, "1.2 or later"), (old_ciphers, "none of our ciphers")]
+)
+def test_handshakes_that_fail_for_other_reasons(
+    authority: Authority, adjust: Callable[[ssl.SSLContext], object], word: str
+) -> None:
+    """No client certificate is asked for where one would not help."""
+    with tls_server(authority.issue("server"), adjust) as endpoint:
+        message = refusal(endpoint, cacert=authority.path)
+    assert word in message
+    assert "ETCDSEM_CERT" not in message
+
+
 def test_texts_of_other_releases() -> None:
     """The same reasons in the words of other releases of OpenSSL; what is unknown is shown."""
     words = {
@@ -211,6 +265,13 @@ def test_texts_of_other_releases() -> None:
         "[SSL: WRONG_VERSION_NUMBER] wrong version number": "not speak TLS",
         "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert certificate required": "client cert",
         "[SSL: SSLV3_ALERT_BAD_CERTIFICATE] sslv3 alert bad certificate": "client certificate",
+        "[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca": "client certificate",
+        "[SSL: SSLV3_ALERT_CERTIFICATE_EXPIRED] sslv3 alert certificate expired": "client cert",
+        "[SSL: TLSV1_ALERT_PROTOCOL_VERSION] tlsv1 alert protocol version": "1.2 or later",
+        "[SSL: UNSUPPORTED_PROTOCOL] unsupported protocol": "1.2 or later",
+        "[SSL: TLSV1_UNRECOGNIZED_NAME] tlsv1 alert unrecognized name": "not for the host",
+        "[SSL: NO_APPLICATION_PROTOCOL] tlsv1 alert no application protocol": "HTTP/2",
+        "[SSL: TLSV1_ALERT_INTERNAL_ERROR] tlsv1 alert internal error": "TLS: [SSL: TLSV1_ALERT",
         "[SSL: SOMETHING_NEW] something new": "TLS: [SSL: SOMETHING_NEW]",
     }
     for text, word in words.items():

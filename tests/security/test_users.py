@@ -216,7 +216,7 @@ def test_a_password_is_nowhere_to_be_seen(
         copy.client.close()
     seen += [record.getMessage() for record in caplog.records]
     assert not [text for text in seen if SECRET in text]
-    assert len(seen) > 10
+    assert len(seen) >= 8
 
 
 def test_a_user_without_a_password(module_binary: str) -> None:

@@ -43,7 +43,7 @@ from tests.scenarios.scenarios import a_big_one_that_leaves
 from tests.scenarios.stages import SimStage
 from tests.simulation import checks
 from tests.simulation.client import SimClient
-from tests.simulation.options import PASSING, SEVERAL
+from tests.simulation.options import PASSING, SEVERAL, Options
 from tests.simulation.runs import run_seed
 from tests.simulation.shared import SharedObject
 from tests.simulation.test_simulator import QUIET
@@ -57,13 +57,18 @@ The first seed that finds each is in docs/simulation.md, and shown by
 ``python -m pytest -rP tests/simulation/test_negative_controls.py | grep "found by"``.
 """
 
-FIRST = {
+LINGERING = [seed for seed in range(200) if Options.of(seed).linger]
+
+FIRST: dict[str, Sequence[int]] = {
     "deadline_counts_from_receipt": range(8, 200, 10),
     "several_pass_to_any": range(5, 200, 10),
     "several_in_any_order": range(SEVERAL, 200, 10),
     "several_take_what_is_free": range(SEVERAL, 200, 10),
     "eager_ones_pass_who_has_left": range(PASSING, 200, 20),
     "holders_stand_in_line": range(PASSING, 200, 20),
+    "a_kept_slot_passes_waiters": LINGERING,
+    "a_slot_stays_for_ever": LINGERING,
+    "a_kept_slot_is_given_twice": LINGERING,
 }
 """The seeds to try first for a bug that has its own theme among them (`Options.of`)."""
 

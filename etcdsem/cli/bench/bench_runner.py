@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from etcdsem.cli.doctor.probes import Member, compacted_revision, member_of
+from etcdsem.cli.doctor.probes import Member, compacted_revision, member_of, read_locally
 from etcdsem.cli.endpoint import TIMEOUT, CallFailed, EndpointConnection
 from etcdsem.errors import EtcdSemError
 
@@ -152,12 +153,14 @@ class BenchRunner:
 
     def _latencies(self, best: EndpointConnection, lease: int) -> None:
         share = 0.3 * self.results.seconds
+        key = self._base + b"0"
         self.phase = "round trips"
         for link, endpoint in zip(self._links, self.results.endpoints, strict=True):
             if not endpoint.member.error:
+                secret = endpoint.member.secret
+                call = partial(read_locally, link, key) if secret else link.status
                 with suppress(CallFailed):  # it has just gone away; measure the others
-                    endpoint.answer = self._typical(link.status, share / 5 / len(self._links))
-        key = self._base + b"0"
+                    endpoint.answer = self._typical(call, share / 5 / len(self._links))
         self.phase = "reads"
         self.results.read = self._typical(lambda: best.read(key), share / 5)
         self.phase = "writes"

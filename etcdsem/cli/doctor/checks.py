@@ -6,12 +6,13 @@ To add a check, write a function that yields verdicts, and add a row to `CHECKS`
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
-from etcdsem.cli.doctor import etcd_versions
-from etcdsem.cli.doctor.finding import Check, Finding, Level, Verdict, milliseconds, run_table
+from etcdsem.cli.doctor.finding import Check, Finding, Verdict, milliseconds, run_table
 from etcdsem.cli.doctor.probes import Member, ProbeResults
 from etcdsem.cli.doctor.semaphore_checks import semaphore_findings
+from etcdsem.cli.doctor.version_checks import bugs, bugs_in_short, supported, versions
 
 SLOW_NETWORK: Final = 0.05
 SLOW_QUORUM: Final = 0.05
@@ -23,9 +24,16 @@ SKEW: Final = 5.0
 LAG: Final = 1000
 
 
-def run_checks(results: ProbeResults) -> list[Finding]:
-    """Return all findings, in the order of the checks."""
-    return [*run_table(CHECKS, results), *semaphore_findings(results)]
+def run_checks(results: ProbeResults, *, verbose: bool = True) -> list[Finding]:
+    """Return all findings, in the order of the checks.
+
+    `verbose`: one for each known bug of a version, instead of one for all of them.
+    """
+    checks = [
+        replace(check, judge=bugs_in_short) if check.judge is bugs and not verbose else check
+        for check in CHECKS
+    ]
+    return [*run_table(checks, results), *semaphore_findings(results)]
 
 
 # ---------------------------------------------------------------- endpoints and members
@@ -91,17 +99,13 @@ def _different_clusters(results: ProbeResults) -> Iterator[Verdict]:
 
 
 def _different_versions(results: ProbeResults) -> Iterator[Verdict]:
-    versions = _versions(results)
-    if len(versions) > 1:
+    found = versions(results)
+    if len(found) > 1:
         yield Verdict(
             "warning",
-            f"members run different versions: {', '.join(versions)}",
+            f"members run different versions: {', '.join(found)}",
             "finish the upgrade: etcdctl endpoint status -w table --cluster",
         )
-
-
-def _versions(results: ProbeResults) -> list[str]:
-    return sorted({member.version for member in results.reached} - {""})
 
 
 def _lag(results: ProbeResults) -> Iterator[Verdict]:
@@ -148,26 +152,6 @@ def _one_endpoint(results: ProbeResults) -> Iterator[Verdict]:
             "list all members in ETCDSEM_ENDPOINTS, separated by commas (etcdctl member list shows "
             "them)",
         )
-
-
-def _version(results: ProbeResults) -> Iterator[Verdict]:
-    for text in _versions(results):
-        version = etcd_versions.parse(text)
-        if version is None:
-            yield Verdict("info", f"cannot parse etcd's version {text!r}")
-            continue
-        login = results.user is not None
-        best = etcd_versions.shown(etcd_versions.recommended(version, login=login))
-        upgrade = f"upgrade to {best} or later"
-        if version[:2] < etcd_versions.OLDEST:
-            oldest = ".".join(map(str, etcd_versions.OLDEST))
-            yield Verdict("problem", f"etcd {text}: etcdsem supports {oldest} and later", upgrade)
-        bugs = etcd_versions.known_bugs(version, login=login)
-        for bug in bugs:
-            level: Level = "problem" if bug.grave else "warning"
-            yield Verdict(level, f"etcd {text}: {bug.what} ({bug.source})", upgrade)
-        if not bugs:
-            yield Verdict("ok", f"etcd {text}: no known bugs that affect semaphores")
 
 
 # ---------------------------------------------------------------- alarms and space
@@ -370,7 +354,8 @@ CHECKS: Final = (
     Check("cluster", _lag),
     Check("cluster", _member_count, needs=("listed",)),
     Check("cluster", _one_endpoint, needs=("listed",)),
-    Check("version", _version),
+    Check("version", supported),
+    Check("version", bugs),
     Check("leases", _stalled_leader, needs=("listed",)),
     Check("alarm", _alarms),
     Check("alarm", _member_errors),

@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 @click.command(short_help="Check etcd, the connection to it, and the semaphores.")
 @optional_name_argument
 @json_option
+@click.option(
+    "--verbose", is_flag=True, help="List each known bug of etcd's version, as --json does."
+)
 @connection_options
 @click.pass_context
-def doctor(ctx: click.Context, /, name: str | None, as_json: bool) -> int:
+def doctor(ctx: click.Context, /, name: str | None, as_json: bool, verbose: bool) -> int:
     """Check etcd, the connection to it, and all semaphores or only NAME.
 
     Checks each endpoint's version, alarms and space, the speed of reads and writes, the user's
@@ -53,7 +56,7 @@ def doctor(ctx: click.Context, /, name: str | None, as_json: bool) -> int:
     quiet_library()
     with connect(ctx) as client:
         results = probe(client, name)
-    findings = run_checks(results)
+    findings = run_checks(results, verbose=verbose or as_json)
     code = _code(results, findings)
     if as_json:
         echo_json(_data(results, findings, code))

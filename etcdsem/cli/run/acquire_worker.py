@@ -12,6 +12,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -21,6 +22,7 @@ from etcdsem.cli import exit_codes
 from etcdsem.cli.options import DIAL_TIMEOUT, connect
 from etcdsem.cli.output import exact, pause_text, say
 from etcdsem.cli.progress import ProgressLine
+from etcdsem.cli.run.contact import ContactReport
 from etcdsem.cli.run.multi import acquire_multi
 from etcdsem.cli.run.request import LeaseRequest
 from etcdsem.cli.signals import Signals, Stopped
@@ -49,8 +51,17 @@ class _TooLong(BaseException):
 
 
 def connect_for(ctx: click.Context, request: LeaseRequest) -> Client:
-    """Return a client that gives up on an unreachable etcd after --wait, if that is short."""
-    return connect(ctx, dial_timeout=min(DIAL_TIMEOUT, request.wait or DIAL_TIMEOUT))
+    """Return a client that gives up on an etcd that does not answer after --etcd-wait, or after
+    --wait if that is shorter.
+    """
+    client = connect(ctx)
+    first = request.etcd_wait or DIAL_TIMEOUT
+    client.settings = replace(
+        client.settings,
+        dial_timeout=min(first, request.wait or first),
+        patience=request.etcd_wait,
+    )
+    return client
 
 
 def wait_for_lease(request: LeaseRequest, client: Client, signals: Signals) -> Lease | None:
@@ -125,9 +136,11 @@ def _wait(
 
     worker = Worker(call, signals, name="acquire")
     check_threads = StarvedCheck(client)
+    contact = ContactReport(client, request, until, progress.note)
     try:
         while not worker.done:
             check_threads()
+            contact.look(connected=connected.is_set())
             left = until - boot_time()
             if request.wait and left <= 0 and not connected.is_set():
                 raise EtcdUnavailable(
@@ -135,6 +148,7 @@ def _wait(
                     "Check that it is running and that ETCDSEM_ENDPOINTS is correct."
                 )
             signals.stop(min(left, _TICK) if left > 0 else _TICK)
+        contact.look(connected=connected.is_set())  # an outage may just have ended
         result = _result(worker)
     finally:
         progress.stop()

@@ -5,6 +5,7 @@ This module parses the command line; `job.py` runs the job.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -191,6 +192,18 @@ Durations are in seconds, or like 250ms, 30s, 1m30s, 2h.
     help="On exit, write metrics of this run (waited, held, lost, exit code) to PATH for "
     "node_exporter's textfile collector. PATH must end in .prom.",
 )
+@click.option(
+    "--ready-file",
+    metavar="PATH",
+    help="Keep a file at PATH while COMMAND runs with the lease, for probes: `etcdsem hold --check "
+    "PATH`. With several NAMES it describes the first lease.",
+)
+@click.option(
+    "--drop-credentials",
+    is_flag=True,
+    help="Remove etcd's user, password, password file, client certificate and key from COMMAND's "
+    "environment (ETCDSEM_ and ETCDCTL_ variables).",
+)
 @connection_options
 @name_argument
 @click.argument("command", metavar="-- COMMAND...", nargs=-1, type=click.UNPROCESSED)
@@ -200,12 +213,26 @@ def run(ctx: click.Context, /, **given: Any) -> int:
     return run_job(ctx, _plan(**given))
 
 
+def _refuse_with_several(given: Mapping[str, Any]) -> None:
+    """Raise UsageError for options that do not work with several names."""
+    for option, ordinary in ORDINARY.items():
+        if given[option] != ordinary:
+            raise click.UsageError(
+                f"--{option} works with one NAME only. Nest the commands instead, always in the "
+                f"order of the names: etcdsem run A --{option} ... -- etcdsem run B -- ..."
+            )
+    if given["rate"] is not None:
+        raise click.UsageError("--rate works with one NAME only")
+
+
 def _plan(
     *,
     name: str,
     on_lost: str,
     kill_after: str | None,
     metrics_file: str | None,
+    drop_credentials: bool,
+    ready_file: str | None,
     command: tuple[str, ...],
     **given: Any,
 ) -> Plan:
@@ -221,19 +248,17 @@ def _plan(
             f"several names must be followed by --: {name} {command[0]} ... -- COMMAND..."
         )
     (first, limit), *more = read_names(words, given.pop("limit"))
-    for option, ordinary in ORDINARY.items():
-        if more and given[option] != ordinary:
-            raise click.UsageError(
-                f"--{option} works with one NAME only. Nest the commands instead, always in the "
-                f"order of the names: etcdsem run A --{option} ... -- etcdsem run B -- ..."
-            )
-    if more and given["rate"] is not None:
-        raise click.UsageError("--rate works with one NAME only")
+    if more:
+        _refuse_with_several(given)
+    if ready_file is not None and given["rate"] is not None and limit is None:
+        raise click.UsageError("--ready-file applies to leases: with --rate, also give -l N")
     request = read_request(name=first, limit=limit, more=more, **given)
     return Plan(
         request=request,
         terminate=on_lost == "terminate",
         kill_after=read_grace("--kill-after", kill_after, request),
         metrics_file=check_metrics_file(metrics_file),
+        drop_credentials=drop_credentials,
+        ready_file=ready_file,
         command=command,
     )

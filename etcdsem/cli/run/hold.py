@@ -25,18 +25,20 @@ from etcdsem.cli import exit_codes
 from etcdsem.cli.arguments import name_argument
 from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.options import connection_options
-from etcdsem.cli.output import echo, flush, say
+from etcdsem.cli.output import echo, flush, say, span
 from etcdsem.cli.run.acquire_worker import (
     connect_for,
     give_back,
     stopped_while_waiting,
     wait_for_lease,
 )
+from etcdsem.cli.run.outage import Outage
 from etcdsem.cli.run.pod import kill_others, require_shared_processes
 from etcdsem.cli.run.ready_file import ReadyData, ReadyFile, check, ready_data, serve_ready
 from etcdsem.cli.run.request import LeaseRequest, read_grace, read_request, request_options
 from etcdsem.cli.run.supervisor import ends_soon, slack
 from etcdsem.cli.signals import STOPPING, Signals, Stopped
+from etcdsem.intervals import missed_after
 
 if TYPE_CHECKING:
     from etcdsem import Client, Lease
@@ -248,18 +250,24 @@ class _Holding:
     def _keep(self, lease: Lease) -> int | None:
         """Hold until a signal says to stop (its number) or the lease is lost (None)."""
         tick = max(0.05, min(1.0, lease.ttl / 10))
-        shown = 0.0
+        outage = Outage(missed_after(self._plan.request.refresh, lease.ttl), say)
         while (left := self._good_for(lease)) > 0:
             for number in self._signals.wait(min(tick, left)):
                 if number in STOPPING:
                     return number
+            outage.look_at_lease(
+                lease.ttl, lease.remaining, lease.hold_remaining, lambda: self._outlook(lease)
+            )
             data = ready_data(lease, self._good_for(lease))
-            if self._file is not None and data["good_until"] > shown + 0.1 and lease.valid:
-                shown = data["good_until"]
-                self._file.show(data)
+            if self._file is not None and lease.valid:
+                self._file.refresh(data)
         if lease.valid:
             say(ends_soon(lease.name, lease, self._client._driver.starved()))
         return None
+
+    def _outlook(self, lease: Lease) -> str:
+        left = span(self._good_for(lease))
+        return f"the lease on {lease.name!r} will count as lost in {left} unless it answers"
 
     def _good_for(self, lease: Lease) -> float:
         """Return for how many seconds the lease still counts as held."""

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
@@ -30,8 +30,9 @@ from etcdsem.cli.run.job_metrics import JobMetrics
 from etcdsem.cli.run.launcher import Launcher
 from etcdsem.cli.run.multi import MultiLease, described
 from etcdsem.cli.run.process_group import ProcessGroup
+from etcdsem.cli.run.ready_file import ReadyFile, ready_data
 from etcdsem.cli.run.request import LeaseRequest
-from etcdsem.cli.run.supervisor import HeldLease, Policy, Supervisor
+from etcdsem.cli.run.supervisor import HeldLease, Policy, Supervisor, slack
 from etcdsem.cli.run.terminal import Terminal
 from etcdsem.cli.run.watchdog import Watchdog
 from etcdsem.cli.signals import Signals, Stopped, all_blocked
@@ -41,6 +42,14 @@ if TYPE_CHECKING:
     from etcdsem import Client, Lease
 
 
+_CREDENTIALS: Final = tuple(
+    f"{owner}_{what}"
+    for owner in ("ETCDSEM", "ETCDCTL")
+    for what in ("USER", "PASSWORD", "PASSWORD_FILE", "CERT", "KEY")
+)
+"""The variables that --drop-credentials keeps from the command."""
+
+
 class Plan(NamedTuple):
     """The checked command line."""
 
@@ -48,6 +57,8 @@ class Plan(NamedTuple):
     terminate: bool
     kill_after: float
     metrics_file: str | None
+    drop_credentials: bool
+    ready_file: str | None
     command: tuple[str, ...]
 
 
@@ -68,18 +79,23 @@ def _run_job(
     code = _cannot_run(plan.command[0])
     if code:
         return code
+    ready = None if plan.ready_file is None else ReadyFile(plan.ready_file)
     client = connect_for(ctx, plan.request)
     quiet_library()
     with all_blocked():
         try:
             watchdog = Watchdog()
-            launcher = Launcher(plan.command, inherited=(*signals.fds, *terminal.fds, watchdog.fd))
+            launcher = Launcher(
+                plan.command,
+                inherited=(*signals.fds, *terminal.fds, watchdog.fd),
+                dropped=_CREDENTIALS if plan.drop_credentials else (),
+            )
         except OSError as error:  # a watchdog that was started ends with us
             what = f"a process for {plan.command[0]}"
             raise exit_codes.CannotStart(what, error.strerror) from error
         terminal.watch_keys(launcher.pid)
         signals.install()
-    job = _Job(plan, client, signals, terminal, watchdog, launcher, metrics)
+    job = _Job(plan, client, signals, terminal, watchdog, launcher, metrics, ready)
     try:
         return job.run()
     except Stopped as stopped:
@@ -98,6 +114,7 @@ class _Job:
         watchdog: Watchdog,
         launcher: Launcher,
         metrics: JobMetrics,
+        ready: ReadyFile | None,
     ) -> None:
         self._plan = plan
         self._client = client
@@ -106,6 +123,7 @@ class _Job:
         self._watchdog = watchdog
         self._launcher = launcher
         self._metrics = metrics
+        self._ready = ready
         self._launched = False
         self._lease: Lease | MultiLease | None = None
 
@@ -138,6 +156,8 @@ class _Job:
 
     def end(self) -> None:
         """Release everything that is still held."""
+        if self._ready is not None:
+            self._ready.remove()
         if not self._launched:
             self._terminal.end(self._launcher.pid)
             self._launcher.give_up()
@@ -147,6 +167,7 @@ class _Job:
     def _hold(self, lease: Lease | MultiLease) -> int:
         """Run the command while the lease is held."""
         plan = self._plan
+        self._report()
         deadline = boot_time() + lease.remaining if plan.terminate else math.inf
         return self._supervise(
             lease, _additions(lease), deadline, ttl=lease.ttl, terminate=plan.terminate
@@ -168,7 +189,12 @@ class _Job:
         self._launched = True
         number = self._launcher.go(additions, terminal=terminal)
         self._terminal.lent = terminal
-        policy = Policy(terminate=terminate, ttl=ttl, kill_after=plan.kill_after)
+        policy = Policy(
+            terminate=terminate,
+            ttl=ttl,
+            kill_after=plan.kill_after,
+            refresh=plan.request.refresh,
+        )
         supervisor = Supervisor(
             plan.request.name,
             lease,
@@ -178,6 +204,7 @@ class _Job:
             self._terminal,
             policy,
             self._client._driver.starved,
+            self._report,
         )
         if not number:
             _let_go_of_streams()
@@ -186,6 +213,18 @@ class _Job:
         if number:
             return _not_started(plan.command[0], number)
         return exit_codes.LOST if supervisor.lost else code
+
+    def _report(self) -> None:
+        """Keep the ready file up to date: until when the lease is held, and the command may run."""
+        held, plan = self._lease, self._plan
+        if self._ready is None or held is None:
+            return
+        good = held.remaining - (plan.kill_after + slack(held.ttl) if plan.terminate else 0.0)
+        if good > 0:
+            lease = held.leases[0] if isinstance(held, MultiLease) else held
+            self._ready.refresh(ready_data(lease, good))
+        else:
+            self._ready.remove()
 
 
 class _Nothing:

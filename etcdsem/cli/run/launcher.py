@@ -5,9 +5,9 @@
 2. It has a process group of its own from the start: this is the group that may be killed, and
    it can contain nothing that we did not start.
 3. EOF on the pipe means that the wrapper gave up or died: it exits silently.
-4. The command inherits what the wrapper inherited: environment (plus additions), working
-   directory, standard streams, other open files, ignored and blocked signals. Only SIGPIPE and
-   SIGXFSZ, which Python ignores for itself, are reset to their defaults.
+4. The command inherits what the wrapper inherited: environment (with additions, and without
+   dropped variables), working directory, standard streams, other open files, ignored and blocked
+   signals. Only SIGPIPE and SIGXFSZ, which Python ignores for itself, are reset to their defaults.
 5. If the wrapper dies, the kernel kills the command (PR_SET_PDEATHSIG, Linux). The watchdog covers
    the rest of its process group, and other systems.
 """
@@ -31,8 +31,15 @@ _ERRNO = struct.Struct("!i")
 class Launcher:
     """The wrapper's side. `pid` is the ID of the command and of its process group."""
 
-    def __init__(self, command: Sequence[str], *, inherited: Sequence[int]) -> None:
-        """Fork. `inherited` are descriptors of the wrapper that the child must close.
+    def __init__(
+        self, command: Sequence[str], *, inherited: Sequence[int], dropped: Sequence[str] = ()
+    ) -> None:
+        """Fork.
+
+        Args:
+            command: what to execute.
+            inherited: descriptors of the wrapper that the child must close.
+            dropped: variables that the command must not inherit.
 
         Raises:
             OSError: no process can be started.
@@ -44,6 +51,8 @@ class Launcher:
         if self.pid == 0:
             for fd in (self._go, self._errno, *inherited):
                 os.close(fd)
+            for name in dropped:
+                os.environ.pop(name, None)
             _become(command, go_read, errno_write, parent)
         try:
             os.setpgid(self.pid, self.pid)  # so that the group exists now; it does the same

@@ -1,4 +1,4 @@
-"""How a sidecar reports that the lease is held: a file, and an HTTP port for probes.
+"""How `run` and `hold` report that the lease is held: a file, and an HTTP port for probes.
 
 1. The file exists only while the lease is held: one line of JSON, written to a temporary file and
    renamed, so that no reader sees half of it. It is removed before the lease is released.
@@ -53,13 +53,12 @@ class ReadyFile:
     def __init__(self, path: str) -> None:
         """Remove an old file. Raises InvalidSetting if `path` cannot be written."""
         self._path = path
-        self._aside_path = f"{path}.{os.getpid()}.tmp"
+        self._shown = 0.0  # until when the lease is valid by the last file
         self._failed = False
         try:
             if os.path.exists(path) and not os.path.isfile(path):
                 raise OSError(errno.EEXIST, "exists and is not a regular file")
-            self._write_aside(b"")  # fail now rather than after waiting for the lease
-            _remove(self._aside_path)
+            _remove(self._write_aside(b""))  # fail now rather than after waiting for the lease
             self.remove()
         except OSError as error:
             raise InvalidSetting(f"--ready-file {path}: {error.strerror}") from None
@@ -74,26 +73,38 @@ class ReadyFile:
             self._failed = True
             return False
         self._failed = False
+        self._shown = data["good_until"]
         return True
 
+    def refresh(self, data: ReadyData) -> None:
+        """Write the file again if the lease was renewed since."""
+        if data["good_until"] > self._shown + 0.1:
+            self.show(data)
+
     def _write(self, text: bytes) -> None:
-        self._write_aside(text)
+        aside = self._write_aside(text)
         try:
-            os.replace(self._aside_path, self._path)
+            os.replace(aside, self._path)
         except OSError:
-            _remove(self._aside_path)
+            _remove(aside)
             raise
 
-    def _write_aside(self, text: bytes) -> None:
+    def _write_aside(self, text: bytes) -> str:
+        """Write a new temporary file, and return its path."""
+        # Nobody can plant a file or a link there: the name is random, and must not exist.
+        path = f"{self._path}.{os.urandom(8).hex()}.tmp"
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         try:
-            with open(self._aside_path, "wb") as file:
+            with open(handle, "wb") as file:
                 file.write(text)
         except OSError:
-            _remove(self._aside_path)
+            _remove(path)
             raise
+        return path
 
     def remove(self) -> None:
         """Remove the file, if it exists."""
+        self._shown = 0.0
         _remove(self._path)
 
 

@@ -43,6 +43,8 @@ class LeaseRequest(NamedTuple):
     weight: int
     priority: int
     backfill: bool
+    etcd_wait: float | None
+    """Seconds to wait for an etcd that does not answer; None: the defaults."""
     spare: float
     """Seconds that remain of the lease when a refresh has failed."""
     max_hold: float | None = None
@@ -95,6 +97,12 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "wait",
         metavar="DURATION",
         help="Give up after this long.  [wait forever]",
+    ),
+    click.option(
+        "--etcd-wait",
+        metavar="DURATION",
+        help="Give up on an etcd that does not answer after this long, at the start and while "
+        "waiting. Also set by ETCDSEM_ETCD_WAIT.  [10s at the start, 60s while waiting]",
     ),
     click.option("-n", "--nonblock", is_flag=True, help="Do not wait; same as --wait 0."),
     click.option(
@@ -171,22 +179,21 @@ def read_request(
     quiet: bool,
     weight: int,
     max_hold: str | None,
+    etcd_wait: str | None = None,
     rate: str | None = None,
     more: Sequence[tuple[str, int | None]] = (),
     priority: int = 0,
     backfill: bool = False,
 ) -> LeaseRequest:
     """Check the options, without etcd. Raises UsageError, InvalidName or InvalidSetting."""
-    seconds = _wait_seconds(wait, nonblock=nonblock)
-    if rate is not None and limit is None:
-        _refuse_lease_options(weight, priority, backfill, max_hold)
+    _check_kind(rate, limit, weight, priority, backfill, max_hold)
     intervals = read_intervals(lease_timeout, None)
     return LeaseRequest(
         name=validation.check_name(name),
         limit=None if limit is None else validation.check_limit(limit),
         more=tuple(more),
         one_of=False,
-        wait=seconds,
+        wait=_wait_seconds(wait, nonblock=nonblock),
         conflict_code=conflict_exit_code,
         ttl=intervals.lease_timeout,
         refresh=intervals.refresh,
@@ -196,6 +203,7 @@ def read_request(
         weight=validation.check_weight(weight),
         priority=validation.check_priority(priority),
         backfill=backfill,
+        etcd_wait=_etcd_wait(etcd_wait),
         max_hold=validation.max_hold_seconds(max_hold, what="--max-hold"),
         rate=None if rate is None else validation.read_rate(rate),
     )
@@ -207,8 +215,20 @@ def _wait_seconds(wait: str | None, *, nonblock: bool) -> float | None:
     return 0.0 if nonblock else validation.timeout_seconds(wait, what="--wait")
 
 
-def _refuse_lease_options(*given: object) -> None:
-    if given != (*ORDINARY.values(), None):
+def _etcd_wait(given: str | None) -> float | None:
+    what = "--etcd-wait"
+    if given is None:
+        given, what = validation.environment("ETCDSEM_ETCD_WAIT"), "ETCDSEM_ETCD_WAIT"
+    if given is None:
+        return None
+    wait = validation.seconds(given, what=what)
+    if not 0 < wait < math.inf:
+        raise InvalidSetting(f"{what} must be more than 0, not {given!r}")
+    return wait
+
+
+def _check_kind(rate: str | None, limit: int | None, *of_lease: object) -> None:
+    if rate is not None and limit is None and of_lease != (*ORDINARY.values(), None):
         raise click.UsageError(
             "--weight, --priority, --backfill and --max-hold apply to leases: with --rate, also "
             "give -l N"

@@ -24,13 +24,15 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from etcdsem.cli import exit_codes
-from etcdsem.cli.output import exact, say
+from etcdsem.cli.output import exact, say, span
 from etcdsem.cli.run.multi import MultiLease
+from etcdsem.cli.run.outage import Outage
 from etcdsem.cli.run.process_group import ProcessGroup
 from etcdsem.cli.run.terminal import Terminal
 from etcdsem.cli.run.watchdog import Watchdog
 from etcdsem.cli.signals import Signals
 from etcdsem.clock import boot_time
+from etcdsem.intervals import missed_after
 from etcdsem.posix import process_stat
 
 _STOPS: Final = (signal.SIGTTIN, signal.SIGTTOU)
@@ -55,9 +57,14 @@ class HeldLease(Protocol):
 class Policy:
     """When a command must end. All times are in seconds."""
 
-    def __init__(self, *, terminate: bool, ttl: float, kill_after: float) -> None:
+    def __init__(
+        self, *, terminate: bool, ttl: float, kill_after: float, refresh: float | None = None
+    ) -> None:
+        """`refresh`: the interval between two refreshes, if it is not a third of `ttl`."""
         self.terminate = terminate
         self.kill_after = kill_after
+        self.ttl = ttl
+        self.missed_after = missed_after(ttl / 3 if refresh is None else refresh, ttl)
         self.slack = slack(ttl)
         self.tick = max(0.05, min(1.0, ttl / 10))
 
@@ -107,8 +114,11 @@ class Supervisor:
         terminal: Terminal,
         policy: Policy,
         starved: Callable[[], str] = str,
+        report: Callable[[], object] = str,
     ) -> None:
-        """`starved` returns why the client cannot start a thread; empty if it can."""
+        """`starved` returns why the client cannot start a thread; empty if it can. `report` is
+        called after each look at the lease.
+        """
         self._name = name
         self._lease = lease
         self._group = group
@@ -117,10 +127,12 @@ class Supervisor:
         self._terminal = terminal
         self._policy = policy
         self._starved = starved
+        self._report = report
         self._kill_at = math.inf  # finite while ending
         self._stopping = False  # a SIGTSTP was forwarded to the command
         self._forwarded: set[int] = set()
         self._warned = False
+        self._outage = Outage(policy.missed_after, say)
         self._warn_at = _warn_at(lease, policy)
         self.lost = False
         """The command was ended because its lease was lost."""
@@ -129,6 +141,7 @@ class Supervisor:
         """Wait until the command has ended. Returns its exit code, `BySignal` if one ended it."""
         while not self._ended():
             self._look_at_lease()
+            self._report()
             for number in self._signals.wait(self._pause()):
                 self._signalled(number)
         self._terminal.end(self._group.pid)
@@ -161,6 +174,7 @@ class Supervisor:
             if left <= 0 and not self._warned:
                 self._warned = True
                 say(f"WARNING: {self._loss()}; the command keeps running WITHOUT a lease")
+            self._look_at_etcd(left)
             return
         if self._kill_at == math.inf:
             if left <= 0:
@@ -171,6 +185,7 @@ class Supervisor:
                     now + left - self._policy.slack,
                 )
             else:
+                self._look_at_etcd(left)
                 self._watchdog.extend(now + left)
                 return
         if now >= self._kill_at:
@@ -184,6 +199,17 @@ class Supervisor:
             sooner = max(0.0, left - self._policy.kill_after - self._policy.slack)
             message += f", and the command will be ended in {exact(round(sooner, 1))}"
         say(f"{message}: --max-hold is {duration_text(self._lease.max_hold or 0.0)}")
+
+    def _look_at_etcd(self, left: float) -> None:
+        """Report an outage of etcd that may end the lease."""
+        bound = self._lease.hold_remaining
+        self._outage.look_at_lease(self._policy.ttl, left, bound, lambda: self._outlook(left))
+
+    def _outlook(self, left: float) -> str:
+        if not self._policy.terminate:
+            return f"the lease on {self._shown!r} will be lost in {span(left)} unless it answers"
+        left -= self._policy.kill_after + self._policy.slack
+        return f"the command will be ended in {span(left)} unless it answers"
 
     @property
     def _shown(self) -> str:

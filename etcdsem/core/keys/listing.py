@@ -126,4 +126,4 @@ def read_waiters(keys: Keys, kvs: Iterable[KeyValue]) -> tuple[list[Waiter], lis
 
 
 def _junk(kv: KeyValue, reason: str) -> Junk:
-    return Junk(kv.key.decode("utf-8", "backslashreplace"), reason)
+    return Junk(kv.key.decode("utf-8", "backslashreplace"), reason, kv.key)
