@@ -1,20 +1,10 @@
-"""``python -m etcdsem`` and the script ``etcdsem`` run the command ``etcdsem``.
-
-For the script this file is also installed as a module of its own, `_etcdsem_command`. So SIGINT
-ends the process silently even while etcdsem itself is being imported, which takes a moment.
-"""
+"""``python -m etcdsem`` runs the command ``etcdsem``."""
 
 import signal
 
-
-def start() -> None:
-    """Run the command line. Until `main` begins, SIGINT has its default action."""
+if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` begins
     from etcdsem.cli.main import main
 
     main()
-
-
-if __name__ == "__main__":
-    start()

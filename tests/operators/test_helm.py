@@ -84,7 +84,10 @@ def test_parts_can_be_left_out_and_added() -> None:
     own = installed({"endpoints": ["https://a:2379", "https://b:2379"], "tls": False})
     assert {name for _, name, _ in own} == {"etcdsem", "etcdsem-clients", "etcdsem-exporter"}
     settings = own["ConfigMap", "etcdsem", "etcdsem"]["data"]
-    assert settings == {"ETCDSEM_ENDPOINTS": "https://a:2379,https://b:2379"}
+    assert settings == {
+        "ETCDSEM_ENDPOINTS": "https://a:2379,https://b:2379",
+        "ETCDSEM_ETCD_WAIT": "10m",
+    }
     more = installed({"certManager": True, "monitoring": True, "cpuLimit": True})
     kinds = {kind for kind, _, _ in more}
     assert kinds >= {"Certificate", "Issuer", "ServiceMonitor", "PrometheusRule"}

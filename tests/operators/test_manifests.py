@@ -313,6 +313,23 @@ def test_examples_end_and_are_cleaned_up() -> None:
         }, name
 
 
+def test_a_waiting_pod_is_not_ready_and_waits_for_etcd() -> None:
+    """Probes and programs name the same file; every ConfigMap of clients gives etcd time."""
+    jobs = {one["metadata"]["name"]: one for one in rendered(EXAMPLES) if one["kind"] == "Job"}
+    for name in ("wrapper", "parallel"):
+        ((_, container),) = containers(jobs[name]["spec"]["template"])
+        probe = container["readinessProbe"]["exec"]["command"]
+        assert probe[:3] == ["etcdsem", "hold", "--check"]
+        assert f"--ready-file={probe[3]}" in container["args"]
+        folders = {mount["mountPath"] for mount in container["volumeMounts"]}
+        assert str(Path(probe[3]).parent) in folders  # the root file system is read-only
+    for folder in (DEV, TEAM):
+        maps = {
+            one["metadata"]["name"]: one for one in rendered(folder) if one["kind"] == "ConfigMap"
+        }
+        assert maps["etcdsem"]["data"]["ETCDSEM_ETCD_WAIT"] == "10m"
+
+
 def test_versions_agree() -> None:
     """The image that the page builds has the tag that the manifests pull: that of the package."""
     project = tomllib.loads((KUBERNETES.parents[1] / "pyproject.toml").read_text())["project"]
