@@ -443,19 +443,27 @@ def test_a_stream_that_the_command_closes_is_closed(
 
 
 @pytest.mark.parametrize("closed", sample(["<&- >&- 2>&-", "<&-", ">&-", "2>&-"]))
-def test_closed_streams_do_no_harm(
+def test_closed_streams_stay_closed(
     etcd: EtcdServer, name: str, tmp_path: Path, closed: str
 ) -> None:
-    line = f'exec "$@" {closed}'
+    """The command finds them as they were, and none of our pipes takes their place."""
+    look = (
+        "import os, sys\n"
+        "for fd in (0, 1, 2):\n"
+        "    try: os.fstat(fd)\n"
+        f"    except OSError: open('{tmp_path}/closed{{}}'.format(fd), 'x')\n"
+        "os._exit(3)"
+    )
     command = [sys.executable, "-m", "etcdsem", "run", name, "-l", "1", "--"]
     done = subprocess.run(
-        ["sh", "-c", line, "sh", *command, "sh", "-c", f"echo x > {tmp_path}/ran; exit 3"],
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *command, sys.executable, "-c", look],
         env={**os.environ, **etcd.env()},
         timeout=60,
         check=False,
     )
     assert done.returncode == 3
-    assert (tmp_path / "ran").exists()
+    gone = {fd for fd, sign in ((0, "<&-"), (1, " >&-"), (2, "2>&-")) if sign in f" {closed}"}
+    assert {int(path.name[-1]) for path in tmp_path.iterdir()} == gone
 
 
 def test_an_extra_file_is_passed_on(etcd: EtcdServer, name: str, tmp_path: Path) -> None:

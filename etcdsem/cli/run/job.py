@@ -280,12 +280,15 @@ def _not_started(command: str, number: int) -> int:
 
 
 def _open_standard_streams() -> None:
-    """Make sure that none of our pipes becomes the command's standard input, output or error."""
+    """Make sure that none of our pipes becomes the command's standard input, output or error.
+
+    A stream that was closed is closed again when the command is executed.
+    """
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _let_go_of_streams() -> None:
