@@ -133,7 +133,7 @@ class _Holders(ProgressLine):
     """Shows the remaining holders."""
 
     def _describe(self, status: Status) -> Progress:
-        held = f"{status.held} still held"
+        held = f"{len(_by_lease(status.holders))} still held"
         return Progress(self._name, held, held, _named(status.holders), doing="draining")
 
 
