@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -19,6 +23,7 @@ from etcdsem.core.session import PATIENCE
 from tests.cli.driver import ETCDSEM, Cli, Console, ran, ran_here
 from tests.cli.test_request import request
 from tests.helpers.slow import sample
+from tests.helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
@@ -204,3 +209,53 @@ def test_etcd_waits_that_are_refused(etcd: EtcdServer) -> None:
         done = ran_here(etcd, "run", "n", "-l", "1", *given, "--", "true", env=env)
         assert done.returncode == 64
         assert ("--etcd-wait" if given else "ETCDSEM_ETCD_WAIT") in done.stderr
+
+
+JOB = """
+d="$1/at-work/$$"
+trap 'rmdir "$d"; exit 143' TERM
+mkdir "$d"
+[ "$(ls "$1/at-work" | wc -l)" -le 5 ] || echo "too many" >> "$1/too-many"
+echo at work >> "$1/began"
+until [ -e "$1/back" ]; do sleep 0.1; done
+sleep 0.2
+rmdir "$d"
+"""
+
+
+@pytest.mark.slow
+def test_an_outage_costs_time_and_no_job(fresh_etcd: EtcdServer, name: str, tmp_path: Path) -> None:
+    """Twenty jobs under a limit of 5, and an outage that is longer than their leases: holders end
+    with 70 and are started again, as Kubernetes does; waiters wait for etcd. All jobs complete.
+    """
+    (tmp_path / "at-work").mkdir()
+    command = [*ETCDSEM, "run", name, "-l", "5", "-t", "4", "--kill-after", "1", "--"]
+    script = ["sh", "-c", JOB, "sh", str(tmp_path)]
+    codes: list[list[int]] = [[] for _ in range(20)]
+
+    def job(number: int) -> None:
+        while len(codes[number]) < 7 and (not codes[number] or codes[number][-1]):
+            done = subprocess.run(
+                [*command, *script],
+                env={**os.environ, **fresh_etcd.env(), "ETCDSEM_ETCD_WAIT": "5m"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                check=False,
+            )
+            codes[number].append(done.returncode)
+
+    threads = [threading.Thread(target=job, args=(n,), daemon=True) for n in range(20)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: (tmp_path / "began").exists())
+    fresh_etcd.pause()
+    eventually(lambda: any(70 in some for some in codes), 60)
+    fresh_etcd.resume()
+    (tmp_path / "back").touch()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive()
+    assert all(some[-1] == 0 for some in codes), codes
+    assert {code for some in codes for code in some} == {0, 70}
+    assert not (tmp_path / "too-many").exists()
