@@ -23,10 +23,12 @@ WIRE = {
 OURS = {
     "etcdsem": "tests.benchmarks.ours:threads",
     "etcdsem asyncio": "tests.benchmarks.ours:tasks",
+}
+LINGERING = {
     "etcdsem linger": "tests.benchmarks.ours:lingering_threads",
     "etcdsem linger asyncio": "tests.benchmarks.ours:lingering_tasks",
 }
-TARGETS = {**FLOORS, **WIRE, **OURS, **peers.TARGETS}
+TARGETS = {**FLOORS, **WIRE, **OURS, **LINGERING, **peers.TARGETS}
 
 TURNS = 5
 """Turns that a client should have on average: with fewer, a fair share of 1 or 2 looks unfair."""
@@ -79,7 +81,7 @@ def rows() -> Iterator[Row]:
     two = (*blocking, *(f"{name} asyncio" for name in blocking))
     for clients, others in _UNCONTENDED.items():
         room = 2 * clients  # for all, also while some are on their way
-        lingering = ("etcdsem linger", "etcdsem linger asyncio") if clients == 1 else ()
+        lingering = LINGERING if clients == 1 else ()
         yield Row(uncontended(clients), clients, room, 1, (*two, *lingering, *others))
     for limit, table in ((1, _LIMIT_1), (5, _LIMIT_5)):
         for clients, others in table.items():

@@ -651,6 +651,8 @@ class Chaos:
                 f"{who} {on:.1f} to {to:.1f}" for who, on, to in self.referee.stale_leaders
             ),
         ]
+        if not self._members_agree():
+            return  # no history is the true one, so nothing can be judged by one
         for name, changes in self.history.items():
             verdict = judge(changes, name)
             for wrong in verdict.wrong:
@@ -662,7 +664,6 @@ class Chaos:
         for wrong in self.referee.judge():
             self._broken(wrong)
         self._judge_starts()
-        self._members_agree()
         referee = self.referee
         self.counters.update(referee.counters)
         self.counters["writes past the fence"] = referee.fenced.accepted
@@ -695,16 +696,26 @@ class Chaos:
             if (f"/etcdsem/{name}/leases/{slot:05d}", token) not in recorded:
                 self._broken(f"{name}: slot {slot}, token {token} was believed, never granted")
 
-    def _members_agree(self) -> None:
-        """Check that all members have the same data; else etcd broke its own promise (#13766)."""
-        hashes = set()
-        for member in self.cluster.members:
-            said = json.loads(
-                member.etcdctl("endpoint", "hashkv", f"--rev={self.read_up_to}", "-w", "json")
-            )
-            hashes.add((said[0]["HashKV"]["hash"], said[0]["HashKV"]["compact_revision"]))
-        if len(hashes) != 1:
-            self._wrong(f"etcd's members have different data: {hashes}")
+    def _members_agree(self) -> bool:
+        """Whether all members have the same data; else etcd broke its own promise (#13766)."""
+        until = boottime() + 20.0
+        while True:
+            hashes = [self._hash_of(member) for member in self.cluster.members]
+            if None not in hashes and len(set(hashes)) == 1:
+                return True
+            if boottime() > until:  # a member may be late
+                self._wrong(f"etcd's members have different data: {hashes}")
+                return False
+            time.sleep(0.5)
+
+    def _hash_of(self, member: Member) -> tuple[int, int] | None:
+        """Of its data; None if it is not as far as that yet."""
+        try:
+            said = member.etcdctl("endpoint", "hashkv", f"--rev={self.read_up_to}", "-w", "json")
+        except EtcdSemError:
+            return None
+        found = json.loads(said)[0]["HashKV"]
+        return found["hash"], found["compact_revision"]
 
     def evidence(self) -> dict[str, Any]:
         """Everything that is needed to find out afterwards what went wrong, as plain JSON."""
