@@ -78,18 +78,21 @@ import threading
 from etcdsem.drivers.threads import RealClock
 asleep = 0.0
 RealClock.now = staticmethod(lambda: time.clock_gettime(time.CLOCK_BOOTTIME) + asleep)
-lost = []
-sem = Semaphore(1, sys.argv[1], lease_timeout=30, on_lost=lost.append, raise_on_loss=False)
+lost, told = [], threading.Event()
+def on_lost(lease):
+    lost.append(lease)
+    told.set()
+sem = Semaphore(1, sys.argv[1], lease_timeout=30, on_lost=on_lost, raise_on_loss=False)
 sem.acquire()
 lease = sem.leases[0]
 asleep = 40.0
 say('awake', lease.valid)
-lease.lost.wait(10)
-say('released', sem.release(), len(lost))
+told.wait(10)
+say('released', sem.release(), len(lost), lease.lost.is_set())
 """
     workers.append(Worker(etcd, code, name))
     assert workers[0].expect("awake") == ["awake", "False"]
-    assert workers[0].expect("released") == ["released", "False", "1"]
+    assert workers[0].expect("released") == ["released", "False", "1", "True"]
 
 
 # ---------------------------------------------------------------- 13, 14: cut off
