@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 from etcdsem.core.commands import Event, Failure, Procedure, Wait, perform
 from etcdsem.core.grants import Grant
-from etcdsem.core.keys import read_limit
 from etcdsem.core.listeners import CallbackListener, WatchGroup
 from etcdsem.core.release import release
 from etcdsem.core.request import AcquireRequest
@@ -135,9 +134,7 @@ class Lingering:
         self.stop()
 
     def _limit_news(self, events: Sequence[Event]) -> None:
-        kv = events[-1].kv
-        limit = read_limit(kv) if events[-1].kind == "put" else None
-        self._semaphore.learn(limit, kv.mod_revision)
+        self._semaphore.learn_from(events)
         self.stop()
 
     def _refused(self, _error: Failure) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from etcdsem.core.commands import Event, Failure, Mailbox, Procedure, Wait, perform
 from etcdsem.core.grants import Grant
-from etcdsem.core.keys import Limit, read_limit
+from etcdsem.core.keys import Limit
 from etcdsem.core.keys.permit import LATE, need, spending
 from etcdsem.core.listeners import CallbackListener, WatchGroup
 from etcdsem.core.release import ReleaseResult, release
@@ -99,9 +99,7 @@ class Block:
             self.grant.watch = None
 
     def _limit_news(self, events: Sequence[Event]) -> None:
-        semaphore, kv = self.grant.semaphore, events[-1].kv
-        limit = read_limit(kv) if events[-1].kind == "put" else None
-        semaphore.learn(limit, kv.mod_revision)
+        self.grant.semaphore.learn_from(events)
         self._shut()
 
     def _slot_news(self, events: Sequence[Event]) -> None:

@@ -7,10 +7,12 @@ they hold the client's lock.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from etcdsem.core.commands import Event
 from etcdsem.core.grants import Grant, Grants
-from etcdsem.core.keys import Keys, Limit
+from etcdsem.core.keys import Keys, Limit, read_limit
 from etcdsem.core.queue_view import QueueView
 from etcdsem.core.request import AcquireRequest
 from etcdsem.core.slots import Slots
@@ -91,6 +93,11 @@ class SemaphoreState:
         for waiter in self.waiters:
             if waiter.demand.weight > limit.room > 0:
                 waiter.box.put(TooHeavy())
+
+    def learn_from(self, events: Sequence[Event]) -> None:
+        """Record what a watch on the limit says."""
+        kv = events[-1].kv
+        self.learn(read_limit(kv) if events[-1].kind == "put" else None, kv.mod_revision)
 
     def closed(self, revision: int) -> None:
         """Record that the semaphore was gone at this revision, and notify all waiters."""
