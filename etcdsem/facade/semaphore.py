@@ -239,7 +239,7 @@ class BaseSemaphore(Named, Generic[L]):
         leases = self._releasable()
         if len(leases) == 1:
             return leases[0]
-        lease = min(leases, key=_release_order, default=None)
+        lease = min(leases, key=lambda one: (OWNERS.index(one.owner), one.valid), default=None)
         if lease is None:
             raise ReleasedTooOften("Released too often")
         return lease
@@ -273,10 +273,7 @@ class BaseSemaphore(Named, Generic[L]):
     @property
     def leases(self) -> tuple[L, ...]:
         """The leases that this object holds in this process, oldest first."""
-        listed = tuple(self._leases)
-        if all(driver.here for driver in {lease._driver for lease in listed}):
-            return listed  # the usual case, also with hundreds of them
-        return tuple(lease for lease in listed if lease._here)
+        return tuple(lease for lease in list(self._leases) if lease._here)
 
     def _registering(self, state: SemaphoreState) -> Procedure[None]:
         yield from self._registering_limit(state)
@@ -355,11 +352,6 @@ class BaseSemaphore(Named, Generic[L]):
         self._refresh_leases = bool(on)
         for lease in self.leases:
             lease._grant.lease.paused = not on
-
-
-def _release_order(lease: BaseLease) -> tuple[int, bool]:
-    """The sort key for `release`, for leases of this process."""
-    return OWNERS.index(lease.owner), lease._grant.valid(lease._driver.now())
 
 
 def within(timeout: Duration | None) -> str:
