@@ -15,7 +15,7 @@ from etcdsem.cli.endpoint import CallFailed, EndpointConnection
 from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.options import WholeNumber, connect, connection_options
 from etcdsem.cli.output import clean, echo
-from etcdsem.cli.run.pod import require_shared_processes
+from etcdsem.cli.run.pod import LOSS_ACTIONS, require_shared_processes
 from etcdsem.errors import SemaphoreClosed
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _WRITTEN: Final = ("leases", "waiters", "grants")
 )
 @click.option(
     "--on-lost",
-    type=click.Choice(["terminate", "warn", "kill-pod"]),
+    type=click.Choice(LOSS_ACTIONS),
     default="terminate",
     help="As for `hold`: with kill-pod, also check that the pod shares its process namespace.",
 )

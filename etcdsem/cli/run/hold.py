@@ -33,7 +33,7 @@ from etcdsem.cli.run.acquire_worker import (
     wait_for_lease,
 )
 from etcdsem.cli.run.outage import Outage
-from etcdsem.cli.run.pod import kill_others, require_shared_processes
+from etcdsem.cli.run.pod import LOSS_ACTIONS, kill_others, require_shared_processes
 from etcdsem.cli.run.ready_file import ReadyData, ReadyFile, check, ready_data, serve_ready
 from etcdsem.cli.run.request import LeaseRequest, read_grace, read_request, request_options
 from etcdsem.cli.run.supervisor import ends_soon, slack
@@ -77,7 +77,7 @@ def _check_now(ctx: click.Context, param: click.Parameter, value: str | None) ->
 )
 @click.option(
     "--on-lost",
-    type=click.Choice(["terminate", "warn", "kill-pod"]),
+    type=click.Choice(LOSS_ACTIONS),
     default="terminate",
     help="When the lease is lost: exit with code 70; keep running until stopped, without becoming "
     "ready again; or do that and kill all other processes of the Kubernetes pod, which must have "

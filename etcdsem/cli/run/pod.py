@@ -6,8 +6,12 @@ import contextlib
 import os
 import signal
 from pathlib import Path
+from typing import Final
 
 from etcdsem.errors import InvalidSetting
+
+LOSS_ACTIONS: Final = ("terminate", "warn", "kill-pod")
+"""What `hold` can do when the lease is lost. `check` takes them, too."""
 
 _FIRST = Path("/proc/1/comm")
 
