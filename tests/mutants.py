@@ -440,6 +440,27 @@ MUTANTS: tuple[Mutant, ...] = (
         "core/test_semaphore_state.py::test_who_stands_in_the_way_is_watched",
     ),
     Mutant(
+        "a waiter of the client that hands over waits for the watch",
+        "core/release.py",
+        "    semaphore.watches.handed_over(after, held.slots, reply.revision)\n",
+        "",
+        "api/test_cost.py::test_a_hand_over_within_a_client_needs_no_event",
+    ),
+    Mutant(
+        "waiters of the client that hands over several slots wait for the watch",
+        "core/slots.py",
+        "                if done:\n",
+        "                if not done:\n",
+        "api/test_cost.py::test_a_hand_over_within_a_client_needs_no_event",
+    ),
+    Mutant(
+        "waiters of the client that fills free slots wait for the watch",
+        "core/reconcile.py",
+        "in step.pairs if reply.succeeded else ():",
+        "in ():",
+        "api/test_cost.py::test_a_fill_within_a_client_needs_no_event",
+    ),
+    Mutant(
         "the watch on one who stands in the way outlives the others",
         "core/watches.py",
         "            watches.append(self._blocker[1])\n",

@@ -170,7 +170,7 @@ class Step(NamedTuple):
     """How one of the steps of `decisions` is carried out."""
 
     build: Callable[[SemaphoreState, HeldSlots, Any], Txn]
-    read: Callable[[SemaphoreState, Any, TxnReply], ReleaseResult | Vacated | Look]
+    read: Callable[[SemaphoreState, HeldSlots, Any, TxnReply], ReleaseResult | Vacated | Look]
     """A Look means that nothing was given back, and shows why."""
     group: Callable[[SemaphoreState], Group[Any, Any]] | None = None
     """The group in which other callers of this client may gather in the meantime."""
@@ -216,36 +216,44 @@ def _pass(semaphore: SemaphoreState, held: HeldSlots, step: Pass) -> Txn:
     )
 
 
-# Each reader gets the semaphore's state, the step, and the reply.
+# Each reader gets the same, and the reply.
 
 
-def _look(semaphore: SemaphoreState, _step: object, reply: TxnReply) -> Look:
+def _look(semaphore: SemaphoreState, _held: HeldSlots, _step: object, reply: TxnReply) -> Look:
     return transactions.read_look(semaphore.keys, reply, reply.revision)
 
 
-def _looked_at_all(semaphore: SemaphoreState, step: ReadAll, reply: TxnReply) -> Look:
-    seen = _look(semaphore, step, reply)
+def _looked_at_all(
+    semaphore: SemaphoreState, held: HeldSlots, step: ReadAll, reply: TxnReply
+) -> Look:
+    seen = _look(semaphore, held, step, reply)
     return seen if seen.queue else seen._replace(complete=True)
 
 
 def _empty_queue(
-    semaphore: SemaphoreState, step: Drop | Clear, reply: TxnReply
+    semaphore: SemaphoreState, held: HeldSlots, step: Drop | Clear, reply: TxnReply
 ) -> ReleaseResult | Look:
     """DROP and CLEAR succeed only while nobody waits."""
     semaphore.queue.set_contended(not reply.succeeded)
-    return ReleaseResult.RELEASED if reply.succeeded else _look(semaphore, step, reply)
+    return ReleaseResult.RELEASED if reply.succeeded else _look(semaphore, held, step, reply)
 
 
-def _retired(_semaphore: SemaphoreState, _step: Retire, reply: TxnReply) -> ReleaseResult:
+def _retired(
+    _semaphore: SemaphoreState, _held: HeldSlots, _step: Retire, reply: TxnReply
+) -> ReleaseResult:
     return ReleaseResult.RELEASED if reply.succeeded else ReleaseResult.NOT_OURS
 
 
-def _vacated(semaphore: SemaphoreState, _step: Vacate, reply: TxnReply) -> ReleaseResult | Vacated:
+def _vacated(
+    semaphore: SemaphoreState, _held: HeldSlots, _step: Vacate, reply: TxnReply
+) -> ReleaseResult | Vacated:
     seen = transactions.read_vacate(semaphore.keys, reply)
     return ReleaseResult.NOT_OURS if seen is None else Vacated(seen)
 
 
-def _passed(semaphore: SemaphoreState, step: Pass, reply: TxnReply) -> ReleaseResult | Look:
+def _passed(
+    semaphore: SemaphoreState, held: HeldSlots, step: Pass, reply: TxnReply
+) -> ReleaseResult | Look:
     tried = step.queue[: pass_depth(step.limit, step.queue)]
     after = transactions.read_pass(semaphore.keys, reply, tried)
     if isinstance(after, Look):
@@ -253,6 +261,7 @@ def _passed(semaphore: SemaphoreState, step: Pass, reply: TxnReply) -> ReleaseRe
         return after
     if not step.priorities:
         semaphore.queue.served(after.created)
+    semaphore.watches.handed_over(after, held.slots, reply.revision)
     return ReleaseResult.RELEASED
 
 
@@ -329,7 +338,7 @@ def _take_step(
         reply = yield from transact(semaphore.session, txn)
     else:
         reply = yield from alone_in_group(semaphore.session, taking.group(semaphore), txn)
-    return taking.read(semaphore, step, reply)
+    return taking.read(semaphore, held, step, reply)
 
 
 def _may_gather(step: decisions.GiveBack) -> bool:
