@@ -102,7 +102,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a late PASS hands over another holder's slot",
         "core/transactions/give.py",
-        "            slot_is_mine(keys, mine.slot, mine.token),\n",
+        "        slot_is_mine(keys, mine.slot, mine.token),\n",
         "",
         "core/test_transactions.py::test_handing_over_late_leaves_the_next_holder_alone",
     ),
@@ -131,8 +131,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "PASS grants a slot while one above the limit is held",
         "core/transactions/give.py",
-        "            no_surplus(keys, limit),\n            priorities_are",
-        "            priorities_are",
+        "        no_surplus(keys, limit),\n        priorities_are",
+        "        priorities_are",
         "core/test_transactions.py::test_pass_with_somebody_above_the_limit_passes_nothing",
     ),
     Mutant(
@@ -440,8 +440,31 @@ MUTANTS: tuple[Mutant, ...] = (
         "core/test_semaphore_state.py::test_who_stands_in_the_way_is_watched",
     ),
     Mutant(
+        "two programs that take turns read the queue at each hand-over",
+        "core/queue_view.py",
+        "        self.expect(waiter if again else None)\n",
+        "",
+        "api/test_cost.py::test_two_programs_that_take_turns_read_nothing",
+    ),
+    Mutant(
+        "a release hands over to the expected waiter although it wants several slots",
+        "core/transactions/conditions.py",
+        '        Compare(key, "value", "<", 0, value=start + b":"),  # which is above all digits\n',
+        "",
+        "core/test_transactions.py::"
+        "test_clear_passes_to_the_expected_waiter_only_if_it_waits_alone",
+    ),
+    Mutant(
+        "a release hands over to the expected waiter although others wait",
+        "core/transactions/conditions.py",
+        '        Compare(keys.waiters, "lease", "=", waiter.lease, end=keys.waiters_end),\n',
+        "",
+        "core/test_transactions.py::"
+        "test_clear_passes_to_the_expected_waiter_only_if_it_waits_alone",
+    ),
+    Mutant(
         "a waiter of the client that hands over waits for the watch",
-        "core/release.py",
+        "core/release_steps.py",
         "    semaphore.watches.handed_over(after, held.slots, reply.revision)\n",
         "",
         "api/test_cost.py::test_a_hand_over_within_a_client_needs_no_event",

@@ -57,6 +57,37 @@ def test_contended_with_one_waiter(any_etcd: EtcdServer, client: Client, name: s
     sem.release()
 
 
+def test_two_programs_that_take_turns_read_nothing(
+    any_etcd: EtcdServer, client: Client, name: str
+) -> None:
+    """The next waiter can be guessed: a cycle is JOIN and CLEAR, which passes the slot on."""
+    with etcdsem.connect(any_etcd.endpoint) as other:
+        sems = [Semaphore(1, name, client=one) for one in (client, other)]
+        sems[0].acquire()
+
+        def turn(holder: Semaphore, waiter: Semaphore) -> None:
+            thread = threading.Thread(target=waiter.acquire)
+            thread.start()
+            eventually(lambda: observer.status(ttl=False).waiters)
+            holder.release()
+            thread.join(20)
+
+        with etcdsem.connect(any_etcd.endpoint) as third:
+            observer = Semaphore(1, name, client=third)
+            for _ in range(3):
+                turn(*sems)
+                turn(*reversed(sems))
+            before = [counted(one) for one in (client, other)]
+            for _ in range(10):
+                turn(*sems)
+                turn(*reversed(sems))
+        for one, at in zip((client, other), before, strict=True):
+            cost = spent(one, at)
+            assert cost.pop("watch_events") <= 11
+            assert cost == {"txn": 20}
+        sems[0].release()
+
+
 def test_a_crowd_of_one_client_hands_over_together(any_etcd: EtcdServer, name: str) -> None:
     """Threads of one client that contend for many slots share the transactions that hand over:
     a cycle is less than two.

@@ -13,10 +13,14 @@ import pytest
 from etcdsem.core import transactions as tx
 from etcdsem.core.commands import Delete, LeaseNotFound, Put, Range, RangeReply, Txn
 from etcdsem.core.keys import (
+    ORDINARY,
     Demand,
+    Identity,
     Queued,
+    plain_start,
     read_eviction,
     read_message,
+    record,
     write_eviction,
 )
 from tests.helpers.tables import ME, Table
@@ -113,11 +117,16 @@ def test_drop_and_its_echo(table: Table) -> None:
     assert list(table.holders()) == [other.slot]
 
 
+NOBODY = Queued(b"host.2.gone/0000000000000007", 7, 1, b"")
+
 GivingBack = Callable[[Table, tx.HeldSlots, int], Txn]
 
 WAYS: dict[str, GivingBack] = {
     "drop": lambda table, mine, now: tx.drop(table.keys, mine),
     "clear": lambda table, mine, now: tx.clear(table.keys, mine, now),
+    "clear or pass": lambda table, mine, now: tx.clear(
+        table.keys, mine, now, tx.pass_alone(table.keys, mine, table.limit, NOBODY, 0.0)
+    ),
     "retire": lambda table, mine, now: tx.retire(table.keys, mine),
     "vacate": lambda table, mine, now: tx.vacate(table.keys, mine),
     "evict": lambda table, mine, now: tx.evict_slot(table.keys, mine.slots, mine.token, None),
@@ -276,6 +285,53 @@ def test_clear_only_while_nobody_came(table: Table) -> None:
     table.do(tx.leave(table.keys, late.who, late.created))
     assert table.do(tx.clear(table.keys, mine, table.look().revision)).succeeded
     assert not table.look().contended
+
+
+EXPECTED_CASES: dict[str, tuple[Demand, ...]] = {
+    "waits": (ORDINARY,),
+    "waits with another": (ORDINARY, ORDINARY),
+    "has left, another waits": (),
+    "wants two slots": (Demand(weight=2),),
+    "has a priority": (Demand(priority=1),),
+}
+
+
+@pytest.mark.parametrize("case", EXPECTED_CASES)
+def test_clear_passes_to_the_expected_waiter_only_if_it_waits_alone(
+    table: Table, case: str
+) -> None:
+    """Whenever it joined, but not if its record says more than who it is."""
+    mine, _ = table.hold(), table.hold()
+    first = table.wait()
+    before = table.look()
+    table.do(tx.leave(table.keys, first.who, first.created))
+    for demand in EXPECTED_CASES[case]:
+        again = first.lease not in {queued.lease for queued in table.look().queue}
+        table.do(table.joining(first.lease if again else table.lease(), demand=demand))
+    if case == "has left, another waits":
+        table.wait()
+    alone = tx.pass_alone(table.keys, mine, table.limit, first, 0.0)
+    reply = table.do(tx.clear(table.keys, mine, before.revision, alone))
+    assert not reply.succeeded
+    passed = tx.read_clear(table.keys, reply, otherwise=True)
+    assert (passed is True) == (case == "waits")
+    assert (table.holders()[mine.slot] == first.lease) == (case == "waits")
+    if isinstance(passed, tx.Look):
+        assert len(passed.queue) == max(1, len(EXPECTED_CASES[case]))
+        assert table.look() == passed
+    else:
+        assert table.message(first) == ((mine.slot,), ())
+        assert table.look().queue == ()
+        assert table.mark()
+
+
+@pytest.mark.parametrize("labels", [{}, {"team": "a"}])
+def test_only_records_without_extras_begin_like_that(labels: dict[str, str]) -> None:
+    """Labels, owners and requests stand before the time."""
+    who = Identity.of("host.1.test", None, labels)
+    value = record(who.client, who.extras, 7, "since", 0.0)
+    start = plain_start(who.client, 7, "since")
+    assert (start < value < start + b":") == (not labels)
 
 
 def test_fill_and_its_guards(table: Table) -> None:

@@ -41,7 +41,15 @@ from etcdsem.core.keys.queue import (
     write_list,
     write_message,
 )
-from etcdsem.core.keys.records import ORDINARY, Demand, Identity, Stated, record, stated
+from etcdsem.core.keys.records import (
+    ORDINARY,
+    Demand,
+    Identity,
+    Stated,
+    plain_start,
+    record,
+    stated,
+)
 
 __all__ = [
     "CARRIED",
@@ -59,6 +67,7 @@ __all__ = [
     "client_id",
     "lease_hex",
     "permit_slot",
+    "plain_start",
     "read_eviction",
     "read_holders",
     "read_limit",

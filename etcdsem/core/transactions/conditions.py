@@ -13,6 +13,7 @@ from etcdsem.core.keys import (
     Limit,
     Queued,
     permit_slot,
+    plain_start,
     read_limit,
     read_permit,
     read_queue,
@@ -163,6 +164,16 @@ def uncontended(keys: Keys) -> Compare:
 def still_waits(keys: Keys, waiter: Queued) -> Compare:
     """It has been waiting since that very revision."""
     return Compare(keys.waiter(waiter.who), "create", "=", waiter.created)
+
+
+def waits_alone(keys: Keys, waiter: Queued) -> tuple[Compare, ...]:
+    """It is in the queue, whenever it joined, with a record without extras; and nobody else is."""
+    key, start = keys.waiter(waiter.who), plain_start(waiter.client, waiter.lease, "since")
+    return (
+        Compare(keys.waiters, "lease", "=", waiter.lease, end=keys.waiters_end),
+        Compare(key, "value", ">", 0, value=start),
+        Compare(key, "value", "<", 0, value=start + b":"),  # which is above all digits
+    )
 
 
 def priorities_are(keys: Keys, revision: int) -> Compare:
