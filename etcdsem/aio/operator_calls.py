@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar, overload
 
 from etcdsem.aio.loop_check import methods_need_loop  # asyncio only
-from etcdsem.core import inspection, lifecycle
+from etcdsem.core import declare, inspection, lifecycle
 from etcdsem.core.commands import Procedure
 from etcdsem.facade.client import BaseClient
 from etcdsem.model import (
@@ -14,7 +14,9 @@ from etcdsem.model import (
     Duration,
     Holder,
     Junk,
+    LimitChange,
     LimitInfo,
+    LimitRefusal,
     Overview,
     Rate,
     Status,
@@ -89,6 +91,36 @@ class OperatorCalls(BaseClient):
         """
         what = "rate" if isinstance(max_leases, Rate) else "limit"
         return await self._run(self._resizing(name, max_leases), f"change the {what} of {name!r}")
+
+    async def plan_limits(
+        self, limits: Mapping[str, int | Rate], *, prune: bool = False
+    ) -> list[LimitChange]:
+        """What must change in etcd so that these limits apply: `etcdsem apply --dry-run`.
+
+        Args:
+            limits: by name, the limit of a semaphore (0 to 99,999) or the rate of a rate limit.
+            prune: also remove the other names whose limits were applied.
+
+        Returns:
+            The changes in the order of their names; empty if there is nothing to change.
+
+        Raises:
+            WrongKind: a name is a semaphore in etcd and has a rate here, or the other way round.
+            InvalidName, InvalidSetting: a name or a limit is invalid.
+        """
+        return await self._run(self._planning(limits, prune=prune), "compare the limits")
+
+    async def apply_limits(self, changes: Iterable[LimitChange]) -> list[LimitRefusal]:
+        """Make the changes of a plan, each in one transaction. A pause stays in force.
+
+        A change of a name that has changed since it was planned is not made, and no name is removed
+        while it has holders or waiters.
+
+        Returns:
+            The changes that were not made, each with the reason.
+        """
+        carrying_out = declare.carry_out(self._session, self.prefix, list(changes))
+        return await self._run(carrying_out, "apply the limits")
 
     async def resize_by(self, name: str, difference: int) -> tuple[int, int]:
         """Add to the limit of a semaphore while it is in use. A pause stays in force.

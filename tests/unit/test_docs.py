@@ -94,7 +94,7 @@ def test_commands_and_options_exist(page: Path) -> None:
     text = page.read_text().replace("\\\n", " ")
     code = re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL)
     code += re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-    for part in re.split(r"\betcdsem (?=[a-z])", "\n".join(code))[1:]:
+    for part in re.split(r"(?<!-n )\betcdsem (?=[a-z])", "\n".join(code))[1:]:
         words = re.split(r"[\n|&;#]| -- ", part)[0].split()
         if words[0] in _COMMANDS:
             command = cli.get_command(click.Context(cli), words[0])

@@ -4,6 +4,7 @@
     leases/<slot>            a holder's record; attached to the holder's etcd lease
     permits/<slot>           the record of a permit (rate limits only); has no etcd lease
     waiters/<client>/<lease> a waiter's record; attached to the waiter's etcd lease
+    applied                  the limit that `etcdsem apply` set last
     contended                "1" while somebody waits, or waited since the last clear
     priorities               "1" while somebody with a priority waits, or waited since the last look
     grants/<client>/<lease>  the grant message that tells a waiter its slot, attached to

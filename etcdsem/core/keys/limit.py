@@ -34,6 +34,13 @@ class Limit(NamedTuple):
         return 0 if self.paused else self.number or 0
 
     @property
+    def plain(self) -> str:
+        """The number or the rate alone, in its usual form; the text if it cannot be read."""
+        if self.number is None:
+            return self.text
+        return str(self.number if self.rate is None else self.rate)
+
+    @property
     def pause(self) -> Pause | None:
         """Who paused it, when and why, as far as that is recorded."""
         return _read_pause(self.note) if self.paused else None
@@ -80,7 +87,7 @@ def write_resumed(kv: KeyValue) -> bytes:
     return _head(kv) + _still(kv)
 
 
-def write_resized(kv: KeyValue, limit: int | Rate) -> bytes:
+def write_resized(kv: KeyValue, limit: int | Rate | str) -> bytes:
     """The value of ``max_leases`` with another number or rate; a pause stays."""
     rest = kv.value.strip(_AROUND)[len(_head(kv)) :]
     return str(limit).encode() + (rest if read_limit(kv).paused else b"")

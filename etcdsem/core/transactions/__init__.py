@@ -11,7 +11,7 @@
     RECORD      put the record of a permit that is about to be handed out
     LEAVE       leave the queue; UNCONTEND if that emptied it
     EVICT       end one lease, by an operator
-    REGISTER, RESIZE, PAUSE, RESUME, CLOSE
+    REGISTER, RESIZE, PAUSE, RESUME, APPLY, CLOSE
 
 1. Each is right whenever it lands, however late: its conditions are checked then.
 2. Never more than the limit: a slot changes from free to held only if the limit's revision is the
@@ -35,14 +35,17 @@
 from __future__ import annotations
 
 from etcdsem.core.transactions.admin import (
+    apply_limit,
     change_limit,
     close,
     evict_permit,
     evict_slot,
     evict_waiter,
     evicted,
+    limits_as_set,
     register,
     snapshot,
+    unchanged_since,
 )
 from etcdsem.core.transactions.batch import (
     Gave,
@@ -109,6 +112,7 @@ __all__ = [
     "Take",
     "TryFull",
     "Waiting",
+    "apply_limit",
     "as_range",
     "batch",
     "change_limit",
@@ -125,6 +129,7 @@ __all__ = [
     "filled",
     "join",
     "leave",
+    "limits_as_set",
     "look",
     "look_at_all",
     "pass_all",
@@ -144,6 +149,7 @@ __all__ = [
     "retire",
     "snapshot",
     "take_all",
+    "unchanged_since",
     "uncontend",
     "vacate",
 ]

@@ -31,6 +31,27 @@ def change_limit(keys: Keys, revision: int, value: bytes) -> Txn:
     )
 
 
+def limits_as_set(keys: Keys) -> tuple[Range, Range]:
+    """The reads behind a plan of `declare`: the limit, and what was last applied."""
+    return Range(keys.max_leases), Range(keys.applied)
+
+
+def unchanged_since(keys: Keys, limit: int, applied: int) -> tuple[Compare, Compare]:
+    """The limit, and what was last applied, still have these mod revisions; 0: not there."""
+    return (
+        Compare(keys.max_leases, "mod", "=", limit),
+        Compare(keys.applied, "mod", "=", applied),
+    )
+
+
+def apply_limit(keys: Keys, seen: tuple[Compare, Compare], value: bytes | None, text: bytes) -> Txn:
+    """APPLY: put the limit (`value` None: leave it) and what was applied, if nothing has changed
+    since it was `seen`. Failure returns both.
+    """
+    puts = () if value is None else (Put(keys.max_leases, value),)
+    return Txn(seen, (*puts, Put(keys.applied, text)), limits_as_set(keys))
+
+
 def snapshot(keys: Keys, *, records: bool) -> Txn:
     """Everything that people may want to see, at one revision. `records`: also the records of a
     rate limit's permits, which a role for a semaphore may not read.
@@ -46,8 +67,9 @@ def snapshot(keys: Keys, *, records: bool) -> Txn:
     )
 
 
-def close(keys: Keys, *, force: bool) -> Txn:
-    """CLOSE: delete all keys; without `force` only if nobody holds or waits.
+def close(keys: Keys, *, force: bool, seen: tuple[Compare, ...] = ()) -> Txn:
+    """CLOSE: delete all keys; without `force` only if nobody holds or waits. `seen`: more
+    conditions.
 
     Both branches return the holders' and the waiters' keys.
     """
@@ -60,7 +82,7 @@ def close(keys: Keys, *, force: bool) -> Txn:
         Compare(keys.waiters, "create", "=", 0, end=keys.waiters_end),
     )
     return Txn(
-        (is_known(keys), *(() if force else unused)),
+        (is_known(keys), *seen, *(() if force else unused)),
         (*reads, Delete(keys.base, keys.base_end)),
         (*reads, Range(keys.max_leases, count_only=True)),
     )
