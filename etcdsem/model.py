@@ -188,11 +188,24 @@ class LimitChange:
     """The revision at which the limit was last changed; 0 if it is not registered."""
     applied_revision: int = field(default=0, repr=False)
     """The same for `applied`."""
+    created: int = field(default=0, repr=False)
+    """The revision at which it was registered."""
+    expires: bool = False
+    """Does the name leave etcd when nobody has used it for a while? Applying a limit ends that."""
 
     @property
     def drift(self) -> bool:
         """Has somebody changed the limit since it was applied?"""
         return self.applied is not None and self.live not in (None, self.applied)
+
+
+class Pruned(NamedTuple):
+    """What `Client.prune` did, or would do; the names are sorted."""
+
+    expiring: tuple[str, ...]
+    """Names that now leave etcd when nobody uses them for the given time."""
+    removed: tuple[str, ...]
+    """Names without a limit, of which keys had been left over."""
 
 
 class LimitRefusal(NamedTuple):
@@ -221,6 +234,9 @@ class Status:
     applied: str | None = None
     """The limit or the rate that `etcdsem apply` set last; None if it never did, or this client may
     not read it."""
+    expires_in: float | None = None
+    """Seconds until the name leaves etcd unless somebody uses it; None if it stays, or the time was
+    not queried."""
 
     @property
     def drift(self) -> bool:
@@ -251,6 +267,8 @@ class Overview:
     """Not None for a rate limit."""
     applied: str | None = None
     """The limit or the rate that `etcdsem apply` set last; None if it never did."""
+    expires: bool = False
+    """Does the name leave etcd when nobody has used it for a while?"""
 
     @property
     def drift(self) -> bool:

@@ -178,6 +178,7 @@ def _overview(view: SemaphoreView) -> Overview:
         pause=limit.pause if limit else None,
         rate=limit.rate if limit else None,
         applied=view.applied,
+        expires=bool(limit and limit.lease),
     )
 
 

@@ -18,6 +18,7 @@ from etcdsem.model import (
     LimitInfo,
     LimitRefusal,
     Overview,
+    Pruned,
     Rate,
     Status,
     Waiter,
@@ -121,6 +122,25 @@ class OperatorCalls(BaseClient):
         """
         carrying_out = declare.carry_out(self._session, self.prefix, list(changes))
         return await self._run(carrying_out, "apply the limits")
+
+    async def prune(self, idle: Duration, *, pattern: str = "*", dry_run: bool = False) -> Pruned:
+        """Let names expire that nobody holds or waits for now, and that do not expire yet.
+
+        etcd does not record when a name was last used, so each of them gets the time `idle` from
+        now: it leaves etcd then, unless somebody uses it before. Whoever uses a name keeps it, but
+        programs of etcdsem 0.1.0 do not. Names whose limits were applied stay, and rate limits
+        while permits count. Keys that were left over of names without a limit are deleted.
+
+        Args:
+            idle: seconds, ``"7d"`` or a timedelta; at least 10 minutes.
+            pattern: only names that match this shell pattern.
+            dry_run: change nothing.
+
+        Returns:
+            The names that expire now, and those of which keys were deleted.
+        """
+        pruning = self._pruning(idle, pattern, dry_run=dry_run)
+        return await self._run(pruning, "prune the names")
 
     async def resize_by(self, name: str, difference: int) -> tuple[int, int]:
         """Add to the limit of a semaphore while it is in use. A pause stays in force.

@@ -84,6 +84,7 @@ def status_data(seen: Status) -> dict[str, Any]:
         "next_free": rate_data(seen).get("next_free"),
         "applied": seen.applied,
         "drift": seen.drift,
+        "expires_in": seen.expires_in,
     }
 
 
@@ -102,6 +103,7 @@ def overview_data(one: Overview) -> dict[str, Any]:
         "used": used(one.held, one.rate),
         "applied": one.applied,
         "drift": one.drift,
+        "expires": one.expires,
     }
 
 

@@ -4,7 +4,8 @@
    compares the revisions that the plan saw: what has changed since is left alone, and reported.
 2. The key ``applied`` has what was last applied, so that a change by hand stays visible, and names
    that were removed from the file differ from those that were never in it.
-3. Only names with that key are removed, and only while nobody holds or waits.
+3. A name in the file stays: if it had an etcd lease, with which it would expire, it loses it.
+4. Only names with that key are removed, and only while nobody holds or waits.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TypeAlias
 
 from etcdsem.core import lifecycle, transactions
 from etcdsem.core.commands import Compare, KeyValue, Procedure, Range, Txn
-from etcdsem.core.keys import Keys, Limit, read_limit, write_resized
+from etcdsem.core.keys import Keys, Limit, read_limit, write_resized, write_unchanged
 from etcdsem.core.limits import wrong_kind
 from etcdsem.core.retry import read
 from etcdsem.core.session import Session
@@ -77,9 +78,12 @@ def _compare(
         wanted=None if wanted is None else str(wanted),
         raw=limits[0].value if limits else b"",
         revision=limits[0].mod_revision if limits else 0,
+        created=limits[0].create_revision if limits else 0,
         applied_revision=applied[0].mod_revision if applied else 0,
+        expires=live is not None and live.lease != 0,
     )
-    return None if change.live == change.applied == change.wanted else change
+    agrees = change.live == change.applied == change.wanted
+    return None if agrees and not change.expires else change
 
 
 def _refuse_other_kind(
@@ -115,8 +119,10 @@ def _set(session: Session, prefix: str, change: LimitChange) -> Procedure[str]:
     keys, text = Keys(prefix, change.name, session.client), (change.wanted or "").encode()
     value: bytes | None = text
     if change.revision:
-        stored = KeyValue(keys.max_leases, change.raw, 0, change.revision)
-        value = None if change.live == change.wanted else write_resized(stored, text.decode())
+        stored = KeyValue(keys.max_leases, change.raw, change.created, change.revision)
+        value = write_resized(stored, text.decode())
+        if change.live == change.wanted:
+            value = write_unchanged(stored) if change.expires else None
     reply = yield from read(
         session, transactions.apply_limit(keys, _seen(keys, change), value, text)
     )

@@ -110,11 +110,14 @@ def status(semaphore: SemaphoreState, *, ttl: bool) -> Procedure[Status]:
     seen = replace(seen, applied=(yield from _applied(semaphore)))
     if not ttl:
         return seen
-    ids = [holder.lease_id for holder in seen.holders if holder.lease_id]
+    name_lease = semaphore.limit.lease if semaphore.limit is not None else 0
+    ids = [lease_hex(name_lease)] if name_lease else []
+    ids += [holder.lease_id for holder in seen.holders if holder.lease_id]
     ids += [waiter.lease_id for waiter in seen.waiters[:WAITERS_ASKED]]
     left = chain((yield from _time_left(ids)), repeat(None))
     return replace(
         seen,
+        expires_in=next(left) if name_lease else None,
         holders=tuple(
             replace(holder, ttl=next(left)) if holder.lease_id else holder
             for holder in seen.holders
@@ -356,4 +359,5 @@ def _line(sketch: _Sketch, limits: tuple[KeyValue, ...], first: tuple[KeyValue, 
         waiting_since=waiters[0].since if waiters else None,
         pause=limit.pause if limit else None,
         rate=limit.rate if limit else None,
+        expires=bool(limit and limit.lease),
     )

@@ -6,33 +6,19 @@ from etcdsem.core import transactions
 from etcdsem.core.commands import (
     Compare,
     Failure,
-    KeyValue,
     LeaseNotFound,
     Procedure,
     RevokeLease,
     perform,
 )
-from etcdsem.core.keys import Limit, read_holders, read_limit, read_waiters
+from etcdsem.core.keys import read_holders, read_limit, read_waiters
 from etcdsem.core.leases import RPC_TIMEOUT
 from etcdsem.core.limits import limit_read, wrong_kind
 from etcdsem.core.release import release
 from etcdsem.core.retry import read
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
-from etcdsem.model import CloseResult, Rate
-
-
-def register(semaphore: SemaphoreState, wanted: int | Rate) -> Procedure[Limit]:
-    """REGISTER. Returns the limit that is in force afterwards."""
-    keys, text = semaphore.keys, str(wanted).encode()
-    reply = yield from read(semaphore.session, transactions.register(keys, text))
-    if reply.succeeded:
-        now = reply.revision
-        limit = read_limit(KeyValue(keys.max_leases, text, now, now))
-    else:
-        limit = read_limit(transactions.as_range(reply.replies[0]).kvs[0])
-    semaphore.learn(limit, reply.revision)
-    return limit
+from etcdsem.model import CloseResult
 
 
 def close(

@@ -114,4 +114,6 @@ def test_every_seeded_bug_is_in_the_table() -> None:
     assert len(seeded) >= 11
     of_rates = (simulation / "test_rates.py").read_text()
     seeded += re.findall(r"^    \((\w+), SEEDS", of_rates, re.MULTILINE)
+    of_names = (simulation / "test_expiry.py").read_text()
+    seeded += re.findall(r"^    \((\w+), \d+, \"", of_names, re.MULTILINE)
     assert listed == set(seeded)

@@ -89,6 +89,7 @@ def _line(change: LimitChange) -> str:
     if live is None:
         return f"+ {name}: {wanted}"
     if live == wanted:
-        return f"~ {name}: {live} (unchanged; recorded as applied)"
+        what = "no longer expires" if change.expires else "recorded as applied"
+        return f"~ {name}: {live} (unchanged; {what})"
     by_hand = f" ({applied} was applied, and {live} set by hand since)" if change.drift else ""
     return f"~ {name}: {live} -> {wanted}{by_hand}"

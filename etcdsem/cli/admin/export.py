@@ -20,8 +20,9 @@ from etcdsem.cli.output import echo, say
 def export(ctx: click.Context, /, pattern: str | None, as_json: bool) -> int:
     """Print the limits and rates in etcd as a file for `etcdsem apply`, in YAML.
 
-    With PATTERN, only names that match this shell pattern, as for `ls`. Pauses are not part of the
-    file. Exit code 1 if a limit cannot be read and is therefore missing.
+    With PATTERN, only names that match this shell pattern, as for `ls`. Pauses, and names that
+    expire, are not part of the file. Exit code 1 if a limit cannot be read and is therefore
+    missing.
 
     \b
     Examples:
@@ -32,8 +33,11 @@ def export(ctx: click.Context, /, pattern: str | None, as_json: bool) -> int:
 
     with connect(ctx) as client:
         found = client.overview()
-    if pattern is not None:
-        found = [one for one in found if fnmatchcase(one.name, pattern)]
+    found = [
+        one
+        for one in found
+        if not one.expires and (pattern is None or fnmatchcase(one.name, pattern))
+    ]
     rates = {one.name: str(one.rate) for one in found if one.rate is not None}
     semaphores = {
         one.name: one.max_leases for one in found if one.rate is None and one.max_leases is not None

@@ -49,6 +49,8 @@ class LeaseRequest(NamedTuple):
     """Seconds that remain of the lease when a refresh has failed."""
     max_hold: float | None = None
     rate: Rate | None = None
+    expires: int = 0
+    """Seconds for which a new name stays that nobody uses; 0: for good."""
 
     @property
     def only_rate(self) -> bool:
@@ -149,6 +151,12 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "gets the slot.",
     ),
     click.option(
+        "--expires",
+        metavar="DURATION",
+        help="Let NAME, if it is new, leave etcd when nobody has used it for this long, at least "
+        "10m.  [it stays]",
+    ),
+    click.option(
         "--label",
         "labels",
         metavar="KEY=VALUE",
@@ -184,9 +192,13 @@ def read_request(
     more: Sequence[tuple[str, int | None]] = (),
     priority: int = 0,
     backfill: bool = False,
+    expires: str | None = None,
 ) -> LeaseRequest:
     """Check the options, without etcd. Raises UsageError, InvalidName or InvalidSetting."""
     _check_kind(rate, limit, weight, priority, backfill, max_hold)
+    paced = None if rate is None else validation.read_rate(rate)
+    if expires is not None and rate is None and limit is None and not any(n for _, n in more):
+        raise click.UsageError("--expires applies to names that are registered: give --limit, too")
     intervals = read_intervals(lease_timeout, None)
     return LeaseRequest(
         name=validation.check_name(name),
@@ -205,7 +217,10 @@ def read_request(
         backfill=backfill,
         etcd_wait=_etcd_wait(etcd_wait),
         max_hold=validation.max_hold_seconds(max_hold, what="--max-hold"),
-        rate=None if rate is None else validation.read_rate(rate),
+        rate=paced,
+        expires=validation.expires_seconds(
+            expires, period=paced.period if paced else 0.0, what="--expires"
+        ),
     )
 
 

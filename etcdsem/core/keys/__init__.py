@@ -22,7 +22,14 @@
 from __future__ import annotations
 
 from etcdsem.core.keys.layout import CARRIED, MAX_HOLD, MAX_MESSAGE, Keys, client_id, lease_hex
-from etcdsem.core.keys.limit import Limit, read_limit, write_paused, write_resized, write_resumed
+from etcdsem.core.keys.limit import (
+    Limit,
+    read_limit,
+    write_paused,
+    write_resized,
+    write_resumed,
+    write_unchanged,
+)
 from etcdsem.core.keys.listing import (
     permit_slot,
     read_holders,
@@ -79,4 +86,5 @@ __all__ = [
     "write_permit",
     "write_resized",
     "write_resumed",
+    "write_unchanged",
 ]

@@ -27,6 +27,8 @@ class Limit(NamedTuple):
     """Not None for a rate limit; `number` is then its number of blocks."""
     note: str = ""
     """What follows `` paused``."""
+    lease: int = 0
+    """The etcd lease with which the name expires; 0 if it stays."""
 
     @property
     def room(self) -> int:
@@ -65,6 +67,7 @@ def read_limit(kv: KeyValue) -> Limit:
         paused=paused and number is not None,
         rate=rate,
         note=words[1][:_NOTE].decode("utf-8", "replace") if paused and len(words) > 1 else "",
+        lease=kv.lease,
     )
 
 
@@ -85,6 +88,11 @@ def write_paused(kv: KeyValue, by: str, wall: float, reason: str | None) -> byte
 def write_resumed(kv: KeyValue) -> bytes:
     """The value of ``max_leases`` without the pause."""
     return _head(kv) + _still(kv)
+
+
+def write_unchanged(kv: KeyValue) -> bytes:
+    """The value of ``max_leases`` as it is, for a put that only changes its etcd lease."""
+    return kv.value.rstrip(_AROUND) + _still(kv)
 
 
 def write_resized(kv: KeyValue, limit: int | Rate | str) -> bytes:

@@ -12,6 +12,7 @@
     LEAVE       leave the queue; UNCONTEND if that emptied it
     EVICT       end one lease, by an operator
     REGISTER, RESIZE, PAUSE, RESUME, APPLY, CLOSE
+    EXPIRE, SWEEP   let an unused name expire, or delete what is left of one
 
 1. Each is right whenever it lands, however late: its conditions are checked then.
 2. Never more than the limit: a slot changes from free to held only if the limit's revision is the
@@ -42,9 +43,11 @@ from etcdsem.core.transactions.admin import (
     evict_slot,
     evict_waiter,
     evicted,
+    expire,
     limits_as_set,
     register,
     snapshot,
+    sweep,
     unchanged_since,
 )
 from etcdsem.core.transactions.batch import (
@@ -125,6 +128,7 @@ __all__ = [
     "evict_slot",
     "evict_waiter",
     "evicted",
+    "expire",
     "fill",
     "filled",
     "join",
@@ -148,6 +152,7 @@ __all__ = [
     "register",
     "retire",
     "snapshot",
+    "sweep",
     "take_all",
     "unchanged_since",
     "uncontend",
