@@ -22,6 +22,8 @@ class BaseRateLimit(Named):
     """A rate limit's settings."""
 
     _is_rate = True
+    expires = 0
+    """Seconds after which the name leaves etcd if nobody uses it; 0: never."""
 
     def __init__(
         self,
@@ -44,7 +46,6 @@ class BaseRateLimit(Named):
         self.wanted = None if limit is None or period is None else make_rate(limit, period, block)
         self._any_block = block is None
         self.expires = expires_seconds(expires, period=self.wanted.period if self.wanted else 0.0)
-        """Seconds after which the name leaves etcd if nobody uses it; 0: never."""
         if self.expires and self.wanted is None:
             raise InvalidSetting("expires: give the limit and the period, too")
 
@@ -95,6 +96,7 @@ class BaseRateLimit(Named):
         return seen
 
     def _closing(self, state: SemaphoreState) -> Procedure[None]:
+        self._registration = None
         closing = yield from lifecycle.close(state, force=True, rate=self._is_rate)
         if closing.waiters:
             state.session.env.log(

@@ -68,6 +68,8 @@ class Named:
     _fleeting: tuple[str, ...] = ()
     """Attributes that are not pickled; `_start_empty` creates them."""
     _is_rate = False
+    _registration: Registration | None = None
+    """What to register again once the name has expired; None if it stays."""
 
     def __init__(
         self,
@@ -83,7 +85,6 @@ class Named:
         self.owner = owner or environment("ETCDSEM_OWNER")
         if self.owner is not None:
             check_text(self.owner, what="owner")
-        self._registration: Registration | None = None
         self._start_empty()
 
     def _start_empty(self) -> None:
@@ -110,6 +111,9 @@ class BaseSemaphore(Named, Generic[L]):
     """A semaphore's settings, and the leases that this object holds."""
 
     _fleeting: tuple[str, ...] = ("_blocks", "_leases")
+    _rate_registration: Registration | None = None
+    expires = 0
+    """Seconds after which the name leaves etcd if nobody uses it; 0: never."""
 
     def __init__(
         self,
@@ -142,11 +146,9 @@ class BaseSemaphore(Named, Generic[L]):
         self.rate = None if rate is None else read_rate(rate)
         self.linger = linger_seconds(linger)
         self.expires = self._expires(expires, given=name is not None)
-        """Seconds after which the name leaves etcd if nobody uses it; 0: never."""
         self._any_block = rate is None or rate.count("/") == 1
         if self.rate is not None:
             check_name(self._rate_name)
-        self._rate_registration: Registration | None = None
         self._refresh_leases = True
 
     def _expires(self, expires: Duration | None, *, given: bool) -> int:
@@ -337,6 +339,7 @@ class BaseSemaphore(Named, Generic[L]):
         return held
 
     def _closing(self, state: SemaphoreState) -> Procedure[None]:
+        self._registration = None
         closing = yield from lifecycle.close(state, force=True, rate=self._is_rate)
         if closing.holders or closing.waiters:
             state.session.env.log(

@@ -13,6 +13,7 @@ import pytest
 import etcdsem.testing
 from etcdsem import InvalidSetting, RateLimit, Semaphore, SemaphoreClosed, validation
 from etcdsem.core import name_lease
+from tests import expiring_names
 from tests.cli.driver import etcdctl, keys, ran, ran_here
 from tests.helpers.waiting import eventually
 
@@ -274,3 +275,11 @@ def test_in_memory() -> None:
         assert etcd.client().overview() == []
         assert semaphore.acquire(timeout=0)
         assert etcd.client().overview()[0].expires
+
+
+def test_many_names_that_are_used_once(fresh_etcd: EtcdServer) -> None:
+    """Nothing of them is left, and the database does not grow. 100,000: `expiring_names`."""
+    found = expiring_names.run(fresh_etcd, 300, rounds=2, processes=1, expires=2)
+    assert found.most > 100
+    assert found.left == (0, 0)
+    assert found.sizes[1] <= found.sizes[0]

@@ -175,7 +175,18 @@ def request_options(function: F) -> F:
     return function
 
 
-def read_request(
+def read_request(*, expires: str | None = None, **given: Any) -> LeaseRequest:
+    """Check the options, without etcd. Raises UsageError, InvalidName or InvalidSetting."""
+    request = _read_request(**given)
+    numbers = (request.limit, *(number for _, number in request.more))
+    if expires is not None and request.rate is None and not any(numbers):
+        raise click.UsageError("--expires applies to names that are registered: give --limit, too")
+    period = 0.0 if request.rate is None else request.rate.period
+    after = validation.expires_seconds(expires, period=period, what="--expires")
+    return request._replace(expires=after)
+
+
+def _read_request(
     *,
     name: str,
     limit: int | None,
@@ -192,13 +203,8 @@ def read_request(
     more: Sequence[tuple[str, int | None]] = (),
     priority: int = 0,
     backfill: bool = False,
-    expires: str | None = None,
 ) -> LeaseRequest:
-    """Check the options, without etcd. Raises UsageError, InvalidName or InvalidSetting."""
     _check_kind(rate, limit, weight, priority, backfill, max_hold)
-    paced = None if rate is None else validation.read_rate(rate)
-    if expires is not None and rate is None and limit is None and not any(n for _, n in more):
-        raise click.UsageError("--expires applies to names that are registered: give --limit, too")
     intervals = read_intervals(lease_timeout, None)
     return LeaseRequest(
         name=validation.check_name(name),
@@ -217,10 +223,7 @@ def read_request(
         backfill=backfill,
         etcd_wait=_etcd_wait(etcd_wait),
         max_hold=validation.max_hold_seconds(max_hold, what="--max-hold"),
-        rate=paced,
-        expires=validation.expires_seconds(
-            expires, period=paced.period if paced else 0.0, what="--expires"
-        ),
+        rate=None if rate is None else validation.read_rate(rate),
     )
 
 
