@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 import threading
@@ -193,15 +194,42 @@ def test_if_it_ends_in_use_nobody_gets_too_much(
         with holder.hold() as lease:
             waiting.start()
             eventually(lambda: "contended" in keys(etcd, name), 30)
-            found = etcdctl(etcd, "get", f"/etcdsem/{name}/max_leases", "-w", "fields")
-            number = next(int(one.split()[-1]) for one in found.splitlines() if '"Lease"' in one)
-            etcdctl(etcd, "lease", "revoke", f"{number:x}")
+            end(etcd, name)
             eventually(lambda: {"max_leases", "contended"} <= {*keys(etcd, name)}, 30)
             assert lease.valid
             assert not got
             assert not Semaphore(1, name, client=client).acquire(timeout=0)
         waiting.join(timeout=60)
         assert got == [True]
+
+
+def end(etcd: EtcdServer, name: str) -> None:
+    """Revoke the lease of a name."""
+    found = etcdctl(etcd, "get", f"/etcdsem/{name}/max_leases", "-w", "fields")
+    number = next(int(one.split()[-1]) for one in found.splitlines() if '"Lease"' in one)
+    etcdctl(etcd, "lease", "revoke", f"{number:x}")
+
+
+def test_who_finds_it_gone_registers_it_again(etcd: EtcdServer, client: Client, name: str) -> None:
+    """Also a copy of the object, several at once, and the rate limit of a semaphore."""
+    semaphore = Semaphore(1, name, client=client, expires="1h", rate="9/1s")
+    other = Semaphore(1, f"{name}-o", client=client, expires="1h")
+    third = Semaphore(1, f"{name}-t", client=client, expires="1h")
+    copy = pickle.loads(pickle.dumps(semaphore))
+    for users in ([semaphore], [copy], [other, third]):
+        for gone in (name, f"{name}.rate", f"{name}-o", f"{name}-t"):
+            end(etcd, gone)
+        leases = etcdsem.acquire_all(*users, timeout=10) if len(users) > 1 else None
+        assert leases is not None or users[0].acquire(timeout=10)
+        for user in users:
+            user.release()
+            with Semaphore(None, user.name, client=client):
+                pass
+            assert user.status().expires_in is not None
+        for one in (semaphore, other, third):
+            one.register()
+        RateLimit(f"{name}.rate", 9, "1s", client=client, expires="1h")
+    assert RateLimit(f"{name}.rate", client=client).try_acquire()
 
 
 def test_who_knows_nothing_of_a_lease_asks_first(client: Client, name: str) -> None:

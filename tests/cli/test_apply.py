@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 import etcdsem
 from etcdsem import LimitChange, Rate, RateLimit, Semaphore
@@ -17,6 +18,8 @@ from tests.cli.driver import etcdctl, keys, ran_here
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
+
+DEPLOY = Path(__file__).parents[2] / "deploy" / "kubernetes" / "limits"
 
 FILE = """\
 semaphores:
@@ -46,7 +49,6 @@ def test_the_file_is_read_and_written() -> None:
     }
     text = write_limits(odd, {"llm": "100/1m"})
     assert read_limits(text, source="x") == {**odd, "llm": Rate(100, 60.0, 1)}
-    yaml = pytest.importorskip("yaml")
     assert yaml.safe_load(text) == {"semaphores": odd, "rates": {"llm": "100/1m"}}
 
 
@@ -196,6 +198,18 @@ def test_prune(fresh_etcd: EtcdServer, file: Path) -> None:
             ]
         assert apply(fresh_etcd, file, "--prune") == ["- my-api: 5"]
         assert [one.name for one in client.overview()] == ["never-applied", "on"]
+
+
+@pytest.mark.skipif(not DEPLOY.exists(), reason="deploy is not beside the tests")
+def test_the_job_in_kubernetes(fresh_etcd: EtcdServer) -> None:
+    """The command of deploy/kubernetes/limits, with its file."""
+    (container,) = yaml.safe_load((DEPLOY / "job.yaml").read_text())["spec"]["template"]["spec"][
+        "containers"
+    ]
+    arguments = [one.replace("/etc/etcdsem/limits", str(DEPLOY)) for one in container["args"]]
+    done = ran_here(fresh_etcd, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "+ my-api: 5\n+ my-api.calls: 100/1m\n"
 
 
 def test_a_plan_that_is_overtaken_changes_nothing(etcd: EtcdServer, name: str) -> None:
