@@ -214,6 +214,42 @@ MUTANTS: tuple[Mutant, ...] = (
         "            if usable:",
         "api/test_linger.py::test_another_request_takes_another_slot",
     ),
+    # ------------------------------------------------------------ names that expire
+    Mutant(
+        "the marks of a name that expires have no lease, and stay behind",
+        "core/transactions/conditions.py",
+        "    if not lease:\n        return Put(key, HERE)\n    same",
+        "    return Put(key, HERE)\n    same",
+        "api/test_expires.py::test_it_leaves_with_everything",
+    ),
+    Mutant(
+        "records of permits have no lease, and stay behind",
+        "core/transactions/permit.py",
+        "Put(keys.permit(slot), permit, name_lease)",
+        "Put(keys.permit(slot), permit)",
+        "api/test_expires.py::test_it_leaves_with_everything",
+    ),
+    Mutant(
+        "a resize makes a name stay",
+        "core/admin.py",
+        "change_limit(keys, kv.mod_revision, written, kv.lease)",
+        "change_limit(keys, kv.mod_revision, written)",
+        "api/test_expires.py::test_changes_keep_the_lease_and_etcdctl_ends_it",
+    ),
+    Mutant(
+        "prune does not compare that nobody holds or waits",
+        "core/transactions/admin.py",
+        '"mod", "=", limit.mod_revision), *unused(keys)]',
+        '"mod", "=", limit.mod_revision)]',
+        "core/test_transactions.py::test_expire_leaves_alone_what_is_used",
+    ),
+    Mutant(
+        "apply overwrites what has changed since it was compared",
+        "core/transactions/admin.py",
+        "return Txn(seen, (*puts, Put(keys.applied, text)), limits_as_set(keys))",
+        "return Txn((), (*puts, Put(keys.applied, text)), limits_as_set(keys))",
+        "cli/test_apply.py::test_a_plan_that_is_overtaken_changes_nothing",
+    ),
     # ------------------------------------------------------------ decisions
     Mutant(
         "a holder exactly at a lowered limit is no surplus: FILL and PASS repeat without end",

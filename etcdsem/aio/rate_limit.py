@@ -32,6 +32,9 @@ class RateLimit(AsyncDecorator, Bound, BaseRateLimit):
         labels: shown to operators, at most 16, together with those of ``ETCDSEM_LABELS``.
         prefix: of the keys in etcd; default the client's, else ``/etcdsem``.
         owner: the name that operators see; default ``ETCDSEM_OWNER``, else ``host:pid``.
+        expires: a new name leaves etcd when nobody has used it for this long (to within a minute),
+            at least 10 minutes and two periods: ``"7d"``. An object that finds it gone
+            registers it again. None: it stays.
         register: write the rate to etcd if it is new: the blocking class at once, that of
             `etcdsem.aio` when it is awaited (``await RateLimit(...)``) or first used.
 
@@ -56,10 +59,18 @@ class RateLimit(AsyncDecorator, Bound, BaseRateLimit):
         prefix: str | None = None,
         owner: str | None = None,
         register: bool = True,
+        expires: Duration | None = None,
     ) -> None:
         self._bind(client, register=register)
         super().__init__(
-            name, limit, period, block=block, labels=labels, prefix=prefix, owner=owner
+            name,
+            limit,
+            period,
+            block=block,
+            labels=labels,
+            prefix=prefix,
+            owner=owner,
+            expires=expires,
         )
         self._register_now()
 

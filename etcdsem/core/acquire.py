@@ -23,6 +23,7 @@ from etcdsem.core.lease_manager import end_interrupted, take_lease
 from etcdsem.core.leases import TtlLease
 from etcdsem.core.limits import (
     check_kind,
+    keep_name,
     known_limit,
     learned,
     limit_read,
@@ -120,6 +121,8 @@ def attempt(
     """One attempt with one lease."""
     session = semaphore.session
     yield from known_limit(semaphore)
+    if semaphore.name_lease is not None:
+        yield from keep_name(semaphore, until)
     yield from refuse_wrong_kind(semaphore, rate=request.rate, until=until)
     if too_heavy(semaphore, request.demand.weight):  # the known limit may be outdated
         learned(semaphore, (yield from transact(session, limit_read(semaphore), until)))

@@ -151,7 +151,7 @@ def _rewrite(
         before, written = kv, text(kv)
         if written is None:
             return Change(read_limit(kv), read_limit(kv), changed=False)
-        txn = transactions.change_limit(keys, kv.mod_revision, written)
+        txn = transactions.change_limit(keys, kv.mod_revision, written, kv.lease)
         try:
             reply = yield from read(session, txn, once=once)
         except OutcomeUnknown as unknown:

@@ -71,7 +71,8 @@ def _retire(semaphore: SemaphoreState, held: HeldSlots, _step: Retire) -> Txn:
 
 
 def _vacate(semaphore: SemaphoreState, held: HeldSlots, _step: Vacate) -> Txn:
-    return transactions.vacate(semaphore.keys, held)
+    limit = semaphore.limit
+    return transactions.vacate(semaphore.keys, held, limit.lease if limit is not None else 0)
 
 
 def _pass(semaphore: SemaphoreState, held: HeldSlots, step: Pass) -> Txn:

@@ -51,6 +51,10 @@ class Semaphore(LeasingSemaphore):
             programs that acquire and release many times a second. In etcd the slot stays held, and
             its fencing token stays the same. It is given back at once when anybody waits, and at
             the latest at the first release 1 s after etcd granted it. None: given back at once.
+        expires: a new name leaves etcd when nobody has used it for this long (to within a minute),
+            at least 10 minutes: ``"7d"``. Holders, waiters and calls of acquire use it. An object
+            that finds it gone registers it again. None: it stays, and a generated name expires
+            after a day.
 
     Raises:
         InconsistentLimit: another limit is registered, or one that cannot be read.
@@ -78,6 +82,7 @@ class Semaphore(LeasingSemaphore):
         max_hold: Duration | None = None,
         rate: str | None = None,
         linger: Duration | None = None,
+        expires: Duration | None = None,
     ) -> None:
         check_dask_arguments(register, scheduler_rpc)
         self._bind(client, register=register)
@@ -94,6 +99,7 @@ class Semaphore(LeasingSemaphore):
             max_hold=max_hold,
             rate=rate,
             linger=linger,
+            expires=expires,
         )
         self._register_now()
 

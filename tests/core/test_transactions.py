@@ -23,6 +23,7 @@ from etcdsem.core.keys import (
     record,
     write_eviction,
 )
+from etcdsem.core.transactions import conditions
 from tests.helpers.tables import ME, Table
 
 if TYPE_CHECKING:
@@ -675,3 +676,62 @@ def test_several_at_once_by_an_old_limit(table: Table, second: Table) -> None:
     second.limit = new
     second.do(Txn((), (Put(second.keys.slot(1), b"{}", second.lease()),)))
     assert not take_both(table, second)
+
+
+# ---------------------------------------------------------------- names that expire
+
+
+def test_expire_leaves_alone_what_is_used(table: Table) -> None:
+    """A name is attached to a lease only while nobody holds or waits; its marks go then."""
+
+    def expire(lease: int) -> bool:
+        (kv,) = tx.as_range(table.do(Txn((), (Range(table.keys.max_leases),))).replies[0]).kvs
+        txn = tx.expire(table.keys, kv, kv.value, lease, records=False, seen=0)
+        return table.do(txn).succeeded
+
+    holding = [table.hold() for _ in range(table.limit.room)]
+    assert not expire(table.lease())
+    table.wait()
+    for mine in holding:
+        table.do(tx.retire(table.keys, mine))
+    assert not expire(table.lease())
+    (waiter,) = table.look().queue
+    table.do(tx.leave(table.keys, waiter.who, waiter.created))
+    assert table.mark()
+    lease = table.lease()
+    assert expire(lease)
+    assert not table.mark()
+    limit = table.look().limit
+    assert limit is not None
+    assert limit.lease == lease
+
+
+def test_a_mark_has_the_lease_that_the_name_has(table: Table) -> None:
+    """With another lease, which may be gone, the mark is put without one."""
+    lease, other = table.lease(), table.lease()
+    for attached in (0, lease):
+        revision = table.look().limit
+        assert revision is not None
+        table.do(tx.change_limit(table.keys, revision.revision, b"1", attached))
+        for known in (lease, other):
+            table.do(Txn((), (conditions.mark(table.keys, table.keys.contended, known),)))
+            (kv,) = tx.as_range(table.do(Txn((), (Range(table.keys.contended),))).replies[0]).kvs
+            assert kv.lease == (known if known == attached else 0)
+
+
+def test_a_name_that_is_registered_again_has_its_mark(table: Table) -> None:
+    """Its lease has ended in use: waiters are still there, and nobody may pass them."""
+    lease = table.lease()
+    for waiting in (False, True):
+        if waiting:
+            table.do(tx.register(table.keys, b"1"))
+            limit = table.look().limit
+            assert limit is not None
+            table.limit = limit
+            table.hold()
+            table.wait()
+        gone = (Delete(table.keys.max_leases), Delete(table.keys.contended))
+        table.do(Txn((), gone))
+        assert table.do(tx.register(table.keys, b"1", lease)).succeeded
+        assert bool(table.mark()) == waiting
+        table.do(Txn((), (Delete(table.keys.max_leases),)))

@@ -110,6 +110,7 @@ def wait_for_permit(request: LeaseRequest, client: Client, signals: Signals) -> 
             block=rate.block,
             client=client,
             labels=request.labels,
+            expires=request.expires or None,
         )
         return lambda left, on_wait: limit.acquire(left, on_wait=on_wait)
 
@@ -260,6 +261,7 @@ def _semaphore(request: LeaseRequest, client: Client, signals: Signals) -> Semap
             max_hold=request.max_hold,
             rate=None if request.rate is None else str(request.rate),
             on_lost=lambda lease: signals.wake(),
+            expires=(request.limit is not None and request.expires) or None,
         )
     except SemaphoreClosed:
         raise SemaphoreClosed(

@@ -11,7 +11,8 @@
     RECORD      put the record of a permit that is about to be handed out
     LEAVE       leave the queue; UNCONTEND if that emptied it
     EVICT       end one lease, by an operator
-    REGISTER, RESIZE, PAUSE, RESUME, CLOSE
+    REGISTER, RESIZE, PAUSE, RESUME, APPLY, CLOSE
+    EXPIRE, SWEEP   let an unused name expire, or delete what is left of one
 
 1. Each is right whenever it lands, however late: its conditions are checked then.
 2. Never more than the limit: a slot changes from free to held only if the limit's revision is the
@@ -35,14 +36,19 @@
 from __future__ import annotations
 
 from etcdsem.core.transactions.admin import (
+    apply_limit,
     change_limit,
     close,
     evict_permit,
     evict_slot,
     evict_waiter,
     evicted,
+    expire,
+    limits_as_set,
     register,
     snapshot,
+    sweep,
+    unchanged_since,
 )
 from etcdsem.core.transactions.batch import (
     Gave,
@@ -111,6 +117,7 @@ __all__ = [
     "Take",
     "TryFull",
     "Waiting",
+    "apply_limit",
     "as_range",
     "batch",
     "change_limit",
@@ -123,10 +130,12 @@ __all__ = [
     "evict_slot",
     "evict_waiter",
     "evicted",
+    "expire",
     "fill",
     "filled",
     "join",
     "leave",
+    "limits_as_set",
     "look",
     "look_at_all",
     "pass_all",
@@ -147,7 +156,9 @@ __all__ = [
     "register",
     "retire",
     "snapshot",
+    "sweep",
     "take_all",
+    "unchanged_since",
     "uncontend",
     "vacate",
 ]

@@ -67,7 +67,7 @@ def batch(
             permit = permit_value(limit, who.client, wall)
             branch: tuple[Operation, ...] = ()
             for slot in reversed(hand):
-                put = put_slot(keys, slot, holding, part.lease, permit)
+                put = put_slot(keys, slot, holding, part.lease, permit, limit.lease)
                 branch = (Txn(free_slot(keys, limit, slot, NO_RECORDS.over), put, branch),)
             takes.extend(branch)
     taking = Txn((limit_is(keys, limit), no_surplus(keys, limit)), tuple(takes))

@@ -7,7 +7,17 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
-from etcdsem.core.commands import Compare, Fixed, KeyValue, Range, RangeReply, TxnReply
+from etcdsem.core.commands import (
+    Compare,
+    Fixed,
+    KeyValue,
+    Operation,
+    Put,
+    Range,
+    RangeReply,
+    Txn,
+    TxnReply,
+)
 from etcdsem.core.keys import (
     Keys,
     Limit,
@@ -149,6 +159,16 @@ def slot_is_mine(keys: Keys, slot: int, token: int) -> Compare:
 def all_are_mine(keys: Keys, mine: HeldSlots) -> tuple[Compare, ...]:
     """All slots of the lease are held by it."""
     return tuple(slot_is_mine(keys, slot, mine.token) for slot in mine.slots)
+
+
+def mark(keys: Keys, key: bytes, lease: int) -> Operation:
+    """Put a mark. If the name expires, with `lease`, so does the mark, unless the name has got
+    another lease meanwhile: then this one may be gone, and etcd would refuse the transaction.
+    """
+    if not lease:
+        return Put(key, HERE)
+    same = Compare(keys.max_leases, "lease", "=", lease)
+    return Txn((same,), (Put(key, HERE, lease),), (Put(key, HERE),))
 
 
 def is_known(keys: Keys) -> Compare:

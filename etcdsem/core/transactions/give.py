@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from etcdsem.core.commands import Compare, Delete, Operation, Put, RangeReply, Txn, TxnReply
 from etcdsem.core.keys import Keys, Limit, Queued, record, write_list, write_message
 from etcdsem.core.transactions.conditions import (
-    HERE,
     MAX_LISTED,
     UNLIKELY_LISTED,
     HeldSlots,
@@ -16,6 +15,7 @@ from etcdsem.core.transactions.conditions import (
     as_txn,
     limit_is,
     look,
+    mark,
     may_be_next,
     no_surplus,
     none_waits_since,
@@ -166,15 +166,16 @@ def retire(keys: Keys, mine: HeldSlots) -> Txn:
     return Txn(all_are_mine(keys, mine), delete_mine(keys, mine))
 
 
-def vacate(keys: Keys, mine: HeldSlots) -> Txn:
+def vacate(keys: Keys, mine: HeldSlots, lease: int = 0) -> Txn:
     """VACATE: give back slots that do not fit what the first waiter needs. Success returns a Look,
     and the releaser follows with a FILL; if it dies before, the watches on deletes trigger it.
 
     The mark is put again, which shows observers that the slot was given back, and not lost.
+    `lease`: with which the name expires.
     """
     return Txn(
         all_are_mine(keys, mine),
-        (*delete_mine(keys, mine), Put(keys.contended, HERE), *look(keys)),
+        (*delete_mine(keys, mine), mark(keys, keys.contended, lease), *look(keys)),
     )
 
 
