@@ -69,7 +69,7 @@ def test_what_is_applied_is_valid(folder: str, version: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "most"), [(DEV, 2), (PRODUCTION, 6), (EXAMPLES, 8), (RESTORE, 6)]
+    ("folder", "most"), [(DEV, 2), (PRODUCTION, 6), (TEAM, 1), (EXAMPLES, 8), (RESTORE, 6)]
 )
 def test_pods_are_locked_down(folder: str, most: int) -> None:
     """The "restricted" profile, a read-only root, and resources as a quota may demand them, for
@@ -136,7 +136,7 @@ def test_references_lead_somewhere(folders: tuple[str, ...]) -> None:
                 assert ("PersistentVolumeClaim", claim) in names | known, name
             secret = volume.get("secret", {})
             assert not secret or secret.get("optional") or (
-                secret["secretName"] in FROM_CERTIFICATES
+                secret["secretName"] in {*FROM_CERTIFICATES, "etcdsem-client-tls"}
             ), name  # fmt: skip
         volumes = {volume["name"] for volume in template["spec"].get("volumes", ())}
         for _, one in containers(template):
@@ -213,7 +213,7 @@ def test_variables_are_expanded(folder: str) -> None:
 
 
 def test_production_is_the_service_and_nothing_else() -> None:
-    """etcd, access, backup and exporter; no example, and nothing in a team's namespace."""
+    """etcd, access, backup and exporter; no example. A team's namespace has one check."""
     made = {(kind, name) for kind, name, _ in pods(rendered(PRODUCTION))}
     assert made == {
         ("StatefulSet", "etcd"),
@@ -221,7 +221,7 @@ def test_production_is_the_service_and_nothing_else() -> None:
         ("CronJob", "etcd-access"),
         ("CronJob", "etcd-backup"),
     }
-    assert list(pods(rendered(TEAM))) == []
+    assert [name for _, name, _ in pods(rendered(TEAM))] == ["etcdsem-certificate"]
 
 
 @pytest.mark.parametrize("folder", OVERLAYS)
