@@ -129,18 +129,18 @@ class Kubelet:
         self, template: Any, pod: str, one: Any, *, alias: str = "", shared: Pod | None = None,
         extra: Mapping[str, str] | None = None, pause: Any = None,
     ) -> Pod:  # fmt: skip
-        context = template["spec"]["securityContext"]
-        own = one["securityContext"]
+        own = {**template["spec"].get("securityContext", {}), **one.get("securityContext", {})}
+        memory = one.get("resources", {}).get("limits", {}).get("memory")
         container = self._docker.containers.create(
             self._images[re.sub(r":[^:/]*$", "", one["image"])],
             one.get("args", []),
             entrypoint=one.get("command"),
             environment=self._environment(one, pod, template["namespace"], extra or {}),
-            user=f"{context['runAsUser']}:{context['runAsGroup']}",
-            read_only=own["readOnlyRootFilesystem"],
-            cap_drop=own["capabilities"]["drop"],
-            security_opt=["no-new-privileges"],
-            mem_limit=one["resources"]["limits"]["memory"].removesuffix("i").lower(),
+            user=f"{own['runAsUser']}:{own.get('runAsGroup', 0)}" if "runAsUser" in own else None,
+            read_only=own.get("readOnlyRootFilesystem", False),
+            cap_drop=own.get("capabilities", {}).get("drop", []),
+            security_opt=["no-new-privileges"] * (own.get("allowPrivilegeEscalation") is False),
+            mem_limit=memory and memory.removesuffix("i").lower(),
             volumes=self._mounts(template, pod, one),
             hostname=None if shared else pod,
             pid_mode=f"container:{pause.id}" if pause else None,

@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 
 from etcdsem import Semaphore, connect
 from etcdsem.errors import EtcdSemError
 from tests.containers import images
 from tests.containers.api_server import Members, serving
 from tests.containers.kubelet import Kubelet, node
+from tests.helpers.admission import admit
 from tests.helpers.docker_etcd import etcd_image, etcd_programs
 from tests.helpers.history import assert_clean
-from tests.helpers.manifests import KUBERNETES, in_namespace, rendered
+from tests.helpers.manifests import CLIENT, KUBERNETES, in_namespace, rendered
 from tests.helpers.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -97,6 +99,20 @@ def test_dev(local: dict[str, str], tmp_path: Path) -> None:
             Semaphore(4, "my-api", client=client)
             code, log = kubelet.job("sidecar")
         assert code == 78, log
+
+
+def test_two_annotations(local: dict[str, str], tmp_path: Path) -> None:
+    """What the policies make of the page's Job runs with a lease, in an image without Python."""
+    page = (KUBERNETES.parents[1] / "docs" / "kubernetes.md").read_text()
+    (written,) = re.findall(r"```yaml\n(apiVersion: batch/v1\n.*?)```", page, re.DOTALL)
+    (job,) = in_namespace((yaml.safe_load(written),), "etcdsem")
+    objects = (*rendered("overlays/dev"), admit(job, CLIENT))
+    with node(objects, local, tmp_path) as kubelet:
+        (member,) = kubelet.stateful_set("etcd")
+        code, log = kubelet.job("report")
+        assert (code, bool(re.search(r"slot \d", log))) == (0, True), log
+        etcd = Reached(f"{kubelet.address(member)}:2379")
+        assert assert_clean(etcd, "my-api").most_held == 1
 
 
 def test_production(local: dict[str, str], tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from tests.helpers.manifests import (
     PRODUCTION,
     RESTORE,
     SERVERS,
+    SINCE,
     TEAM,
     Object,
     containers,
@@ -55,7 +56,11 @@ def test_files_are_valid(version: str) -> None:
     for path, one in written():
         if path.name == "single-member.yaml":
             continue  # a patch
-        kubernetes_validate.validate(dict(one), version, strict=True)
+        kubernetes_validate.validate(
+            dict(one),
+            SINCE.get(one["kind"], version) if version == OLDEST else version,
+            strict=True,
+        )
         count += 1
     assert count >= 15
 
