@@ -87,14 +87,14 @@ def test_a_job_gets_the_copied_wrapper(given: dict[str, Any]) -> None:
 def test_what_is_there_is_kept() -> None:
     """Other volumes, variables, mounts, init containers; a variable of the same name wins."""
     given = job(GOOD, env=[{"name": "POD_NAME", "value": "x"}], args=["y"])
-    pod(given)["volumes"] = [{"name": "data", "emptyDir": {}}]
+    pod(given)["volumes"] = [{"name": "data", "secret": {"secretName": "s", "defaultMode": 420}}]
     pod(given)["initContainers"] = [{"name": "first", "image": "busybox"}]
     pod(given)["containers"][0]["volumeMounts"] = [{"name": "data", "mountPath": "/data"}]
     pod(given)["containers"][0]["envFrom"] = [{"secretRef": {"name": "other"}}]
     given["spec"]["template"]["metadata"] = {"labels": {"app": "a"}}
     made = admit(given, CLIENT)
     (main,) = pod(made)["containers"]
-    assert pod(made)["volumes"][0]["name"] == "data"
+    assert pod(made)["volumes"][0] == pod(given)["volumes"][0]
     assert [one["name"] for one in pod(made)["initContainers"]] == ["first", "etcdsem-copy"]
     assert [one["name"] for one in main["env"]].count("POD_NAME") == 1
     assert main["env"][0]["value"] == "x"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import ssl
 import time
 from pathlib import Path
@@ -22,8 +23,8 @@ class _Field(NamedTuple):
     end: int
 
 
-def days_left(path: str) -> float:
-    """Return the days until the first certificate of a PEM file ends; negative if it has ended.
+def end_of(path: str) -> float:
+    """Return when the first certificate of a PEM file ends, as a Unix time.
 
     Raises:
         InvalidSetting: the file cannot be read, or contains no certificate.
@@ -31,29 +32,23 @@ def days_left(path: str) -> float:
     try:
         text = Path(path).read_text()
         first = text[text.index("-----BEGIN CERTIFICATE-----") : text.index(_END) + len(_END)]
-        ends = _not_after(ssl.PEM_cert_to_DER_cert(first))
+        return _not_after(ssl.PEM_cert_to_DER_cert(first))
     except (OSError, ValueError, IndexError) as error:
         raise InvalidSetting(f"the client certificate {path!r} cannot be read: {error}") from None
-    return (ends - time.time()) / 86400
 
 
 def _not_after(der: bytes) -> float:
-    """When a certificate ends, as a Unix time: RFC 5280, 4.1. The ssl module of Python decodes only
-    a peer's certificate.
-    """
-    certificate = _field(der, 0)
-    one = _field(der, _field(der, certificate.start).start)
+    """RFC 5280, 4.1. Python's ssl module decodes only the certificate of a peer."""
+    one = _field(der, _field(der, _field(der, 0).start).start)
     if one.tag == _VERSION:
         one = _field(der, one.end)
     for _ in ("serial number", "signature algorithm", "issuer"):
         one = _field(der, one.end)
-    validity = one
-    ends = _field(der, _field(der, validity.start).end)
+    ends = _field(der, _field(der, one.start).end)  # of the validity, the second
     written = der[ends.start : ends.end].decode("ascii")
     if ends.tag == _UTC_TIME:
         written = ("20" if written < "50" else "19") + written
-    stamp = time.strptime(written, "%Y%m%d%H%M%SZ")
-    return ssl.cert_time_to_seconds(time.strftime("%b %d %H:%M:%S %Y GMT", stamp))
+    return calendar.timegm(time.strptime(written, "%Y%m%d%H%M%SZ"))
 
 
 def _field(der: bytes, start: int) -> _Field:

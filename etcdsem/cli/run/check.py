@@ -5,6 +5,7 @@ A sidecar that fails is restarted forever, so what no retry can help must fail b
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -15,7 +16,7 @@ from etcdsem.cli.endpoint import CallFailed, EndpointConnection
 from etcdsem.cli.logs import quiet_library
 from etcdsem.cli.options import WholeNumber, connect, connection_options
 from etcdsem.cli.output import clean, echo, say
-from etcdsem.cli.run.certificate import days_left
+from etcdsem.cli.run.certificate import end_of
 from etcdsem.cli.run.pod import LOSS_ACTIONS, require_shared_processes
 from etcdsem.errors import InvalidSetting, SemaphoreClosed
 
@@ -89,12 +90,13 @@ def _lasts(certificate: str | None, days: int) -> bool:
     """Say when the client certificate ends; return False if that is within so many days."""
     if certificate is None:
         raise InvalidSetting("there is no client certificate: set --cert (ETCDSEM_CERT)")
-    left = days_left(certificate)
-    when = f"ends in {left:.0f} days" if left >= 0 else "has ended"
-    if left < days:
-        say(f"the client certificate {clean(certificate)} {when}: renew it")
+    end = end_of(certificate)
+    day = time.strftime("%Y-%m-%d", time.gmtime(end))
+    told = f"the client certificate {clean(certificate)} ends on {day}"
+    if end - time.time() < days * 86400:
+        say(f"{told}: renew it")
         return False
-    echo(f"{clean(certificate)}: {when}")
+    echo(told)
     return True
 
 
