@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography import x509
 
 from etcdsem import Client, Semaphore
+from etcdsem.cli.run.certificate import end_of
+from etcdsem.errors import InvalidSetting
 from tests.cli.driver import keys, ran
+from tests.security.authority import DAY, Authority
 
 if TYPE_CHECKING:
     from etcdsem.server import EtcdServer
@@ -37,3 +43,38 @@ def test_a_full_or_paused_semaphore_is_no_failure(
     with Semaphore(1, name, client=client):
         client.pause(name)
         assert ran(etcd, "check", name, "-l", "1").returncode == 0
+
+
+@pytest.mark.parametrize(("lasts", "code"), [(31, 0), (29, 1), (-1, 1)])
+def test_a_certificate_that_ends_is_told(
+    etcd: EtcdServer, tmp_path: Path, lasts: int, code: int
+) -> None:
+    """It needs neither etcd nor a semaphore. One that lasts longer is fine."""
+    pair = Authority(tmp_path).issue("one", lasts=lasts * DAY)
+    given = ("--endpoints", "https://127.0.0.1:1", "--cert", pair.cert, "--key", pair.key)
+    day = f"{datetime.datetime.now(datetime.UTC) + lasts * DAY:%F}"
+    done = ran(etcd, "check", "--certificate-days", "30", *given)
+    assert done.returncode == code, done.stderr
+    assert f"ends on {day}" in (done.stderr if code else done.stdout)
+
+
+def test_how_long_a_certificate_lasts(tmp_path: Path) -> None:
+    """Years of two and of four digits; what is no certificate is an invalid setting."""
+    now = datetime.datetime.now(datetime.UTC)
+    for days in (1, 400, 40_000):
+        pair = Authority(tmp_path).issue("one", lasts=days * DAY)
+        assert abs(end_of(pair.cert) - (now + days * DAY).timestamp()) < 60
+    ends = x509.load_pem_x509_certificate(Path(pair.cert).read_bytes()).not_valid_after_utc
+    assert ends.year > 2100 > now.year
+    for content in ("", "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----"):
+        (tmp_path / "bad.pem").write_text(content)
+        with pytest.raises(InvalidSetting, match="cannot be read"):
+            end_of(str(tmp_path / "bad.pem"))
+    with pytest.raises(InvalidSetting, match="cannot be read"):
+        end_of(str(tmp_path / "none.pem"))
+
+
+@pytest.mark.parametrize("arguments", [(), ("--certificate-days", "30")])
+def test_nothing_to_check_is_a_usage_error(etcd: EtcdServer, arguments: tuple[str, ...]) -> None:
+    """Neither a name nor a certificate."""
+    assert ran(etcd, "check", *arguments).returncode == 64

@@ -39,3 +39,10 @@ def operator(cluster: ContainerCluster) -> Iterator[etcdsem.Client]:
     """A client on this machine."""
     with etcdsem.connect(cluster.endpoints) as client:
         yield client
+
+
+@pytest.fixture(scope="package")
+def local() -> dict[str, str]:
+    """The images that stand for those of the manifests."""
+    engine_or_skip()
+    return images.of_manifests()

@@ -26,7 +26,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tests.helpers.docker_etcd import build_image
+from tests.helpers.docker_etcd import build_image, etcd_image
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,6 +83,15 @@ def project_image() -> str:
             "PIP_ARGS": "--no-index --find-links=wheelhouse",
         },
     )
+
+
+def of_manifests() -> dict[str, str]:
+    """The images that stand for those of the manifests."""
+    return {
+        "etcdsem": project_image(),
+        "quay.io/coreos/etcd": etcd_image(),
+        "busybox": bare_image(),
+    }
 
 
 def _sources() -> Iterator[Path]:

@@ -1,8 +1,9 @@
 """A kubelet for the manifests: runs their pods with Docker, as they are written.
 
 It does what the manifests ask for, and no more: Downward API, `$(VARIABLE)`, config maps, secrets,
-emptyDir and claims, init containers in order, native sidecars with their startup probe, httpGet
-probes, shared process namespaces, security contexts and memory limits. It restarts nothing.
+emptyDir and claims, init containers in order, native sidecars with their startup probe, which are
+started again if they end, httpGet and exec probes, shared process namespaces, security contexts and
+memory limits. Pods that fail are the business of `job_controller.py`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Kubelet:
         self._network = self._docker.networks.create(f"kubelet-{folder.name}-{time.time_ns()}")
         self._all: list[Any] = []
         self._pods: dict[str, Pod] = {}
+        self._started: list[Pod] = []
 
     def get(self, kind: str, name: str, namespace: str | None = None) -> Any:
         """An object, by kind and name, in any namespace or in this one."""
@@ -74,6 +76,10 @@ class Kubelet:
         """Stop the pods of the stateful set; their claims stay."""
         for name in list(self._pods):
             self._pods.pop(name).container.stop(timeout=30)
+
+    def containers(self, name: str) -> list[Pod]:
+        """The containers so far of the pods of a job, in the order of their start."""
+        return [pod for pod in self._started if pod.name.startswith(f"{name}-")]
 
     def is_ready(self, pod: Pod, template: Any) -> bool:
         """Does its readiness probe succeed now?"""
@@ -117,11 +123,22 @@ class Kubelet:
         main = self._start(
             template, pod, self._main(template), extra=extra, shared=shared, pause=pause
         )
-        code = main.end(120)
+        code = self._end(main, sidecars)
         for sidecar in reversed(sidecars):
             sidecar.container.stop(timeout=template["spec"]["terminationGracePeriodSeconds"])
-            assert sidecar.end() == 0, sidecar.log()
+            assert sidecar.end() == 0 or code != 0, sidecar.log()
         return code, main.log()
+
+    @staticmethod
+    def _end(main: Pod, sidecars: Sequence[Pod], seconds: float = 600.0) -> int:
+        """The exit code of the main container. A sidecar that ends before it is started again."""
+        until = time.monotonic() + seconds
+        while sidecars and main.status == "running" and time.monotonic() < until:
+            for sidecar in sidecars:
+                if sidecar.status == "exited":
+                    sidecar.container.start()
+            time.sleep(0.2)
+        return main.end(max(until - time.monotonic(), 1.0))
 
     # -- containers
 
@@ -129,18 +146,18 @@ class Kubelet:
         self, template: Any, pod: str, one: Any, *, alias: str = "", shared: Pod | None = None,
         extra: Mapping[str, str] | None = None, pause: Any = None,
     ) -> Pod:  # fmt: skip
-        context = template["spec"]["securityContext"]
-        own = one["securityContext"]
+        own = {**template["spec"].get("securityContext", {}), **one.get("securityContext", {})}
+        memory = one.get("resources", {}).get("limits", {}).get("memory")
         container = self._docker.containers.create(
             self._images[re.sub(r":[^:/]*$", "", one["image"])],
             one.get("args", []),
             entrypoint=one.get("command"),
             environment=self._environment(one, pod, template["namespace"], extra or {}),
-            user=f"{context['runAsUser']}:{context['runAsGroup']}",
-            read_only=own["readOnlyRootFilesystem"],
-            cap_drop=own["capabilities"]["drop"],
-            security_opt=["no-new-privileges"],
-            mem_limit=one["resources"]["limits"]["memory"].removesuffix("i").lower(),
+            user=f"{own['runAsUser']}:{own.get('runAsGroup', 0)}" if "runAsUser" in own else None,
+            read_only=own.get("readOnlyRootFilesystem", False),
+            cap_drop=own.get("capabilities", {}).get("drop", []),
+            security_opt=["no-new-privileges"] * (own.get("allowPrivilegeEscalation") is False),
+            mem_limit=memory and memory.removesuffix("i").lower(),
             volumes=self._mounts(template, pod, one),
             hostname=None if shared else pod,
             pid_mode=f"container:{pause.id}" if pause else None,
@@ -155,7 +172,9 @@ class Kubelet:
             self._network.disconnect(container)
             self._network.connect(container, aliases=[alias])
         container.start()
-        return Pod(f"{pod}/{one['name']}", container)
+        started = Pod(f"{pod}/{one['name']}", container)
+        self._started.append(started)
+        return started
 
     def _pause(self) -> Any:
         """Process 1 of a pod that shares its process namespace."""
@@ -240,6 +259,8 @@ class Kubelet:
             time.sleep(0.2)
 
     def _probe(self, pod: Pod, one: Any, which: str) -> bool:
+        if "exec" in one[which]:
+            return pod.exec(*one[which]["exec"]["command"])[0] == 0
         ports = {port["name"]: port["containerPort"] for port in one.get("ports", ())}
         probe = one[which]["httpGet"]
         return self._ok(self.address(pod), ports.get(probe["port"], probe["port"]), probe["path"])

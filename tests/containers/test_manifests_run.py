@@ -9,50 +9,22 @@ import subprocess
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+import yaml
 
 from etcdsem import Semaphore, connect
 from etcdsem.errors import EtcdSemError
-from tests.containers import images
 from tests.containers.api_server import Members, serving
 from tests.containers.kubelet import Kubelet, node
-from tests.helpers.docker_etcd import etcd_image, etcd_programs
+from tests.containers.reached import Reached
+from tests.helpers.admission import admit
 from tests.helpers.history import assert_clean
-from tests.helpers.manifests import KUBERNETES, in_namespace, rendered
+from tests.helpers.manifests import CLIENT, KUBERNETES, in_namespace, rendered
 from tests.helpers.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
-
-class Reached(NamedTuple):
-    """An etcd that etcdctl reaches with these options, as `tests.helpers.history` needs it."""
-
-    endpoint: str
-    options: tuple[str, ...] = ()
-
-    @property
-    def etcdctl_binary(self) -> str:
-        return str(etcd_programs()["etcdctl"])
-
-    def etcdctl(self, *arguments: str) -> str:
-        done = subprocess.run(
-            [self.etcdctl_binary, f"--endpoints={self.endpoint}", *self.options, *arguments],
-            env={**os.environ, "ETCDCTL_API": "3"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise EtcdSemError(done.stderr)
-        return done.stdout
-
-
-@pytest.fixture
-def local(image: str) -> dict[str, str]:
-    """The images that stand for those of the manifests."""
-    return {"etcdsem": image, "quay.io/coreos/etcd": etcd_image(), "busybox": images.bare_image()}
 
 
 def test_dev(local: dict[str, str], tmp_path: Path) -> None:
@@ -97,6 +69,20 @@ def test_dev(local: dict[str, str], tmp_path: Path) -> None:
             Semaphore(4, "my-api", client=client)
             code, log = kubelet.job("sidecar")
         assert code == 78, log
+
+
+def test_two_annotations(local: dict[str, str], tmp_path: Path) -> None:
+    """What the policies make of the page's Job runs with a lease, in an image without Python."""
+    page = (KUBERNETES.parents[1] / "docs" / "kubernetes.md").read_text()
+    (written,) = re.findall(r"```yaml\n(apiVersion: batch/v1\n.*?)```", page, re.DOTALL)
+    (job,) = in_namespace((yaml.safe_load(written),), "etcdsem")
+    objects = (*rendered("overlays/dev"), admit(job, CLIENT))
+    with node(objects, local, tmp_path) as kubelet:
+        (member,) = kubelet.stateful_set("etcd")
+        code, log = kubelet.job("report")
+        assert (code, bool(re.search(r"slot \d", log))) == (0, True), log
+        etcd = Reached(f"{kubelet.address(member)}:2379")
+        assert assert_clean(etcd, "my-api").most_held == 1
 
 
 def test_production(local: dict[str, str], tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ Object = Mapping[str, Any]
 
 NOT_NAMESPACED = ("Namespace", "PriorityClass")
 
+SINCE = {"MutatingAdmissionPolicy": "1.36", "MutatingAdmissionPolicyBinding": "1.36"}
+"""Kinds that the oldest version does not have."""
+
 
 def in_namespace(objects: tuple[Object, ...], namespace: str) -> tuple[Object, ...]:
     """The objects as `kubectl --namespace` would create them."""

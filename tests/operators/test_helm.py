@@ -94,6 +94,14 @@ def test_parts_can_be_left_out_and_added() -> None:
     assert kinds >= {"Certificate", "Issuer", "ServiceMonitor", "PrometheusRule"}
     ((_, etcd),) = containers(more["StatefulSet", "etcd", "etcdsem"]["spec"]["template"])
     assert etcd["resources"]["limits"]["cpu"] == "2"
+    annotations = installed({"annotations": True, "images": {"etcdsem": {"repository": "r/x"}}})
+    expected = applied("base/annotations")
+    assert expected.keys() == annotations.keys() - installed().keys()
+    for one in expected.keys() - {("MutatingAdmissionPolicy", "etcdsem", "")}:
+        assert annotations[one] == expected[one]
+    changed = annotations["MutatingAdmissionPolicy", "etcdsem", ""]["spec"]["variables"]
+    original = expected["MutatingAdmissionPolicy", "etcdsem", ""]["spec"]["variables"]
+    assert changed == [{"name": "image", "expression": "'r/x:0.1.0'"}, *original[1:]]
     less = installed({"exporter": False, "quota": False})
     assert {kind for kind, _, _ in set(installed()) - set(less)} == {
         *("Deployment", "NetworkPolicy", "ResourceQuota", "Service"),
@@ -117,8 +125,13 @@ def test_limits_as_code() -> None:
 @pytest.mark.parametrize("version", ["1.30", kubernetes_validate.utils.latest_version()])
 def test_it_is_valid(version: str) -> None:
     """Every object, strictly; and Helm finds nothing to complain of."""
-    everything = {"certManager": True, "monitoring": True, "clientNamespaces": ["team-a"]}
-    everything["limits"] = {"semaphores": {"my-api": 5}}
+    everything = {
+        "certManager": True,
+        "annotations": version != "1.30",
+        "monitoring": True,
+        "clientNamespaces": ["team-a"],
+        "limits": {"semaphores": {"my-api": 5}},
+    }
     for one in installed(everything).values():
         if one["kind"] not in NOT_KUBERNETES:
             kubernetes_validate.validate(dict(one), version, strict=True)

@@ -54,6 +54,7 @@ class Authority:
         *,
         hosts: tuple[str, ...] = ("127.0.0.1", "::1", "localhost"),
         expired: bool = False,
+        lasts: datetime.timedelta = DAY,
     ) -> Pair:
         """A certificate for servers and clients alike."""
         key = ec.generate_private_key(ec.SECP256R1())
@@ -66,7 +67,7 @@ class Authority:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - 20 * DAY)
-            .not_valid_after(now - DAY if expired else now + DAY)
+            .not_valid_after(now - DAY if expired else now + lasts)
             .add_extension(x509.SubjectAlternativeName([_host(h) for h in hosts]), critical=False)
             .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
             .sign(self._key, hashes.SHA256())

@@ -1,12 +1,12 @@
 {{- /* Put an object into the release's namespace. */ -}}
 {{- define "etcdsem.place" }}
 {{- $object := index . 0 }}
-{{- if ne $object.kind "PriorityClass" }}
+{{- if not (or (eq $object.kind "PriorityClass") (contains "AdmissionPolicy" $object.kind)) }}
   {{- $ignored := set $object.metadata "namespace" (index . 1) }}
 {{- end }}
 {{- end }}
 
-{{- /* Set the images of an object's containers, and remove etcd's CPU limit. */ -}}
+{{- /* Set the images of an object's containers or of its policy, and remove etcd's CPU limit. */ -}}
 {{- define "etcdsem.change" }}
 {{- $object := index . 0 }}
 {{- $values := index . 1 }}
@@ -15,6 +15,10 @@
 {{- range $container := concat ($pod.initContainers | default list) ($pod.containers | default list) }}
   {{- $image := index $values.images $container.image }}
   {{- $ignored := set $container "image" (printf "%s:%s" $image.repository $image.tag) }}
+{{- end }}
+{{- if eq $object.kind "MutatingAdmissionPolicy" }}
+  {{- $image := printf "%s:%s" $values.images.etcdsem.repository $values.images.etcdsem.tag }}
+  {{- $ignored := set (index $spec.variables 0) "expression" (squote $image) }}
 {{- end }}
 {{- if and (eq $object.kind "StatefulSet") (not $values.cpuLimit) }}
   {{- $ignored := unset (index $pod.containers 0).resources.limits "cpu" }}
