@@ -66,7 +66,7 @@ def run(etcd: EtcdServer, names: int, *, rounds: int, processes: int, expires: i
         if any(user.returncode for user in users):
             raise RuntimeError("a process has failed")
         left.append(keys(etcd) + len(etcd.etcdctl("lease", "list").splitlines()) - 1)
-        etcd.etcdctl("compact", str(status(etcd)["header"]["revision"]))
+        etcd.etcdctl("compact", "--physical", str(status(etcd)["header"]["revision"]))
         etcd.etcdctl("defrag")
         sizes.append(status(etcd)["dbSize"])
         print(
