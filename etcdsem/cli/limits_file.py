@@ -136,7 +136,7 @@ def write_limits(semaphores: Mapping[str, int], rates: Mapping[str, str]) -> str
 
 def _name(name: str) -> str:
     """A name as a key; in quotes if YAML could take it for something else than a text."""
-    plain = re.fullmatch("[A-Za-z][A-Za-z0-9_-]*", name) and name.lower() not in _WORDS
+    plain = re.fullmatch("[A-Za-z][A-Za-z0-9._-]*", name) and name.lower() not in _WORDS
     return name if plain else json.dumps(name)
 
 

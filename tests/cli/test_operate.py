@@ -71,7 +71,7 @@ def test_status_json(etcd: EtcdServer, name: str, used: tuple[Cli, Cli]) -> None
     seen = data(etcd, "status", name)
     assert list(seen) == [
         "name", "limit", "held", "waiting", "revision", "holders", "waiters", "junk",
-        "paused", "rate", "used", "next_free",
+        "paused", "rate", "used", "next_free", "applied", "drift", "expires_in",
     ]  # fmt: skip
     assert (seen["name"], seen["limit"], seen["held"], seen["waiting"]) == (name, 1, 1, 1)
     assert seen["junk"] == []
@@ -186,7 +186,9 @@ def test_ls(etcd: EtcdServer, name: str) -> None:
     since = line.pop("waiting_since")
     assert since.endswith("Z")
     counts = {"held": 1, "waiting": 1, "junk": 0, "overbooked": 0}
-    assert line == {"name": name, "limit": 1, **counts, "paused": None, "rate": None, "used": 1}
+    plain_one = {"paused": None, "rate": None, "used": 1}
+    plain_one |= {"applied": None, "drift": False, "expires": False}
+    assert line == {"name": name, "limit": 1, **counts, **plain_one}
     plain = ran(etcd, "ls").stdout.splitlines()
     assert plain[0].split() == ["NAME", "LIMIT", "HELD", "WAITING"]
     assert [name, "1", "1", "1"] in [one.split() for one in plain]

@@ -31,6 +31,12 @@ def _is_unreadable(view: SemaphoreView, now: float) -> float:
     return view.limit is not None and view.limit.number is None
 
 
+def _is_overridden(view: SemaphoreView, now: float) -> float | None:
+    if view.limit is None or view.applied is None:
+        return None
+    return view.limit.plain != view.applied
+
+
 def _waiting(view: SemaphoreView, now: float) -> float:
     return len(view.waiting)
 
@@ -68,6 +74,11 @@ _SEMAPHORE_NOW: _Families = (
         "paused",
         "1 while an operator has paused it and no lease is granted, else 0.",
         _is_paused,
+    ),
+    (
+        "limit_overridden",
+        "1 if the limit was changed since etcdsem apply set it, else 0. Missing if it never did.",
+        _is_overridden,
     ),
     ("active_leases", "Leases currently held.", lambda view, now: len(view.grants)),
     (
@@ -142,6 +153,11 @@ _RATE_NOW: _Families = (
     ),
     ("unreadable", "1 if the stored value is not a rate, else 0.", _is_unreadable),
     ("paused", "1 while an operator has paused it and nothing is granted, else 0.", _is_paused),
+    (
+        "overridden",
+        "1 if the rate was changed since etcdsem apply set it, else 0. Missing if it never did.",
+        _is_overridden,
+    ),
     (
         "used_starts",
         "Permits in the current period, which count against the limit. A block counts as a whole.",
