@@ -177,6 +177,20 @@ def max_hold_seconds(value: Duration | None, *, what: str = "max_hold") -> float
     return None if math.isinf(number) else number
 
 
+MAX_PAUSE = 365 * 86400.0
+"""Seconds that a pause which ends by itself may last."""
+
+
+def pause_seconds(value: Duration) -> float:
+    """Convert the duration of a pause to seconds. Raises InvalidSetting if it is not positive, or
+    longer than `MAX_PAUSE`.
+    """
+    number = seconds(value, what="duration")
+    if not 0 < number <= MAX_PAUSE:
+        raise InvalidSetting(f"duration must be greater than 0 and at most 365d: {value!r}")
+    return number
+
+
 MAX_LINGER = 1.0
 """Seconds that a released slot may stay with its client."""
 

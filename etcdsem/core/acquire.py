@@ -38,6 +38,7 @@ from etcdsem.core.request import AcquireRequest
 from etcdsem.core.retry import alone_in_group, retry_attempts, sender, sleep, transact
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
+from etcdsem.core.timed_pause import end_before_acquire, end_unnoticed
 from etcdsem.core.transactions import Held
 from etcdsem.core.try_now import granted, try_now
 from etcdsem.core.wait import open_watches, wait_in_queue
@@ -119,7 +120,7 @@ def attempt(
 ) -> Procedure[Grant | None]:
     """One attempt with one lease."""
     session = semaphore.session
-    yield from known_limit(semaphore)
+    yield from end_before_acquire(semaphore, until, once=once)
     yield from refuse_wrong_kind(semaphore, rate=request.rate, until=until)
     if too_heavy(semaphore, request.demand.weight):  # the known limit may be outdated
         learned(semaphore, (yield from transact(session, limit_read(semaphore), until)))
@@ -154,7 +155,10 @@ def _try_first(
     semaphore: SemaphoreState, request: AcquireRequest, lease: TtlLease, until: float, *, once: bool
 ) -> Procedure[Grant | None]:
     """TRY first, since setting up watches takes time; then JOIN unless `once`."""
+    known = semaphore.limit
     grant = yield from try_now(semaphore, request, lease, until, thorough=once)
+    if once and grant is None and (yield from end_unnoticed(semaphore, known, until)):
+        return (yield from try_now(semaphore, request, lease, until, thorough=True))
     if grant is not None or once:
         return grant
     if (yield from open_watches(semaphore, until)):
@@ -236,8 +240,11 @@ def _queued(
     """Record that JOIN has put us in the queue. True if there was room nevertheless."""
     semaphore.queue.set_contended(True)
     waiter.joined(result.created)
-    semaphore.learn(result.limit, revision)
-    return result.limit is not None and result.held + waiter.demand.weight <= result.limit.room
+    limit = result.limit
+    semaphore.learn(limit, revision)
+    if limit is not None and limit.after_pause:
+        return True  # it may be over, and perhaps nobody has noticed
+    return limit is not None and result.held + waiter.demand.weight <= limit.room
 
 
 def _slots_to_try(

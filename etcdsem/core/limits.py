@@ -6,12 +6,15 @@ known limit may be outdated.
 
 from __future__ import annotations
 
+import math
+
 from etcdsem.core import transactions
 from etcdsem.core.commands import Procedure, Txn, TxnReply
 from etcdsem.core.keys import Limit, read_limit
 from etcdsem.core.retry import read, transact
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import SemaphoreClosed, WeightExceedsLimit, WrongKind
+from etcdsem.model import duration_text
 
 
 def semaphore_closed(semaphore: SemaphoreState) -> SemaphoreClosed:
@@ -113,14 +116,16 @@ def known_limit(semaphore: SemaphoreState) -> Procedure[Limit]:
     )
 
 
-def why_full(limit: Limit | None, name: str) -> str:
-    """Why no lease can be granted: a pause, a limit of 0, or one that cannot be read. Empty
-    if leases can be granted.
+def why_full(limit: Limit | None, name: str, wall: float) -> str:
+    """Why no lease can be granted at the time of day `wall`: a pause, a limit of 0, or one that
+    cannot be read. Empty if leases can be granted.
     """
     if limit is None or limit.room:
         return ""
     if limit.pause is not None:
-        return f"it is {limit.pause}; to resume: etcdsem resume {name}"
+        left = limit.pause.left(wall)
+        ends = f", {duration_text(math.ceil(left))} left" if left < math.inf else ""
+        return f"it is {limit.pause}{ends}; to resume: etcdsem resume {name}"
     if limit.number is None:
         return f"its limit in etcd reads {limit.text!r}; to fix it: etcdsem limit {name} 5"
     return f"its limit is 0, which grants nothing; to raise it: etcdsem limit {name} 5"

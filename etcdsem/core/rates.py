@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from etcdsem.core import transactions
@@ -84,6 +85,8 @@ def next_free(seen: Status, wall: float) -> float:
     rate = seen.rate
     if rate is None or not seen.max_leases:
         return math.inf
+    if seen.pause is not None and seen.pause.until is not None:
+        return max(seen.pause.left(wall), next_free(replace(seen, pause=None), wall))
     after = need(rate.period)
     free = seen.max_leases - seen.held - len(seen.waiters)
     if free > 0:

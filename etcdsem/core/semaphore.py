@@ -83,6 +83,10 @@ class SemaphoreState:
                 limit.text,
                 self.keys.max_leases.decode(),
             )
+        if limit.after_pause:
+            self.watches.follow_pause(limit.revision)
+        else:
+            self.watches.forget_pause()
         raised = self.limit is not None and limit.room > self.limit.room
         self.limit = limit
         self.stats.max_leases, self.stats.paused = limit.number, limit.paused

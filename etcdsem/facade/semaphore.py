@@ -21,7 +21,7 @@ from etcdsem.core.request import AcquireRequest
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.drivers.base import Driver
 from etcdsem.errors import AcquireTimeout, InconsistentLimit, ReleasedTooOften
-from etcdsem.facade.client import draining, operator, pausing, resuming
+from etcdsem.facade.client import draining, operator, pausing, penalizing, resuming
 from etcdsem.facade.entered_blocks import EnteredBlocks
 from etcdsem.facade.lease import OWNERS, BaseLease
 from etcdsem.intervals import read_intervals
@@ -92,6 +92,12 @@ class Named:
 
     def _pausing(self, state: SemaphoreState, reason: str | None) -> Procedure[bool]:
         return pausing(state, self.owner or operator(), reason, rate=self._is_rate)
+
+    def _penalizing(
+        self, state: SemaphoreState, duration: Duration, reason: str | None
+    ) -> Procedure[bool]:
+        by = self.owner or operator()
+        return penalizing(state, by, duration, reason, rate=self._is_rate)
 
     def _resuming(self, state: SemaphoreState) -> Procedure[bool]:
         return resuming(state, rate=self._is_rate)
@@ -257,7 +263,7 @@ class BaseSemaphore(Named, Generic[L]):
         return (yield from lease._releasing())
 
     def _no_lease(self, state: SemaphoreState, timeout: Duration | None) -> AcquireTimeout:
-        reason = why_full(state.limit, self.name) or (
+        reason = why_full(state.limit, self.name, state.session.env.wall()) or (
             f"no lease was free {within(timeout)}; to see the holders: etcdsem status {self.name}"
         )
         return AcquireTimeout(f"semaphore {self.name!r}: {reason}")

@@ -24,6 +24,8 @@ While there are no faults:
 About operators and bounds:
 10. While the semaphore is paused nothing is granted (this is 1, with a limit of 0). If a drain
     reports success, the semaphore was paused and empty at some moment after the drain began.
+14. A pause that ends by itself lasts as long as was asked, unless an operator resumes or closes it:
+    until then it stays paused. When it is over, 7 holds again.
 12. A waiter that was evicted stops waiting, and nobody else is told of an eviction.
 11. Nobody relies on a grant for longer than its max_hold, or loses it for that reason any sooner;
     when it is over, and there are no faults, the slot is freed soon.
@@ -98,6 +100,11 @@ class Checker:
         self.limit = 0
         self.number: int | None = None  # the stored number, paused or not; None: not registered
         self.paused = False
+        self.timed = False  # paused until its key is gone
+        self.key_there = False  # is the key of a timed pause there?
+        self.penalized_until = -math.inf  # nothing may be granted before that
+        self._was_timed = False
+        self._resumed_at = -math.inf
         self.bounds: dict[tuple[int, int], float] = {}  # by slot and token, on its client's clock
         self.granted_at: dict[bytes, float] = {}
         self.leases: dict[tuple[int, int], int] = {}  # of grants, by slot and token
@@ -141,6 +148,8 @@ class Checker:
                 continue
             if kv.key == keys.max_leases:
                 self._limit_changed(kv if event.kind == "put" else None)
+            elif kv.key == keys.paused:
+                self.key_there = event.kind == "put"
             elif kv.key.startswith(keys.leases) and slot_number(keys, kv.key) is not None:
                 before = self.slots.pop(kv.key, None)
                 if event.kind == "put":
@@ -157,6 +166,7 @@ class Checker:
                     self._check_lease(kv)
                 elif gone is not None:
                     left[gone.lease] = gone
+        self._check_timed(revision)
         if hand:
             self.tampered = self.tampered or bool(granted)
         else:
@@ -181,9 +191,35 @@ class Checker:
         self.limits_changed = self.limits_changed or self.number not in (None, number)
         self.number, self.limit = number, limit.room if limit else 0
         self.paused = limit is not None and limit.paused
+        self.timed = limit is not None and limit.after_pause != b""
         self._limits.append((self.world.now, self.limit))
         if self._closed or kv is None:
             self._closed, self._closed_until = kv is None, self.world.now
+
+    # -- pauses that end by themselves
+
+    def penalized(self, began: float, seconds: float) -> None:
+        """A program, which asked at `began`, was told that it is paused for so many seconds. Its
+        clock and etcd's differ.
+        """
+        if self._resumed_at <= began:
+            self.penalized_until = max(self.penalized_until, began + 0.985 * seconds)
+
+    def _check_timed(self, revision: Revision) -> None:
+        keys = self.keys
+        kinds = {event.kv.key: event.kind for event in revision.events}
+        if keys.max_leases in kinds and not self.timed:
+            was, self._was_timed = self._was_timed, False
+            ended = was and not self.world.by_operator
+            by_itself = ended and keys.paused not in kinds
+            self.world.counters["pauses that ended by themselves"] += by_itself
+            if ended and self.key_there:
+                self.world.fail("a pause was ended, and its time is not over")
+            if self.world.by_operator or kinds.get(keys.paused) == "delete" or not self.number:
+                self._resumed_at, self.penalized_until = self.world.now, -math.inf
+        self._was_timed = self.timed
+        if self.world.now < self.penalized_until and not (self.paused or self._closed):
+            self.world.fail(f"not paused any more before {self.penalized_until:.3f}")
 
     def _ended(self, before: KeyValue, hand: bool) -> None:
         slot = slot_number(self.keys, before.key)
@@ -319,8 +355,9 @@ class Checker:
 
     def _room(self) -> int:
         """Number of free slots."""
-        free = sum(self.keys.slot(slot) not in self.slots for slot in range(self.limit))
-        return max(0, min(free, self.limit - len(self.slots)))
+        limit = (self.number or 0) if self.timed and not self.key_there else self.limit
+        free = sum(self.keys.slot(slot) not in self.slots for slot in range(limit))
+        return max(0, min(free, limit - len(self.slots)))
 
     def _next_wants(self) -> int:
         """How many slots must be free so that somebody must be served."""

@@ -65,6 +65,9 @@ class Run:
                 checker.bound += options.reread[1]
                 checker.told_bound += options.reread[1]
                 checker.left_out_bound += options.reread[1]
+        self.world.on_penalized = lambda name, began, seconds: self.checkers[name].penalized(
+            began, seconds
+        )
         self.world.on_drained = lambda name, client, began: self.checkers[name].told_drained(
             client, began
         )

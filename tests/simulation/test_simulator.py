@@ -94,6 +94,8 @@ NON_VACUOUS = (
     "paused by operators",
     "paused in quiet times",
     "drained",
+    "paused for a time",
+    "pauses that ended by themselves",
     "held for too long",
     "waiters turned away",
     "told that it is evicted",

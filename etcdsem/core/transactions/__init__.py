@@ -12,6 +12,7 @@
     LEAVE       leave the queue; UNCONTEND if that emptied it
     EVICT       end one lease, by an operator
     REGISTER, RESIZE, PAUSE, RESUME, CLOSE
+    PENALIZE    pause until an etcd lease ends; UNPAUSE, by whoever finds that it has ended
 
 1. Each is right whenever it lands, however late: its conditions are checked then.
 2. Never more than the limit: a slot changes from free to held only if the limit's revision is the
@@ -37,10 +38,13 @@ from __future__ import annotations
 from etcdsem.core.transactions.admin import (
     change_limit,
     close,
+    end_timed_pause,
     evict_permit,
     evict_slot,
     evict_waiter,
     evicted,
+    pause_read,
+    penalize,
     register,
     snapshot,
 )
@@ -117,6 +121,7 @@ __all__ = [
     "close",
     "drop",
     "end_priorities",
+    "end_timed_pause",
     "evict_permit",
     "evict_slot",
     "evict_waiter",
@@ -129,6 +134,8 @@ __all__ = [
     "look_at_all",
     "pass_all",
     "pass_on",
+    "pause_read",
+    "penalize",
     "read_all_looks",
     "read_batch",
     "read_join",
