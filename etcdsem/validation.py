@@ -103,6 +103,13 @@ def check_weight(weight: Any) -> int:
     return number
 
 
+def check_max_waiting(number: int | None) -> int | None:
+    """Return it if it is None or a whole number from 0 up, else raise InvalidSetting."""
+    if number is None or (isinstance(number, int) and not isinstance(number, bool) and number >= 0):
+        return number
+    raise InvalidSetting(f"max_waiting must be None or a whole number from 0 up, not {number!r}")
+
+
 def check_priority(priority: Any) -> int:
     """Return `priority` as an int if it is a valid priority, else raise InvalidSetting."""
     if isinstance(priority, bool) or not hasattr(priority, "__index__"):

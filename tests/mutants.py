@@ -187,6 +187,20 @@ MUTANTS: tuple[Mutant, ...] = (
         "api/test_linger.py::test_asyncio_in_memory",
     ),
     Mutant(
+        "more callers wait than may",
+        "core/acquire.py",
+        "        over = request.max_waiting is not None and result.waiting > request.max_waiting",
+        "        over = False",
+        "api/test_max_waiting.py::test_one_too_many_is_refused_at_once",
+    ),
+    Mutant(
+        "a caller is refused although there is a place in the queue by the time that it leaves",
+        "core/wait.py",
+        "if grant is None and waiting >= most:",
+        "if grant is None:",
+        "api/test_max_waiting.py::test_a_place_that_comes_while_one_leaves",
+    ),
+    Mutant(
         "a timed pause is ended although its key is there",
         "core/transactions/admin.py",
         '(limit_is(keys, limit), Compare(keys.paused, "create", "=", 0)),',

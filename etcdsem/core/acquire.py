@@ -26,6 +26,7 @@ from etcdsem.core.limits import (
     known_limit,
     learned,
     limit_read,
+    queue_full,
     refuse_too_heavy,
     refuse_wrong_kind,
     semaphore_closed,
@@ -41,9 +42,9 @@ from etcdsem.core.session import Session
 from etcdsem.core.timed_pause import end_before_acquire, end_unnoticed
 from etcdsem.core.transactions import Held
 from etcdsem.core.try_now import granted, try_now
-from etcdsem.core.wait import open_watches, wait_in_queue
+from etcdsem.core.wait import leave_full_queue, open_watches, wait_in_queue
 from etcdsem.core.waiters import LocalWaiter
-from etcdsem.errors import EtcdSemError
+from etcdsem.errors import EtcdSemError, QueueFull
 
 STARVED = 0.8
 """Seconds for which an acquire retries when threads cannot be started."""
@@ -120,12 +121,14 @@ def attempt(
 ) -> Procedure[Grant | None]:
     """One attempt with one lease."""
     session = semaphore.session
-    yield from end_before_acquire(semaphore, until, once=once)
+    if semaphore.limit is None or semaphore.limit.after_pause:
+        yield from end_before_acquire(semaphore, until, once=once)
     yield from refuse_wrong_kind(semaphore, rate=request.rate, until=until)
     if too_heavy(semaphore, request.demand.weight):  # the known limit may be outdated
         learned(semaphore, (yield from transact(session, limit_read(semaphore), until)))
         refuse_too_heavy(semaphore, request.demand.weight)
-    join = semaphore.watches.ready and not once
+    tries = once or request.max_waiting == 0
+    join = semaphore.watches.ready and not tries
     lease = yield from take_lease(session.leases, request.ttl)
     lease.refresh = min(request.refresh, lease.ttl / 2)
     try:
@@ -135,12 +138,14 @@ def attempt(
         if join:
             grant = yield from _join(semaphore, request, lease, until, look=False)
         else:
-            grant = yield from _try_first(semaphore, request, lease, until, once=once)
+            grant = yield from _try_first(semaphore, request, lease, until, once=tries)
+        if grant is None and tries and not once:
+            raise queue_full(semaphore, 0)
         if grant is None:
             session.leases.give_back(lease)
         return grant
-    except (NotApplied, AccessDenied):
-        session.leases.give_back(lease)  # nothing was written
+    except (NotApplied, AccessDenied, QueueFull):
+        session.leases.give_back(lease)  # nothing was written, or it has left the queue
         raise
     except Exception:
         session.leases.revoke_later(lease)
@@ -209,6 +214,7 @@ def _join(
         env.wall(),
         queue_up=True,
         demand=request.demand,
+        count=request.max_waiting is not None,
     )
     waiter = LocalWaiter(lease, who, env.mailbox(), env.now(), request.demand)
     semaphore.waiters.enter(waiter)  # before JOIN: the grant message may overtake JOIN's answer
@@ -224,14 +230,30 @@ def _join(
             semaphore.learn(None, reply.revision)
             raise semaphore_closed(semaphore)
         room = _queued(semaphore, waiter, result, reply.revision) or look
-        if request.on_wait is not None:
-            env.call(request.on_wait, "on_wait")
+        over = request.max_waiting is not None and result.waiting > request.max_waiting
         del reply, result, slots
-        return (yield from wait_in_queue(semaphore, waiter, until, room=room))
+        return (yield from _stay(semaphore, waiter, request, until, room=room, over=over))
     finally:
         semaphore.waiters.exit(waiter)
         if lease.on_lost is not None and lease.id not in semaphore.grants:
             lease.on_lost = None
+
+
+def _stay(
+    semaphore: SemaphoreState,
+    waiter: LocalWaiter,
+    request: AcquireRequest,
+    until: float,
+    *,
+    room: bool,
+    over: bool,
+) -> Procedure[Grant | None]:
+    """Wait in the queue; or leave it at once, if more wait than may (`over`)."""
+    if over and request.max_waiting is not None:
+        return (yield from leave_full_queue(semaphore, waiter, request.max_waiting))
+    if request.on_wait is not None:
+        semaphore.session.env.call(request.on_wait, "on_wait")
+    return (yield from wait_in_queue(semaphore, waiter, until, room=room))
 
 
 def _queued(

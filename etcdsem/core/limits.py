@@ -13,7 +13,7 @@ from etcdsem.core.commands import Procedure, Txn, TxnReply
 from etcdsem.core.keys import Limit, read_limit
 from etcdsem.core.retry import read, transact
 from etcdsem.core.semaphore import SemaphoreState
-from etcdsem.errors import SemaphoreClosed, WeightExceedsLimit, WrongKind
+from etcdsem.errors import QueueFull, SemaphoreClosed, WeightExceedsLimit, WrongKind
 from etcdsem.model import duration_text
 
 
@@ -22,6 +22,16 @@ def semaphore_closed(semaphore: SemaphoreState) -> SemaphoreClosed:
     return SemaphoreClosed(
         f"semaphore {semaphore.name!r} is not known: it was closed, or never registered "
         f"(there is no key {semaphore.keys.max_leases.decode()})"
+    )
+
+
+def queue_full(semaphore: SemaphoreState, most: int) -> QueueFull:
+    """The error for a caller that is not let into the queue, which is counted."""
+    semaphore.stats.refused += 1
+    what = f"{most} or more callers are waiting" if most else "it is full"
+    return QueueFull(
+        f"{semaphore.name!r}: {what}, and max_waiting is {most}; to see who holds and who waits: "
+        f"etcdsem status {semaphore.name}"
     )
 
 

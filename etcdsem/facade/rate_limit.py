@@ -13,7 +13,7 @@ from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import InvalidSetting
 from etcdsem.facade.semaphore import Named, register_rate
 from etcdsem.model import Denied, Duration, Permit, Status
-from etcdsem.validation import make_rate
+from etcdsem.validation import check_max_waiting, make_rate
 
 
 class BaseRateLimit(Named):
@@ -31,6 +31,7 @@ class BaseRateLimit(Named):
         labels: Mapping[str, str] | None,
         prefix: str | None,
         owner: str | None,
+        max_waiting: int | None,
     ) -> None:
         super().__init__(name, labels=labels, prefix=prefix, owner=owner)
         if (limit is None) != (period is None):
@@ -40,6 +41,7 @@ class BaseRateLimit(Named):
             )
         self.wanted = None if limit is None or period is None else make_rate(limit, period, block)
         self._any_block = block is None
+        self.max_waiting = check_max_waiting(max_waiting)
 
     def __repr__(self) -> str:
         return f"<{self._package}.RateLimit {self.name!r}, {self.wanted or 'as registered'}>"
@@ -52,7 +54,7 @@ class BaseRateLimit(Named):
     ) -> Procedure[Permit | None]:
         until = math.inf if timeout is None else state.session.env.now() + timeout
         identity = state.session.identity(self.owner, self.labels)
-        request = rates.permit_request(identity, on_wait)
+        request = rates.permit_request(identity, on_wait, self.max_waiting)
         granted = yield from rates.start(state, request, until, once=timeout == 0)
         return Permit(granted.waited) if granted is not None else None
 

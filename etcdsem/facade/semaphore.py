@@ -28,6 +28,7 @@ from etcdsem.intervals import read_intervals
 from etcdsem.model import Duration, Rate, Status, duration_text
 from etcdsem.validation import (
     check_limit,
+    check_max_waiting,
     check_name,
     check_prefix,
     check_priority,
@@ -123,6 +124,7 @@ class BaseSemaphore(Named, Generic[L]):
         max_hold: Duration | None,
         rate: str | None,
         linger: Duration | None,
+        max_waiting: int | None,
     ) -> None:
         self.max_leases = None if max_leases is None else check_limit(max_leases)
         super().__init__(
@@ -137,6 +139,7 @@ class BaseSemaphore(Named, Generic[L]):
         self.max_hold = max_hold_seconds(max_hold)
         self.rate = None if rate is None else read_rate(rate)
         self.linger = linger_seconds(linger)
+        self.max_waiting = check_max_waiting(max_waiting)
         self._any_block = rate is None or rate.count("/") == 1
         if self.rate is not None:
             check_name(self._rate_name)
@@ -223,6 +226,7 @@ class BaseSemaphore(Named, Generic[L]):
             demand,
             self.max_hold,
             self.linger,
+            max_waiting=self.max_waiting,
         )
 
     def _list(self, grant: Grant, lease_of: Callable[[Grant], L]) -> L:

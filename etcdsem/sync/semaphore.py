@@ -51,6 +51,8 @@ class Semaphore(LeasingSemaphore):
             programs that acquire and release many times a second. In etcd the slot stays held, and
             its fencing token stays the same. It is given back at once when anybody waits, and at
             the latest at the first release 1 s after etcd granted it. None: given back at once.
+        max_waiting: how many callers may wait in the queue, on all machines together; one that
+            would wait beyond them gets `QueueFull` at once. 0: never wait. None: any number.
 
     Raises:
         InconsistentLimit: another limit is registered, or one that cannot be read.
@@ -78,6 +80,7 @@ class Semaphore(LeasingSemaphore):
         max_hold: Duration | None = None,
         rate: str | None = None,
         linger: Duration | None = None,
+        max_waiting: int | None = None,
     ) -> None:
         check_dask_arguments(register, scheduler_rpc)
         self._bind(client, register=register)
@@ -94,6 +97,7 @@ class Semaphore(LeasingSemaphore):
             max_hold=max_hold,
             rate=rate,
             linger=linger,
+            max_waiting=max_waiting,
         )
         self._register_now()
 
@@ -123,6 +127,7 @@ class Semaphore(LeasingSemaphore):
 
         Raises:
             SemaphoreClosed: the semaphore is not registered (any more).
+            QueueFull: as many as `max_waiting` wait already.
             Evicted: an operator removed this waiter (`evict`).
             WeightExceedsLimit: `weight` exceeds the limit, or a limit lowered meanwhile (not 0).
             EtcdUnavailable: etcd was unreachable for the whole timeout; without one, for the

@@ -718,3 +718,16 @@ def test_drain_on_a_terminal(
     job.send(signal.SIGTERM)
     assert screen.end() == 0
     assert "paused and drained" in screen.seen
+
+
+# ---------------------------------------------------------------- a bounded queue
+
+
+def test_max_waiting(etcd: EtcdServer, name: str, used: tuple[Cli, Cli]) -> None:
+    """One holds and one waits: the next is refused at once, with code 75 or that of -E."""
+    for code, more in ((75, []), (9, ["-E", "9"])):
+        done = ran(etcd, "run", name, "--max-waiting", "1", *more, "--", "echo", "ran")
+        assert (done.returncode, done.stdout) == (code, "")
+        assert re.fullmatch(rf"etcdsem: '{name}': 1 or more callers are waiting.*\n", done.stderr)
+    assert used[1].process.poll() is None
+    assert ran_here(etcd, "run", name, "--max-waiting", "-1", "true").returncode == 64

@@ -541,8 +541,9 @@ def test_leave_both_ways(table: Table) -> None:
     """Gone from the line; or granted meanwhile, and then the grant message is brought."""
     mine, _ = table.hold(), table.hold()
     leaver, stays = table.wait(), table.wait()
-    left, message, empty = tx.read_leave(table.do(tx.leave(table.keys, leaver.who, leaver.created)))
-    assert (left, message, empty) == (True, None, False)
+    reply = table.do(tx.leave(table.keys, leaver.who, leaver.created))
+    left, message, waiting = tx.read_leave(reply)
+    assert (left, message, waiting) == (True, None, 1)
     table.do(tx.pass_on(table.keys, mine, table.limit, (stays,), 1, 0.0))
     left, message, _ = tx.read_leave(table.do(tx.leave(table.keys, stays.who, stays.created)))
     assert not left

@@ -30,6 +30,10 @@ About operators and bounds:
 11. Nobody relies on a grant for longer than its max_hold, or loses it for that reason any sooner;
     when it is over, and there are no faults, the slot is freed soon.
 
+About a bounded queue (`max_waiting`):
+15. A caller is refused only if at some moment of its call as many as may wait were in the queue
+    beside it (with 0: if it was full). No more than may wait stay there for longer than an instant.
+
 About slots that stay with their client after a release (`linger`):
 13. Such a slot is given again only to its client, when the former caller no longer relies on it,
     for about `MAX_TENURE` at most, and not while somebody has been waiting for longer than news
@@ -113,6 +117,11 @@ class Checker:
         self._waited_since = math.inf
         self._drained = False  # paused and empty
         self._drained_until = -1.0
+        self.max_waiting = math.inf  # the bound that all callers have
+        self._queue: dict[bytes, float] = {}  # all keys in the queue, junk too, and since when
+        self._crowded = dict.fromkeys(range(2, 6), False)
+        """By number: true while so many keys are in the queue."""
+        self._crowded_until = dict.fromkeys(self._crowded, -1.0)
         self.beliefs: dict[tuple[int, int], Belief] = {}  # by slot and token
         self.evicted: dict[tuple[int, int], float] = {}  # beliefs ended by an operator, and when
         self.by_hand: set[tuple[bytes, int]] = set()  # slot keys and tokens an operator ended
@@ -160,6 +169,10 @@ class Checker:
             elif event.kind == "put" and read_eviction(kv.value):
                 self.turned_away[addressee(keys, kv.key)] = self.world.now
             elif keys.waiters <= kv.key < keys.waiters_end:
+                if event.kind == "put":
+                    self._queue.setdefault(kv.key, self.world.now)
+                else:
+                    self._queue.pop(kv.key, None)
                 gone = self.waiters.pop(kv.key, None)
                 if event.kind == "put" and kv.key.endswith(b"/%016x" % kv.lease) and kv.lease:
                     self.waiters[kv.key] = kv
@@ -184,6 +197,7 @@ class Checker:
             self._waited_since = self.world.now
         self._note_idle()
         self._note_drained()
+        self._note_crowded()
 
     def _limit_changed(self, kv: KeyValue | None) -> None:
         limit = read_limit(kv) if kv else None
@@ -440,6 +454,31 @@ class Checker:
         if not self._full[weight] and self._full_until[weight] < asked:
             self.world.fail(f"client {client.number} was told that it is full, which it was not")
 
+    def _note_crowded(self) -> None:
+        for number, was in self._crowded.items():
+            crowded = len(self._queue) >= number
+            if was or crowded:
+                self._crowded[number], self._crowded_until[number] = crowded, self.world.now
+
+    def told_refused(self, client: SimClient, asked: float, most: int, weight: int) -> None:
+        """A caller, which asked at `asked`, was told that `most` wait already."""
+        self.world.counters["refused by a full queue"] += 1
+        if most == 0:
+            self.told_full(client, asked, weight)
+        elif not self._crowded[most + 1] and self._crowded_until[most + 1] < asked:
+            self.world.fail(f"client {client.number} was refused, but fewer than {most} waited")
+
+    def _check_crowd(self) -> None:
+        """Check that no more wait than may: an instant is what it takes to leave."""
+        since = max(self.calm_since, self.world.now - 1.0)
+        stay = [
+            key for key, joined in self._queue.items() if joined < since and key in self.waiters
+        ]
+        if self.world.now > self.calm_since + 1.0 and len(stay) > self.max_waiting:
+            owners = [self.world.owners.get(self.waiters[key].lease) for key in stay]
+            if sum(one is not None and one.fine for one in owners) > self.max_waiting:
+                self.world.fail(f"{len(stay)} wait, and {self.max_waiting} may")
+
     def told_too_heavy(self, client: SimClient, asked: float, weight: int) -> None:
         """A caller, which asked at `asked`, was told that the limit is lower than its weight."""
         self.world.counters["told that it is too heavy"] += 1
@@ -482,6 +521,7 @@ class Checker:
         self.check_idle()
         self._check_bounds()
         self._check_waiting()
+        self._check_crowd()
         now = self.world.now
         for key, moment in self.evicted.items():
             belief = self.beliefs.get(key)

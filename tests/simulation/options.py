@@ -101,6 +101,8 @@ class Options:
     """The fraction of acquires that are eager."""
     linger: float = 0.0
     """Seconds for which half of the acquires let a released slot stay with their client."""
+    max_waiting: int | None = None
+    """How many callers may wait; None: any number."""
     shared: bool = False
     """Most workers of a client share one semaphore object, and release any lease of it."""
 
@@ -110,7 +112,10 @@ class Options:
         shared = Random(f"what they share, {seed}").random() < 0.2
         options = replace(cls._themed(seed), shared=shared)
         options = options._penalizing(Random(f"who penalizes, {seed}"))
-        return options._lingering(Random(f"who lingers, {seed}"))
+        options = options._lingering(Random(f"who lingers, {seed}"))
+        bounded = Random(f"how many may wait, {seed}")
+        most = bounded.choice((0, 1, 2, 4)) if bounded.random() < 0.1 else None
+        return replace(options, max_waiting=most)
 
     def _lingering(self, rng: Random) -> Options:
         """The same options, in some runs with callers that come again so soon that slots stay."""

@@ -95,6 +95,7 @@ NON_VACUOUS = (
     "paused in quiet times",
     "drained",
     "paused for a time",
+    "refused by a full queue",
     "pauses that ended by themselves",
     "held for too long",
     "waiters turned away",
