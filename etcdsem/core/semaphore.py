@@ -84,7 +84,7 @@ class SemaphoreState:
                 self.keys.max_leases.decode(),
             )
         if limit.after_pause:
-            self.watches.follow_pause(limit.revision)
+            self.watches.follow_pause(at)
         else:
             self.watches.forget_pause()
         raised = self.limit is not None and limit.room > self.limit.room
