@@ -110,7 +110,7 @@ class Junk:
 
 @dataclass(frozen=True)
 class Pause:
-    """A paused semaphore: no lease is granted until it is resumed, or the back-off is over."""
+    """A paused semaphore: no lease is granted until it is resumed, or over."""
 
     by: str
     """Who paused it; empty if only the word was written to etcd by hand."""
@@ -118,11 +118,11 @@ class Pause:
     """When it was paused, by the clock of the machine that paused it."""
     reason: str = ""
     until: datetime | None = None
-    """When a back-off is over, by the clock of the machine that began it; etcd ends it by its own
+    """When it ends by itself, by the clock of the machine that paused it; etcd ends it by its own
     clock. None for a pause that lasts until it is resumed."""
 
     def left(self, wall: float) -> float:
-        """Seconds until a back-off is over, at the time of day `wall`: 0 if it is, and infinite for
+        """Seconds until it is over, at the time of day `wall`: 0 if it is, and infinite for
         a pause that lasts until it is resumed.
         """
         return math.inf if self.until is None else max(0.0, self.until.timestamp() - wall)

@@ -107,7 +107,7 @@ def pause(
     semaphore: SemaphoreState, by: str, reason: str | None, *, rate: bool | None = None
 ) -> Procedure[Change]:
     """PAUSE: grant no lease until the semaphore is resumed. A paused one is left unchanged, unless
-    it is a back-off.
+    its pause ends by itself.
 
     `rate`: whether it must be a rate limit, else WrongKind is raised; None accepts both kinds.
     """
@@ -241,7 +241,7 @@ def penalize(
 
 def _lasts(session: Session, limit: Limit, marks: Sequence[KeyValue]) -> Procedure[float]:
     """Seconds that a pause lasts at least: etcd answers in whole seconds, rounded down. `marks`:
-    the key of a back-off.
+    the key of a timed pause, if it is there.
     """
     if not limit.paused or (limit.after_pause and not marks):
         return 0.0

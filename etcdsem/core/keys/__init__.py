@@ -1,7 +1,7 @@
 """The keys under ``<prefix>/<name>/`` in etcd, and how their values are written and read.
 
     max_leases               the limit, plain text: 5, 5 paused by ..., 100/1m (a rate limit)
-    max_leases_paused        exists during a back-off; the etcd lease that ends it is attached
+    max_leases_paused        exists during a timed pause; attached to the etcd lease that ends it
     leases/<slot>            a holder's record; attached to the holder's etcd lease
     permits/<slot>           the record of a permit (rate limits only); has no etcd lease
     waiters/<client>/<lease> a waiter's record; attached to the waiter's etcd lease

@@ -82,7 +82,7 @@ def write_paused(
     kv: KeyValue, by: str, wall: float, reason: str | None, until: float | None = None
 ) -> bytes:
     """The value of ``max_leases`` with this pause instead of any other: by whom, when (`wall`),
-    why, and until when if it is a back-off.
+    why, and until when if it ends by itself.
     """
     note = f"paused by {by} since {timestamp(wall)}"
     note += f" until {timestamp(until)}" if until is not None else ""

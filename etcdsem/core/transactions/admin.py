@@ -40,7 +40,7 @@ def change_limit(keys: Keys, revision: int, value: bytes, *, timed: bool = False
 
 
 def penalize(keys: Keys, revision: int, value: bytes, lease: int) -> Txn:
-    """PENALIZE: the same with a back-off, which lasts as long as the lease. Failure returns what
+    """PENALIZE: the same with a timed pause, which lasts as long as the lease. Failure returns what
     `pause_read` reads.
     """
     return Txn(
@@ -51,12 +51,12 @@ def penalize(keys: Keys, revision: int, value: bytes, lease: int) -> Txn:
 
 
 def pause_read(keys: Keys) -> Txn:
-    """Read the limit, and the key of its back-off."""
+    """Read the limit, and the key of a timed pause."""
     return Txn((), (Range(keys.max_leases), Range(keys.paused)))
 
 
 def end_timed_pause(keys: Keys, limit: Limit) -> Txn:
-    """UNPAUSE: write the limit back if this back-off is over, which is when etcd has ended the
+    """UNPAUSE: write the limit back if this timed pause is over, which is when etcd has ended the
     lease of its key. Failure returns the current value.
     """
     return Txn(
