@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 from etcdsem.errors import InvalidName, InvalidSetting
-from etcdsem.model import Duration, Rate
+from etcdsem.model import Duration, Rate, duration_text
 
 MAX_LIMIT = 99_999  # slots are written with five digits, and one number must stay above them
 
@@ -210,6 +210,35 @@ def linger_seconds(value: Duration | None, *, what: str = "linger") -> float:
     if not 0 <= number <= MAX_LINGER:
         raise InvalidSetting(f"{what} must be from 0 to 1s: {value!r}")
     return number
+
+
+MIN_EXPIRES = 600.0
+"""Seconds that a name without users must stay at least. Programs may be suspended for minutes, and
+a leader of etcd that was stopped for longer than a lease's TTL ends the lease when it resumes."""
+
+UNNAMED_EXPIRES = 86400
+"""Seconds after which a semaphore without a given name expires by default."""
+
+
+def expires_seconds(value: Duration | None, *, period: float = 0.0, what: str = "expires") -> int:
+    """Convert expires, the time for which a name stays that nobody uses, to whole seconds, rounded
+    up; None or infinity means for good, and is 0. Raises InvalidSetting if it is shorter than
+    `MIN_EXPIRES`, or than two periods of a rate limit.
+    """
+    number = math.inf if value is None else seconds(value, what=what)
+    if number == math.inf:
+        return 0
+    if not MIN_EXPIRES <= number <= MAX_LEASE_TIMEOUT:
+        raise InvalidSetting(
+            f"{what} must be from {duration_text(MIN_EXPIRES)} to {MAX_LEASE_TIMEOUT}s, not "
+            f"{value!r}"
+        )
+    if number < 2 * period:
+        raise InvalidSetting(
+            f"{what} must be at least two periods of the rate limit, {duration_text(2 * period)}, "
+            f"not {value!r}"
+        )
+    return math.ceil(number)
 
 
 def warning_ahead(max_hold: float) -> float:

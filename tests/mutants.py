@@ -102,7 +102,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a late PASS hands over another holder's slot",
         "core/transactions/give.py",
-        "            slot_is_mine(keys, mine.slot, mine.token),\n",
+        "        slot_is_mine(keys, mine.slot, mine.token),\n",
         "",
         "core/test_transactions.py::test_handing_over_late_leaves_the_next_holder_alone",
     ),
@@ -131,8 +131,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "PASS grants a slot while one above the limit is held",
         "core/transactions/give.py",
-        "            no_surplus(keys, limit),\n            priorities_are",
-        "            priorities_are",
+        "        no_surplus(keys, limit),\n        priorities_are",
+        "        priorities_are",
         "core/test_transactions.py::test_pass_with_somebody_above_the_limit_passes_nothing",
     ),
     Mutant(
@@ -222,6 +222,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "scenarios/test_scenarios.py::test_on_the_simulator",
     ),
     Mutant(
+        "the end of a timed pause makes a name stay",
+        "core/transactions/admin.py",
+        "limit.after_pause, limit.lease)",
+        "limit.after_pause)",
+        "operators/test_timed_pause.py::test_a_name_that_expires_still_does",
+    ),
+    Mutant(
         "a shorter pause replaces a longer one",
         "core/admin.py",
         "    return max(0.0, left or 0.0)",
@@ -262,6 +269,42 @@ MUTANTS: tuple[Mutant, ...] = (
         "            if usable and _alike(kept.request, request):",
         "            if usable:",
         "api/test_linger.py::test_another_request_takes_another_slot",
+    ),
+    # ------------------------------------------------------------ names that expire
+    Mutant(
+        "the marks of a name that expires have no lease, and stay behind",
+        "core/transactions/conditions.py",
+        "    if not lease:\n        return Put(key, HERE)\n    same",
+        "    return Put(key, HERE)\n    same",
+        "api/test_expires.py::test_it_leaves_with_everything",
+    ),
+    Mutant(
+        "records of permits have no lease, and stay behind",
+        "core/transactions/permit.py",
+        "Put(keys.permit(slot), permit, name_lease)",
+        "Put(keys.permit(slot), permit)",
+        "api/test_expires.py::test_it_leaves_with_everything",
+    ),
+    Mutant(
+        "a resize makes a name stay",
+        "core/admin.py",
+        "written, kv.lease, timed=timed)",
+        "written, timed=timed)",
+        "api/test_expires.py::test_changes_keep_the_lease_and_etcdctl_ends_it",
+    ),
+    Mutant(
+        "prune does not compare that nobody holds or waits",
+        "core/transactions/admin.py",
+        '"mod", "=", limit.mod_revision), *unused(keys)]',
+        '"mod", "=", limit.mod_revision)]',
+        "core/test_transactions.py::test_expire_leaves_alone_what_is_used",
+    ),
+    Mutant(
+        "apply overwrites what has changed since it was compared",
+        "core/transactions/admin.py",
+        "return Txn(seen, (*puts, Put(keys.applied, text)), limits_as_set(keys))",
+        "return Txn((), (*puts, Put(keys.applied, text)), limits_as_set(keys))",
+        "cli/test_apply.py::test_a_plan_that_is_overtaken_changes_nothing",
     ),
     # ------------------------------------------------------------ decisions
     Mutant(
@@ -487,6 +530,50 @@ MUTANTS: tuple[Mutant, ...] = (
         "start=at + 1, only",
         "only",
         "core/test_semaphore_state.py::test_who_stands_in_the_way_is_watched",
+    ),
+    Mutant(
+        "two programs that take turns read the queue at each hand-over",
+        "core/queue_view.py",
+        "        self.expect(waiter if again else None)\n",
+        "",
+        "api/test_cost.py::test_two_programs_that_take_turns_read_nothing",
+    ),
+    Mutant(
+        "a release hands over to the expected waiter although it wants several slots",
+        "core/transactions/conditions.py",
+        '        Compare(key, "value", "<", 0, value=start + b":"),  # which is above all digits\n',
+        "",
+        "core/test_transactions.py::"
+        "test_clear_passes_to_the_expected_waiter_only_if_it_waits_alone",
+    ),
+    Mutant(
+        "a release hands over to the expected waiter although others wait",
+        "core/transactions/conditions.py",
+        '        Compare(keys.waiters, "lease", "=", waiter.lease, end=keys.waiters_end),\n',
+        "",
+        "core/test_transactions.py::"
+        "test_clear_passes_to_the_expected_waiter_only_if_it_waits_alone",
+    ),
+    Mutant(
+        "a waiter of the client that hands over waits for the watch",
+        "core/release_steps.py",
+        "    semaphore.watches.handed_over(after, held.slots, reply.revision)\n",
+        "",
+        "api/test_cost.py::test_a_hand_over_within_a_client_needs_no_event",
+    ),
+    Mutant(
+        "waiters of the client that hands over several slots wait for the watch",
+        "core/slots.py",
+        "                if done:\n",
+        "                if not done:\n",
+        "api/test_cost.py::test_a_hand_over_within_a_client_needs_no_event",
+    ),
+    Mutant(
+        "waiters of the client that fills free slots wait for the watch",
+        "core/reconcile.py",
+        "in step.pairs if reply.succeeded else ():",
+        "in ():",
+        "api/test_cost.py::test_a_fill_within_a_client_needs_no_event",
     ),
     Mutant(
         "the watch on one who stands in the way outlives the others",

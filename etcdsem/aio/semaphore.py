@@ -54,6 +54,10 @@ class Semaphore(LeasingSemaphore):
             the latest at the first release 1 s after etcd granted it. None: given back at once.
         max_waiting: how many callers may wait in the queue, on all machines together; one that
             would wait beyond them gets `QueueFull` at once. 0: never wait. None: any number.
+        expires: a new name leaves etcd when nobody has used it for this long (to within a minute),
+            at least 10 minutes: ``"7d"``. Holders, waiters and calls of acquire use it. An object
+            that finds it gone registers it again. None: it stays, and a generated name expires
+            after a day.
 
     Raises:
         InconsistentLimit: another limit is registered, or one that cannot be read.
@@ -82,9 +86,9 @@ class Semaphore(LeasingSemaphore):
         rate: str | None = None,
         linger: Duration | None = None,
         max_waiting: int | None = None,
+        expires: Duration | None = None,
     ) -> None:
-        check_dask_arguments(register, scheduler_rpc)
-        self._bind(client, register=register)
+        self._bind(client, register=check_dask_arguments(register, scheduler_rpc))
         super().__init__(
             max_leases,
             name,
@@ -99,6 +103,7 @@ class Semaphore(LeasingSemaphore):
             rate=rate,
             linger=linger,
             max_waiting=max_waiting,
+            expires=expires,
         )
         self._register_now()
 

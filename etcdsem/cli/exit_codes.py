@@ -13,6 +13,7 @@ from etcdsem import errors
 
 OK: Final = 0
 NOT_DONE: Final = 1  # close: in use; evict: no such holder or waiter. Never from `run`
+DIFFERS: Final = 2  # apply --dry-run: there are changes, as diff(1) has it
 USAGE: Final = 64
 UNAVAILABLE: Final = 69
 LOST: Final = 70

@@ -87,6 +87,9 @@ def status_data(seen: Status) -> dict[str, Any]:
         "rate": str(seen.rate) if seen.rate else None,
         "used": used(seen.held, seen.rate),
         "next_free": rate_data(seen).get("next_free"),
+        "applied": seen.applied,
+        "drift": seen.drift,
+        "expires_in": seen.expires_in,
     }
 
 
@@ -103,6 +106,9 @@ def overview_data(one: Overview) -> dict[str, Any]:
         "paused": pause_data(one.pause),
         "rate": str(one.rate) if one.rate else None,
         "used": used(one.held, one.rate),
+        "applied": one.applied,
+        "drift": one.drift,
+        "expires": one.expires,
     }
 
 

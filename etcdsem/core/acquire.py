@@ -23,6 +23,7 @@ from etcdsem.core.lease_manager import end_interrupted, take_lease
 from etcdsem.core.leases import TtlLease
 from etcdsem.core.limits import (
     check_kind,
+    keep_name,
     known_limit,
     learned,
     limit_read,
@@ -121,8 +122,7 @@ def attempt(
 ) -> Procedure[Grant | None]:
     """One attempt with one lease."""
     session = semaphore.session
-    if semaphore.limit is None or semaphore.limit.after_pause:
-        yield from end_before_acquire(semaphore, until, once=once)
+    yield from _prepare(semaphore, until, once=once)
     yield from refuse_wrong_kind(semaphore, rate=request.rate, until=until)
     if too_heavy(semaphore, request.demand.weight):  # the known limit may be outdated
         learned(semaphore, (yield from transact(session, limit_read(semaphore), until)))
@@ -154,6 +154,18 @@ def attempt(
         # Interrupted: leave the queue now, while the caller still waits for this procedure.
         yield from withdraw(session, lease)
         raise
+
+
+def _prepare(semaphore: SemaphoreState, until: float, *, once: bool) -> Procedure[None]:
+    """What must be so before an attempt: the limit is known, the name stays, and a timed pause that
+    is over was ended.
+    """
+    if semaphore.limit is None:
+        yield from known_limit(semaphore)
+    if semaphore.name_lease is not None:
+        yield from keep_name(semaphore, until)
+    if semaphore.limit is not None and semaphore.limit.after_pause:
+        yield from end_before_acquire(semaphore, until, once=once)
 
 
 def _try_first(

@@ -166,7 +166,7 @@ def _rewrite(
             return Change(read_limit(kv), read_limit(kv), changed=False)
         stays = read_limit(kv._replace(value=written)).after_pause
         timed = bool(read_limit(kv).after_pause and not stays)
-        txn = transactions.change_limit(keys, kv.mod_revision, written, timed=timed)
+        txn = transactions.change_limit(keys, kv.mod_revision, written, kv.lease, timed=timed)
         try:
             reply = yield from read(session, txn, once=once)
         except OutcomeUnknown as unknown:
@@ -227,7 +227,7 @@ def penalize(
             lease = yield from _unrenewed_lease(session, ends - env.now())
         until = env.wall() + lease.sent + lease.ttl - env.now()
         text = write_paused(kvs[0], by, env.wall(), reason, until)
-        txn = transactions.penalize(keys, before.revision, text, lease.id)
+        txn = transactions.penalize(keys, before, text, lease.id)
         try:
             reply = yield from read(session, txn)
         except LeaseNotFound:  # it was too short for this, or etcd ended it early

@@ -11,7 +11,8 @@ import math
 from etcdsem.core import transactions
 from etcdsem.core.commands import Procedure, Txn, TxnReply
 from etcdsem.core.keys import Limit, read_limit
-from etcdsem.core.retry import read, transact
+from etcdsem.core.name_lease import SOON, secure
+from etcdsem.core.retry import read, sleep, transact
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import QueueFull, SemaphoreClosed, WeightExceedsLimit, WrongKind
 from etcdsem.model import duration_text
@@ -124,6 +125,20 @@ def known_limit(semaphore: SemaphoreState) -> Procedure[Limit]:
     return semaphore.limit or learned(
         semaphore, (yield from transact(semaphore.session, limit_read(semaphore)))
     )
+
+
+def keep_name(semaphore: SemaphoreState, until: float) -> Procedure[None]:
+    """If the name expires, make sure that it stays for a caller that acquires. If its lease has
+    ended, or is about to, wait until the name is gone; then SemaphoreClosed is raised.
+    """
+    session = semaphore.session
+    end = session.env.now() + SOON
+    while (lease := semaphore.name_lease) is not None:
+        if (yield from secure(semaphore, lease)) or session.env.now() >= end:
+            return
+        learned(semaphore, (yield from transact(session, limit_read(semaphore), until)))
+        if semaphore.name_lease is lease:
+            yield from sleep(session, 0.25)
 
 
 def why_full(limit: Limit | None, name: str, wall: float) -> str:

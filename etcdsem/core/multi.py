@@ -28,12 +28,7 @@ from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Limit
 from etcdsem.core.lease_manager import take_lease
 from etcdsem.core.leases import RPC_TIMEOUT, TtlLease
-from etcdsem.core.limits import (
-    known_limit,
-    learn_known,
-    refuse_wrong_kind,
-    wrong_kind,
-)
+from etcdsem.core.limits import keep_name, known_limit, learn_known, refuse_wrong_kind, wrong_kind
 from etcdsem.core.reconcile import reconcile
 from etcdsem.core.release import release
 from etcdsem.core.request import AcquireRequest
@@ -221,6 +216,9 @@ def _attempt(
 ) -> Procedure[Taken | None]:
     """One attempt, with one lease for each."""
     for part in parts:
+        yield from known_limit(part.semaphore)
+        if part.semaphore.name_lease is not None:
+            yield from keep_name(part.semaphore, until)
         yield from end_before_acquire(part.semaphore, until, once=once)
         yield from refuse_wrong_kind(part.semaphore, rate=part.request.rate, until=until)
     leases: list[TtlLease] = []

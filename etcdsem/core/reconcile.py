@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from etcdsem.core import decisions, transactions
-from etcdsem.core.commands import KeyValue, Procedure, Txn
+from etcdsem.core.commands import KeyValue, Procedure, Txn, TxnReply
 from etcdsem.core.keys import Keys, Limit
 from etcdsem.core.limits import is_rate, learn_known
 from etcdsem.core.retry import transact
@@ -37,7 +37,7 @@ def reconcile(
 
     A waiter that reconciles for all has a deadline: after `until` the next one takes over.
     """
-    session, keys, env = semaphore.session, semaphore.keys, semaphore.session.env
+    keys, env = semaphore.keys, semaphore.session.env
     seen = yield from _current(semaphore, seen)
     most = MAX_DEPTH
     while True:
@@ -58,7 +58,7 @@ def reconcile(
             if not seen.queue:
                 return
             continue
-        reply = yield from transact(session, _fill(keys, seen, step, env.wall()))
+        reply = yield from _fill(semaphore, seen, step)
         most = MAX_DEPTH if reply.succeeded else 1  # else one leaving waiter could fail each FILL
         if not reply.succeeded:
             seen = transactions.read_look(keys, reply, reply.revision, env.wall())
@@ -95,17 +95,22 @@ def _await_room(semaphore: SemaphoreState, step: decisions.Blocked | None, seen:
     semaphore.waiters.reconcile_in(wait)
 
 
-def _fill(keys: Keys, seen: Look, step: decisions.Fill, wall: float) -> Txn:
-    return transactions.fill(
-        keys,
+def _fill(semaphore: SemaphoreState, seen: Look, step: decisions.Fill) -> Procedure[TxnReply]:
+    """FILL, and tell the waiters of this client among those that were granted slots."""
+    txn = transactions.fill(
+        semaphore.keys,
         seen,
         step.pairs,
         step.behind,
-        wall,
+        semaphore.session.env.wall(),
         surplus=step.surplus,
         last=step.last,
         passed=step.passed,
     )
+    reply = yield from transact(semaphore.session, txn)
+    for slots, waiter in step.pairs if reply.succeeded else ():
+        semaphore.watches.handed_over(waiter, slots, reply.revision)
+    return reply
 
 
 def _filled(keys: Keys, seen: Look, step: decisions.Fill, revision: int) -> Look:

@@ -32,7 +32,7 @@ def end_timed_pause(semaphore: SemaphoreState, until: float = math.inf) -> Proce
         except AccessDenied:
             return False  # this user may not change the limit; another client will
         if reply.succeeded:
-            written = KeyValue(keys.max_leases, limit.after_pause, 0, reply.revision)
+            written = KeyValue(keys.max_leases, limit.after_pause, 0, reply.revision, limit.lease)
             semaphore.learn(read_limit(written), reply.revision)
             continue
         found = transactions.as_range(reply.replies[0]).kvs

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from etcdsem.core.commands import Event, Failure, KeyValue, Mailbox, Watch
-from etcdsem.core.keys import Queued, addressee, read_limit
+from etcdsem.core.keys import Queued, addressee, read_limit, write_message
 from etcdsem.core.listeners import CallbackListener
 from etcdsem.core.waiters import AccessLost, GrantMessage
 
@@ -118,6 +118,15 @@ class Watches:
         waiter = waiters.get(kv.lease) or waiters.get(addressee(self._semaphore.keys, kv.key))
         if waiter is not None:
             waiter.box.put(GrantMessage(kv))
+
+    def handed_over(self, waiter: Queued, slots: Sequence[int], revision: int) -> None:
+        """Tell a waiter of this client that it was granted slots, if it is one: this client has
+        granted them itself, at that revision. The event of its grant message comes later, and is
+        ignored.
+        """
+        if self._semaphore.waiters.get(waiter.lease) is not None:
+            key = self._semaphore.keys.message(waiter.who)
+            self.deliver(KeyValue(key, write_message(slots, ()), revision, revision, waiter.lease))
 
     def tidy(self, now: float) -> float:
         """Drop the watches if they are no longer needed. Returns when that will be due."""

@@ -7,10 +7,12 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from functools import partial
 
 from etcdsem import interpreter
-from etcdsem.core import admin, inspection, rates
+from etcdsem.core import admin, declare, inspection, pruning, rates
 from etcdsem.core.commands import Procedure
 from etcdsem.core.keys import Limit
 from etcdsem.core.limits import check_kind, learn_limit
@@ -18,7 +20,17 @@ from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
 from etcdsem.drivers.base import ConnectionSettings
 from etcdsem.errors import EtcdSemError, InvalidSetting
-from etcdsem.model import Duration, Holder, Junk, LimitInfo, Rate, Status, Waiter
+from etcdsem.model import (
+    Duration,
+    Holder,
+    Junk,
+    LimitChange,
+    LimitInfo,
+    Pruned,
+    Rate,
+    Status,
+    Waiter,
+)
 from etcdsem.validation import (
     DEFAULT_PREFIX,
     check_limit,
@@ -26,6 +38,7 @@ from etcdsem.validation import (
     check_prefix,
     check_text,
     environment,
+    expires_seconds,
     make_rate,
     pause_seconds,
     seconds,
@@ -117,6 +130,24 @@ class BaseClient:
         if before is None or after is None:
             raise AssertionError("a limit that is not a number was changed by a difference")
         return before, after
+
+    def _planning(
+        self, limits: Mapping[str, int | Rate], *, prune: bool
+    ) -> Procedure[list[LimitChange]]:
+        wanted = {
+            check_name(name): make_rate(*one)
+            if isinstance(one, Rate)
+            else check_limit(one, least=0)
+            for name, one in limits.items()
+        }
+        return declare.plan(self._session, self.prefix, wanted, prune=prune)
+
+    def _pruning(self, idle: Duration, pattern: str, *, dry_run: bool) -> Procedure[Pruned]:
+        after = expires_seconds(idle, what="idle")
+        if not after:
+            raise InvalidSetting("idle must be a duration: after an infinite one no name expires")
+        matches = partial(fnmatchcase, pat=pattern)
+        return pruning.prune(self._session, self.prefix, after, matches, dry_run=dry_run)
 
     def _pausing(self, name: str, reason: str | None) -> Procedure[bool]:
         return pausing(self._state(name), operator(), reason)

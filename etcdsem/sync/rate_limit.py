@@ -31,6 +31,9 @@ class RateLimit(Decorator, Bound, BaseRateLimit):
         labels: shown to operators, at most 16, together with those of ``ETCDSEM_LABELS``.
         prefix: of the keys in etcd; default the client's, else ``/etcdsem``.
         owner: the name that operators see; default ``ETCDSEM_OWNER``, else ``host:pid``.
+        expires: a new name leaves etcd when nobody has used it for this long (to within a minute),
+            at least 10 minutes and two periods: ``"7d"``. An object that finds it gone
+            registers it again. None: it stays.
         register: write the rate to etcd if it is new: the blocking class at once, that of
             `etcdsem.aio` when it is awaited (``RateLimit(...)``) or first used.
         max_waiting: how many callers may wait; one that would wait beyond them gets `QueueFull` at
@@ -59,6 +62,7 @@ class RateLimit(Decorator, Bound, BaseRateLimit):
         owner: str | None = None,
         register: bool = True,
         max_waiting: int | None = None,
+        expires: Duration | None = None,
     ) -> None:
         self._bind(client, register=register)
         super().__init__(
@@ -70,6 +74,7 @@ class RateLimit(Decorator, Bound, BaseRateLimit):
             prefix=prefix,
             owner=owner,
             max_waiting=max_waiting,
+            expires=expires,
         )
         self._register_now()
 

@@ -39,26 +39,30 @@ def test_it_is_plain_text_and_ends_by_itself(
     """
     sem = Semaphore(1, name, client=client)
     began = datetime.now(UTC)
-    with etcdsem.connect(any_etcd.endpoint) as other:
-        assert Semaphore(1, name, client=other, owner="alice").penalize("2s", reason="429")
+    assert Semaphore(1, name, client=client, owner="alice").penalize("60s", reason="429")
     text = stored(any_etcd, name)
     assert text.startswith("1 paused by alice since 20")
     assert text.rstrip().endswith("Z, 429")
     pause = sem.status().pause
     assert pause is not None
     assert pause.until is not None
-    assert timedelta(seconds=1) < pause.until - began < timedelta(seconds=10)
+    assert timedelta(seconds=59) < pause.until - began < timedelta(seconds=90)
     assert " until " in str(pause)
     assert paused_key(any_etcd, name)
     assert sem.acquire(timeout=0) is False
     with pytest.raises(etcdsem.AcquireTimeout, match=r"paused by alice .* left; to resume"):
         sem.hold(timeout=0).__enter__()
-    waiters = Waiters(sem, 1)
-    waiters.join()
+    assert client.resume(name)
+    assert not paused_key(any_etcd, name)
+    began = datetime.now(UTC)
+    with etcdsem.connect(any_etcd.endpoint) as other:
+        assert other.penalize(name, "2s")
+    lease = sem.acquire_lease(timeout=30)
+    assert lease is not None
     assert stored(any_etcd, name) == "1 "  # as registered, like after a resume
     assert not paused_key(any_etcd, name)
-    assert waiters.leases[0].acquired_at - began >= timedelta(seconds=2)
-    waiters.leases[0].release()
+    assert lease.acquired_at - began >= timedelta(seconds=2)
+    lease.release()
     assert_clean(any_etcd, name)
 
 
@@ -266,3 +270,24 @@ def test_a_resize_of_an_old_program_and_a_drain(
     pause = client.limit_info(name).pause
     assert pause is not None
     assert pause.until is None
+
+
+def test_a_name_that_expires_still_does(any_etcd: EtcdServer, client: Client, name: str) -> None:
+    """A penalty and its end leave the limit attached to the lease with which the name expires."""
+
+    def lease() -> str:
+        shown = any_etcd.etcdctl("get", f"/etcdsem/{name}/max_leases", "-w", "fields")
+        return next(line for line in shown.splitlines() if line.startswith('"Lease"'))
+
+    sem = Semaphore(1, name, client=client, expires="1h")
+    before = lease()
+    assert before.split() != ['"Lease"', ":", "0"]
+    sem.penalize("100s")
+    assert lease() == before
+    any_etcd.etcdctl("del", f"/etcdsem/{name}/max_leases_paused")
+    assert sem.acquire(timeout=0)
+    sem.release()
+    assert lease() == before
+    sem.penalize("100s")
+    client.resume(name)
+    assert lease() == before

@@ -171,14 +171,14 @@ def paused_for_a_time(stage: RateStage) -> None:
     """
     stage.resize(Rate(100_000, HOUR, 50_000))
     assert stage.fate(stage.begin()) == "started"
-    assert stage.penalize(4.0)
+    assert stage.penalize(5.0)
     assert not stage.penalize(1.0)
     tries = 1
     while stage.fate(stage.begin(timeout=0)) == "started":  # until it has heard of that
         tries += 1
         assert tries < 1000, "the block's client does not hear of the pause"
         stage.a_moment()
-    assert 0 < stage.retry_after(1) <= 4.0
+    assert 0 < stage.retry_after(1) <= 5.0
     waits = stage.begin(client=1)
     assert stage.pending(waits)
     assert stage.fate(waits) == "started"

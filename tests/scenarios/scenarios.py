@@ -144,7 +144,7 @@ def paused_for_a_time(stage: Stage) -> None:
     """
     line = [stage.begin(client=number % 2) for number in range(5)]
     assert stage.penalize(1.0)
-    assert stage.penalize(3.5)
+    assert stage.penalize(5.0)
     assert not stage.penalize(1.0)
     assert stage.release(line[0])
     assert stage.release(line[1])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import etcdsem
 from etcdsem import aio
-from etcdsem.core import acquire, admin, release, transactions
+from etcdsem.core import acquire, admin, release, release_steps, transactions
 from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import ORDINARY, Demand, Identity
@@ -344,7 +344,7 @@ class SimStage:
         env.start(
             release.release(grant),
             "release",
-            lambda value, _: done.append(value is release.ReleaseResult.RELEASED),
+            lambda value, _: done.append(value is release_steps.ReleaseResult.RELEASED),
         )
         self._until(lambda: done)
         return done[0]

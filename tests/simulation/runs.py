@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from etcdsem.core import acquire, multi, release
+from etcdsem.core import acquire, multi, release, release_steps
 from etcdsem.core.commands import NoSpace, NotApplied, OutcomeUnknown, Procedure, Wait, perform
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import ORDINARY, Demand, Identity
@@ -283,7 +283,7 @@ class Run:
 
     def _give_back(self, client: SimClient, grants: list[Grant]) -> Procedure[None]:
         try:
-            done = (yield from release.release(grants[0])) is release.ReleaseResult.RELEASED
+            done = (yield from release.release(grants[0])) is release_steps.ReleaseResult.RELEASED
             client.trace("release", _show(grants[0]), "gives", done)
         finally:  # an interruption of one does not stop the others
             if len(grants) > 1:

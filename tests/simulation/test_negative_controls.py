@@ -222,6 +222,15 @@ def mark_cleared_over_the_waiting(patch: Patch) -> None:
     everywhere(patch, conditions.none_waits_since, lambda keys, revision: always)
 
 
+def the_expected_one_passes_others(patch: Patch) -> None:
+    """A release hands over to the waiter that it expects, although others wait too."""
+
+    def waits(keys: Keys, waiter: Queued) -> tuple[Compare, ...]:
+        return (Compare(keys.waiter(waiter.who), "create", ">", 0),)
+
+    everywhere(patch, conditions.waits_alone, waits)
+
+
 def several_pass_to_any(patch: Patch) -> None:
     """Hand-overs in a batch serve the known waiters in any order."""
     right = transactions.pass_all
@@ -420,6 +429,7 @@ BUGS: list[tuple[Callable[[Patch], None], str]] = [
     (stale_limit, "the limit is"),
     (overtaking, "was granted past"),
     (mark_cleared_over_the_waiting, "was granted past"),
+    (the_expected_one_passes_others, "not FIFO"),
     (several_pass_to_any, "not FIFO"),
     (several_in_any_order, "is stuck"),
     (several_take_what_is_free, "was given .*, etcd has"),

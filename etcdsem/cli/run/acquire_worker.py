@@ -111,6 +111,7 @@ def wait_for_permit(request: LeaseRequest, client: Client, signals: Signals) -> 
             client=client,
             labels=request.labels,
             max_waiting=request.max_waiting,
+            expires=request.expires or None,
         )
         return lambda left, on_wait: limit.acquire(left, on_wait=on_wait)
 
@@ -278,6 +279,7 @@ def _semaphore(request: LeaseRequest, client: Client, signals: Signals) -> Semap
             max_waiting=request.max_waiting,
             rate=None if request.rate is None else str(request.rate),
             on_lost=lambda lease: signals.wake(),
+            expires=(request.limit is not None and request.expires) or None,
         )
     except SemaphoreClosed:
         raise SemaphoreClosed(

@@ -50,6 +50,8 @@ class LeaseRequest(NamedTuple):
     """Names and limits of further semaphores, of which a lease each is requested too."""
     one_of: bool = False
     """Whether it is one of several."""
+    expires: int = 0
+    """Seconds for which a new name stays that nobody uses; 0: for good."""
 
     @property
     def only_rate(self) -> bool:
@@ -156,6 +158,12 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "gets the slot.",
     ),
     click.option(
+        "--expires",
+        metavar="DURATION",
+        help="Let NAME, if it is new, leave etcd when nobody has used it for this long, at least "
+        "10m.  [it stays]",
+    ),
+    click.option(
         "--label",
         "labels",
         metavar="KEY=VALUE",
@@ -174,7 +182,18 @@ def request_options(function: F) -> F:
     return function
 
 
-def read_request(
+def read_request(*, expires: str | None = None, **given: Any) -> LeaseRequest:
+    """Check the options, without etcd. Raises UsageError, InvalidName or InvalidSetting."""
+    request = _read_request(**given)
+    numbers = (request.limit, *(number for _, number in request.more))
+    if expires is not None and request.rate is None and not any(numbers):
+        raise click.UsageError("--expires applies to names that are registered: give --limit, too")
+    period = 0.0 if request.rate is None else request.rate.period
+    after = validation.expires_seconds(expires, period=period, what="--expires")
+    return request._replace(expires=after)
+
+
+def _read_request(
     *,
     name: str,
     limit: int | None,
@@ -192,7 +211,6 @@ def read_request(
     backfill: bool = False,
     max_waiting: int | None = None,
 ) -> LeaseRequest:
-    """Check the options, without etcd. Raises UsageError, InvalidName or InvalidSetting."""
     _check_kind(rate, limit, weight, priority, backfill, max_hold)
     intervals = read_intervals(lease_timeout, None)
     return LeaseRequest(

@@ -25,6 +25,7 @@ class Keys:
     """The key names of one semaphore, as used by one client."""
 
     __slots__ = (
+        "applied",
         "base",
         "base_end",
         "contended",
@@ -51,6 +52,7 @@ class Keys:
         self.base = f"{prefix}/{name}/".encode()
         self.base_end = self.base[:-1] + b"0"  # "0" follows "/"
         self.max_leases = self.base + b"max_leases"
+        self.applied = self.base + b"applied"
         self.paused = self.base + b"max_leases_paused"
         self.contended = self.base + b"contended"
         self.priorities = self.base + b"priorities"

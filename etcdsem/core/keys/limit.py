@@ -27,6 +27,8 @@ class Limit(NamedTuple):
     """Not None for a rate limit; `number` is then its number of blocks."""
     note: str = ""
     """What follows `` paused``."""
+    lease: int = 0
+    """The etcd lease with which the name expires; 0 if it stays."""
     after_pause: bytes = b""
     """What must be written once a timed pause is over; empty if it lasts until it is resumed."""
 
@@ -34,6 +36,13 @@ class Limit(NamedTuple):
     def room(self) -> int:
         """Number of slots that may be granted."""
         return 0 if self.paused else self.number or 0
+
+    @property
+    def plain(self) -> str:
+        """The number or the rate alone, in its usual form; the text if it cannot be read."""
+        if self.number is None:
+            return self.text
+        return str(self.number if self.rate is None else self.rate)
 
     @property
     def pause(self) -> Pause | None:
@@ -64,6 +73,7 @@ def read_limit(kv: KeyValue) -> Limit:
         paused=paused and number is not None,
         rate=rate,
         note=note,
+        lease=kv.lease,
         after_pause=head + (_STILL if registered else b"") if ends else b"",
     )
 
@@ -95,7 +105,12 @@ def write_resumed(kv: KeyValue) -> bytes:
     return _head(kv) + _still(kv)
 
 
-def write_resized(kv: KeyValue, limit: int | Rate) -> bytes:
+def write_unchanged(kv: KeyValue) -> bytes:
+    """The value of ``max_leases`` as it is, for a put that only changes its etcd lease."""
+    return kv.value.rstrip(_AROUND) + _still(kv)
+
+
+def write_resized(kv: KeyValue, limit: int | Rate | str) -> bytes:
     """The value of ``max_leases`` with another number or rate; a pause stays."""
     rest = kv.value.strip(_AROUND)[len(_head(kv)) :]
     return str(limit).encode() + (rest if read_limit(kv).paused else b"")

@@ -30,7 +30,6 @@ from etcdsem.core.keys import (
 )
 from etcdsem.core.transactions.conditions import (
     COUNT_BY_NAME,
-    HERE,
     NO_RECORDS,
     Held,
     TryFull,
@@ -39,6 +38,7 @@ from etcdsem.core.transactions.conditions import (
     as_txn,
     is_known,
     limit_is,
+    mark,
     no_surplus,
     none_held_since,
     uncontended,
@@ -74,7 +74,7 @@ def join(
         raise AssertionError(f"slots {slots} were not chosen by the limit {limit}")
     if queue_up:
         waiting = record(identity.client, identity.extras, lease, "since", wall)
-        tail = _queue_up(keys, Put(keys.waiter(who), waiting, lease), demand, room, count)
+        tail = _queue_up(keys, Put(keys.waiter(who), waiting, lease), demand, limit, count)
     else:
         tail = _why_not(keys, room <= COUNT_BY_NAME)
     taking = (keys, limit, slots, lease, identity, wall, demand.weight, over, tail)
@@ -89,13 +89,13 @@ def join(
 
 
 def _queue_up(
-    keys: Keys, put: Put, demand: Demand, room: int, count: bool
+    keys: Keys, put: Put, demand: Demand, limit: Limit, count: bool
 ) -> tuple[Operation, ...]:
     """What JOIN does if no slot is free."""
-    reads = _why_not(keys, room <= COUNT_BY_NAME)[:2]
-    marks = (Put(keys.priorities, HERE),) if demand.priority else ()
+    reads = _why_not(keys, limit.room <= COUNT_BY_NAME)[:2]
+    marks = (mark(keys, keys.priorities, limit.lease),) if demand.priority else ()
     counting = (Range(keys.waiters, keys.waiters_end, count_only=True),) if count else ()
-    return (put, Put(keys.contended, HERE), *reads, *marks, *counting)
+    return (put, mark(keys, keys.contended, limit.lease), *reads, *marks, *counting)
 
 
 @lru_cache(1024)
@@ -120,7 +120,7 @@ def _take(
     holding = record(identity.client, identity.extras, lease, "acquired", wall)
     permit = permit_value(limit, identity.client, wall)
     free = {slot: free_slot(keys, limit, slot, over) for slot in slots}
-    puts = {slot: put_slot(keys, slot, holding, lease, permit) for slot in slots}
+    puts = {slot: put_slot(keys, slot, holding, lease, permit, limit.lease) for slot in slots}
     if weight > 1:
         if len(slots) != weight:
             raise AssertionError(f"{len(slots)} slots for a lease of weight {weight}")
