@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -109,18 +110,28 @@ class Junk:
 
 @dataclass(frozen=True)
 class Pause:
-    """A paused semaphore: no lease is granted until it is resumed."""
+    """A paused semaphore: no lease is granted until it is resumed, or over."""
 
     by: str
     """Who paused it; empty if only the word was written to etcd by hand."""
     since: datetime | None
     """When it was paused, by the clock of the machine that paused it."""
     reason: str = ""
+    until: datetime | None = None
+    """When it ends by itself, by the clock of the machine that paused it; etcd ends it by its own
+    clock. None for a pause that lasts until it is resumed."""
+
+    def left(self, wall: float) -> float:
+        """Seconds until it is over, at the time of day `wall`: 0 if it is, and infinite for
+        a pause that lasts until it is resumed.
+        """
+        return math.inf if self.until is None else max(0.0, self.until.timestamp() - wall)
 
     def __str__(self) -> str:
         by = f" by {self.by}" if self.by else ""
         since = f" since {self.since:%Y-%m-%d %H:%M:%S} UTC" if self.since else ""
-        return f"paused{by}{since}" + (f" ({self.reason})" if self.reason else "")
+        until = f" until {self.until:%Y-%m-%d %H:%M:%S} UTC" if self.until else ""
+        return f"paused{by}{since}{until}" + (f" ({self.reason})" if self.reason else "")
 
 
 MAX_SEMAPHORES = 8

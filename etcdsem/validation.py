@@ -103,6 +103,13 @@ def check_weight(weight: Any) -> int:
     return number
 
 
+def check_max_waiting(number: int | None) -> int | None:
+    """Return it if it is None or a whole number from 0 up, else raise InvalidSetting."""
+    if number is None or (isinstance(number, int) and not isinstance(number, bool) and number >= 0):
+        return number
+    raise InvalidSetting(f"max_waiting must be None or a whole number from 0 up, not {number!r}")
+
+
 def check_priority(priority: Any) -> int:
     """Return `priority` as an int if it is a valid priority, else raise InvalidSetting."""
     if isinstance(priority, bool) or not hasattr(priority, "__index__"):
@@ -175,6 +182,20 @@ def max_hold_seconds(value: Duration | None, *, what: str = "max_hold") -> float
     if number <= 0:
         raise InvalidSetting(f"{what} must be greater than 0: {value!r}; None sets no bound")
     return None if math.isinf(number) else number
+
+
+MAX_PAUSE = 365 * 86400.0
+"""Seconds that a pause which ends by itself may last."""
+
+
+def pause_seconds(value: Duration) -> float:
+    """Convert the duration of a pause to seconds. Raises InvalidSetting if it is not positive, or
+    longer than `MAX_PAUSE`.
+    """
+    number = seconds(value, what="duration")
+    if not 0 < number <= MAX_PAUSE:
+        raise InvalidSetting(f"duration must be greater than 0 and at most 365d: {value!r}")
+    return number
 
 
 MAX_LINGER = 1.0

@@ -78,6 +78,7 @@ _CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
     (errors.InvalidSetting, USAGE),
     (errors.WeightExceedsLimit, USAGE),
     (errors.AcquireTimeout, CONFLICT),
+    (errors.QueueFull, CONFLICT),
     (errors.LeaseLost, LOST),
     (errors.Evicted, LOST),
     (errors.EtcdSemError, NOT_DONE),

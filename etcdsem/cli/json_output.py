@@ -37,7 +37,12 @@ def pause_data(pause: Pause | None) -> dict[str, str | None] | None:
     """Return the JSON data of a pause; None if it is not paused."""
     if pause is None:
         return None
-    return {"by": pause.by, "since": stamp(pause.since), "reason": pause.reason}
+    return {
+        "by": pause.by,
+        "since": stamp(pause.since),
+        "until": stamp(pause.until),
+        "reason": pause.reason,
+    }
 
 
 def rate_data(seen: Status) -> dict[str, Any]:

@@ -270,9 +270,11 @@ def heartbeat(manager: LeaseManager) -> Procedure[None]:
 
 def take_lease(manager: LeaseManager, wanted: int) -> Procedure[TtlLease]:
     """A lease, from the pool or newly granted by etcd. `wanted`: its TTL in seconds."""
-    spare = manager.take_spare(wanted)
-    if spare is not None:
-        return spare
+    return manager.take_spare(wanted) or (yield from grant_lease(manager, wanted))
+
+
+def grant_lease(manager: LeaseManager, wanted: int) -> Procedure[TtlLease]:
+    """A lease newly granted by etcd."""
     while True:
         lease_id = manager.env.random_id()
         sent = manager.env.now()

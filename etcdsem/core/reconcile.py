@@ -13,6 +13,7 @@ from etcdsem.core.keys import Keys, Limit
 from etcdsem.core.limits import is_rate, learn_known
 from etcdsem.core.retry import transact
 from etcdsem.core.semaphore import SemaphoreState
+from etcdsem.core.timed_pause import end_timed_pause
 from etcdsem.core.transactions import MAX_DEPTH, Look
 from etcdsem.core.waiters import PlaceLost
 
@@ -37,7 +38,7 @@ def reconcile(
     A waiter that reconciles for all has a deadline: after `until` the next one takes over.
     """
     keys, env = semaphore.keys, semaphore.session.env
-    seen = yield from _with_records(semaphore, seen)
+    seen = yield from _current(semaphore, seen)
     most = MAX_DEPTH
     while True:
         if env.now() >= until:
@@ -61,7 +62,7 @@ def reconcile(
         most = MAX_DEPTH if reply.succeeded else 1  # else one leaving waiter could fail each FILL
         if not reply.succeeded:
             seen = transactions.read_look(keys, reply, reply.revision, env.wall())
-            seen = yield from _with_records(semaphore, seen)
+            seen = yield from _current(semaphore, seen)
         elif step.last:
             return
         elif step.surplus or not step.behind:
@@ -70,10 +71,16 @@ def reconcile(
             seen = _filled(keys, seen, step, reply.revision)
 
 
-def _with_records(semaphore: SemaphoreState, seen: Look | None) -> Procedure[Look]:
-    """A look that shows, for a rate limit, the records of permits too."""
+def _current(semaphore: SemaphoreState, seen: Look | None) -> Procedure[Look]:
+    """A look that shows, for a rate limit, the records of permits too. A timed pause that is over
+    has been ended before it.
+    """
     if seen is None or (seen.records is None and is_rate(seen.limit)):
-        return (yield from look(semaphore))
+        seen = yield from look(semaphore)
+    semaphore.learn(seen.limit, seen.revision)
+    timed = seen.limit is not None and seen.limit.after_pause != b""
+    if timed and (yield from end_timed_pause(semaphore)):
+        seen = yield from look(semaphore)
     return seen
 
 

@@ -85,6 +85,10 @@ class SemaphoreState:
                 limit.text,
                 self.keys.max_leases.decode(),
             )
+        if limit.after_pause:
+            self.watches.follow_pause(at)
+        else:
+            self.watches.forget_pause()
         raised = self.limit is not None and limit.room > self.limit.room
         self.limit = limit
         if limit.lease != (self.name_lease.id if self.name_lease is not None else 0):

@@ -39,6 +39,7 @@ class Watches:
         self._expecting: list[Mailbox] = []
         self._blocker: tuple[Queued, Watch] | None = None  # see watch_blocker()
         self._blocker_at = 0  # the revision at which the blocker was seen
+        self._pause: Watch | None = None  # on the key of a timed pause
 
     @property
     def ready(self) -> bool:
@@ -71,6 +72,7 @@ class Watches:
         if self._blocker is not None:
             watches.append(self._blocker[1])
             self._blocker = None
+        self.forget_pause()
         for watch in watches:
             watch.cancel()
 
@@ -93,6 +95,22 @@ class Watches:
             listener = CallbackListener(self._freed, gap=self._gap)
             watch = semaphore.session.env.watch(listener, key, start=at + 1, only="delete")
             self._blocker = head, watch
+
+    def follow_pause(self, at: int) -> None:
+        """Watch the key of the timed pause that is in force, which was there at revision `at`: when
+        it is deleted, the pause is over.
+        """
+        semaphore = self._semaphore
+        if self._pause is None and semaphore.waiters:
+            listener = CallbackListener(self._freed, gap=self._gap)
+            env, key, since = semaphore.session.env, semaphore.keys.paused, at + 1
+            self._pause = env.watch(listener, key, start=since, only="delete")
+
+    def forget_pause(self) -> None:
+        """There is no timed pause any more."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
 
     def deliver(self, kv: KeyValue) -> None:
         """Pass a grant message to its waiter, which decides whether it is outdated."""

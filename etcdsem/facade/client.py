@@ -40,6 +40,7 @@ from etcdsem.validation import (
     environment,
     expires_seconds,
     make_rate,
+    pause_seconds,
     seconds,
     timeout_seconds,
 )
@@ -106,9 +107,11 @@ class BaseClient:
     @staticmethod
     def next_free(seen: Status) -> float:
         """Seconds until a rate limit may have a permit for a new caller; infinite while it is
-        paused. An estimate from the times stored in etcd and this machine's clock.
+        paused until somebody resumes it. An estimate from the times stored in etcd and this
+        machine's clock.
         """
-        return rates.next_free(seen, time.time()) if seen.pause is None else math.inf
+        endless = seen.pause is not None and seen.pause.until is None
+        return math.inf if endless else rates.next_free(seen, time.time())
 
     def _resizing(
         self, name: str, wanted: int | Rate
@@ -149,6 +152,9 @@ class BaseClient:
     def _pausing(self, name: str, reason: str | None) -> Procedure[bool]:
         return pausing(self._state(name), operator(), reason)
 
+    def _penalizing(self, name: str, duration: Duration, reason: str | None) -> Procedure[bool]:
+        return penalizing(self._state(name), operator(), duration, reason)
+
     def _resuming(self, name: str) -> Procedure[bool]:
         return resuming(self._state(name))
 
@@ -180,6 +186,19 @@ def pausing(
     paused.
     """
     return (yield from admin.pause(state, by, _reason(reason), rate=rate)).changed
+
+
+def penalizing(
+    state: SemaphoreState,
+    by: str,
+    duration: Duration,
+    reason: str | None,
+    *,
+    rate: bool | None = None,
+) -> Procedure[bool]:
+    """Pause it for a time. False if it is paused for at least as long already."""
+    wanted, why = pause_seconds(duration), _reason(reason)
+    return (yield from admin.penalize(state, by, wanted, why, rate=rate)).changed
 
 
 def resuming(state: SemaphoreState, *, rate: bool | None = None) -> Procedure[bool]:

@@ -136,7 +136,7 @@ def acquiring(
 def not_all(full: str, semaphores: Sequence[Any], timeout: Duration | None) -> AcquireTimeout:
     """The error of a block that does not begin, because a semaphore was full."""
     (state,) = (one._state() for one in semaphores if one.name == full)
-    reason = why_full(state.limit, full) or (
+    reason = why_full(state.limit, full, state.session.env.wall()) or (
         f"it had no free lease {within(timeout)}; to see the holders: etcdsem status {full}"
     )
     return AcquireTimeout(f"semaphores {named(semaphores)}: {full!r} prevented it: {reason}")

@@ -15,7 +15,7 @@ from etcdsem.errors import InvalidSetting
 from etcdsem.facade.registering import register_rate
 from etcdsem.facade.semaphore import Named
 from etcdsem.model import Denied, Duration, Permit, Status
-from etcdsem.validation import expires_seconds, make_rate
+from etcdsem.validation import check_max_waiting, expires_seconds, make_rate
 
 
 class BaseRateLimit(Named):
@@ -35,6 +35,7 @@ class BaseRateLimit(Named):
         labels: Mapping[str, str] | None,
         prefix: str | None,
         owner: str | None,
+        max_waiting: int | None,
         expires: Duration | None = None,
     ) -> None:
         super().__init__(name, labels=labels, prefix=prefix, owner=owner)
@@ -45,6 +46,7 @@ class BaseRateLimit(Named):
             )
         self.wanted = None if limit is None or period is None else make_rate(limit, period, block)
         self._any_block = block is None
+        self.max_waiting = check_max_waiting(max_waiting)
         self.expires = expires_seconds(expires, period=self.wanted.period if self.wanted else 0.0)
         if self.expires and self.wanted is None:
             raise InvalidSetting("expires: give the limit and the period, too")
@@ -60,7 +62,7 @@ class BaseRateLimit(Named):
     ) -> Procedure[Permit | None]:
         until = math.inf if timeout is None else state.session.env.now() + timeout
         identity = state.session.identity(self.owner, self.labels)
-        request = rates.permit_request(identity, on_wait)
+        request = rates.permit_request(identity, on_wait, self.max_waiting)
         granted = yield from registered(
             [(state, self._registration)],
             lambda: rates.start(state, request, until, once=timeout == 0),

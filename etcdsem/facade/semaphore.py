@@ -26,7 +26,7 @@ from etcdsem.errors import (
     InvalidSetting,
     ReleasedTooOften,
 )
-from etcdsem.facade.client import draining, operator, pausing, resuming
+from etcdsem.facade.client import draining, operator, pausing, penalizing, resuming
 from etcdsem.facade.entered_blocks import EnteredBlocks
 from etcdsem.facade.lease import OWNERS, BaseLease
 from etcdsem.facade.registering import register_limit, register_rate
@@ -35,6 +35,7 @@ from etcdsem.model import Duration, Status, duration_text
 from etcdsem.validation import (
     UNNAMED_EXPIRES,
     check_limit,
+    check_max_waiting,
     check_name,
     check_prefix,
     check_priority,
@@ -103,6 +104,12 @@ class Named:
     def _pausing(self, state: SemaphoreState, reason: str | None) -> Procedure[bool]:
         return pausing(state, self.owner or operator(), reason, rate=self._is_rate)
 
+    def _penalizing(
+        self, state: SemaphoreState, duration: Duration, reason: str | None
+    ) -> Procedure[bool]:
+        by = self.owner or operator()
+        return penalizing(state, by, duration, reason, rate=self._is_rate)
+
     def _resuming(self, state: SemaphoreState) -> Procedure[bool]:
         return resuming(state, rate=self._is_rate)
 
@@ -130,6 +137,7 @@ class BaseSemaphore(Named, Generic[L]):
         max_hold: Duration | None,
         rate: str | None,
         linger: Duration | None,
+        max_waiting: int | None,
         expires: Duration | None = None,
     ) -> None:
         self.max_leases = None if max_leases is None else check_limit(max_leases)
@@ -145,6 +153,7 @@ class BaseSemaphore(Named, Generic[L]):
         self.max_hold = max_hold_seconds(max_hold)
         self.rate = None if rate is None else read_rate(rate)
         self.linger = linger_seconds(linger)
+        self.max_waiting = check_max_waiting(max_waiting)
         self.expires = self._expires(expires, given=name is not None)
         self._any_block = rate is None or rate.count("/") == 1
         if self.rate is not None:
@@ -248,6 +257,7 @@ class BaseSemaphore(Named, Generic[L]):
             demand,
             self.max_hold,
             self.linger,
+            max_waiting=self.max_waiting,
         )
 
     def _list(self, grant: Grant, lease_of: Callable[[Grant], L]) -> L:
@@ -288,7 +298,7 @@ class BaseSemaphore(Named, Generic[L]):
         return (yield from lease._releasing())
 
     def _no_lease(self, state: SemaphoreState, timeout: Duration | None) -> AcquireTimeout:
-        reason = why_full(state.limit, self.name) or (
+        reason = why_full(state.limit, self.name, state.session.env.wall()) or (
             f"no lease was free {within(timeout)}; to see the holders: etcdsem status {self.name}"
         )
         return AcquireTimeout(f"semaphore {self.name!r}: {reason}")
@@ -369,8 +379,8 @@ def within(timeout: Duration | None) -> str:
     return f"within {duration_text(given)}" if given else "at once"
 
 
-def check_dask_arguments(register: bool, scheduler_rpc: None) -> None:
-    """Refuse arguments of Dask's semaphore that have no meaning here."""
+def check_dask_arguments(register: bool, scheduler_rpc: None) -> bool:
+    """Refuse arguments of Dask's semaphore that have no meaning here; returns `register`."""
     if scheduler_rpc is not None:
         raise TypeError(
             "scheduler_rpc is a connection to Dask's scheduler, which etcdsem does not use. Pass "
@@ -381,3 +391,4 @@ def check_dask_arguments(register: bool, scheduler_rpc: None) -> None:
             f"register must be True or False, not {type(register).__name__}; pass the etcd to use "
             "as client="
         )
+    return register

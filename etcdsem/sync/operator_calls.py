@@ -165,12 +165,32 @@ class OperatorCalls(BaseClient):
             reason: at most 253 printable characters, shown to operators.
 
         Returns:
-            False if it was already paused; then nothing was changed.
+            False if it was already paused; then nothing was changed. A pause by `penalize` is
+            replaced.
 
         Raises:
             SemaphoreClosed: it is not registered.
         """
         return self._run(self._pausing(name, reason), f"pause {name!r}")
+
+    def penalize(self, name: str, duration: Duration, *, reason: str | None = None) -> bool:
+        """Grant no leases for a time. etcd ends this by itself, even if this program dies.
+
+        Args:
+            name: the semaphore, or the rate limit.
+            duration: seconds, ``"30s"`` or a timedelta, from now; at most 365 days. etcd counts
+                whole seconds, and at least its shortest lease (2 s by default), so it may last up
+                to 2 s longer.
+            reason: as for `pause`.
+
+        Returns:
+            False if it is already paused for at least as long; then nothing was changed.
+            `known_limit` has the pause that is in force. A shorter pause by `penalize` is replaced.
+
+        Raises:
+            SemaphoreClosed: it is not registered.
+        """
+        return self._run(self._penalizing(name, duration, reason), f"pause {name!r}")
 
     def resume(self, name: str) -> bool:
         """Grant leases again. Waiters are served at once, in order.

@@ -148,9 +148,16 @@ def test_paused(
     eventually(lambda: one.shows(name, pending_leases=1))
     sem.release()
     eventually(lambda: one.shows(name, active_leases=0, release_total=1, losses_total=0))
+    assert ("paused_until_timestamp_seconds", name) not in one.scrape()
     client.resume(name)
     waiting.join(30)
     eventually(lambda: one.shows(name, paused=0, active_leases=1, overbooked_total=0))
+    client.penalize(name, "1h")
+    pause = client.limit_info(name).pause
+    assert pause is not None
+    assert pause.until is not None
+    until = pause.until.timestamp()
+    eventually(lambda: one.shows(name, paused=1, paused_until_timestamp_seconds=until))
     sem.release()
 
 

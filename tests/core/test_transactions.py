@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from etcdsem.core import transactions as tx
-from etcdsem.core.commands import Delete, LeaseNotFound, Put, Range, RangeReply, Txn
+from etcdsem.core.commands import Delete, KeyValue, LeaseNotFound, Put, Range, RangeReply, Txn
 from etcdsem.core.keys import (
     ORDINARY,
     Demand,
     Identity,
+    Limit,
     Queued,
     plain_start,
     read_eviction,
+    read_limit,
     read_message,
     record,
     write_eviction,
@@ -545,6 +547,34 @@ def test_a_pause_keeps_the_eager_out(
     assert len(table.holders()) == 1
 
 
+def test_a_timed_pause_ends_with_its_key(table: Table) -> None:
+    """UNPAUSE does nothing while the key is there, or after another change; it keeps the mark of a
+    registered limit. PENALIZE replaces the key's lease.
+    """
+    text = b"2 paused by me since 2026-11-25T09:30:00.000Z until 2026-11-25T09:31:00.000Z "
+
+    def penalize() -> tuple[int, Limit]:
+        lease = table.lease()
+        reply = table.do(tx.penalize(table.keys, table.limit, text, lease))
+        assert reply.succeeded
+        kv = KeyValue(table.keys.max_leases, text, 1, reply.revision)
+        table.limit = read_limit(kv)
+        return lease, table.limit
+
+    first, early = penalize()
+    second, limit = penalize()
+    assert limit.after_pause == b"2 "
+    table.connection.revoke(first, 10)
+    assert not table.do(tx.end_timed_pause(table.keys, limit)).succeeded
+    table.connection.revoke(second, 10)
+    assert not table.do(tx.end_timed_pause(table.keys, early)).succeeded
+    assert table.do(tx.end_timed_pause(table.keys, limit)).succeeded
+    assert not table.do(tx.end_timed_pause(table.keys, limit)).succeeded
+    after = table.look().limit
+    assert after is not None
+    assert (after.room, after.registered) == (2, True)
+
+
 def test_a_big_one_gets_all_or_nothing(
     table: Table, blocked: tuple[tx.HeldSlots, Queued, Queued]
 ) -> None:
@@ -568,8 +598,9 @@ def test_leave_both_ways(table: Table) -> None:
     """Gone from the line; or granted meanwhile, and then the grant message is brought."""
     mine, _ = table.hold(), table.hold()
     leaver, stays = table.wait(), table.wait()
-    left, message, empty = tx.read_leave(table.do(tx.leave(table.keys, leaver.who, leaver.created)))
-    assert (left, message, empty) == (True, None, False)
+    reply = table.do(tx.leave(table.keys, leaver.who, leaver.created))
+    left, message, waiting = tx.read_leave(reply)
+    assert (left, message, waiting) == (True, None, 1)
     table.do(tx.pass_on(table.keys, mine, table.limit, (stays,), 1, 0.0))
     left, message, _ = tx.read_leave(table.do(tx.leave(table.keys, stays.who, stays.created)))
     assert not left

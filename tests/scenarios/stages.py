@@ -122,6 +122,9 @@ class RealStage:
     def pause(self) -> bool:
         return self.seen.pause()
 
+    def penalize(self, seconds: float) -> bool:
+        return self.seen.penalize(seconds, reason="too many requests")
+
     def resume(self) -> bool:
         return self.seen.resume()
 
@@ -364,6 +367,9 @@ class SimStage:
 
     def pause(self) -> bool:
         return self._operate(lambda station: admin.pause(station, "test", None))
+
+    def penalize(self, seconds: float) -> bool:
+        return self._operate(lambda station: admin.penalize(station, "test", seconds, None))
 
     def resume(self) -> bool:
         return self._operate(admin.resume)

@@ -30,10 +30,6 @@ class LeaseRequest(NamedTuple):
 
     name: str
     limit: int | None
-    more: tuple[tuple[str, int | None], ...]
-    """Names and limits of further semaphores, of which a lease each is requested too."""
-    one_of: bool
-    """Whether it is one of several."""
     wait: float | None
     conflict_code: int
     ttl: int
@@ -49,6 +45,11 @@ class LeaseRequest(NamedTuple):
     """Seconds that remain of the lease when a refresh has failed."""
     max_hold: float | None = None
     rate: Rate | None = None
+    max_waiting: int | None = None
+    more: tuple[tuple[str, int | None], ...] = ()
+    """Names and limits of further semaphores, of which a lease each is requested too."""
+    one_of: bool = False
+    """Whether it is one of several."""
     expires: int = 0
     """Seconds for which a new name stays that nobody uses; 0: for good."""
 
@@ -114,6 +115,12 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         type=WholeNumber(0, 255),
         default=exit_codes.CONFLICT,
         help="Exit code for giving up.  [75]",
+    ),
+    click.option(
+        "--max-waiting",
+        metavar="N",
+        type=WholeNumber(0),
+        help="Give up at once instead of waiting if N or more wait already; 0: never wait.",
     ),
     click.option(
         "--weight",
@@ -200,17 +207,15 @@ def _read_request(
     max_hold: str | None,
     etcd_wait: str | None = None,
     rate: str | None = None,
-    more: Sequence[tuple[str, int | None]] = (),
     priority: int = 0,
     backfill: bool = False,
+    max_waiting: int | None = None,
 ) -> LeaseRequest:
     _check_kind(rate, limit, weight, priority, backfill, max_hold)
     intervals = read_intervals(lease_timeout, None)
     return LeaseRequest(
         name=validation.check_name(name),
         limit=None if limit is None else validation.check_limit(limit),
-        more=tuple(more),
-        one_of=False,
         wait=_wait_seconds(wait, nonblock=nonblock),
         conflict_code=conflict_exit_code,
         ttl=intervals.lease_timeout,
@@ -224,6 +229,7 @@ def _read_request(
         etcd_wait=_etcd_wait(etcd_wait),
         max_hold=validation.max_hold_seconds(max_hold, what="--max-hold"),
         rate=None if rate is None else validation.read_rate(rate),
+        max_waiting=max_waiting,
     )
 
 

@@ -2,6 +2,7 @@
 
     max_leases               the limit, plain text: 5, 5 paused by ..., 100/1m (a rate limit);
                              attached to an etcd lease if the name expires (`name_lease`)
+    max_leases_paused        exists during a timed pause; attached to the etcd lease that ends it
     leases/<slot>            a holder's record; attached to the holder's etcd lease
     permits/<slot>           the record of a permit (rate limits only)
     waiters/<client>/<lease> a waiter's record; attached to the waiter's etcd lease

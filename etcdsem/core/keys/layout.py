@@ -38,6 +38,7 @@ class Keys:
         "my_waiters",
         "my_waiters_end",
         "name",
+        "paused",
         "permits",
         "permits_end",
         "priorities",
@@ -52,6 +53,7 @@ class Keys:
         self.base_end = self.base[:-1] + b"0"  # "0" follows "/"
         self.max_leases = self.base + b"max_leases"
         self.applied = self.base + b"applied"
+        self.paused = self.base + b"max_leases_paused"
         self.contended = self.base + b"contended"
         self.priorities = self.base + b"priorities"
         self.rights = self.base + b"leases/rights"  # never exists, see transactions.join

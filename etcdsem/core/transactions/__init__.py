@@ -12,6 +12,7 @@
     LEAVE       leave the queue; UNCONTEND if that emptied it
     EVICT       end one lease, by an operator
     REGISTER, RESIZE, PAUSE, RESUME, APPLY, CLOSE
+    PENALIZE    pause until an etcd lease ends; UNPAUSE, by whoever finds that it has ended
     EXPIRE, SWEEP   let an unused name expire, or delete what is left of one
 
 1. Each is right whenever it lands, however late: its conditions are checked then.
@@ -39,12 +40,15 @@ from etcdsem.core.transactions.admin import (
     apply_limit,
     change_limit,
     close,
+    end_timed_pause,
     evict_permit,
     evict_slot,
     evict_waiter,
     evicted,
     expire,
     limits_as_set,
+    pause_read,
+    penalize,
     register,
     snapshot,
     sweep,
@@ -126,6 +130,7 @@ __all__ = [
     "close",
     "drop",
     "end_priorities",
+    "end_timed_pause",
     "evict_permit",
     "evict_slot",
     "evict_waiter",
@@ -141,6 +146,8 @@ __all__ = [
     "pass_all",
     "pass_alone",
     "pass_on",
+    "pause_read",
+    "penalize",
     "read_all_looks",
     "read_batch",
     "read_clear",

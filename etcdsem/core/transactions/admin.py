@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from etcdsem.core.commands import Compare, Delete, KeyValue, Put, Range, Txn, TxnReply
-from etcdsem.core.keys import Keys
+from etcdsem.core.keys import Keys, Limit
 from etcdsem.core.transactions.conditions import (
     HERE,
     as_range,
     is_known,
+    limit_is,
     slot_is_free,
     slot_is_mine,
 )
@@ -30,16 +31,45 @@ def register(keys: Keys, text: bytes, lease: int = 0) -> Txn:
     )
 
 
-def change_limit(keys: Keys, revision: int, value: bytes, lease: int = 0) -> Txn:
+def change_limit(
+    keys: Keys, revision: int, value: bytes, lease: int = 0, *, timed: bool = False
+) -> Txn:
     """RESIZE, PAUSE, RESUME: rewrite ``max_leases`` if it still has this mod revision, and with it
-    this lease.
+    this lease. `timed`: this ends a timed pause.
 
     Failure returns the current value. So a late arrival overwrites nothing that came after it was
     sent.
     """
     return Txn(
         (Compare(keys.max_leases, "mod", "=", revision),),
-        (Put(keys.max_leases, value, lease),),
+        (Put(keys.max_leases, value, lease), *((Delete(keys.paused),) if timed else ())),
+        (Range(keys.max_leases),),
+    )
+
+
+def penalize(keys: Keys, limit: Limit, value: bytes, lease: int) -> Txn:
+    """PENALIZE: the same with a timed pause, which lasts as long as the lease. Failure returns what
+    `pause_read` reads.
+    """
+    return Txn(
+        (limit_is(keys, limit),),
+        (Put(keys.max_leases, value, limit.lease), Put(keys.paused, HERE, lease)),
+        pause_read(keys).success,
+    )
+
+
+def pause_read(keys: Keys) -> Txn:
+    """Read the limit, and the key of a timed pause."""
+    return Txn((), (Range(keys.max_leases), Range(keys.paused)))
+
+
+def end_timed_pause(keys: Keys, limit: Limit) -> Txn:
+    """UNPAUSE: write the limit back if this timed pause is over, which is when etcd has ended the
+    lease of its key. Failure returns the current value.
+    """
+    return Txn(
+        (limit_is(keys, limit), Compare(keys.paused, "create", "=", 0)),
+        (Put(keys.max_leases, limit.after_pause, limit.lease),),
         (Range(keys.max_leases),),
     )
 

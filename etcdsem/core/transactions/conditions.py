@@ -64,6 +64,8 @@ class Waiting(NamedTuple):
     created: int
     held: int
     limit: Limit | None
+    waiting: int = 0
+    """How many wait, ourselves included; 0 if JOIN was not to count them."""
 
 
 class TryFull(NamedTuple):
