@@ -34,7 +34,7 @@ class Plan(NamedTuple):
     pods: int = 20
     limit: int = 5
     seconds: float = 80.0
-    work: float = 25.0  # longer than a lease lasts without etcd
+    work: float = 40.0  # longer than a lease lasts without etcd
     lease_timeout: str = "30s"
     back_off: float = BACK_OFF
 
