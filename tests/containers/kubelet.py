@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import re
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,11 +34,20 @@ class Kubelet:
         self._images = images
         self._folder = folder
         self._secrets = secrets or {}
-        self._docker = docker_client()
+        self._clients: list[Any] = []  # one for each thread: their connections are not shared
+        self._of_thread = threading.local()
         self._network = self._docker.networks.create(f"kubelet-{folder.name}-{time.time_ns()}")
         self._all: list[Any] = []
         self._pods: dict[str, Pod] = {}
         self._started: list[Pod] = []
+
+    @property
+    def _docker(self) -> Any:
+        """This thread's client."""
+        if not hasattr(self._of_thread, "client"):
+            self._of_thread.client = docker_client()
+            self._clients.append(self._of_thread.client)
+        return self._of_thread.client
 
     def get(self, kind: str, name: str, namespace: str | None = None) -> Any:
         """An object, by kind and name, in any namespace or in this one."""
@@ -284,7 +294,8 @@ class Kubelet:
             with contextlib.suppress(docker.errors.NotFound):
                 container.remove(force=True, v=True)
         self._network.remove()
-        self._docker.close()
+        for client in self._clients:
+            client.close()
 
 
 @contextlib.contextmanager

@@ -18,9 +18,10 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from etcdsem import Semaphore, connect
 from tests.containers import images
 from tests.containers.job_controller import BACK_OFF, JobController
-from tests.containers.kubelet import Kubelet, node
+from tests.containers.kubelet import node
 from tests.containers.reached import Reached
 from tests.helpers.history import assert_clean
 from tests.helpers.manifests import Object, in_namespace, rendered
@@ -33,7 +34,7 @@ class Plan(NamedTuple):
     pods: int = 20
     limit: int = 5
     seconds: float = 80.0
-    work: float = 25.0  # longer than a lease lasts without etcd
+    work: float = 40.0  # longer than a lease lasts without etcd
     lease_timeout: str = "30s"
     back_off: float = BACK_OFF
 
@@ -61,20 +62,23 @@ def manifests(plan: Plan) -> tuple[Object, ...]:
 
 
 def run(plan: Plan, folder: Path) -> Outcome:
-    """Run the Job, and take etcd away once its first pods have ended and others work and wait."""
+    """Run the Job, and take etcd away once its first pods have ended, and others work and wait."""
     with node(manifests(plan), images.of_manifests(), folder) as kubelet:
         (member,) = kubelet.stateful_set("etcd")
         controller = JobController(kubelet, "parallel", back_off=plan.back_off)
         running = threading.Thread(target=controller.run)
         running.start()
-        eventually(lambda: len(controller.codes) > 0, 300, what="the first pod ends")
-        _outage(kubelet, member.container, plan.seconds)
+        eventually(lambda: len(controller.codes) >= plan.limit, 300, what="the first pods end")
+        with connect(f"{kubelet.address(member)}:2379") as client:
+            sem = Semaphore(None, "outage", client=client)
+            eventually(lambda: len(sem.holders()) == plan.limit, 60, what="the next ones work")
+        _outage(member.container, plan.seconds)
         running.join()
         etcd = Reached(f"{kubelet.address(member)}:2379")
         return Outcome(controller.status, controller.codes, assert_clean(etcd, "outage").most_held)
 
 
-def _outage(kubelet: Kubelet, etcd: Any, seconds: float) -> None:
+def _outage(etcd: Any, seconds: float) -> None:
     etcd.kill()
     print(f"etcd is away for {seconds:g} s", flush=True)
     time.sleep(seconds)  # as long as it is to last

@@ -20,4 +20,4 @@ def test_an_outage_in_the_middle_of_a_job(tmp_path: Path) -> None:
     plan = Plan(pods=5, limit=2, seconds=12, work=8, lease_timeout="9s", back_off=1)
     outcome = run(plan, tmp_path)
     assert problems(plan, outcome) == []
-    assert outcome.codes.count(70) in (1, 2), outcome
+    assert 1 <= outcome.codes.count(70) <= plan.limit, outcome

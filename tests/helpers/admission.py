@@ -25,9 +25,12 @@ from google.protobuf.json_format import MessageToDict
 from tests.helpers.manifests import KUBERNETES, Object
 
 FILES = [KUBERNETES / "base" / "annotations" / f"{name}.yaml" for name in ("mutate", "validate")]
-MUTATE, BINDING, VALIDATE, _ = (
-    one for file in FILES for one in yaml.safe_load_all(file.read_text())
-)
+
+
+@functools.cache
+def policies() -> tuple[Any, ...]:
+    """The mutating policy, its binding, the validating policy, and its binding."""
+    return tuple(one for file in FILES for one in yaml.safe_load_all(file.read_text()))
 
 
 class Refused(Exception):
@@ -46,16 +49,17 @@ def admit(
         each.setdefault("metadata", {})  # the server has one always
     request = {"operation": operation, "kind": {"kind": made["kind"]}}
     given = {"object": made, "oldObject": old or {}, "request": request}
-    selector = BINDING["spec"]["matchResources"]["namespaceSelector"]["matchLabels"]
-    if selector.items() <= labels.items() and _applies(MUTATE, given):
-        variables = _variables(MUTATE, given)
-        (mutation,) = MUTATE["spec"]["mutations"]
+    mutate, binding, validate, _ = policies()
+    selector = binding["spec"]["matchResources"]["namespaceSelector"]["matchLabels"]
+    if selector.items() <= labels.items() and _applies(mutate, given):
+        variables = _variables(mutate, given)
+        (mutation,) = mutate["spec"]["mutations"]
         patches = _evaluate(mutation["jsonPatch"]["expression"], {**given, "variables": variables})
         for patch in patches:
             _apply(given["object"], patch)
-    if _applies(VALIDATE, given):
-        variables = _variables(VALIDATE, given)
-        for validation in VALIDATE["spec"]["validations"]:
+    if _applies(validate, given):
+        variables = _variables(validate, given)
+        for validation in validate["spec"]["validations"]:
             if not _evaluate(validation["expression"], {**given, "variables": variables}):
                 raise Refused(validation["message"])
     return given["object"]

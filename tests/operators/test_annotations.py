@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.helpers.admission import MUTATE, Refused, admit
+from tests.helpers.admission import Refused, admit, policies
 from tests.helpers.manifests import CLIENT, KUBERNETES, rendered
 
 SEMAPHORE, LIMIT = "etcdsem.io/semaphore", "etcdsem.io/limit"
@@ -175,4 +175,7 @@ def test_the_image_is_that_of_the_overlays() -> None:
         (KUBERNETES / "components" / "images" / "kustomization.yaml").read_text()
     )
     (tag,) = [one["newTag"] for one in images["images"] if one["name"] == "etcdsem"]
-    assert MUTATE["spec"]["variables"][0] == {"name": "image", "expression": f"'etcdsem:{tag}'"}
+    assert policies()[0]["spec"]["variables"][0] == {
+        "name": "image",
+        "expression": f"'etcdsem:{tag}'",
+    }
