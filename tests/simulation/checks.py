@@ -229,7 +229,8 @@ class Checker:
             self.world.counters["pauses that ended by themselves"] += by_itself
             if ended and self.key_there:
                 self.world.fail("a pause was ended, and its time is not over")
-            if self.world.by_operator or kinds.get(keys.paused) == "delete" or not self.number:
+            resumed = not was or kinds.get(keys.paused) == "delete"  # `not was`: it had no end
+            if resumed or self.world.by_operator or not self.number:
                 self._resumed_at, self.penalized_until = self.world.now, -math.inf
         self._was_timed = self.timed
         if self.world.now < self.penalized_until and not (self.paused or self._closed):
