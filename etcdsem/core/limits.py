@@ -21,8 +21,8 @@ from etcdsem.model import duration_text
 def semaphore_closed(semaphore: SemaphoreState) -> SemaphoreClosed:
     """The error for a semaphore that is not registered in etcd."""
     return SemaphoreClosed(
-        f"semaphore {semaphore.name!r} is not known: it was closed, or never registered "
-        f"(there is no key {semaphore.keys.max_leases.decode()})"
+        f"semaphore {semaphore.name!r} is not known: it was closed, has expired, or was never "
+        f"registered (there is no key {semaphore.keys.max_leases.decode()})"
     )
 
 

@@ -27,6 +27,7 @@ from etcdsem.core.name_lease import PATIENCE
 from etcdsem.core.registration import Registration, register, registered
 from tests.simulation.options import Options
 from tests.simulation.outcome import Outcome, play, report
+from tests.simulation.rates import RateOptions, RateRun
 from tests.simulation.runs import Run
 from tests.simulation.world import CALM, PREFIX
 
@@ -175,6 +176,43 @@ def run_expiry(seed: int, *, trace: bool = False) -> Outcome:
     """Run one seed. Every run of the same seed is exactly the same."""
     chosen = ExpiryOptions.of(seed)
     return play(chosen.faults, lambda: ExpiryRun(chosen, trace=trace))
+
+
+class ExpiringRateRun(RateRun):
+    """A run of `rates` in which the name expires, and somebody always uses it. What etcd ends early
+    are the leases of slots, so that the records count, which have the lease of the name.
+    """
+
+    def __init__(self, options: RateOptions, *, trace: bool = False) -> None:
+        super().__init__(options, trace=trace)
+        etcd, key = self.world.etcd, self.checker.keys.max_leases
+        self.lease = self.world.rng.getrandbits(62) + 1
+        etcd.grant(self.lease, max(60, 3 * int(options.rate.period)))
+        put = partial(etcd.put, key, str(options.rate).encode(), self.lease)
+        self.world.operate("the name expires", put)
+        etcd.observers.append(self._judge)
+
+    def _judge(self, revision: Revision) -> None:
+        for event in revision.events:
+            gone = event.kind == "delete" and event.kv.key == self.checker.keys.max_leases
+            if gone and not self.world.by_operator and not self.stopping:
+                self.world.fail("the name has expired while it was used")
+
+    def _end_early(self) -> None:
+        kept = self.world.etcd.leases.pop(self.lease, None)
+        super()._end_early()
+        if kept is not None:
+            self.world.etcd.leases[self.lease] = kept
+
+
+def run_expiring_rate(seed: int, *, trace: bool = False) -> Outcome | None:
+    """Run one seed; None if its rate limit is not always used."""
+    options = RateOptions.of(seed)
+    kinds = options.faults.kinds & {*HARMLESS, "weather"}
+    options = replace(options, faults=replace(options.faults, kinds=kinds))
+    if not options.hungry:
+        return None
+    return play(options.faults, lambda: ExpiringRateRun(options, trace=trace), rates=options)
 
 
 def main() -> None:

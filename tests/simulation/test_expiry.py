@@ -16,7 +16,7 @@ from etcdsem.core.commands import Procedure, Txn
 from etcdsem.core.keys import Keys
 from etcdsem.core.name_lease import NameLease, NameLeases
 from tests.helpers.slow import sample
-from tests.simulation.expiry import run_expiry
+from tests.simulation.expiry import run_expiring_rate, run_expiry
 from tests.simulation.outcome import report
 
 SEEDS = range(100)
@@ -36,6 +36,18 @@ def test_names_leave_only_without_users(first: int) -> None:
         early += outcome.counters["names that end early"]
     assert expired > CHUNK
     assert early > CHUNK / 2
+
+
+@pytest.mark.parametrize("first", sample(range(15, 75, 15)))
+def test_rate_limits_that_expire(first: int) -> None:
+    """They stay while they are used, and their records count, which have the lease of the name."""
+    early = 0
+    for seed in range(first, first + 15):
+        outcome = run_expiring_rate(seed)
+        if outcome is not None:
+            assert outcome.error is None, report(outcome)
+            early += outcome.counters["leases that end early"]
+    assert early
 
 
 def nobody_refreshes(patch: Patch) -> None:
