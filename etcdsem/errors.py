@@ -10,6 +10,7 @@
     ├── WeightExceedsLimit  (ValueError)       the weight exceeds the limit
     ├── NobodyThere         (LookupError)      evict() found no such holder or waiter
     ├── AcquireTimeout      (TimeoutError)     hold(timeout) was not granted a lease in time
+    ├── QueueFull                              max_waiting callers wait already
     ├── Evicted                                an operator evicted this waiter from the queue
     ├── LeaseLost                              a lease ended before its holder released it
     ├── EtcdUnavailable     (ConnectionError)  etcd is unreachable or did not answer in time
@@ -35,6 +36,7 @@ __all__ = [
     "LeaseLost",
     "NobodyThere",
     "PermissionDenied",
+    "QueueFull",
     "ReleasedTooOften",
     "SemaphoreClosed",
     "WeightExceedsLimit",
@@ -98,6 +100,10 @@ class NobodyThere(EtcdSemError, LookupError):
 
 class AcquireTimeout(EtcdSemError, TimeoutError):
     """No lease was granted in time."""
+
+
+class QueueFull(EtcdSemError):
+    """The caller would have had to wait, and as many as its `max_waiting` allows wait already."""
 
 
 class Evicted(EtcdSemError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -109,18 +110,28 @@ class Junk:
 
 @dataclass(frozen=True)
 class Pause:
-    """A paused semaphore: no lease is granted until it is resumed."""
+    """A paused semaphore: no lease is granted until it is resumed, or over."""
 
     by: str
     """Who paused it; empty if only the word was written to etcd by hand."""
     since: datetime | None
     """When it was paused, by the clock of the machine that paused it."""
     reason: str = ""
+    until: datetime | None = None
+    """When it ends by itself, by the clock of the machine that paused it; etcd ends it by its own
+    clock. None for a pause that lasts until it is resumed."""
+
+    def left(self, wall: float) -> float:
+        """Seconds until it is over, at the time of day `wall`: 0 if it is, and infinite for
+        a pause that lasts until it is resumed.
+        """
+        return math.inf if self.until is None else max(0.0, self.until.timestamp() - wall)
 
     def __str__(self) -> str:
         by = f" by {self.by}" if self.by else ""
         since = f" since {self.since:%Y-%m-%d %H:%M:%S} UTC" if self.since else ""
-        return f"paused{by}{since}" + (f" ({self.reason})" if self.reason else "")
+        until = f" until {self.until:%Y-%m-%d %H:%M:%S} UTC" if self.until else ""
+        return f"paused{by}{since}{until}" + (f" ({self.reason})" if self.reason else "")
 
 
 MAX_SEMAPHORES = 8
@@ -170,6 +181,52 @@ class LimitInfo(NamedTuple):
 
 
 @dataclass(frozen=True)
+class LimitChange:
+    """A difference between the limits that should be in etcd and those that are: one line of
+    ``etcdsem apply --dry-run``.
+    """
+
+    name: str
+    live: str | None
+    """The limit or the rate in etcd, without a pause; None if the name is not registered."""
+    applied: str | None
+    """What was last applied to it; None if nothing ever was."""
+    wanted: str | None
+    """What it should be; None: the name must go."""
+    raw: bytes = field(default=b"", repr=False)
+    """The limit as etcd stores it."""
+    revision: int = field(default=0, repr=False)
+    """The revision at which the limit was last changed; 0 if it is not registered."""
+    applied_revision: int = field(default=0, repr=False)
+    """The same for `applied`."""
+    created: int = field(default=0, repr=False)
+    """The revision at which it was registered."""
+    expires: bool = False
+    """Does the name leave etcd when nobody has used it for a while? Applying a limit ends that."""
+
+    @property
+    def drift(self) -> bool:
+        """Has somebody changed the limit since it was applied?"""
+        return self.applied is not None and self.live not in (None, self.applied)
+
+
+class Pruned(NamedTuple):
+    """What `Client.prune` did, or would do; the names are sorted."""
+
+    expiring: tuple[str, ...]
+    """Names that now leave etcd when nobody uses them for the given time."""
+    removed: tuple[str, ...]
+    """Names without a limit, of which keys had been left over."""
+
+
+class LimitRefusal(NamedTuple):
+    """A change that was not made, and why."""
+
+    change: LimitChange
+    reason: str
+
+
+@dataclass(frozen=True)
 class Status:
     """One semaphore at one etcd revision."""
 
@@ -185,6 +242,17 @@ class Status:
     rate: Rate | None = None
     """Not None for a rate limit. `max_leases` is then the number of blocks, and a holder is a block
     that is in use."""
+    applied: str | None = None
+    """The limit or the rate that `etcdsem apply` set last; None if it never did, or this client may
+    not read it."""
+    expires_in: float | None = None
+    """Seconds until the name leaves etcd unless somebody uses it; None if it stays, or the time was
+    not queried."""
+
+    @property
+    def drift(self) -> bool:
+        """Has somebody changed the limit since it was applied?"""
+        return _drift(self.applied, self.rate, self.max_leases)
 
     @property
     def held(self) -> int:
@@ -208,11 +276,24 @@ class Overview:
     """Not None while it is paused; no lease is granted then."""
     rate: Rate | None = None
     """Not None for a rate limit."""
+    applied: str | None = None
+    """The limit or the rate that `etcdsem apply` set last; None if it never did."""
+    expires: bool = False
+    """Does the name leave etcd when nobody has used it for a while?"""
+
+    @property
+    def drift(self) -> bool:
+        """Has somebody changed the limit since it was applied?"""
+        return _drift(self.applied, self.rate, self.max_leases)
 
     @property
     def overbooked(self) -> int:
         """How many more slots are held than the limit allows after it was lowered; usually 0."""
         return 0 if self.max_leases is None else max(0, self.held - self.max_leases)
+
+
+def _drift(applied: str | None, rate: Rate | None, number: int | None) -> bool:
+    return applied is not None and applied != str(number if rate is None else rate)
 
 
 def duration_text(seconds: float) -> str:

@@ -177,6 +177,8 @@ def _overview(view: SemaphoreView) -> Overview:
         waiting_since=first.said if first else None,
         pause=limit.pause if limit else None,
         rate=limit.rate if limit else None,
+        applied=view.applied,
+        expires=bool(limit and limit.lease),
     )
 
 

@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 from etcdsem.errors import InvalidName, InvalidSetting
-from etcdsem.model import Duration, Rate
+from etcdsem.model import Duration, Rate, duration_text
 
 MAX_LIMIT = 99_999  # slots are written with five digits, and one number must stay above them
 
@@ -103,6 +103,13 @@ def check_weight(weight: Any) -> int:
     return number
 
 
+def check_max_waiting(number: int | None) -> int | None:
+    """Return it if it is None or a whole number from 0 up, else raise InvalidSetting."""
+    if number is None or (isinstance(number, int) and not isinstance(number, bool) and number >= 0):
+        return number
+    raise InvalidSetting(f"max_waiting must be None or a whole number from 0 up, not {number!r}")
+
+
 def check_priority(priority: Any) -> int:
     """Return `priority` as an int if it is a valid priority, else raise InvalidSetting."""
     if isinstance(priority, bool) or not hasattr(priority, "__index__"):
@@ -177,6 +184,20 @@ def max_hold_seconds(value: Duration | None, *, what: str = "max_hold") -> float
     return None if math.isinf(number) else number
 
 
+MAX_PAUSE = 365 * 86400.0
+"""Seconds that a pause which ends by itself may last."""
+
+
+def pause_seconds(value: Duration) -> float:
+    """Convert the duration of a pause to seconds. Raises InvalidSetting if it is not positive, or
+    longer than `MAX_PAUSE`.
+    """
+    number = seconds(value, what="duration")
+    if not 0 < number <= MAX_PAUSE:
+        raise InvalidSetting(f"duration must be greater than 0 and at most 365d: {value!r}")
+    return number
+
+
 MAX_LINGER = 1.0
 """Seconds that a released slot may stay with its client."""
 
@@ -189,6 +210,35 @@ def linger_seconds(value: Duration | None, *, what: str = "linger") -> float:
     if not 0 <= number <= MAX_LINGER:
         raise InvalidSetting(f"{what} must be from 0 to 1s: {value!r}")
     return number
+
+
+MIN_EXPIRES = 600.0
+"""Seconds that a name without users must stay at least. Programs may be suspended for minutes, and
+a leader of etcd that was stopped for longer than a lease's TTL ends the lease when it resumes."""
+
+UNNAMED_EXPIRES = 86400
+"""Seconds after which a semaphore without a given name expires by default."""
+
+
+def expires_seconds(value: Duration | None, *, period: float = 0.0, what: str = "expires") -> int:
+    """Convert expires, the time for which a name stays that nobody uses, to whole seconds, rounded
+    up; None or infinity means for good, and is 0. Raises InvalidSetting if it is shorter than
+    `MIN_EXPIRES`, or than two periods of a rate limit.
+    """
+    number = math.inf if value is None else seconds(value, what=what)
+    if number == math.inf:
+        return 0
+    if not MIN_EXPIRES <= number <= MAX_LEASE_TIMEOUT:
+        raise InvalidSetting(
+            f"{what} must be from {duration_text(MIN_EXPIRES)} to {MAX_LEASE_TIMEOUT}s, not "
+            f"{value!r}"
+        )
+    if number < 2 * period:
+        raise InvalidSetting(
+            f"{what} must be at least two periods of the rate limit, {duration_text(2 * period)}, "
+            f"not {value!r}"
+        )
+    return math.ceil(number)
 
 
 def warning_ahead(max_hold: float) -> float:

@@ -3,6 +3,7 @@
 python examples/metered_server.py 10 1    prints its address, and at the end what it has seen
 """
 
+import math
 import signal
 import sys
 import threading
@@ -30,6 +31,8 @@ def handler(limit, period):
                 refused += not fine
             self.send_response(200 if fine else 429)
             self.send_header("Content-Length", "0")
+            if not fine:
+                self.send_header("Retry-After", str(math.ceil(period)))
             self.end_headers()
 
         def log_message(self, *args):

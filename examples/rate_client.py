@@ -4,7 +4,9 @@
     etcdsem dev -- python examples/rate_client.py http://127.0.0.1:PORT/ 30
 
 Start it as often as you like, anywhere: the service never has to answer 429. The service counts
-requests on arrival, and some take longer to arrive than others, so our period is longer.
+requests on arrival, and some take longer to arrive than others, so our period is longer. If it
+answers 429 all the same, because others use it too, none of our programs makes a request for as
+long as it says.
 """
 
 import sys
@@ -17,13 +19,16 @@ from etcdsem import RateLimit
 api = RateLimit("metered_api", 10, "2s")
 
 
-@api
 def fetch(url):
-    try:
-        with urllib.request.urlopen(url, timeout=30) as answer:
-            return answer.status
-    except urllib.error.HTTPError as refusal:
-        return refusal.code  # 429, if a client ignores the rate limit
+    while True:
+        api.acquire()
+        try:
+            with urllib.request.urlopen(url, timeout=30) as answer:
+                return answer.status
+        except urllib.error.HTTPError as refusal:
+            if refusal.code != 429:
+                raise
+            api.penalize(refusal.headers.get("Retry-After", "1"), reason="429 from the service")
 
 
 def main(url, count):

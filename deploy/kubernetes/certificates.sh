@@ -72,6 +72,7 @@ kustomization . "$namespace"
 for name in etcd-server-tls etcd-peer-tls etcd-root-tls etcdsem-view-tls; do
   secret . $name $name/
 done
+secret . etcdsem-operator-tls operator/
 for team; do
   certificate "$team" "$team" clientAuth ""
   kustomization "$team" "$team"

@@ -52,6 +52,12 @@ class Semaphore(LeasingSemaphore):
             programs that acquire and release many times a second. In etcd the slot stays held, and
             its fencing token stays the same. It is given back at once when anybody waits, and at
             the latest at the first release 1 s after etcd granted it. None: given back at once.
+        max_waiting: how many callers may wait in the queue, on all machines together; one that
+            would wait beyond them gets `QueueFull` at once. 0: never wait. None: any number.
+        expires: a new name leaves etcd when nobody has used it for this long (to within a minute),
+            at least 10 minutes: ``"7d"``. Holders, waiters and calls of acquire use it. An object
+            that finds it gone registers it again. None: it stays, and a generated name expires
+            after a day.
 
     Raises:
         InconsistentLimit: another limit is registered, or one that cannot be read.
@@ -79,9 +85,10 @@ class Semaphore(LeasingSemaphore):
         max_hold: Duration | None = None,
         rate: str | None = None,
         linger: Duration | None = None,
+        max_waiting: int | None = None,
+        expires: Duration | None = None,
     ) -> None:
-        check_dask_arguments(register, scheduler_rpc)
-        self._bind(client, register=register)
+        self._bind(client, register=check_dask_arguments(register, scheduler_rpc))
         super().__init__(
             max_leases,
             name,
@@ -95,6 +102,8 @@ class Semaphore(LeasingSemaphore):
             max_hold=max_hold,
             rate=rate,
             linger=linger,
+            max_waiting=max_waiting,
+            expires=expires,
         )
         self._register_now()
 
@@ -124,6 +133,7 @@ class Semaphore(LeasingSemaphore):
 
         Raises:
             SemaphoreClosed: the semaphore is not registered (any more).
+            QueueFull: as many as `max_waiting` wait already.
             Evicted: an operator removed this waiter (`evict`).
             WeightExceedsLimit: `weight` exceeds the limit, or a limit lowered meanwhile (not 0).
             EtcdUnavailable: etcd was unreachable for the whole timeout; without one, for the

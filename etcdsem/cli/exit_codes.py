@@ -13,6 +13,7 @@ from etcdsem import errors
 
 OK: Final = 0
 NOT_DONE: Final = 1  # close: in use; evict: no such holder or waiter. Never from `run`
+DIFFERS: Final = 2  # apply --dry-run: there are changes, as diff(1) has it
 USAGE: Final = 64
 UNAVAILABLE: Final = 69
 LOST: Final = 70
@@ -77,6 +78,7 @@ _CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
     (errors.InvalidSetting, USAGE),
     (errors.WeightExceedsLimit, USAGE),
     (errors.AcquireTimeout, CONFLICT),
+    (errors.QueueFull, CONFLICT),
     (errors.LeaseLost, LOST),
     (errors.Evicted, LOST),
     (errors.EtcdSemError, NOT_DONE),

@@ -37,7 +37,12 @@ def pause_data(pause: Pause | None) -> dict[str, str | None] | None:
     """Return the JSON data of a pause; None if it is not paused."""
     if pause is None:
         return None
-    return {"by": pause.by, "since": stamp(pause.since), "reason": pause.reason}
+    return {
+        "by": pause.by,
+        "since": stamp(pause.since),
+        "until": stamp(pause.until),
+        "reason": pause.reason,
+    }
 
 
 def rate_data(seen: Status) -> dict[str, Any]:
@@ -82,6 +87,9 @@ def status_data(seen: Status) -> dict[str, Any]:
         "rate": str(seen.rate) if seen.rate else None,
         "used": used(seen.held, seen.rate),
         "next_free": rate_data(seen).get("next_free"),
+        "applied": seen.applied,
+        "drift": seen.drift,
+        "expires_in": seen.expires_in,
     }
 
 
@@ -98,6 +106,9 @@ def overview_data(one: Overview) -> dict[str, Any]:
         "paused": pause_data(one.pause),
         "rate": str(one.rate) if one.rate else None,
         "used": used(one.held, one.rate),
+        "applied": one.applied,
+        "drift": one.drift,
+        "expires": one.expires,
     }
 
 

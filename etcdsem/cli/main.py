@@ -45,6 +45,9 @@ _COMMANDS: dict[str, _Entry] = {
     "pause": _Entry("admin.pause", "Stop granting leases until resumed."),
     "resume": _Entry("admin.pause", "Resume granting leases."),
     "drain": _Entry("admin.drain", "Pause and wait until no lease is held."),
+    "prune": _Entry("admin.prune", "Let unused names expire."),
+    "apply": _Entry("admin.apply", "Set limits from a file."),
+    "export": _Entry("admin.export", "Print the limits as a file for apply."),
     "evict": _Entry("admin.evict", "End one lease."),
     "close": _Entry("admin.close", "Remove a semaphore."),
     "top": _Entry("show.top", "Show all semaphores live."),
@@ -60,7 +63,8 @@ _COMMANDS: dict[str, _Entry] = {
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "Run jobs": ("run", "hold", "check"),
     "Inspect semaphores": ("ls", "status", "top"),
-    "Change semaphores": ("limit", "rate", "pause", "resume", "drain", "evict", "close"),
+    "Change semaphores": ("limit", "rate", "pause", "resume", "drain", "evict", "close", "prune"),
+    "Limits as code": ("apply", "export"),
     "Monitor and diagnose": ("doctor", "exporter", "bench"),
     "Try it out": ("dev", "demo"),
 }

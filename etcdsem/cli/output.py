@@ -10,8 +10,10 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -89,10 +91,19 @@ def owner_text(owner: str) -> str:
 
 
 def pause_text(pause: Pause) -> str:
-    """Format a pause: since when, by whom, and why."""
+    """Format a pause: since when, by whom, for how long it still lasts, and why."""
     when = f" {age(pause.since)} ago" if pause.since is not None else ""
     by = f" by {pause.by}" if pause.by else ""
-    return f"paused{when}{by}" + (f": {pause.reason}" if pause.reason else "")
+    ends = f", {left_text(pause)}" if pause.until is not None else ""
+    return f"paused{when}{by}{ends}" + (f": {pause.reason}" if pause.reason else "")
+
+
+def left_text(pause: Pause) -> str:
+    """Format what is left of a pause that ends by itself. The next acquire ends one that is over;
+    clocks differ, so it may not be.
+    """
+    left = pause.left(time.time())
+    return f"{span(math.ceil(left))} left" if left else "over by now"
 
 
 def span(seconds: float) -> str:

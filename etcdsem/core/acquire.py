@@ -23,9 +23,11 @@ from etcdsem.core.lease_manager import end_interrupted, take_lease
 from etcdsem.core.leases import TtlLease
 from etcdsem.core.limits import (
     check_kind,
+    keep_name,
     known_limit,
     learned,
     limit_read,
+    queue_full,
     refuse_too_heavy,
     refuse_wrong_kind,
     semaphore_closed,
@@ -38,11 +40,12 @@ from etcdsem.core.request import AcquireRequest
 from etcdsem.core.retry import alone_in_group, retry_attempts, sender, sleep, transact
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
+from etcdsem.core.timed_pause import end_before_acquire, end_unnoticed
 from etcdsem.core.transactions import Held
 from etcdsem.core.try_now import granted, try_now
-from etcdsem.core.wait import open_watches, wait_in_queue
+from etcdsem.core.wait import leave_full_queue, open_watches, wait_in_queue
 from etcdsem.core.waiters import LocalWaiter
-from etcdsem.errors import EtcdSemError
+from etcdsem.errors import EtcdSemError, QueueFull
 
 STARVED = 0.8
 """Seconds for which an acquire retries when threads cannot be started."""
@@ -119,12 +122,13 @@ def attempt(
 ) -> Procedure[Grant | None]:
     """One attempt with one lease."""
     session = semaphore.session
-    yield from known_limit(semaphore)
+    yield from _prepare(semaphore, until, once=once)
     yield from refuse_wrong_kind(semaphore, rate=request.rate, until=until)
     if too_heavy(semaphore, request.demand.weight):  # the known limit may be outdated
         learned(semaphore, (yield from transact(session, limit_read(semaphore), until)))
         refuse_too_heavy(semaphore, request.demand.weight)
-    join = semaphore.watches.ready and not once
+    tries = once or request.max_waiting == 0
+    join = semaphore.watches.ready and not tries
     lease = yield from take_lease(session.leases, request.ttl)
     lease.refresh = min(request.refresh, lease.ttl / 2)
     try:
@@ -134,12 +138,14 @@ def attempt(
         if join:
             grant = yield from _join(semaphore, request, lease, until, look=False)
         else:
-            grant = yield from _try_first(semaphore, request, lease, until, once=once)
+            grant = yield from _try_first(semaphore, request, lease, until, once=tries)
+        if grant is None and tries and not once:
+            raise queue_full(semaphore, 0)
         if grant is None:
             session.leases.give_back(lease)
         return grant
-    except (NotApplied, AccessDenied):
-        session.leases.give_back(lease)  # nothing was written
+    except (NotApplied, AccessDenied, QueueFull):
+        session.leases.give_back(lease)  # nothing was written, or it has left the queue
         raise
     except Exception:
         session.leases.revoke_later(lease)
@@ -150,11 +156,26 @@ def attempt(
         raise
 
 
+def _prepare(semaphore: SemaphoreState, until: float, *, once: bool) -> Procedure[None]:
+    """What must be so before an attempt: the limit is known, the name stays, and a timed pause that
+    is over was ended.
+    """
+    if semaphore.limit is None:
+        yield from known_limit(semaphore)
+    if semaphore.name_lease is not None:
+        yield from keep_name(semaphore, until)
+    if semaphore.limit is not None and semaphore.limit.after_pause:
+        yield from end_before_acquire(semaphore, until, once=once)
+
+
 def _try_first(
     semaphore: SemaphoreState, request: AcquireRequest, lease: TtlLease, until: float, *, once: bool
 ) -> Procedure[Grant | None]:
     """TRY first, since setting up watches takes time; then JOIN unless `once`."""
+    known = semaphore.limit
     grant = yield from try_now(semaphore, request, lease, until, thorough=once)
+    if once and grant is None and (yield from end_unnoticed(semaphore, known, until)):
+        return (yield from try_now(semaphore, request, lease, until, thorough=True))
     if grant is not None or once:
         return grant
     if (yield from open_watches(semaphore, until)):
@@ -205,6 +226,7 @@ def _join(
         env.wall(),
         queue_up=True,
         demand=request.demand,
+        count=request.max_waiting is not None,
     )
     waiter = LocalWaiter(lease, who, env.mailbox(), env.now(), request.demand)
     semaphore.waiters.enter(waiter)  # before JOIN: the grant message may overtake JOIN's answer
@@ -220,14 +242,30 @@ def _join(
             semaphore.learn(None, reply.revision)
             raise semaphore_closed(semaphore)
         room = _queued(semaphore, waiter, result, reply.revision) or look
-        if request.on_wait is not None:
-            env.call(request.on_wait, "on_wait")
+        over = request.max_waiting is not None and result.waiting > request.max_waiting
         del reply, result, slots
-        return (yield from wait_in_queue(semaphore, waiter, until, room=room))
+        return (yield from _stay(semaphore, waiter, request, until, room=room, over=over))
     finally:
         semaphore.waiters.exit(waiter)
         if lease.on_lost is not None and lease.id not in semaphore.grants:
             lease.on_lost = None
+
+
+def _stay(
+    semaphore: SemaphoreState,
+    waiter: LocalWaiter,
+    request: AcquireRequest,
+    until: float,
+    *,
+    room: bool,
+    over: bool,
+) -> Procedure[Grant | None]:
+    """Wait in the queue; or leave it at once, if more wait than may (`over`)."""
+    if over and request.max_waiting is not None:
+        return (yield from leave_full_queue(semaphore, waiter, request.max_waiting))
+    if request.on_wait is not None:
+        semaphore.session.env.call(request.on_wait, "on_wait")
+    return (yield from wait_in_queue(semaphore, waiter, until, room=room))
 
 
 def _queued(
@@ -236,8 +274,11 @@ def _queued(
     """Record that JOIN has put us in the queue. True if there was room nevertheless."""
     semaphore.queue.set_contended(True)
     waiter.joined(result.created)
-    semaphore.learn(result.limit, revision)
-    return result.limit is not None and result.held + waiter.demand.weight <= result.limit.room
+    limit = result.limit
+    semaphore.learn(limit, revision)
+    if limit is not None and limit.after_pause:
+        return True  # it may be over, and perhaps nobody has noticed
+    return limit is not None and result.held + waiter.demand.weight <= limit.room
 
 
 def _slots_to_try(

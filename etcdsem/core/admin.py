@@ -1,4 +1,4 @@
-"""What an operator changes in a semaphore that is in use: its limit, and whether it grants leases.
+"""What is changed in a semaphore that is in use: its limit, and whether it grants leases.
 
 1. Both are stored in one key, ``max_leases``, and every grant compares its mod revision. So a pause
    also stops grants that are in progress, and needs no other guard.
@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ from etcdsem.core.commands import (
     Event,
     Failure,
     KeyValue,
+    LeaseNotFound,
+    LeasesTimeToLive,
     Mailbox,
     NotApplied,
     OutcomeUnknown,
@@ -37,10 +40,13 @@ from etcdsem.core.keys import (
     write_resized,
     write_resumed,
 )
+from etcdsem.core.lease_manager import grant_lease
+from etcdsem.core.leases import RPC_TIMEOUT, TtlLease
 from etcdsem.core.limits import learn_known, semaphore_closed, wrong_kind
 from etcdsem.core.listeners import CallbackListener
-from etcdsem.core.retry import out_of_patience, read, sleep, transact
+from etcdsem.core.retry import out_of_patience, patiently, read, sleep, transact
 from etcdsem.core.semaphore import SemaphoreState
+from etcdsem.core.session import Session
 from etcdsem.errors import EtcdSemError, EtcdUnavailable, InvalidSetting
 from etcdsem.model import Rate
 from etcdsem.validation import MAX_LIMIT
@@ -100,19 +106,26 @@ def _unreadable(semaphore: SemaphoreState, kv: KeyValue, so: str) -> EtcdSemErro
 def pause(
     semaphore: SemaphoreState, by: str, reason: str | None, *, rate: bool | None = None
 ) -> Procedure[Change]:
-    """PAUSE: grant no lease until the semaphore is resumed. A paused one is left unchanged.
+    """PAUSE: grant no lease until the semaphore is resumed. A paused one is left unchanged, unless
+    its pause ends by itself.
 
     `rate`: whether it must be a rate limit, else WrongKind is raised; None accepts both kinds.
     """
     since = semaphore.session.env.wall()
 
     def paused(kv: KeyValue) -> bytes | None:
-        limit = _of_kind(semaphore, kv, rate)
-        if limit.number is None:
-            raise _unreadable(semaphore, kv, "so nothing is granted, and there is nothing to pause")
-        return None if limit.paused else write_paused(kv, by, since, reason)
+        limit = _pausable(semaphore, kv, rate)
+        endless = limit.paused and not limit.after_pause
+        return None if endless else write_paused(kv, by, since, reason)
 
     return (yield from _rewrite(semaphore, paused))
+
+
+def _pausable(semaphore: SemaphoreState, kv: KeyValue, rate: bool | None) -> Limit:
+    limit = _of_kind(semaphore, kv, rate)
+    if limit.number is None:
+        raise _unreadable(semaphore, kv, "so nothing is granted, and there is nothing to pause")
+    return limit
 
 
 def resume(semaphore: SemaphoreState, *, rate: bool | None = None) -> Procedure[Change]:
@@ -151,7 +164,9 @@ def _rewrite(
         before, written = kv, text(kv)
         if written is None:
             return Change(read_limit(kv), read_limit(kv), changed=False)
-        txn = transactions.change_limit(keys, kv.mod_revision, written)
+        stays = read_limit(kv._replace(value=written)).after_pause
+        timed = bool(read_limit(kv).after_pause and not stays)
+        txn = transactions.change_limit(keys, kv.mod_revision, written, kv.lease, timed=timed)
         try:
             reply = yield from read(session, txn, once=once)
         except OutcomeUnknown as unknown:
@@ -177,6 +192,72 @@ def _untold(semaphore: SemaphoreState, before: KeyValue, reply: TxnReply) -> Etc
         f"{read_limit(before).number} and is now {read_limit(found[0]).number}; it is not known "
         "whether this change is part of that. Check the limit before you try again"
     )
+
+
+# ---------------------------------------------------------------- a pause that ends by itself
+
+
+def penalize(
+    semaphore: SemaphoreState,
+    by: str,
+    wanted: float,
+    reason: str | None,
+    *,
+    rate: bool | None = None,
+) -> Procedure[Change]:
+    """PENALIZE: grant no lease for `wanted` seconds from now. etcd ends this, when the lease of the
+    key `max_leases_paused` does. A pause that lasts at least as long is left unchanged. `rate` as
+    for `pause`.
+    """
+    keys, session, env = semaphore.keys, semaphore.session, semaphore.session.env
+    ends = env.now() + wanted
+    lease: TtlLease | None = None
+    reply = yield from read(session, transactions.pause_read(keys))
+    while True:
+        kvs, marks = (transactions.as_range(one).kvs for one in reply.replies)
+        learn_known(semaphore, read_limit(kvs[0]) if kvs else None, reply.revision)
+        before = _pausable(semaphore, kvs[0], rate)
+        if lease is not None and any(mark.lease == lease.id for mark in marks):
+            return Change(before, before, changed=True)  # it was written, and the answer was lost
+        if env.now() + (yield from _lasts(session, before, marks)) >= ends:
+            if lease is not None:
+                session.leases.revoke_id_later(lease.id, lease.ttl)
+            return Change(before, before, changed=False)
+        if lease is None:
+            lease = yield from _unrenewed_lease(session, ends - env.now())
+        until = env.wall() + lease.sent + lease.ttl - env.now()
+        text = write_paused(kvs[0], by, env.wall(), reason, until)
+        txn = transactions.penalize(keys, before, text, lease.id)
+        try:
+            reply = yield from read(session, txn)
+        except LeaseNotFound:  # it was too short for this, or etcd ended it early
+            lease, reply = None, (yield from read(session, transactions.pause_read(keys)))
+            continue
+        if reply.succeeded:
+            after = read_limit(kvs[0]._replace(value=text, mod_revision=reply.revision))
+            semaphore.learn(after, reply.revision)
+            return Change(before, after, changed=True)
+
+
+def _lasts(session: Session, limit: Limit, marks: Sequence[KeyValue]) -> Procedure[float]:
+    """Seconds that a pause lasts at least: etcd answers in whole seconds, rounded down. `marks`:
+    the key of a timed pause, if it is there.
+    """
+    if not limit.paused or (limit.after_pause and not marks):
+        return 0.0
+    if not limit.after_pause or not marks[0].lease:
+        return math.inf
+    ask = LeasesTimeToLive((marks[0].lease,), RPC_TIMEOUT)
+    (left,) = yield from patiently(session, lambda _until: perform(ask))
+    return max(0.0, left or 0.0)
+
+
+def _unrenewed_lease(session: Session, wanted: float) -> Procedure[TtlLease]:
+    """A lease that ends no earlier than after `wanted` seconds, and that nobody renews."""
+    ttl = max(1, math.ceil(wanted))
+    lease = yield from patiently(session, lambda _until: grant_lease(session.leases, ttl))
+    session.leases.leave(lease)
+    return lease
 
 
 # ---------------------------------------------------------------- drain

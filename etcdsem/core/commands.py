@@ -30,14 +30,17 @@ log = logging.getLogger("etcdsem")
 class Compare(NamedTuple):
     """One condition of a transaction. With `end`, it must hold for every key in [key, end).
 
-    etcd evaluates a condition over an empty range as over one absent key: all numbers 0.
+    etcd evaluates a condition over an empty range as over one absent key: all numbers 0. A
+    condition on the value of an absent key does not hold.
     """
 
     key: bytes
-    target: Literal["create", "mod", "version", "lease"]
+    target: Literal["create", "mod", "version", "lease", "value"]
     op: Literal["=", "!=", "<", ">"]
     number: int
     end: bytes = b""
+    value: bytes = b""
+    """What the key's value is compared with, byte by byte."""
 
 
 class Put(NamedTuple):

@@ -68,10 +68,19 @@ class Ask(NamedTuple):
     """Somebody may wait, but nothing is known of the queue."""
 
 
+class PassAlone(NamedTuple):
+    """Hand it over to this waiter if it waits, and nobody else does."""
+
+    limit: Limit
+    waiter: Queued
+
+
 class Clear(NamedTuple):
     """Nobody waited at this revision: give it back, and delete the contended mark."""
 
     revision: int
+    otherwise: PassAlone | None = None
+    """In the same transaction, if somebody has joined since."""
 
 
 class ReadAll(NamedTuple):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from etcdsem.core import transactions
 from etcdsem.core.commands import (
+    AccessDenied,
     Failure,
     KeyValue,
     LeasesTimeToLive,
@@ -106,19 +107,34 @@ def status(semaphore: SemaphoreState, *, ttl: bool) -> Procedure[Status]:
     and of the first `WAITERS_ASKED` waiters'.
     """
     seen, _ = yield from _snapshot(semaphore)
+    seen = replace(seen, applied=(yield from _applied(semaphore)))
     if not ttl:
         return seen
-    ids = [holder.lease_id for holder in seen.holders if holder.lease_id]
+    name_lease = semaphore.limit.lease if semaphore.limit is not None else 0
+    ids = [lease_hex(name_lease)] if name_lease else []
+    ids += [holder.lease_id for holder in seen.holders if holder.lease_id]
     ids += [waiter.lease_id for waiter in seen.waiters[:WAITERS_ASKED]]
     left = chain((yield from _time_left(ids)), repeat(None))
     return replace(
         seen,
+        expires_in=next(left) if name_lease else None,
         holders=tuple(
             replace(holder, ttl=next(left)) if holder.lease_id else holder
             for holder in seen.holders
         ),
         waiters=tuple(replace(waiter, ttl=next(left)) for waiter in seen.waiters),
     )
+
+
+def _applied(semaphore: SemaphoreState) -> Procedure[str | None]:
+    """What `etcdsem apply` set last; None also for a role that may not read it."""
+    asked = Txn((), (Range(semaphore.keys.applied),))
+    try:
+        reply = yield from read(semaphore.session, asked)
+    except AccessDenied:
+        return None
+    kvs = transactions.as_range(reply.replies[0]).kvs
+    return read_limit(kvs[0]).plain if kvs else None
 
 
 def held(semaphore: SemaphoreState) -> Procedure[int]:
@@ -266,7 +282,22 @@ def overview(session: Session, prefix: str) -> Procedure[list[Overview]]:
         if sketch.orphans and lines[place].rate is not None:
             blocked = yield from _blocked(session, sketch)
             lines[place] = replace(lines[place], held=sketch.held + blocked)
+    yield from _add_applied(session, known, lines)
     return lines
+
+
+def _add_applied(
+    session: Session, known: Sequence[_Sketch], lines: list[Overview]
+) -> Procedure[None]:
+    """Add what `etcdsem apply` set last, where it did."""
+    places = [place for place, sketch in enumerate(known) if sketch.applied]
+    for first in range(0, len(places), 2 * _READ_TOGETHER):
+        some = places[first : first + 2 * _READ_TOGETHER]
+        asked = tuple(Range(known[place].keys.applied) for place in some)
+        reply = yield from read(session, Txn((), asked))
+        for place, answer in zip(some, reply.replies, strict=True):
+            for kv in transactions.as_range(answer).kvs:
+                lines[place] = replace(lines[place], applied=read_limit(kv).plain)
 
 
 def _blocked(session: Session, sketch: _Sketch) -> Procedure[int]:
@@ -292,6 +323,8 @@ class _Sketch(NamedTuple):
     junk: int
     orphans: frozenset[int]
     """Slots that have the record of a permit and no holder: a lease has ended before its owner."""
+    applied: bool
+    """Has `etcdsem apply` set its limit?"""
 
 
 def _sketch(prefix: str, name: str, client: str, kvs: list[KeyValue]) -> _Sketch | None:
@@ -310,7 +343,8 @@ def _sketch(prefix: str, name: str, client: str, kvs: list[KeyValue]) -> _Sketch
     records = (permit_slot(keys, kv.key) for kv in kvs if kv.key.startswith(keys.permits))
     held = {holder.slot for holder in holders}
     orphans = frozenset(slot for slot in records if slot is not None and slot not in held)
-    return _Sketch(keys, len(holders), len(waiters), key, len(bad) + len(worse), orphans)
+    applied = any(kv.key == keys.applied for kv in kvs)
+    return _Sketch(keys, len(holders), len(waiters), key, len(bad) + len(worse), orphans, applied)
 
 
 def _line(sketch: _Sketch, limits: tuple[KeyValue, ...], first: tuple[KeyValue, ...]) -> Overview:
@@ -325,4 +359,5 @@ def _line(sketch: _Sketch, limits: tuple[KeyValue, ...], first: tuple[KeyValue, 
         waiting_since=waiters[0].since if waiters else None,
         pause=limit.pause if limit else None,
         rate=limit.rate if limit else None,
+        expires=bool(limit and limit.lease),
     )

@@ -55,6 +55,9 @@ class LeaseManager:
         self.until = math.inf  # once the client is closed: when everything must have ended
         self.ended: set[int] = set()  # the leases that were revoked when the client was closed
         self.last_contact = -math.inf  # when etcd last answered
+        self.others: dict[int, Callable[[float], None]] = {}
+        """Leases that others renew, and what is called with the TTL in an answer; see `name_lease`.
+        """
         self.chores: list[Callable[[float], float]] = []
         """Called by the heartbeat with the time; each returns the time of its next call."""
 
@@ -146,6 +149,10 @@ class LeaseManager:
     def renewed(self, lease_id: int, ttl: float) -> None:
         """Record etcd's answer to a renewal; a `ttl` of 0 or less means that the lease is gone."""
         lease = self.live.get(lease_id)
+        if lease is None and lease_id in self.others:
+            self.last_contact = self.env.now()
+            self.others[lease_id](ttl)
+            return
         if lease is None or lease.asked is None:
             return
         sent, lease.asked = lease.asked, None
@@ -263,9 +270,11 @@ def heartbeat(manager: LeaseManager) -> Procedure[None]:
 
 def take_lease(manager: LeaseManager, wanted: int) -> Procedure[TtlLease]:
     """A lease, from the pool or newly granted by etcd. `wanted`: its TTL in seconds."""
-    spare = manager.take_spare(wanted)
-    if spare is not None:
-        return spare
+    return manager.take_spare(wanted) or (yield from grant_lease(manager, wanted))
+
+
+def grant_lease(manager: LeaseManager, wanted: int) -> Procedure[TtlLease]:
+    """A lease newly granted by etcd."""
     while True:
         lease_id = manager.env.random_id()
         sent = manager.env.now()

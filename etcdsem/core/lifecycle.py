@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 from etcdsem.core import transactions
-from etcdsem.core.commands import Failure, KeyValue, LeaseNotFound, Procedure, RevokeLease, perform
-from etcdsem.core.keys import Limit, read_holders, read_limit, read_waiters
+from etcdsem.core.commands import (
+    Compare,
+    Failure,
+    LeaseNotFound,
+    Procedure,
+    RevokeLease,
+    perform,
+)
+from etcdsem.core.keys import read_holders, read_limit, read_waiters
 from etcdsem.core.leases import RPC_TIMEOUT
 from etcdsem.core.limits import limit_read, wrong_kind
 from etcdsem.core.release import release
 from etcdsem.core.retry import read
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
-from etcdsem.model import CloseResult, Rate
-
-
-def register(semaphore: SemaphoreState, wanted: int | Rate) -> Procedure[Limit]:
-    """REGISTER. Returns the limit that is in force afterwards."""
-    keys, text = semaphore.keys, str(wanted).encode()
-    reply = yield from read(semaphore.session, transactions.register(keys, text))
-    if reply.succeeded:
-        now = reply.revision
-        limit = read_limit(KeyValue(keys.max_leases, text, now, now))
-    else:
-        limit = read_limit(transactions.as_range(reply.replies[0]).kvs[0])
-    semaphore.learn(limit, reply.revision)
-    return limit
+from etcdsem.model import CloseResult
 
 
 def close(
-    semaphore: SemaphoreState, *, force: bool, rate: bool | None = None
+    semaphore: SemaphoreState,
+    *,
+    force: bool,
+    rate: bool | None = None,
+    seen: tuple[Compare, ...] = (),
 ) -> Procedure[CloseResult]:
     """CLOSE. Without `force`, a semaphore that is in use is left alone.
 
     `rate`: whether it must be a rate limit, else WrongKind is raised; None accepts both kinds.
+    `seen`: more conditions; if they fail, it is left alone, too.
     """
     if rate is not None:
         reply = yield from read(semaphore.session, limit_read(semaphore))
@@ -40,7 +39,7 @@ def close(
         wrong = wrong_kind(semaphore, read_limit(kvs[0]), rate=rate) if kvs else None
         if wrong is not None:
             raise wrong
-    txn = transactions.close(semaphore.keys, force=force)
+    txn = transactions.close(semaphore.keys, force=force, seen=seen)
     reply = yield from read(semaphore.session, txn)
     slots, waiting = map(transactions.as_range, reply.replies[:2])
     holders, _ = read_holders(semaphore.keys, slots.kvs, None)

@@ -6,12 +6,16 @@ known limit may be outdated.
 
 from __future__ import annotations
 
+import math
+
 from etcdsem.core import transactions
 from etcdsem.core.commands import Procedure, Txn, TxnReply
 from etcdsem.core.keys import Limit, read_limit
-from etcdsem.core.retry import read, transact
+from etcdsem.core.name_lease import SOON, secure
+from etcdsem.core.retry import read, sleep, transact
 from etcdsem.core.semaphore import SemaphoreState
-from etcdsem.errors import SemaphoreClosed, WeightExceedsLimit, WrongKind
+from etcdsem.errors import QueueFull, SemaphoreClosed, WeightExceedsLimit, WrongKind
+from etcdsem.model import duration_text
 
 
 def semaphore_closed(semaphore: SemaphoreState) -> SemaphoreClosed:
@@ -19,6 +23,16 @@ def semaphore_closed(semaphore: SemaphoreState) -> SemaphoreClosed:
     return SemaphoreClosed(
         f"semaphore {semaphore.name!r} is not known: it was closed, or never registered "
         f"(there is no key {semaphore.keys.max_leases.decode()})"
+    )
+
+
+def queue_full(semaphore: SemaphoreState, most: int) -> QueueFull:
+    """The error for a caller that is not let into the queue, which is counted."""
+    semaphore.stats.refused += 1
+    what = f"{most} or more callers are waiting" if most else "it is full"
+    return QueueFull(
+        f"{semaphore.name!r}: {what}, and max_waiting is {most}; to see who holds and who waits: "
+        f"etcdsem status {semaphore.name}"
     )
 
 
@@ -113,14 +127,30 @@ def known_limit(semaphore: SemaphoreState) -> Procedure[Limit]:
     )
 
 
-def why_full(limit: Limit | None, name: str) -> str:
-    """Why no lease can be granted: a pause, a limit of 0, or one that cannot be read. Empty
-    if leases can be granted.
+def keep_name(semaphore: SemaphoreState, until: float) -> Procedure[None]:
+    """If the name expires, make sure that it stays for a caller that acquires. If its lease has
+    ended, or is about to, wait until the name is gone; then SemaphoreClosed is raised.
+    """
+    session = semaphore.session
+    end = session.env.now() + SOON
+    while (lease := semaphore.name_lease) is not None:
+        if (yield from secure(semaphore, lease)) or session.env.now() >= end:
+            return
+        learned(semaphore, (yield from transact(session, limit_read(semaphore), until)))
+        if semaphore.name_lease is lease:
+            yield from sleep(session, 0.25)
+
+
+def why_full(limit: Limit | None, name: str, wall: float) -> str:
+    """Why no lease can be granted at the time of day `wall`: a pause, a limit of 0, or one that
+    cannot be read. Empty if leases can be granted.
     """
     if limit is None or limit.room:
         return ""
     if limit.pause is not None:
-        return f"it is {limit.pause}; to resume: etcdsem resume {name}"
+        left = limit.pause.left(wall)
+        ends = f", {duration_text(math.ceil(left))} left" if left < math.inf else ""
+        return f"it is {limit.pause}{ends}; to resume: etcdsem resume {name}"
     if limit.number is None:
         return f"its limit in etcd reads {limit.text!r}; to fix it: etcdsem limit {name} 5"
     return f"its limit is 0, which grants nothing; to raise it: etcdsem limit {name} 5"

@@ -180,4 +180,8 @@ def lingering_of(semaphore: SemaphoreState) -> Lingering:
 
 def _alike(former: AcquireRequest, request: AcquireRequest) -> bool:
     """Would etcd's record be the same for both, and the lease alike?"""
-    return former._replace(on_wait=None, linger=0.0) == request._replace(on_wait=None, linger=0.0)
+    return _as_recorded(former) == _as_recorded(request)
+
+
+def _as_recorded(request: AcquireRequest) -> AcquireRequest:
+    return request._replace(on_wait=None, linger=0.0, max_waiting=None)

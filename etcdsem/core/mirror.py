@@ -78,6 +78,7 @@ class SemaphoreView:
 
     __slots__ = (
         "acquired",
+        "applied",
         "contended",
         "ended",
         "grants",
@@ -96,6 +97,7 @@ class SemaphoreView:
         self.keys = keys
         self.limit: Limit | None = None
         self.rate: Rate | None = None  # rate limits only: the rate that was last readable
+        self.applied: str | None = None  # the limit that `etcdsem apply` set last
         self.contended = False
         self.held: dict[int, Present] = {}
         self.grants: dict[Grant, int] = {}  # current grants, and the number of their slots
@@ -172,6 +174,8 @@ class SemaphoreView:
             self._learn(None if gone else read_limit(kv))
         elif kv.key == keys.contended:
             self.contended = not gone
+        elif kv.key == keys.applied:
+            self.applied = None if gone else read_limit(kv).plain
 
     def _learn(self, limit: Limit | None) -> None:
         self.limit = limit

@@ -28,13 +28,14 @@ from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Limit
 from etcdsem.core.lease_manager import take_lease
 from etcdsem.core.leases import RPC_TIMEOUT, TtlLease
-from etcdsem.core.limits import known_limit, learn_known, refuse_wrong_kind, wrong_kind
+from etcdsem.core.limits import keep_name, known_limit, learn_known, refuse_wrong_kind, wrong_kind
 from etcdsem.core.reconcile import reconcile
 from etcdsem.core.release import release
 from etcdsem.core.request import AcquireRequest
 from etcdsem.core.retry import TryAgain, retry_attempts, transact
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
+from etcdsem.core.timed_pause import end_before_acquire, end_timed_pause
 from etcdsem.core.transactions import Held, Look, SlotRequest
 from etcdsem.core.try_now import publish
 from etcdsem.model import MAX_SEMAPHORES
@@ -216,6 +217,9 @@ def _attempt(
     """One attempt, with one lease for each."""
     for part in parts:
         yield from known_limit(part.semaphore)
+        if part.semaphore.name_lease is not None:
+            yield from keep_name(part.semaphore, until)
+        yield from end_before_acquire(part.semaphore, until, once=once)
         yield from refuse_wrong_kind(part.semaphore, rate=part.request.rate, until=until)
     leases: list[TtlLease] = []
     try:
@@ -265,6 +269,9 @@ def _take_at_once(
         for part, seen in zip(parts, transactions.read_all_looks(several, reply), strict=True):
             choice = _choice(part, seen)
             if choice is None:
+                paused = once and seen.limit is not None and seen.limit.after_pause
+                if paused and (yield from end_timed_pause(part.semaphore, until)):
+                    raise TryAgain("a pause is over, which nobody had noticed")
                 if once and seen.contended and seen.limit is not None and seen.limit.room:
                     # As for a single one: perhaps it is not full, but a heal is due.
                     yield from reconcile(part.semaphore, until=session.env.now() + RPC_TIMEOUT)

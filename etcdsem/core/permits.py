@@ -17,7 +17,8 @@ from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Limit
 from etcdsem.core.keys.permit import LATE, need, spending
 from etcdsem.core.listeners import CallbackListener, WatchGroup
-from etcdsem.core.release import ReleaseResult, release
+from etcdsem.core.release import release
+from etcdsem.core.release_steps import ReleaseResult
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.model import Rate
 

@@ -13,6 +13,8 @@ class QueueView:
         self.contended = False  # is anybody in the queue?
         self.waiters: tuple[Queued, ...] = ()  # all that joined up to `until`, in order
         self.until = 0  # a revision; 0: nothing is known
+        self.expected: Queued | None = None  # who probably joins next, while nobody else does
+        self._passed_to = b""
         self._served_until = 0  # waiters that joined up to this revision have left the queue
 
     def set_contended(self, contended: bool) -> None:
@@ -44,6 +46,18 @@ class QueueView:
     def forget(self) -> None:
         """Forget what is known."""
         self.waiters, self.until = (), 0
+
+    def passed_to(self, waiter: Queued) -> None:
+        """Record who was handed a slot. If it is the same one as the last time, two programs take
+        turns: then the next release can hand over to it without asking who waits.
+        """
+        again = waiter.who == self._passed_to and not waiter.extras
+        self.expect(waiter if again else None)
+        self._passed_to = waiter.who
+
+    def expect(self, waiter: Queued | None) -> None:
+        """Record who probably joins next; None: unknown."""
+        self.expected = waiter
 
     def served(self, created: int) -> None:
         """Record that the waiter that joined at this revision and all before it were served."""

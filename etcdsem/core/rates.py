@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from etcdsem.core import transactions
@@ -36,7 +37,7 @@ from etcdsem.core.keys import Identity, Limit
 from etcdsem.core.keys.permit import LATE, need, spending
 from etcdsem.core.lease_manager import freshen
 from etcdsem.core.leases import margin
-from etcdsem.core.limits import learn_limit, learned, wrong_kind
+from etcdsem.core.limits import learn_limit, learned, queue_full, wrong_kind
 from etcdsem.core.permits import Block, PermitPool, Started, pool_of
 from etcdsem.core.release import release
 from etcdsem.core.request import AcquireRequest
@@ -71,10 +72,14 @@ def lease_ttl(rate: Rate) -> int:
 
 
 def permit_request(
-    identity: Identity, on_wait: Callable[[], object] | None = None
+    identity: Identity,
+    on_wait: Callable[[], object] | None = None,
+    max_waiting: int | None = None,
 ) -> AcquireRequest:
     """The request for a permit. Its TTL depends on the rate, which is read later."""
-    return AcquireRequest(MIN_TTL, MIN_TTL / 3, identity, on_wait, rate=True)
+    return AcquireRequest(
+        MIN_TTL, MIN_TTL / 3, identity, on_wait, rate=True, max_waiting=max_waiting
+    )
 
 
 def next_free(seen: Status, wall: float) -> float:
@@ -84,6 +89,8 @@ def next_free(seen: Status, wall: float) -> float:
     rate = seen.rate
     if rate is None or not seen.max_leases:
         return math.inf
+    if seen.pause is not None and seen.pause.until is not None:
+        return max(seen.pause.left(wall), next_free(replace(seen, pause=None), wall))
     after = need(rate.period)
     free = seen.max_leases - seen.held - len(seen.waiters)
     if free > 0:
@@ -156,6 +163,10 @@ def _start_of_block(
     env = semaphore.session.env
     if once and permits.line:
         return None
+    if permits.line and request.max_waiting is not None:
+        if len(permits.line) >= request.max_waiting:
+            raise queue_full(semaphore, request.max_waiting)
+        request = request._replace(max_waiting=None)  # it has a place, behind others of this client
     box = env.mailbox()
     permits.line.append(box)
     patience = until

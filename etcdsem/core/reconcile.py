@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 
 from etcdsem.core import decisions, transactions
-from etcdsem.core.commands import KeyValue, Procedure, Txn
+from etcdsem.core.commands import KeyValue, Procedure, Txn, TxnReply
 from etcdsem.core.keys import Keys, Limit
 from etcdsem.core.limits import is_rate, learn_known
 from etcdsem.core.retry import transact
 from etcdsem.core.semaphore import SemaphoreState
+from etcdsem.core.timed_pause import end_timed_pause
 from etcdsem.core.transactions import MAX_DEPTH, Look
 from etcdsem.core.waiters import PlaceLost
 
@@ -36,8 +37,8 @@ def reconcile(
 
     A waiter that reconciles for all has a deadline: after `until` the next one takes over.
     """
-    session, keys, env = semaphore.session, semaphore.keys, semaphore.session.env
-    seen = yield from _with_records(semaphore, seen)
+    keys, env = semaphore.keys, semaphore.session.env
+    seen = yield from _current(semaphore, seen)
     most = MAX_DEPTH
     while True:
         if env.now() >= until:
@@ -57,11 +58,11 @@ def reconcile(
             if not seen.queue:
                 return
             continue
-        reply = yield from transact(session, _fill(keys, seen, step, env.wall()))
+        reply = yield from _fill(semaphore, seen, step)
         most = MAX_DEPTH if reply.succeeded else 1  # else one leaving waiter could fail each FILL
         if not reply.succeeded:
             seen = transactions.read_look(keys, reply, reply.revision, env.wall())
-            seen = yield from _with_records(semaphore, seen)
+            seen = yield from _current(semaphore, seen)
         elif step.last:
             return
         elif step.surplus or not step.behind:
@@ -70,10 +71,16 @@ def reconcile(
             seen = _filled(keys, seen, step, reply.revision)
 
 
-def _with_records(semaphore: SemaphoreState, seen: Look | None) -> Procedure[Look]:
-    """A look that shows, for a rate limit, the records of permits too."""
+def _current(semaphore: SemaphoreState, seen: Look | None) -> Procedure[Look]:
+    """A look that shows, for a rate limit, the records of permits too. A timed pause that is over
+    has been ended before it.
+    """
     if seen is None or (seen.records is None and is_rate(seen.limit)):
-        return (yield from look(semaphore))
+        seen = yield from look(semaphore)
+    semaphore.learn(seen.limit, seen.revision)
+    timed = seen.limit is not None and seen.limit.after_pause != b""
+    if timed and (yield from end_timed_pause(semaphore)):
+        seen = yield from look(semaphore)
     return seen
 
 
@@ -88,17 +95,22 @@ def _await_room(semaphore: SemaphoreState, step: decisions.Blocked | None, seen:
     semaphore.waiters.reconcile_in(wait)
 
 
-def _fill(keys: Keys, seen: Look, step: decisions.Fill, wall: float) -> Txn:
-    return transactions.fill(
-        keys,
+def _fill(semaphore: SemaphoreState, seen: Look, step: decisions.Fill) -> Procedure[TxnReply]:
+    """FILL, and tell the waiters of this client among those that were granted slots."""
+    txn = transactions.fill(
+        semaphore.keys,
         seen,
         step.pairs,
         step.behind,
-        wall,
+        semaphore.session.env.wall(),
         surplus=step.surplus,
         last=step.last,
         passed=step.passed,
     )
+    reply = yield from transact(semaphore.session, txn)
+    for slots, waiter in step.pairs if reply.succeeded else ():
+        semaphore.watches.handed_over(waiter, slots, reply.revision)
+    return reply
 
 
 def _filled(keys: Keys, seen: Look, step: decisions.Fill, revision: int) -> Look:

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
-from enum import Enum
-from typing import Any, NamedTuple
 
 from etcdsem.core import decisions, transactions
 from etcdsem.core.backoff import Backoff
-from etcdsem.core.batching import NOT_BATCHED, BatchPart, Group, NotBatched, together
+from etcdsem.core.batching import NOT_BATCHED, BatchPart, NotBatched, together
 from etcdsem.core.commands import (
     AccessDenied,
     Failure,
@@ -21,15 +18,22 @@ from etcdsem.core.commands import (
     NotApplied,
     Procedure,
     RevokeLease,
-    Txn,
-    TxnReply,
     perform,
 )
-from etcdsem.core.decisions import Ask, Clear, Drop, Gone, Pass, ReadAll, Retire, Vacate, pass_depth
+from etcdsem.core.decisions import (
+    Ask,
+    Clear,
+    Drop,
+    Gone,
+    Pass,
+    PassAlone,
+    Vacate,
+)
 from etcdsem.core.grants import Grant
 from etcdsem.core.lease_manager import end_interrupted
 from etcdsem.core.leases import RPC_TIMEOUT, TtlLease
 from etcdsem.core.reconcile import reconcile
+from etcdsem.core.release_steps import STEPS, ReleaseResult, Vacated
 from etcdsem.core.retry import alone_in_group, sender, sleep, transact
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
@@ -39,16 +43,6 @@ from etcdsem.model import duration_text
 RELEASE_PATIENCE = 5.0
 """Seconds for which a release retries when etcd is unavailable, before it leaves the slot to the
 TTL."""
-
-
-class ReleaseResult(Enum):
-    """The outcome of a release."""
-
-    RELEASED = "released"
-    NOT_OURS = "not ours"
-    """The lease had ended, or the slot had been taken away before."""
-    UNCONFIRMED = "unconfirmed"
-    """etcd did not confirm it; the slot becomes free at the latest when the lease's TTL expires."""
 
 
 def release(grant: Grant) -> Procedure[ReleaseResult]:
@@ -157,123 +151,7 @@ def _revoke(session: Session, lease: TtlLease) -> Procedure[None]:
         now = env.now()
 
 
-# ---------------------------------------------------------------- the steps
-
-
-class Vacated(NamedTuple):
-    """The slots were given back; others can be served from this look."""
-
-    seen: Look
-
-
-class Step(NamedTuple):
-    """How one of the steps of `decisions` is carried out."""
-
-    build: Callable[[SemaphoreState, HeldSlots, Any], Txn]
-    read: Callable[[SemaphoreState, Any, TxnReply], ReleaseResult | Vacated | Look]
-    """A Look means that nothing was given back, and shows why."""
-    group: Callable[[SemaphoreState], Group[Any, Any]] | None = None
-    """The group in which other callers of this client may gather in the meantime."""
-
-
-# Each builder gets the semaphore's state, what to give back, and the step.
-
-
-def _drop(semaphore: SemaphoreState, held: HeldSlots, _step: Drop) -> Txn:
-    return transactions.drop(semaphore.keys, held)
-
-
-def _ask(semaphore: SemaphoreState, _held: HeldSlots, _step: Ask) -> Txn:
-    return Txn((), transactions.look(semaphore.keys))
-
-
-def _ask_all(semaphore: SemaphoreState, _held: HeldSlots, _step: ReadAll) -> Txn:
-    return Txn((), transactions.look(semaphore.keys, 0))
-
-
-def _clear(semaphore: SemaphoreState, held: HeldSlots, step: Clear) -> Txn:
-    return transactions.clear(semaphore.keys, held, step.revision)
-
-
-def _retire(semaphore: SemaphoreState, held: HeldSlots, _step: Retire) -> Txn:
-    return transactions.retire(semaphore.keys, held)
-
-
-def _vacate(semaphore: SemaphoreState, held: HeldSlots, _step: Vacate) -> Txn:
-    return transactions.vacate(semaphore.keys, held)
-
-
-def _pass(semaphore: SemaphoreState, held: HeldSlots, step: Pass) -> Txn:
-    return transactions.pass_on(
-        semaphore.keys,
-        held,
-        step.limit,
-        step.queue,
-        pass_depth(step.limit, step.queue),
-        semaphore.session.env.wall(),
-        priorities=step.priorities,
-        seen=step.seen,
-    )
-
-
-# Each reader gets the semaphore's state, the step, and the reply.
-
-
-def _look(semaphore: SemaphoreState, _step: object, reply: TxnReply) -> Look:
-    return transactions.read_look(semaphore.keys, reply, reply.revision)
-
-
-def _looked_at_all(semaphore: SemaphoreState, step: ReadAll, reply: TxnReply) -> Look:
-    seen = _look(semaphore, step, reply)
-    return seen if seen.queue else seen._replace(complete=True)
-
-
-def _empty_queue(
-    semaphore: SemaphoreState, step: Drop | Clear, reply: TxnReply
-) -> ReleaseResult | Look:
-    """DROP and CLEAR succeed only while nobody waits."""
-    semaphore.queue.set_contended(not reply.succeeded)
-    return ReleaseResult.RELEASED if reply.succeeded else _look(semaphore, step, reply)
-
-
-def _retired(_semaphore: SemaphoreState, _step: Retire, reply: TxnReply) -> ReleaseResult:
-    return ReleaseResult.RELEASED if reply.succeeded else ReleaseResult.NOT_OURS
-
-
-def _vacated(semaphore: SemaphoreState, _step: Vacate, reply: TxnReply) -> ReleaseResult | Vacated:
-    seen = transactions.read_vacate(semaphore.keys, reply)
-    return ReleaseResult.NOT_OURS if seen is None else Vacated(seen)
-
-
-def _passed(semaphore: SemaphoreState, step: Pass, reply: TxnReply) -> ReleaseResult | Look:
-    tried = step.queue[: pass_depth(step.limit, step.queue)]
-    after = transactions.read_pass(semaphore.keys, reply, tried)
-    if isinstance(after, Look):
-        semaphore.queue.forget()  # the waiters that we knew have left
-        return after
-    if not step.priorities:
-        semaphore.queue.served(after.created)
-    return ReleaseResult.RELEASED
-
-
-def _sharing(semaphore: SemaphoreState) -> Group[Any, Any]:
-    return semaphore.slots.group
-
-
-def _passing(semaphore: SemaphoreState) -> Group[Any, Any]:
-    return semaphore.slots.passing
-
-
-STEPS: dict[type, Step] = {
-    Drop: Step(_drop, _empty_queue, _sharing),
-    Ask: Step(_ask, _look, _passing),
-    Clear: Step(_clear, _empty_queue, _passing),
-    Pass: Step(_pass, _passed, _passing),
-    Retire: Step(_retire, _retired),
-    Vacate: Step(_vacate, _vacated),
-    ReadAll: Step(_ask_all, _looked_at_all),
-}
-"""How each step is carried out. `Gone` is missing because it needs no transaction."""
+# ---------------------------------------------------------------- step by step
 
 MOST_STEPS = 100
 """Maximum number of steps; if the queue changes faster than that, the release falls back to
@@ -285,7 +163,8 @@ def _give_back(grant: Grant) -> Procedure[ReleaseResult]:
     semaphore, held = grant.semaphore, grant.held_slots
     step: decisions.GiveBack = Drop()
     if grant.has_message or semaphore.waiters:
-        step = _next_step(semaphore, held) if semaphore.queue.waiters else Ask()
+        known = semaphore.queue.waiters or semaphore.queue.expected
+        step = _next_step(semaphore, held) if known else Ask()
     for _ in range(MOST_STEPS):
         if isinstance(step, Gone):
             return ReleaseResult.NOT_OURS
@@ -329,7 +208,7 @@ def _take_step(
         reply = yield from transact(semaphore.session, txn)
     else:
         reply = yield from alone_in_group(semaphore.session, taking.group(semaphore), txn)
-    return taking.read(semaphore, step, reply)
+    return taking.read(semaphore, held, step, reply)
 
 
 def _may_gather(step: decisions.GiveBack) -> bool:
@@ -341,12 +220,13 @@ def _may_gather(step: decisions.GiveBack) -> bool:
 
 def _next_step(semaphore: SemaphoreState, held: HeldSlots) -> Ask | Pass | Vacate | Clear:
     """How to give back a slot, given what is known of the queue."""
-    queue = semaphore.queue
-    if semaphore.limit is None or queue.until == 0:
-        return Ask()
-    if queue.waiters:
-        return decisions.hand_over(held, semaphore.limit, queue.waiters)
-    return Clear(queue.until)
+    queue, limit = semaphore.queue, semaphore.limit
+    if limit is not None and queue.waiters:
+        return decisions.hand_over(held, limit, queue.waiters)
+    expected = queue.expected
+    if limit is not None and expected is not None and not held.more and held.who != expected.who:
+        return Clear(queue.until, PassAlone(limit, expected))
+    return Ask() if limit is None or queue.until == 0 else Clear(queue.until)
 
 
 def _serve_queue(semaphore: SemaphoreState, seen: Look) -> Procedure[None]:

@@ -26,6 +26,8 @@ class AcquireRequest(NamedTuple):
     """Seconds for which the slot may stay with this client after its release."""
     rate: bool = False
     """True for a start of a rate limit; see `rates`."""
+    max_waiting: int | None = None
+    """How many callers may wait, this one included; None: any number. It is refused beyond."""
 
     def asking(self, limit: Limit) -> Identity:
         """The identity and requirements as they are written to etcd."""

@@ -85,12 +85,19 @@ def read(session: Session, txn: Txn, *, once: bool = False) -> Procedure[TxnRepl
 
     `once`: do not retry if it may have been applied.
     """
+    return (yield from patiently(session, lambda until: transact(session, txn, until), once=once))
+
+
+def patiently(
+    session: Session, request: Callable[[float], Procedure[T]], *, once: bool = False
+) -> Procedure[T]:
+    """Repeat a request for a while; it is given its deadline. `once` as for `read`."""
     first = not session.reached
     until = session.env.now() + (session.first_contact if first else READ_PATIENCE)
     backoff = Backoff(0.05, 1.0)
     while True:
         try:
-            return (yield from transact(session, txn, until))
+            return (yield from request(until))
         except (NotApplied, OutcomeUnknown) as failure:
             last = min(until, session.leases.until)  # the client may be closed in the meantime
             if _hopeless(session, failure) or session.env.now() + backoff.pause >= last:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from etcdsem.core.commands import Event
 from etcdsem.core.grants import Grant, Grants
 from etcdsem.core.keys import Keys, Limit, read_limit
+from etcdsem.core.name_lease import NameLease
 from etcdsem.core.queue_view import QueueView
 from etcdsem.core.request import AcquireRequest
 from etcdsem.core.slots import Slots
@@ -56,6 +57,7 @@ class SemaphoreState:
         self.watches = Watches(self)
         self.permits: Permits | None = None  # rate limits only: the starts that are in use here
         self.lingering: KeptSlots | None = None  # only if a caller uses `linger`
+        self.name_lease: NameLease | None = None  # with which the name expires, if it does
 
     @property
     def name(self) -> str:
@@ -83,8 +85,14 @@ class SemaphoreState:
                 limit.text,
                 self.keys.max_leases.decode(),
             )
+        if limit.after_pause:
+            self.watches.follow_pause(at)
+        else:
+            self.watches.forget_pause()
         raised = self.limit is not None and limit.room > self.limit.room
         self.limit = limit
+        if limit.lease != (self.name_lease.id if self.name_lease is not None else 0):
+            self.expires_with(NameLease(self, limit.lease) if limit.lease else None)
         self.stats.max_leases, self.stats.paused = limit.number, limit.paused
         if limit.number is not None:
             self.stats.rate = limit.rate
@@ -93,6 +101,14 @@ class SemaphoreState:
         for waiter in self.waiters:
             if waiter.demand.weight > limit.room > 0:
                 waiter.box.put(TooHeavy())
+
+    def expires_with(self, lease: NameLease | None) -> None:
+        """Record the lease with which the name expires. It is remembered when the name is gone."""
+        if self.name_lease is not None:
+            self.session.names.remove(self.name_lease)
+        self.name_lease = lease
+        if lease is not None:
+            self.session.names.add(lease)
 
     def learn_from(self, events: Sequence[Event]) -> None:
         """Record what a watch on the limit says."""

@@ -9,6 +9,7 @@ from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Identity, lease_hex
 from etcdsem.core.lease_manager import LeaseManager
 from etcdsem.core.leases import TtlLease
+from etcdsem.core.name_lease import NameLeases
 from etcdsem.core.semaphore import SemaphoreState
 
 FIRST_CONTACT = 10.0
@@ -45,6 +46,7 @@ class Session:
         self.first_contact = FIRST_CONTACT
         self.patience = PATIENCE
         self.leases.chores.append(self._tidy)
+        self.names = NameLeases(self)
 
     def semaphore(self, prefix: str, name: str) -> SemaphoreState:
         """The state of a semaphore, created on first use."""
@@ -100,7 +102,9 @@ class Session:
             next_due = semaphore.tidy(now)
             due = min(due, next_due)
             idle = next_due == math.inf and semaphore.idle(now, FORGET_AFTER)
+            idle = idle and (semaphore.name_lease is None or semaphore.name_lease.due() == math.inf)
             if idle and len(self.semaphores) > MOST_REMEMBERED:
                 del self.semaphores[key]  # for programs that generate names as they run
+                semaphore.expires_with(None)
                 self.stats.forget(key)
         return due

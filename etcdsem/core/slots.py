@@ -95,6 +95,9 @@ class Slots:
             if isinstance(came_to, Look):
                 return [came_to] * len(mines)
             queue.served(came_to.served)
+            for mine, waiter, done in zip(mines, came_to.waiters, came_to.done, strict=False):
+                if done:
+                    semaphore.watches.handed_over(waiter, mine.slots, reply.revision)
             if came_to.line is not None:
                 queue.learn(*came_to.line)
             if came_to.cleared:

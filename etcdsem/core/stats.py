@@ -70,6 +70,7 @@ class SemaphoreStats:
         "paused",
         "pending",
         "rate",
+        "refused",
         "released",
         "slots",
         "timeouts",
@@ -88,6 +89,7 @@ class SemaphoreStats:
         self.acquired = 0  # leases; for a rate limit, starts
         self.released = 0  # by the program, in time
         self.timeouts = 0  # acquire gave up: full
+        self.refused = 0  # acquire raised QueueFull
         self.losses = 0
         self.forfeited = 0  # starts of blocks that were not used in time
         self.average_wait = 0.0  # moving average over grants; as in Dask: (average + wait) / 2
@@ -121,6 +123,7 @@ class SemaphoreStats:
         self.acquired += other.acquired
         self.released += other.released
         self.timeouts += other.timeouts
+        self.refused += other.refused
         self.losses += other.losses
         self.forfeited += other.forfeited
         self.rate = other.rate or self.rate

@@ -13,7 +13,7 @@ from etcdsem.core.commands import AccessDenied, Failure, NotApplied, Procedure, 
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import read_eviction, read_message
 from etcdsem.core.leases import RPC_TIMEOUT
-from etcdsem.core.limits import refuse_too_heavy, semaphore_closed, too_heavy
+from etcdsem.core.limits import queue_full, refuse_too_heavy, semaphore_closed, too_heavy
 from etcdsem.core.reconcile import recheck, reconcile_or_recheck
 from etcdsem.core.retry import TryAgain, transact
 from etcdsem.core.semaphore import SemaphoreState
@@ -75,7 +75,7 @@ def wait_in_queue(
             if grant is not None:
                 return grant
         elif now >= until:
-            return (yield from _leave(semaphore, waiter))
+            return (yield from _leave(semaphore, waiter))[0]
         elif now >= min(reconcile_at, waiters.reconcile_at):
             reconcile_at = math.inf
             waiters.reconcile_in(math.inf)
@@ -109,7 +109,7 @@ def _leave_too_heavy(semaphore: SemaphoreState, waiter: LocalWaiter) -> Procedur
     """Leave because the limit is below our weight. Raises unless a grant came before it was
     lowered.
     """
-    grant = yield from _leave(semaphore, waiter)
+    grant, _ = yield from _leave(semaphore, waiter)
     if grant is not None:
         return grant
     refuse_too_heavy(semaphore, waiter.demand.weight)
@@ -191,8 +191,22 @@ def _open(semaphore: SemaphoreState, waiter: LocalWaiter, message: GrantMessage)
     )
 
 
-def _leave(semaphore: SemaphoreState, waiter: LocalWaiter) -> Procedure[Grant | None]:
-    """LEAVE the queue. If a slot was granted in the meantime, it is taken. Raises Evicted."""
+def leave_full_queue(
+    semaphore: SemaphoreState, waiter: LocalWaiter, most: int
+) -> Procedure[Grant | None]:
+    """Leave because more than `most` wait. Raises QueueFull, unless a slot was granted in the
+    meantime; None if fewer wait by now, so that there is a place.
+    """
+    grant, waiting = yield from _leave(semaphore, waiter)
+    if grant is None and waiting >= most:
+        raise queue_full(semaphore, most)
+    return grant
+
+
+def _leave(semaphore: SemaphoreState, waiter: LocalWaiter) -> Procedure[tuple[Grant | None, float]]:
+    """LEAVE the queue. If a slot was granted in the meantime, it is taken. Also returns how many
+    wait then; infinite if that is not known. Raises Evicted.
+    """
     session, keys = semaphore.session, semaphore.keys
     txn = transactions.leave(keys, waiter.who, waiter.created)
     try:
@@ -205,14 +219,14 @@ def _leave(semaphore: SemaphoreState, waiter: LocalWaiter) -> Procedure[Grant | 
             failure,
         )
         session.leases.revoke_later(waiter.lease)
-        return None
-    left, message, empty = transactions.read_leave(reply)
+        return None, math.inf
+    left, message, waiting = transactions.read_leave(reply)
     if not left:
         grant = _open(semaphore, waiter, GrantMessage(message)) if message is not None else None
         if grant is None:
             session.leases.revoke_later(waiter.lease)
-        return grant
-    if empty:
+        return grant, math.inf
+    if not waiting:
         try:
             yield from transact(session, transactions.uncontend(keys, reply.revision))
         except Failure as failure:
@@ -222,4 +236,4 @@ def _leave(semaphore: SemaphoreState, waiter: LocalWaiter) -> Procedure[Grant | 
                 semaphore.name,
                 failure,
             )
-    return None
+    return None, waiting

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from etcdsem.core.commands import Event, Failure, KeyValue, Mailbox, Watch
-from etcdsem.core.keys import Queued, addressee, read_limit
+from etcdsem.core.keys import Queued, addressee, read_limit, write_message
 from etcdsem.core.listeners import CallbackListener
 from etcdsem.core.waiters import AccessLost, GrantMessage
 
@@ -39,6 +39,7 @@ class Watches:
         self._expecting: list[Mailbox] = []
         self._blocker: tuple[Queued, Watch] | None = None  # see watch_blocker()
         self._blocker_at = 0  # the revision at which the blocker was seen
+        self._pause: Watch | None = None  # on the key of a timed pause
 
     @property
     def ready(self) -> bool:
@@ -71,6 +72,7 @@ class Watches:
         if self._blocker is not None:
             watches.append(self._blocker[1])
             self._blocker = None
+        self.forget_pause()
         for watch in watches:
             watch.cancel()
 
@@ -94,12 +96,37 @@ class Watches:
             watch = semaphore.session.env.watch(listener, key, start=at + 1, only="delete")
             self._blocker = head, watch
 
+    def follow_pause(self, at: int) -> None:
+        """Watch the key of the timed pause that is in force, which was there at revision `at`: when
+        it is deleted, the pause is over.
+        """
+        semaphore = self._semaphore
+        if self._pause is None and semaphore.waiters:
+            listener = CallbackListener(self._freed, gap=self._gap)
+            env, key, since = semaphore.session.env, semaphore.keys.paused, at + 1
+            self._pause = env.watch(listener, key, start=since, only="delete")
+
+    def forget_pause(self) -> None:
+        """There is no timed pause any more."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+
     def deliver(self, kv: KeyValue) -> None:
         """Pass a grant message to its waiter, which decides whether it is outdated."""
         waiters = self._semaphore.waiters
         waiter = waiters.get(kv.lease) or waiters.get(addressee(self._semaphore.keys, kv.key))
         if waiter is not None:
             waiter.box.put(GrantMessage(kv))
+
+    def handed_over(self, waiter: Queued, slots: Sequence[int], revision: int) -> None:
+        """Tell a waiter of this client that it was granted slots, if it is one: this client has
+        granted them itself, at that revision. The event of its grant message comes later, and is
+        ignored.
+        """
+        if self._semaphore.waiters.get(waiter.lease) is not None:
+            key = self._semaphore.keys.message(waiter.who)
+            self.deliver(KeyValue(key, write_message(slots, ()), revision, revision, waiter.lease))
 
     def tidy(self, now: float) -> float:
         """Drop the watches if they are no longer needed. Returns when that will be due."""

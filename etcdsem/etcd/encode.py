@@ -29,8 +29,14 @@ from etcdsem.etcd import rpc
 # field is a tag (its number and kind), followed by a number, or by a length and that many bytes.
 
 _RESULT = {"=": 0, ">": 1, "<": 2, "!=": 3}
-_TARGET = {"version": 0, "create": 1, "mod": 2, "lease": 4}
-_NUMBER = {"version": b"\x20", "create": b"\x28", "mod": b"\x30", "lease": b"\x40"}
+_TARGET = {"version": 0, "create": 1, "mod": 2, "value": 3, "lease": 4}
+_NUMBER = {
+    "version": b"\x20",
+    "create": b"\x28",
+    "mod": b"\x30",
+    "value": b"\x3a",
+    "lease": b"\x40",
+}
 
 
 def _varint(number: int) -> bytes:
@@ -63,7 +69,7 @@ _COMPARED = {
     for target, number in _TARGET.items()
     for op, result in _RESULT.items()
 }
-"""The bytes before the key of a comparison, and before its number."""
+"""The bytes before the key of a comparison, and before its number or value."""
 
 
 def encode(txn: Txn) -> bytes:
@@ -83,9 +89,10 @@ def encode(txn: Txn) -> bytes:
 @lru_cache(4096)
 def _compare(compare: Compare) -> bytes:
     """A Compare in a TxnRequest."""
-    key, target, op, number, end = compare
+    key, target, op, number, end, value = compare
     before_key, before_number = _COMPARED[target, op]
-    body = before_key + _varint(len(key)) + key + before_number + _varint(number)
+    body = before_key + _varint(len(key)) + key + before_number
+    body += _varint(len(value)) + value if target == "value" else _varint(number)
     if end:
         body += b"\x82\x04" + _varint(len(end)) + end
     return b"\x0a" + _varint(len(body)) + body

@@ -7,10 +7,12 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from functools import partial
 
 from etcdsem import interpreter
-from etcdsem.core import admin, inspection, rates
+from etcdsem.core import admin, declare, inspection, pruning, rates
 from etcdsem.core.commands import Procedure
 from etcdsem.core.keys import Limit
 from etcdsem.core.limits import check_kind, learn_limit
@@ -18,7 +20,17 @@ from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
 from etcdsem.drivers.base import ConnectionSettings
 from etcdsem.errors import EtcdSemError, InvalidSetting
-from etcdsem.model import Duration, Holder, Junk, LimitInfo, Rate, Status, Waiter
+from etcdsem.model import (
+    Duration,
+    Holder,
+    Junk,
+    LimitChange,
+    LimitInfo,
+    Pruned,
+    Rate,
+    Status,
+    Waiter,
+)
 from etcdsem.validation import (
     DEFAULT_PREFIX,
     check_limit,
@@ -26,7 +38,9 @@ from etcdsem.validation import (
     check_prefix,
     check_text,
     environment,
+    expires_seconds,
     make_rate,
+    pause_seconds,
     seconds,
     timeout_seconds,
 )
@@ -93,9 +107,11 @@ class BaseClient:
     @staticmethod
     def next_free(seen: Status) -> float:
         """Seconds until a rate limit may have a permit for a new caller; infinite while it is
-        paused. An estimate from the times stored in etcd and this machine's clock.
+        paused until somebody resumes it. An estimate from the times stored in etcd and this
+        machine's clock.
         """
-        return rates.next_free(seen, time.time()) if seen.pause is None else math.inf
+        endless = seen.pause is not None and seen.pause.until is None
+        return math.inf if endless else rates.next_free(seen, time.time())
 
     def _resizing(
         self, name: str, wanted: int | Rate
@@ -115,8 +131,29 @@ class BaseClient:
             raise AssertionError("a limit that is not a number was changed by a difference")
         return before, after
 
+    def _planning(
+        self, limits: Mapping[str, int | Rate], *, prune: bool
+    ) -> Procedure[list[LimitChange]]:
+        wanted = {
+            check_name(name): make_rate(*one)
+            if isinstance(one, Rate)
+            else check_limit(one, least=0)
+            for name, one in limits.items()
+        }
+        return declare.plan(self._session, self.prefix, wanted, prune=prune)
+
+    def _pruning(self, idle: Duration, pattern: str, *, dry_run: bool) -> Procedure[Pruned]:
+        after = expires_seconds(idle, what="idle")
+        if not after:
+            raise InvalidSetting("idle must be a duration: after an infinite one no name expires")
+        matches = partial(fnmatchcase, pat=pattern)
+        return pruning.prune(self._session, self.prefix, after, matches, dry_run=dry_run)
+
     def _pausing(self, name: str, reason: str | None) -> Procedure[bool]:
         return pausing(self._state(name), operator(), reason)
+
+    def _penalizing(self, name: str, duration: Duration, reason: str | None) -> Procedure[bool]:
+        return penalizing(self._state(name), operator(), duration, reason)
 
     def _resuming(self, name: str) -> Procedure[bool]:
         return resuming(self._state(name))
@@ -149,6 +186,19 @@ def pausing(
     paused.
     """
     return (yield from admin.pause(state, by, _reason(reason), rate=rate)).changed
+
+
+def penalizing(
+    state: SemaphoreState,
+    by: str,
+    duration: Duration,
+    reason: str | None,
+    *,
+    rate: bool | None = None,
+) -> Procedure[bool]:
+    """Pause it for a time. False if it is paused for at least as long already."""
+    wanted, why = pause_seconds(duration), _reason(reason)
+    return (yield from admin.penalize(state, by, wanted, why, rate=rate)).changed
 
 
 def resuming(state: SemaphoreState, *, rate: bool | None = None) -> Procedure[bool]:

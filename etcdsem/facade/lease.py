@@ -11,7 +11,8 @@ from typing import Any, Literal, Protocol
 from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import lease_hex
-from etcdsem.core.release import ReleaseResult, release
+from etcdsem.core.release import release
+from etcdsem.core.release_steps import ReleaseResult
 from etcdsem.drivers.base import Driver
 from etcdsem.errors import LeaseLost
 

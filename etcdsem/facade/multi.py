@@ -11,6 +11,7 @@ from etcdsem.core import multi
 from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
 from etcdsem.core.limits import why_full
+from etcdsem.core.registration import registered
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import AcquireTimeout, InvalidSetting, LeaseLost
 from etcdsem.facade.lease import BaseLease
@@ -93,6 +94,11 @@ def named(semaphores: Sequence[BaseSemaphore[Any]]) -> str:
     return ", ".join(repr(one.name) for one in semaphores)
 
 
+def _request(part: Part, on_wait: Callable[[str], object] | None) -> multi.SemaphoreRequest:
+    waits = None if on_wait is None else partial(on_wait, part.state.name)
+    return multi.SemaphoreRequest(part.state, part.semaphore._request(part.state, waits))
+
+
 def acquiring(
     parts: Sequence[Part],
     limit: float | None,
@@ -104,17 +110,11 @@ def acquiring(
     """
     env = parts[0].state.session.env
     until = math.inf if limit is None else env.now() + limit
-    demand = [
-        multi.SemaphoreRequest(
-            part.state,
-            part.semaphore._request(
-                part.state,
-                None if on_wait is None else partial(on_wait, part.state.name),
-            ),
-        )
-        for part in parts
-    ]
-    taken = yield from multi.acquire_all(demand, until, once=limit == 0)
+    demand = [_request(part, on_wait) for part in parts]
+    taken = yield from registered(
+        [(one.state, one.semaphore._registration) for one in parts],
+        lambda: multi.acquire_all(demand, until, once=limit == 0),
+    )
     if taken.full is not None:
         return taken.full.part.semaphore.name
     try:  # an interruption may come, as in `BaseSemaphore._acquiring`
@@ -136,7 +136,7 @@ def acquiring(
 def not_all(full: str, semaphores: Sequence[Any], timeout: Duration | None) -> AcquireTimeout:
     """The error of a block that does not begin, because a semaphore was full."""
     (state,) = (one._state() for one in semaphores if one.name == full)
-    reason = why_full(state.limit, full) or (
+    reason = why_full(state.limit, full, state.session.env.wall()) or (
         f"it had no free lease {within(timeout)}; to see the holders: etcdsem status {full}"
     )
     return AcquireTimeout(f"semaphores {named(semaphores)}: {full!r} prevented it: {reason}")

@@ -15,25 +15,34 @@ from etcdsem.core.acquire import acquire
 from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import ORDINARY, Demand
-from etcdsem.core.limits import check_kind, learn_limit, why_full, wrong_kind
+from etcdsem.core.limits import check_kind, why_full
+from etcdsem.core.registration import Registration, registered
 from etcdsem.core.release import release
 from etcdsem.core.request import AcquireRequest
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.drivers.base import Driver
-from etcdsem.errors import AcquireTimeout, InconsistentLimit, ReleasedTooOften
-from etcdsem.facade.client import draining, operator, pausing, resuming
+from etcdsem.errors import (
+    AcquireTimeout,
+    InvalidSetting,
+    ReleasedTooOften,
+)
+from etcdsem.facade.client import draining, operator, pausing, penalizing, resuming
 from etcdsem.facade.entered_blocks import EnteredBlocks
 from etcdsem.facade.lease import OWNERS, BaseLease
+from etcdsem.facade.registering import register_limit, register_rate
 from etcdsem.intervals import read_intervals
-from etcdsem.model import Duration, Rate, Status, duration_text
+from etcdsem.model import Duration, Status, duration_text
 from etcdsem.validation import (
+    UNNAMED_EXPIRES,
     check_limit,
+    check_max_waiting,
     check_name,
     check_prefix,
     check_priority,
     check_text,
     check_weight,
     environment,
+    expires_seconds,
     linger_seconds,
     max_hold_seconds,
     read_labels,
@@ -60,6 +69,8 @@ class Named:
     _fleeting: tuple[str, ...] = ()
     """Attributes that are not pickled; `_start_empty` creates them."""
     _is_rate = False
+    _registration: Registration | None = None
+    """What to register again once the name has expired; None if it stays."""
 
     def __init__(
         self,
@@ -93,6 +104,12 @@ class Named:
     def _pausing(self, state: SemaphoreState, reason: str | None) -> Procedure[bool]:
         return pausing(state, self.owner or operator(), reason, rate=self._is_rate)
 
+    def _penalizing(
+        self, state: SemaphoreState, duration: Duration, reason: str | None
+    ) -> Procedure[bool]:
+        by = self.owner or operator()
+        return penalizing(state, by, duration, reason, rate=self._is_rate)
+
     def _resuming(self, state: SemaphoreState) -> Procedure[bool]:
         return resuming(state, rate=self._is_rate)
 
@@ -101,6 +118,9 @@ class BaseSemaphore(Named, Generic[L]):
     """A semaphore's settings, and the leases that this object holds."""
 
     _fleeting: tuple[str, ...] = ("_blocks", "_leases")
+    _rate_registration: Registration | None = None
+    expires = 0
+    """Seconds after which the name leaves etcd if nobody uses it; 0: never."""
 
     def __init__(
         self,
@@ -117,6 +137,8 @@ class BaseSemaphore(Named, Generic[L]):
         max_hold: Duration | None,
         rate: str | None,
         linger: Duration | None,
+        max_waiting: int | None,
+        expires: Duration | None = None,
     ) -> None:
         self.max_leases = None if max_leases is None else check_limit(max_leases)
         super().__init__(
@@ -131,10 +153,21 @@ class BaseSemaphore(Named, Generic[L]):
         self.max_hold = max_hold_seconds(max_hold)
         self.rate = None if rate is None else read_rate(rate)
         self.linger = linger_seconds(linger)
+        self.max_waiting = check_max_waiting(max_waiting)
+        self.expires = self._expires(expires, given=name is not None)
         self._any_block = rate is None or rate.count("/") == 1
         if self.rate is not None:
             check_name(self._rate_name)
         self._refresh_leases = True
+
+    def _expires(self, expires: Duration | None, *, given: bool) -> int:
+        """The setting in seconds; by default a name that was not `given` expires."""
+        period = self.rate.period if self.rate is not None else 0.0
+        if expires is None and not given:
+            return max(UNNAMED_EXPIRES, math.ceil(2 * period))
+        if expires is not None and self.max_leases is None:
+            raise InvalidSetting("expires: give max_leases, too")
+        return expires_seconds(expires, period=period)
 
     def _start_empty(self) -> None:
         self._leases: list[L] = []
@@ -171,7 +204,10 @@ class BaseSemaphore(Named, Generic[L]):
         until = math.inf if limit is None else state.session.env.now() + limit
         request = self._request(state, on_wait, demand)
         while True:
-            grant = yield from acquire(state, request, until, once=limit == 0)
+            grant = yield from registered(
+                [(state, self._registration)],
+                lambda: acquire(state, request, until, once=limit == 0),
+            )
             if grant is None:
                 return None
             try:  # Ctrl-C may interrupt at any byte code
@@ -200,7 +236,11 @@ class BaseSemaphore(Named, Generic[L]):
         identity = state.session.identity(self.owner, self.labels)
         request = rates.permit_request(identity, on_wait)
         grant.lease.paused = not self._refresh_leases
-        started = yield from rates.start(self._rate_state(state), request, until, once=once)
+        there = self._rate_state(state)
+        started = yield from registered(
+            [(there, self._rate_registration)],
+            lambda: rates.start(there, request, until, once=once),
+        )
         if started is None:
             yield from release(grant)
         return started is not None
@@ -217,6 +257,7 @@ class BaseSemaphore(Named, Generic[L]):
             demand,
             self.max_hold,
             self.linger,
+            max_waiting=self.max_waiting,
         )
 
     def _list(self, grant: Grant, lease_of: Callable[[Grant], L]) -> L:
@@ -257,7 +298,7 @@ class BaseSemaphore(Named, Generic[L]):
         return (yield from lease._releasing())
 
     def _no_lease(self, state: SemaphoreState, timeout: Duration | None) -> AcquireTimeout:
-        reason = why_full(state.limit, self.name) or (
+        reason = why_full(state.limit, self.name, state.session.env.wall()) or (
             f"no lease was free {within(timeout)}; to see the holders: etcdsem status {self.name}"
         )
         return AcquireTimeout(f"semaphore {self.name!r}: {reason}")
@@ -276,36 +317,11 @@ class BaseSemaphore(Named, Generic[L]):
         return tuple(lease for lease in list(self._leases) if lease._here)
 
     def _registering(self, state: SemaphoreState) -> Procedure[None]:
-        yield from self._registering_limit(state)
+        self._registration = yield from register_limit(state, self.max_leases, self.expires)
         if self.rate is not None:
             there = self._rate_state(state)
-            yield from register_rate(there, self.rate, any_block=self._any_block)
-
-    def _registering_limit(self, state: SemaphoreState) -> Procedure[None]:
-        if self.max_leases is None:
-            limit = yield from learn_limit(state)
-        else:
-            limit = yield from lifecycle.register(state, self.max_leases)
-        wrong = wrong_kind(state, limit, rate=False)
-        if wrong is not None:
-            raise wrong
-        if self.max_leases is None:
-            return
-        if limit.number is None:
-            raise InconsistentLimit(
-                f"semaphore {self.name!r}: its limit in etcd reads {limit.text!r}, which is not a "
-                "number from 0 to 99999, so no lease would be granted. Fix it for everybody: "
-                f"etcdsem limit {self.name} {self.max_leases}",
-                given=self.max_leases,
-                registered=None,
-            )
-        if limit.registered and limit.number is not None and limit.number != self.max_leases:
-            raise InconsistentLimit(
-                f"Inconsistent max leases: {self.max_leases}, expected: {limit.number} "
-                f"(semaphore {self.name!r}: {limit.number} is registered; give that, or change it "
-                f"for everybody: etcdsem limit {self.name} {self.max_leases})",
-                given=self.max_leases,
-                registered=limit.number,
+            self._rate_registration = yield from register_rate(
+                there, self.rate, self.expires, any_block=self._any_block
             )
 
     def _resizing(self, state: SemaphoreState, max_leases: int) -> Procedure[None]:
@@ -313,6 +329,8 @@ class BaseSemaphore(Named, Generic[L]):
         yield from admin.resize(state, number)
         if number:
             self.max_leases = number
+            if self._registration is not None:
+                self._registration.wanted = number
 
     def _draining(
         self, state: SemaphoreState, timeout: Duration | None, reason: str | None
@@ -331,6 +349,7 @@ class BaseSemaphore(Named, Generic[L]):
         return held
 
     def _closing(self, state: SemaphoreState) -> Procedure[None]:
+        self._registration = None
         closing = yield from lifecycle.close(state, force=True, rate=self._is_rate)
         if closing.holders or closing.waiters:
             state.session.env.log(
@@ -360,23 +379,8 @@ def within(timeout: Duration | None) -> str:
     return f"within {duration_text(given)}" if given else "at once"
 
 
-def register_rate(state: SemaphoreState, wanted: Rate, *, any_block: bool) -> Procedure[None]:
-    """Register the rate if it is new, else check that it is the same."""
-    limit = yield from lifecycle.register(state, wanted)
-    rate = rates.rate_of(state, limit)
-    same = rate == wanted or (any_block and rate[:2] == wanted[:2])
-    if limit.registered and not same:
-        raise InconsistentLimit(
-            f"Inconsistent rate: {wanted}, expected: {rate} (rate limit {state.name!r}: {rate} "
-            f"is registered; give that, or change it for everybody: etcdsem rate {state.name} "
-            f"{wanted})",
-            given=wanted.starts,
-            registered=rate.starts,
-        )
-
-
-def check_dask_arguments(register: bool, scheduler_rpc: None) -> None:
-    """Refuse arguments of Dask's semaphore that have no meaning here."""
+def check_dask_arguments(register: bool, scheduler_rpc: None) -> bool:
+    """Refuse arguments of Dask's semaphore that have no meaning here; returns `register`."""
     if scheduler_rpc is not None:
         raise TypeError(
             "scheduler_rpc is a connection to Dask's scheduler, which etcdsem does not use. Pass "
@@ -387,3 +391,4 @@ def check_dask_arguments(register: bool, scheduler_rpc: None) -> None:
             f"register must be True or False, not {type(register).__name__}; pass the etcd to use "
             "as client="
         )
+    return register

@@ -52,6 +52,8 @@ class SemaphoreMetrics:
     losses_total: int
     timeouts_total: int
     """Calls of `acquire` that gave up because no slot was free."""
+    refused_total: int
+    """Calls of `acquire` that raised `QueueFull`."""
     average_pending_lease_time_s: float
     """A moving average over grants, as in Dask: the last wait has a weight of one half."""
     wait_seconds: Histogram
@@ -80,6 +82,8 @@ class RateLimitMetrics:
     """Starts granted to this process."""
     timeouts_total: int
     """Calls of `acquire` that gave up because no start was granted in time."""
+    refused_total: int
+    """Calls of `acquire` that raised `QueueFull`."""
     forfeited_total: int
     """Starts of blocks that were not used in time; if there are many, the block is too large."""
     losses_total: int
@@ -146,6 +150,7 @@ def _semaphore(prefix: str, name: str, stats: SemaphoreStats) -> SemaphoreMetric
         release_total=stats.released,
         losses_total=stats.losses,
         timeouts_total=stats.timeouts,
+        refused_total=stats.refused,
         average_pending_lease_time_s=stats.average_wait,
         wait_seconds=_histogram(stats.waited),
         held_seconds=_histogram(stats.held),
@@ -164,6 +169,7 @@ def _rate_limit(prefix: str, name: str, stats: SemaphoreStats, rate: Rate) -> Ra
         pending_starts=stats.pending,
         starts_total=stats.acquired,
         timeouts_total=stats.timeouts,
+        refused_total=stats.refused,
         forfeited_total=stats.forfeited,
         losses_total=stats.losses,
         wait_seconds=_histogram(stats.waited),

@@ -34,6 +34,7 @@ _SEMAPHORES: _Described = (
     ("release_total", "counter", "Leases that this process released in time."),
     ("losses_total", "counter", "Leases that were lost: expired, revoked, evicted or closed."),
     ("timeouts_total", "counter", "Calls of acquire that gave up because no slot was free."),
+    ("refused_total", "counter", "Calls of acquire that were refused because too many waited."),
     (
         "average_pending_lease_time_s",
         "gauge",
@@ -51,6 +52,7 @@ _RATE_LIMITS: _Described = (
     ("pending_starts", "gauge", "Calls of acquire in progress in this process."),
     ("starts_total", "counter", "Starts granted to this process."),
     ("timeouts_total", "counter", "Calls of acquire that gave up before a start was granted."),
+    ("refused_total", "counter", "Calls of acquire that were refused because too many waited."),
     ("forfeited_total", "counter", "Starts of blocks that were not used in time."),
     ("losses_total", "counter", "Slots that ended in etcd before the end of their period."),
     ("wait_seconds", "histogram", "Time from the call of acquire to the start."),

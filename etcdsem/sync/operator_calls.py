@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar, overload
 
-from etcdsem.core import inspection, lifecycle
+from etcdsem.core import declare, inspection, lifecycle
 from etcdsem.core.commands import Procedure
 from etcdsem.facade.client import BaseClient
 from etcdsem.model import (
@@ -14,8 +14,11 @@ from etcdsem.model import (
     Duration,
     Holder,
     Junk,
+    LimitChange,
     LimitInfo,
+    LimitRefusal,
     Overview,
+    Pruned,
     Rate,
     Status,
     Waiter,
@@ -87,6 +90,55 @@ class OperatorCalls(BaseClient):
         what = "rate" if isinstance(max_leases, Rate) else "limit"
         return self._run(self._resizing(name, max_leases), f"change the {what} of {name!r}")
 
+    def plan_limits(
+        self, limits: Mapping[str, int | Rate], *, prune: bool = False
+    ) -> list[LimitChange]:
+        """What must change in etcd so that these limits apply: `etcdsem apply --dry-run`.
+
+        Args:
+            limits: by name, the limit of a semaphore (0 to 99,999) or the rate of a rate limit.
+            prune: also remove the other names whose limits were applied.
+
+        Returns:
+            The changes in the order of their names; empty if there is nothing to change.
+
+        Raises:
+            WrongKind: a name is a semaphore in etcd and has a rate here, or the other way round.
+            InvalidName, InvalidSetting: a name or a limit is invalid.
+        """
+        return self._run(self._planning(limits, prune=prune), "compare the limits")
+
+    def apply_limits(self, changes: Iterable[LimitChange]) -> list[LimitRefusal]:
+        """Make the changes of a plan, each in one transaction. A pause stays in force.
+
+        A change of a name that has changed since it was planned is not made, and no name is removed
+        while it has holders or waiters.
+
+        Returns:
+            The changes that were not made, each with the reason.
+        """
+        carrying_out = declare.carry_out(self._session, self.prefix, list(changes))
+        return self._run(carrying_out, "apply the limits")
+
+    def prune(self, idle: Duration, *, pattern: str = "*", dry_run: bool = False) -> Pruned:
+        """Let names expire that nobody holds or waits for now, and that do not expire yet.
+
+        etcd does not record when a name was last used, so each of them gets the time `idle` from
+        now: it leaves etcd then, unless somebody uses it before. Whoever uses a name keeps it, but
+        programs of etcdsem 0.1.0 do not. Names whose limits were applied stay, and rate limits
+        while permits count. Keys that were left over of names without a limit are deleted.
+
+        Args:
+            idle: seconds, ``"7d"`` or a timedelta; at least 10 minutes.
+            pattern: only names that match this shell pattern.
+            dry_run: change nothing.
+
+        Returns:
+            The names that expire now, and those of which keys were deleted.
+        """
+        pruning = self._pruning(idle, pattern, dry_run=dry_run)
+        return self._run(pruning, "prune the names")
+
     def resize_by(self, name: str, difference: int) -> tuple[int, int]:
         """Add to the limit of a semaphore while it is in use. A pause stays in force.
 
@@ -113,12 +165,32 @@ class OperatorCalls(BaseClient):
             reason: at most 253 printable characters, shown to operators.
 
         Returns:
-            False if it was already paused; then nothing was changed.
+            False if it was already paused; then nothing was changed. A pause by `penalize` is
+            replaced.
 
         Raises:
             SemaphoreClosed: it is not registered.
         """
         return self._run(self._pausing(name, reason), f"pause {name!r}")
+
+    def penalize(self, name: str, duration: Duration, *, reason: str | None = None) -> bool:
+        """Grant no leases for a time. etcd ends this by itself, even if this program dies.
+
+        Args:
+            name: the semaphore, or the rate limit.
+            duration: seconds, ``"30s"`` or a timedelta, from now; at most 365 days. etcd counts
+                whole seconds, and at least its shortest lease (2 s by default), so it may last up
+                to 2 s longer.
+            reason: as for `pause`.
+
+        Returns:
+            False if it is already paused for at least as long; then nothing was changed.
+            `known_limit` has the pause that is in force. A shorter pause by `penalize` is replaced.
+
+        Raises:
+            SemaphoreClosed: it is not registered.
+        """
+        return self._run(self._penalizing(name, duration, reason), f"pause {name!r}")
 
     def resume(self, name: str) -> bool:
         """Grant leases again. Waiters are served at once, in order.

@@ -31,8 +31,14 @@ class RateLimit(Decorator, Bound, BaseRateLimit):
         labels: shown to operators, at most 16, together with those of ``ETCDSEM_LABELS``.
         prefix: of the keys in etcd; default the client's, else ``/etcdsem``.
         owner: the name that operators see; default ``ETCDSEM_OWNER``, else ``host:pid``.
+        expires: a new name leaves etcd when nobody has used it for this long (to within a minute),
+            at least 10 minutes and two periods: ``"7d"``. An object that finds it gone
+            registers it again. None: it stays.
         register: write the rate to etcd if it is new: the blocking class at once, that of
             `etcdsem.aio` when it is awaited (``RateLimit(...)``) or first used.
+        max_waiting: how many callers may wait; one that would wait beyond them gets `QueueFull` at
+            once. 0: never wait. Default: any number. With blocks, those of other processes count
+            only as one for each process.
 
     Raises:
         InconsistentLimit: another rate is registered.
@@ -55,10 +61,20 @@ class RateLimit(Decorator, Bound, BaseRateLimit):
         prefix: str | None = None,
         owner: str | None = None,
         register: bool = True,
+        max_waiting: int | None = None,
+        expires: Duration | None = None,
     ) -> None:
         self._bind(client, register=register)
         super().__init__(
-            name, limit, period, block=block, labels=labels, prefix=prefix, owner=owner
+            name,
+            limit,
+            period,
+            block=block,
+            labels=labels,
+            prefix=prefix,
+            owner=owner,
+            max_waiting=max_waiting,
+            expires=expires,
         )
         self._register_now()
 
@@ -77,6 +93,7 @@ class RateLimit(Decorator, Bound, BaseRateLimit):
 
         Raises:
             SemaphoreClosed: the rate limit is not registered (any more).
+            QueueFull: as many as `max_waiting` wait already.
             EtcdUnavailable: etcd was unreachable for the whole timeout.
         """
         limit = timeout_seconds(timeout)

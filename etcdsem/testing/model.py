@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from etcdsem.core.commands import (
     Compare,
@@ -137,24 +138,14 @@ class EtcdModel(WatchableHistory):
                 self._choose(operation, path)
 
     def _holds(self, compare: Compare) -> bool:
-        names = self._names(compare.key, compare.end)
-        if not names:
-            return _OPERATORS[compare.op](0, compare.number)
         operator = _OPERATORS[compare.op]
-        for name in names:
-            record = self._records[name]
-            kv = record.kv
-            if compare.target == "create":
-                number = kv.create_revision
-            elif compare.target == "mod":
-                number = kv.mod_revision
-            elif compare.target == "version":
-                number = record.version
-            else:
-                number = kv.lease
-            if not operator(number, compare.number):
+        records = [self._records[name] for name in self._names(compare.key, compare.end)]
+        if compare.target == "value":
+            if not records:
                 return False
-        return True
+            return all(operator(record.kv.value, compare.value) for record in records)
+        numbers = [_number(record, compare.target) for record in records] or [0]
+        return all(operator(number, compare.number) for number in numbers)
 
     def _check_leases(self, txn: Txn, path: Iterable[bool]) -> None:
         steps = iter(path)
@@ -325,7 +316,13 @@ class EtcdModel(WatchableHistory):
             self.revoke(lease.id)
 
 
-_OPERATORS: dict[str, Callable[[int, int], bool]] = {
+def _number(record: _Record, target: str) -> int:
+    kv = record.kv
+    numbers = {"create": kv.create_revision, "mod": kv.mod_revision, "lease": kv.lease}
+    return record.version if target == "version" else numbers[target]
+
+
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": lambda a, b: a == b,
     "!=": lambda a, b: a != b,
     "<": lambda a, b: a < b,

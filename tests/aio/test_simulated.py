@@ -11,7 +11,7 @@ import pytest
 
 from tests.aio.simulated import AioRun, options
 
-SEEDS = range(30)
+SEEDS = range(12)
 
 
 def test_seeds(caplog: pytest.LogCaptureFixture) -> None:

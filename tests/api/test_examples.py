@@ -170,6 +170,19 @@ def test_no_request_comes_too_soon(etcd: EtcdServer, metered_server: subprocess.
     assert served_in_time(metered_server) == (30, 0)
 
 
+def test_a_refusal_is_heeded(etcd: EtcdServer, metered_server: subprocess.Popen[str]) -> None:
+    """Somebody else has used up what the service allows: the program waits as it is told, and all
+    of its requests are served in the end.
+    """
+    assert metered_server.stdout is not None
+    url = metered_server.stdout.readline().strip()
+    for _ in range(10):
+        urllib.request.urlopen(url, timeout=30).close()
+    said = ran(etcd, sys.executable, EXAMPLES / "rate_client.py", url, "5")
+    assert said == "5 of 5 requests were served\n"
+    assert served_in_time(metered_server)[0] == 15
+
+
 def test_without_the_rate_limit_some_come_too_soon(metered_server: subprocess.Popen[str]) -> None:
     """The control: the service does refuse the eleventh."""
     assert metered_server.stdout is not None

@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import etcdsem
-from etcdsem import Client, RateLimit, Semaphore
+from etcdsem import Client, Rate, RateLimit, Semaphore
 from etcdsem.cli.http_server import read_address
 from tests.cli.driver import Cli, ran
 from tests.helpers.waiting import eventually
@@ -114,6 +114,24 @@ def test_a_semaphores_life(
     eventually(lambda: ("active_leases", name) not in one.scrape())
 
 
+def test_overridden(
+    etcd: EtcdServer, client: Client, name: str, exporter: Callable[..., Exporter]
+) -> None:
+    """A limit or a rate that was changed since it was applied."""
+    client.apply_limits(client.plan_limits({name: 5, f"{name}-r": Rate(5, 60.0, 1)}))
+    one = exporter(etcd)
+    seen = one.scrape()
+    assert seen["limit_overridden", name] == 0
+    assert seen["rate_limit_overridden", f"{name}-r"] == 0
+    client.resize(name, 8)
+    client.resize(f"{name}-r", Rate(8, 60.0, 1))
+    eventually(lambda: one.scrape()["limit_overridden", name] == 1)
+    assert one.scrape()["rate_limit_overridden", f"{name}-r"] == 1
+    client.close_semaphore(name)
+    Semaphore(5, name, client=client)
+    eventually(lambda: ("limit_overridden", name) not in one.scrape())
+
+
 def test_paused(
     etcd: EtcdServer, client: Client, name: str, exporter: Callable[..., Exporter]
 ) -> None:
@@ -130,9 +148,16 @@ def test_paused(
     eventually(lambda: one.shows(name, pending_leases=1))
     sem.release()
     eventually(lambda: one.shows(name, active_leases=0, release_total=1, losses_total=0))
+    assert ("paused_until_timestamp_seconds", name) not in one.scrape()
     client.resume(name)
     waiting.join(30)
     eventually(lambda: one.shows(name, paused=0, active_leases=1, overbooked_total=0))
+    client.penalize(name, "1h")
+    pause = client.limit_info(name).pause
+    assert pause is not None
+    assert pause.until is not None
+    until = pause.until.timestamp()
+    eventually(lambda: one.shows(name, paused=1, paused_until_timestamp_seconds=until))
     sem.release()
 
 

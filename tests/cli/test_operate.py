@@ -71,7 +71,7 @@ def test_status_json(etcd: EtcdServer, name: str, used: tuple[Cli, Cli]) -> None
     seen = data(etcd, "status", name)
     assert list(seen) == [
         "name", "limit", "held", "waiting", "revision", "holders", "waiters", "junk",
-        "paused", "rate", "used", "next_free",
+        "paused", "rate", "used", "next_free", "applied", "drift", "expires_in",
     ]  # fmt: skip
     assert (seen["name"], seen["limit"], seen["held"], seen["waiting"]) == (name, 1, 1, 1)
     assert seen["junk"] == []
@@ -186,7 +186,9 @@ def test_ls(etcd: EtcdServer, name: str) -> None:
     since = line.pop("waiting_since")
     assert since.endswith("Z")
     counts = {"held": 1, "waiting": 1, "junk": 0, "overbooked": 0}
-    assert line == {"name": name, "limit": 1, **counts, "paused": None, "rate": None, "used": 1}
+    plain_one = {"paused": None, "rate": None, "used": 1}
+    plain_one |= {"applied": None, "drift": False, "expires": False}
+    assert line == {"name": name, "limit": 1, **counts, **plain_one}
     plain = ran(etcd, "ls").stdout.splitlines()
     assert plain[0].split() == ["NAME", "LIMIT", "HELD", "WAITING"]
     assert [name, "1", "1", "1"] in [one.split() for one in plain]
@@ -583,12 +585,33 @@ def test_pause_json(etcd: EtcdServer, name: str) -> None:
     ran(etcd, "run", name, "-l", "1", "true")
     seen = data(etcd, "pause", name)
     assert seen["changed"] is True
-    assert list(seen["paused"]) == ["by", "since", "reason"]
+    assert list(seen["paused"]) == ["by", "since", "until", "reason"]
+    assert seen["paused"]["until"] is None
     assert "@" in seen["paused"]["by"]
     again = data(etcd, "pause", name)
     assert again == {**seen, "changed": False}
     assert data(etcd, "resume", name) == {"name": name, "changed": True, "paused": None}
     assert data(etcd, "resume", name)["changed"] is False
+
+
+def test_pause_for_a_time(etcd: EtcdServer, name: str) -> None:
+    """Everything says for how long; a longer one wins; `resume` ends it; code 64 for nonsense."""
+    ran(etcd, "run", name, "-l", "2", "true")
+    done = ran(etcd, "pause", name, "--for", "100s", "--reason", "429")
+    assert re.fullmatch(rf"{name}: paused until \d{{4}}-\d\d-\d\d .*\n", done.stdout)
+    headline = ran(etcd, "status", name).stdout.splitlines()[0]
+    assert re.search(r"; paused \d+s ago by .*, 1m\d\ds left: 429$", headline)
+    assert data(etcd, "ls")["semaphores"]
+    again = ran(etcd, "pause", name, "--for", "50s")
+    assert re.search(r"unchanged, already paused .*, 1m\d\ds left: 429", again.stdout)
+    assert ran(etcd, "run", name, "-n", "true").returncode == 75
+    longer = data(etcd, "pause", name, "--for", "1h")
+    assert longer["changed"] is True
+    assert longer["paused"]["until"].endswith("Z")
+    assert ran(etcd, "resume", name).stdout == f"{name}: resumed\n"
+    assert ran(etcd, "run", name, "-n", "true").returncode == 0
+    for wrong in ("0", "soon", "400d"):
+        assert ran_here(etcd, "pause", name, "--for", wrong).returncode == 64
 
 
 def test_pause_of_what_is_not_known(etcd: EtcdServer, name: str) -> None:
@@ -697,3 +720,16 @@ def test_drain_on_a_terminal(
     job.send(signal.SIGTERM)
     assert screen.end() == 0
     assert "paused and drained" in screen.seen
+
+
+# ---------------------------------------------------------------- a bounded queue
+
+
+def test_max_waiting(etcd: EtcdServer, name: str, used: tuple[Cli, Cli]) -> None:
+    """One holds and one waits: the next is refused at once, with code 75 or that of -E."""
+    for code, more in ((75, []), (9, ["-E", "9"])):
+        done = ran(etcd, "run", name, "--max-waiting", "1", *more, "--", "echo", "ran")
+        assert (done.returncode, done.stdout) == (code, "")
+        assert re.fullmatch(rf"etcdsem: '{name}': 1 or more callers are waiting.*\n", done.stderr)
+    assert used[1].process.poll() is None
+    assert ran_here(etcd, "run", name, "--max-waiting", "-1", "true").returncode == 64

@@ -142,7 +142,20 @@ def documented(first: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["ls", "top", "status", "hold", "doctor", "bench", "pause", "resume", "drain", "close"]
+    "name",
+    [
+        "ls",
+        "top",
+        "status",
+        "hold",
+        "doctor",
+        "bench",
+        "pause",
+        "resume",
+        "drain",
+        "close",
+        "export",
+    ],
 )
 def test_the_page_lists_the_same_fields(name: str) -> None:
     given = f"[`{name}" if name != "resume" else "[`pause"
@@ -210,6 +223,7 @@ def test_looking(crowded: EtcdServer) -> None:
     assert told(crowded, "status", "mail")["next_free"] is None
     assert told(crowded, "limit", "unreadable")["limit"] is None
     assert told(crowded, "limit", "gpu")["limit"] == 4
+    assert told(crowded, "export", "gpu")["semaphores"] == {"gpu": 4}
 
 
 def test_changing(crowded: EtcdServer) -> None:

@@ -79,7 +79,7 @@ def project_image() -> str:
         dockerfile="deploy/Dockerfile",
         build_args={
             "BASE": base,
-            "SOURCE": "etcdsem[metrics]",
+            "SOURCE": "etcdsem[metrics,yaml]",
             "PIP_ARGS": "--no-index --find-links=wheelhouse",
         },
     )
@@ -109,7 +109,7 @@ def _wheelhouse() -> dict[str, tuple[bytes, int]]:
     """Wheels of the project and of all that it needs, made outside of the engine."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
-            [sys.executable, "-m", "pip", "wheel", "-q", "-w", folder, f"{ROOT}[metrics]"],
+            [sys.executable, "-m", "pip", "wheel", "-q", "-w", folder, f"{ROOT}[metrics,yaml]"],
             check=True,
             stdin=subprocess.DEVNULL,
             timeout=300,

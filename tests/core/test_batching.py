@@ -164,7 +164,9 @@ def test_several_pass_to_several(wide: Table) -> None:
     mines = [wide.hold() for _ in range(4)][:2]
     first, second, third = (wide.wait() for _ in range(3))
     passed = hand_over(wide, mines, (first, second, third), third.created)
-    assert passed == tx.Passed((True, True), cleared=False, served=second.created, line=None)
+    assert passed == tx.Passed(
+        (True, True), (first, second), cleared=False, served=second.created, line=None
+    )
     assert [wide.holders()[mine.slot] for mine in mines] == [first.lease, second.lease]
     assert wide.message(first) == ((mines[0].slot,), (third,))
     assert wide.message(second) == ((mines[1].slot,), (third,))
@@ -248,6 +250,7 @@ def test_more_slots_than_waiters_are_given_back(wide: Table) -> None:
     passed = hand_over(wide, mines, (first,), first.created)
     assert passed == tx.Passed(
         (True, True, True),
+        (first,),
         cleared=True,
         served=first.created,
         line=((), wide.look().revision),
@@ -263,6 +266,7 @@ def test_they_are_kept_for_who_has_come_since(wide: Table) -> None:
     passed = hand_over(wide, mines, (first,), first.created)
     assert passed == tx.Passed(
         (True, False, False),
+        (first,),
         cleared=False,
         served=first.created,
         line=((late,), wide.look().revision),
@@ -280,7 +284,7 @@ def test_the_largest_hand_over_is_taken(any_etcd: EtcdServer, name: str) -> None
     passed = hand_over(wide, given, line, line[-1].created)
     end = line[-1].created
     none = (), wide.look().revision
-    assert passed == tx.Passed((True,) * 32, cleared=False, served=end, line=none)
+    assert passed == tx.Passed((True,) * 32, line, cleared=False, served=end, line=none)
     token = wide.look().slots[0].mod_revision
     again = [
         mine._replace(token=token, who=waiter.who, has_message=True)
@@ -288,7 +292,7 @@ def test_the_largest_hand_over_is_taken(any_etcd: EtcdServer, name: str) -> None
     ]
     passed = hand_over(wide, again, (), end)
     none = (), wide.look().revision
-    assert passed == tx.Passed((True,) * 32, cleared=True, served=0, line=none)
+    assert passed == tx.Passed((True,) * 32, (), cleared=True, served=0, line=none)
     assert list(wide.holders()) == [mines[32].slot]
     wide.connection.close()
 

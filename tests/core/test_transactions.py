@@ -11,14 +11,21 @@ from typing import TYPE_CHECKING
 import pytest
 
 from etcdsem.core import transactions as tx
-from etcdsem.core.commands import Delete, LeaseNotFound, Put, Range, RangeReply, Txn
+from etcdsem.core.commands import Delete, KeyValue, LeaseNotFound, Put, Range, RangeReply, Txn
 from etcdsem.core.keys import (
+    ORDINARY,
     Demand,
+    Identity,
+    Limit,
     Queued,
+    plain_start,
     read_eviction,
+    read_limit,
     read_message,
+    record,
     write_eviction,
 )
+from etcdsem.core.transactions import conditions
 from tests.helpers.tables import ME, Table
 
 if TYPE_CHECKING:
@@ -113,11 +120,16 @@ def test_drop_and_its_echo(table: Table) -> None:
     assert list(table.holders()) == [other.slot]
 
 
+NOBODY = Queued(b"host.2.gone/0000000000000007", 7, 1, b"")
+
 GivingBack = Callable[[Table, tx.HeldSlots, int], Txn]
 
 WAYS: dict[str, GivingBack] = {
     "drop": lambda table, mine, now: tx.drop(table.keys, mine),
     "clear": lambda table, mine, now: tx.clear(table.keys, mine, now),
+    "clear or pass": lambda table, mine, now: tx.clear(
+        table.keys, mine, now, tx.pass_alone(table.keys, mine, table.limit, NOBODY, 0.0)
+    ),
     "retire": lambda table, mine, now: tx.retire(table.keys, mine),
     "vacate": lambda table, mine, now: tx.vacate(table.keys, mine),
     "evict": lambda table, mine, now: tx.evict_slot(table.keys, mine.slots, mine.token, None),
@@ -276,6 +288,53 @@ def test_clear_only_while_nobody_came(table: Table) -> None:
     table.do(tx.leave(table.keys, late.who, late.created))
     assert table.do(tx.clear(table.keys, mine, table.look().revision)).succeeded
     assert not table.look().contended
+
+
+EXPECTED_CASES: dict[str, tuple[Demand, ...]] = {
+    "waits": (ORDINARY,),
+    "waits with another": (ORDINARY, ORDINARY),
+    "has left, another waits": (),
+    "wants two slots": (Demand(weight=2),),
+    "has a priority": (Demand(priority=1),),
+}
+
+
+@pytest.mark.parametrize("case", EXPECTED_CASES)
+def test_clear_passes_to_the_expected_waiter_only_if_it_waits_alone(
+    table: Table, case: str
+) -> None:
+    """Whenever it joined, but not if its record says more than who it is."""
+    mine, _ = table.hold(), table.hold()
+    first = table.wait()
+    before = table.look()
+    table.do(tx.leave(table.keys, first.who, first.created))
+    for demand in EXPECTED_CASES[case]:
+        again = first.lease not in {queued.lease for queued in table.look().queue}
+        table.do(table.joining(first.lease if again else table.lease(), demand=demand))
+    if case == "has left, another waits":
+        table.wait()
+    alone = tx.pass_alone(table.keys, mine, table.limit, first, 0.0)
+    reply = table.do(tx.clear(table.keys, mine, before.revision, alone))
+    assert not reply.succeeded
+    passed = tx.read_clear(table.keys, reply, otherwise=True)
+    assert (passed is True) == (case == "waits")
+    assert (table.holders()[mine.slot] == first.lease) == (case == "waits")
+    if isinstance(passed, tx.Look):
+        assert len(passed.queue) == max(1, len(EXPECTED_CASES[case]))
+        assert table.look() == passed
+    else:
+        assert table.message(first) == ((mine.slot,), ())
+        assert table.look().queue == ()
+        assert table.mark()
+
+
+@pytest.mark.parametrize("labels", [{}, {"team": "a"}])
+def test_only_records_without_extras_begin_like_that(labels: dict[str, str]) -> None:
+    """Labels, owners and requests stand before the time."""
+    who = Identity.of("host.1.test", None, labels)
+    value = record(who.client, who.extras, 7, "since", 0.0)
+    start = plain_start(who.client, 7, "since")
+    assert (start < value < start + b":") == (not labels)
 
 
 def test_fill_and_its_guards(table: Table) -> None:
@@ -488,6 +547,34 @@ def test_a_pause_keeps_the_eager_out(
     assert len(table.holders()) == 1
 
 
+def test_a_timed_pause_ends_with_its_key(table: Table) -> None:
+    """UNPAUSE does nothing while the key is there, or after another change; it keeps the mark of a
+    registered limit. PENALIZE replaces the key's lease.
+    """
+    text = b"2 paused by me since 2026-11-25T09:30:00.000Z until 2026-11-25T09:31:00.000Z "
+
+    def penalize() -> tuple[int, Limit]:
+        lease = table.lease()
+        reply = table.do(tx.penalize(table.keys, table.limit, text, lease))
+        assert reply.succeeded
+        kv = KeyValue(table.keys.max_leases, text, 1, reply.revision)
+        table.limit = read_limit(kv)
+        return lease, table.limit
+
+    first, early = penalize()
+    second, limit = penalize()
+    assert limit.after_pause == b"2 "
+    table.connection.revoke(first, 10)
+    assert not table.do(tx.end_timed_pause(table.keys, limit)).succeeded
+    table.connection.revoke(second, 10)
+    assert not table.do(tx.end_timed_pause(table.keys, early)).succeeded
+    assert table.do(tx.end_timed_pause(table.keys, limit)).succeeded
+    assert not table.do(tx.end_timed_pause(table.keys, limit)).succeeded
+    after = table.look().limit
+    assert after is not None
+    assert (after.room, after.registered) == (2, True)
+
+
 def test_a_big_one_gets_all_or_nothing(
     table: Table, blocked: tuple[tx.HeldSlots, Queued, Queued]
 ) -> None:
@@ -511,8 +598,9 @@ def test_leave_both_ways(table: Table) -> None:
     """Gone from the line; or granted meanwhile, and then the grant message is brought."""
     mine, _ = table.hold(), table.hold()
     leaver, stays = table.wait(), table.wait()
-    left, message, empty = tx.read_leave(table.do(tx.leave(table.keys, leaver.who, leaver.created)))
-    assert (left, message, empty) == (True, None, False)
+    reply = table.do(tx.leave(table.keys, leaver.who, leaver.created))
+    left, message, waiting = tx.read_leave(reply)
+    assert (left, message, waiting) == (True, None, 1)
     table.do(tx.pass_on(table.keys, mine, table.limit, (stays,), 1, 0.0))
     left, message, _ = tx.read_leave(table.do(tx.leave(table.keys, stays.who, stays.created)))
     assert not left
@@ -619,3 +707,62 @@ def test_several_at_once_by_an_old_limit(table: Table, second: Table) -> None:
     second.limit = new
     second.do(Txn((), (Put(second.keys.slot(1), b"{}", second.lease()),)))
     assert not take_both(table, second)
+
+
+# ---------------------------------------------------------------- names that expire
+
+
+def test_expire_leaves_alone_what_is_used(table: Table) -> None:
+    """A name is attached to a lease only while nobody holds or waits; its marks go then."""
+
+    def expire(lease: int) -> bool:
+        (kv,) = tx.as_range(table.do(Txn((), (Range(table.keys.max_leases),))).replies[0]).kvs
+        txn = tx.expire(table.keys, kv, kv.value, lease, records=False, seen=0)
+        return table.do(txn).succeeded
+
+    holding = [table.hold() for _ in range(table.limit.room)]
+    assert not expire(table.lease())
+    table.wait()
+    for mine in holding:
+        table.do(tx.retire(table.keys, mine))
+    assert not expire(table.lease())
+    (waiter,) = table.look().queue
+    table.do(tx.leave(table.keys, waiter.who, waiter.created))
+    assert table.mark()
+    lease = table.lease()
+    assert expire(lease)
+    assert not table.mark()
+    limit = table.look().limit
+    assert limit is not None
+    assert limit.lease == lease
+
+
+def test_a_mark_has_the_lease_that_the_name_has(table: Table) -> None:
+    """With another lease, which may be gone, the mark is put without one."""
+    lease, other = table.lease(), table.lease()
+    for attached in (0, lease):
+        revision = table.look().limit
+        assert revision is not None
+        table.do(tx.change_limit(table.keys, revision.revision, b"1", attached))
+        for known in (lease, other):
+            table.do(Txn((), (conditions.mark(table.keys, table.keys.contended, known),)))
+            (kv,) = tx.as_range(table.do(Txn((), (Range(table.keys.contended),))).replies[0]).kvs
+            assert kv.lease == (known if known == attached else 0)
+
+
+def test_a_name_that_is_registered_again_has_its_mark(table: Table) -> None:
+    """Its lease has ended in use: waiters are still there, and nobody may pass them."""
+    lease = table.lease()
+    for waiting in (False, True):
+        if waiting:
+            table.do(tx.register(table.keys, b"1"))
+            limit = table.look().limit
+            assert limit is not None
+            table.limit = limit
+            table.hold()
+            table.wait()
+        gone = (Delete(table.keys.max_leases), Delete(table.keys.contended))
+        table.do(Txn((), gone))
+        assert table.do(tx.register(table.keys, b"1", lease)).succeeded
+        assert bool(table.mark()) == waiting
+        table.do(Txn((), (Delete(table.keys.max_leases),)))

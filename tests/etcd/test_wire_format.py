@@ -17,8 +17,8 @@ RESULTS = {
     ">": rpc.Compare.GREATER,
     "<": rpc.Compare.LESS,
 }
-TARGETS: tuple[Literal["create", "mod", "version", "lease"], ...]
-TARGETS = ("create", "mod", "version", "lease")
+TARGETS: tuple[Literal["create", "mod", "version", "lease", "value"], ...]
+TARGETS = ("create", "mod", "version", "lease", "value")
 OPS: tuple[Literal["=", "!=", "<", ">"], ...] = ("=", "!=", "<", ">")
 NUMBERS = (0, 1, 127, 128, 300, 16383, 16384, 2**31, 2**53, 2**62 + 5)
 
@@ -40,7 +40,8 @@ def fill(request: rpc.TxnRequest, txn: Txn) -> None:
         if one.end:
             compare.range_end = one.end
         suffix = "_revision" if one.target in ("create", "mod") else ""
-        setattr(compare, one.target + suffix, one.number)
+        to = one.value if one.target == "value" else one.number
+        setattr(compare, one.target + suffix, to)
     for operation in txn.success:
         add(request.success.add(), operation)
     for operation in txn.failure:
@@ -72,7 +73,9 @@ def drawn(rng: random.Random, depth: int) -> Txn:
 
     def compare() -> Compare:
         end = rng.choice((b"", key()))
-        return Compare(key(), rng.choice(TARGETS), rng.choice(OPS), rng.choice(NUMBERS), end=end)
+        target, op, number = rng.choice(TARGETS), rng.choice(OPS), rng.choice(NUMBERS)
+        value = rng.randbytes(rng.choice((0, 1, 127, 128)))
+        return Compare(key(), target, op, number, end=end, value=value)
 
     def operation() -> Operation:
         kinds = ["put", "delete", "range", "txn", "txn"] if depth else ["put", "delete", "range"]

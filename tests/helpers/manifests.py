@@ -19,7 +19,8 @@ SERVERS = (DEV, PRODUCTION)
 OVERLAYS = (DEV, PRODUCTION, TEAM)
 EXAMPLES = "examples"
 RESTORE = "restore"
-ALL = (*OVERLAYS, EXAMPLES, RESTORE)
+LIMITS = "limits"
+ALL = (*OVERLAYS, EXAMPLES, RESTORE, LIMITS)
 CLIENT = {"etcdsem-client": "true"}
 """The label of pods that are clients, and of the namespaces where they run."""
 
@@ -29,7 +30,10 @@ NOT_KUBERNETES = (
 )
 """Kinds whose schemas are not Kubernetes' own."""
 
-FROM_CERTIFICATES = {"etcd-server-tls", "etcd-peer-tls", "etcd-root-tls", "etcdsem-view-tls"}
+FROM_CERTIFICATES = {
+    *("etcd-server-tls", "etcd-peer-tls", "etcd-root-tls"),
+    *("etcdsem-view-tls", "etcdsem-operator-tls"),
+}
 """Secrets that certificates.sh makes, besides those of the teams."""
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from tests.helpers.manifests import (
     KUBERNETES,
+    LIMITS,
     NOT_KUBERNETES,
     PRODUCTION,
     TEAM,
@@ -107,6 +108,20 @@ def test_parts_can_be_left_out_and_added() -> None:
     }
 
 
+def test_limits_as_code() -> None:
+    """The Job of deploy/kubernetes/limits as a hook, with the limits of the values."""
+    limits = {"semaphores": {"my-api": 5}, "rates": {"my-api.calls": "100/1m"}}
+    made = installed({"limits": limits})
+    more = {name: made[name] for name in set(made) - set(installed())}
+    (job,) = (one for one in rendered(LIMITS) if one["kind"] == "Job")
+    found = more.pop(("Job", "etcdsem-limits", "etcdsem"))
+    assert found["spec"] == job["spec"]
+    assert found["metadata"]["annotations"]["helm.sh/hook"] == "post-install,post-upgrade"
+    file = more.pop(("ConfigMap", "etcdsem-limits", "etcdsem"))["data"]["limits.yaml"]
+    assert yaml.safe_load(file) == limits
+    assert not more
+
+
 @pytest.mark.parametrize("version", ["1.30", kubernetes_validate.utils.latest_version()])
 def test_it_is_valid(version: str) -> None:
     """Every object, strictly; and Helm finds nothing to complain of."""
@@ -115,6 +130,7 @@ def test_it_is_valid(version: str) -> None:
         "annotations": version != "1.30",
         "monitoring": True,
         "clientNamespaces": ["team-a"],
+        "limits": {"semaphores": {"my-api": 5}},
     }
     for one in installed(everything).values():
         if one["kind"] not in NOT_KUBERNETES:

@@ -20,6 +20,7 @@ from tests.helpers.manifests import (
     EXAMPLES,
     FROM_CERTIFICATES,
     KUBERNETES,
+    LIMITS,
     NOT_KUBERNETES,
     OVERLAYS,
     PRODUCTION,
@@ -44,6 +45,8 @@ def written() -> Iterator[tuple[Path, Object]]:
     """All objects as they stand in the files."""
     for path in sorted(KUBERNETES.rglob("*.yaml")):
         for one in yaml.safe_load_all(path.read_text()):
+            if (path.parent.name, path.name) == (LIMITS, "limits.yaml"):
+                continue  # what a ConfigMap has
             for each in one["items"] if one["kind"] == "List" else [one]:
                 if each["kind"] not in NOT_KUBERNETES:
                     yield path, each
@@ -74,7 +77,8 @@ def test_what_is_applied_is_valid(folder: str, version: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "most"), [(DEV, 2), (PRODUCTION, 6), (TEAM, 1), (EXAMPLES, 8), (RESTORE, 6)]
+    ("folder", "most"),
+    [(DEV, 2), (PRODUCTION, 6), (TEAM, 1), (EXAMPLES, 8), (RESTORE, 6), (LIMITS, 1)],
 )
 def test_pods_are_locked_down(folder: str, most: int) -> None:
     """The "restricted" profile, a read-only root, and resources as a quota may demand them, for
@@ -118,7 +122,9 @@ def test_what_stays_has_probes(folder: str) -> None:
                 assert port in ports or not isinstance(port, str), where
 
 
-@pytest.mark.parametrize("folders", [(DEV, EXAMPLES), (PRODUCTION, RESTORE), (TEAM, EXAMPLES)])
+@pytest.mark.parametrize(
+    "folders", [(DEV, EXAMPLES), (PRODUCTION, RESTORE), (TEAM, EXAMPLES), (PRODUCTION, LIMITS)]
+)
 def test_references_lead_somewhere(folders: tuple[str, ...]) -> None:
     """Config maps, secrets, claims; selectors of services, budgets and policies; by plain names,
     so that what is applied separately finds them.

@@ -131,6 +131,9 @@ class ThreadRates(_Judged):
     def pause(self) -> bool:
         return self.seen.pause()
 
+    def penalize(self, seconds: float) -> bool:
+        return self.seen.penalize(seconds)
+
     def resume(self) -> bool:
         return self.seen.resume()
 
@@ -272,6 +275,9 @@ class AioRates(_Judged):
 
     def pause(self) -> bool:
         return self.do(lambda: self.seen.pause())
+
+    def penalize(self, seconds: float) -> bool:
+        return self.do(lambda: self.seen.penalize(seconds))
 
     def resume(self) -> bool:
         return self.do(lambda: self.seen.resume())
@@ -421,6 +427,9 @@ class SimRates(_Judged):
 
     def pause(self) -> bool:
         return self._run(admin.pause(self._station, "test", None)).changed
+
+    def penalize(self, seconds: float) -> bool:
+        return self._run(admin.penalize(self._station, "test", seconds, None)).changed
 
     def resume(self) -> bool:
         return self._run(admin.resume(self._station)).changed

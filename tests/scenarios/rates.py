@@ -44,6 +44,7 @@ class RateStage(Protocol):
 
     def resize(self, rate: Rate) -> None: ...
     def pause(self) -> bool: ...
+    def penalize(self, seconds: float) -> bool: ...
     def resume(self) -> bool: ...
     def evict(self, slot: int) -> None: ...
     def a_moment(self) -> None:
@@ -164,6 +165,27 @@ def paused_and_resumed(stage: RateStage) -> None:
     assert stage.held() == 2
 
 
+def paused_for_a_time(stage: RateStage) -> None:
+    """The same by itself: nobody starts for that time, not even from a block that somebody has
+    open, and who waits is served when it is over.
+    """
+    stage.resize(Rate(100_000, HOUR, 50_000))
+    assert stage.fate(stage.begin()) == "started"
+    assert stage.penalize(5.0)
+    assert not stage.penalize(1.0)
+    tries = 1
+    while stage.fate(stage.begin(timeout=0)) == "started":  # until it has heard of that
+        tries += 1
+        assert tries < 1000, "the block's client does not hear of the pause"
+        stage.a_moment()
+    assert 0 < stage.retry_after(1) <= 5.0
+    waits = stage.begin(client=1)
+    assert stage.pending(waits)
+    assert stage.fate(waits) == "started"
+    assert not stage.resume()
+    assert stage.held() == 2
+
+
 def an_evicted_start_is_forgotten(stage: RateStage) -> None:
     """Its slot goes to the next in line at once; nothing more is started from its block."""
     three = [stage.begin() for _ in range(3)]
@@ -218,6 +240,7 @@ RATE_SCENARIOS: tuple[Callable[[RateStage], None], ...] = (
     a_longer_period,
     blocks_of_a_client,
     paused_and_resumed,
+    paused_for_a_time,
     an_evicted_start_is_forgotten,
     who_leaves_keeps_its_starts,
     closing_wakes_the_line,

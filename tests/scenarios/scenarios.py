@@ -48,6 +48,7 @@ class Stage(Protocol):
     def valid(self, attempt: Attempt) -> bool: ...
     def resize(self, limit: int) -> None: ...
     def pause(self) -> bool: ...
+    def penalize(self, seconds: float) -> bool: ...
     def resume(self) -> bool: ...
     def evict(self, slot: int) -> None: ...
     def close(self) -> None: ...
@@ -134,6 +135,35 @@ def paused_and_resumed(stage: Stage) -> None:
     for one in line[2:]:
         assert stage.release(one)
     assert stage.held() == 0
+
+
+def paused_for_a_time(stage: Stage) -> None:
+    """A pause that ends by itself: nobody gets in meanwhile, and then those who wait are served,
+    without anybody's help. A shorter one changes nothing; a longer one, or one without an end,
+    replaces it.
+    """
+    line = [stage.begin(client=number % 2) for number in range(5)]
+    assert stage.penalize(1.0)
+    assert stage.penalize(5.0)
+    assert not stage.penalize(1.0)
+    assert stage.release(line[0])
+    assert stage.release(line[1])
+    assert stage.fate(stage.begin(client=1, timeout=0)) == "full"
+    assert all(stage.pending(one) for one in line[3:])
+    assert [stage.fate(one) for one in line[3:]] == ["granted"] * 2
+    assert not stage.resume()
+    assert stage.penalize(60.0)
+    assert stage.pause()
+    assert not stage.penalize(90.0)
+    assert stage.resume()
+    for one in line[2:]:
+        assert stage.release(one)
+    assert stage.penalize(60.0)
+    assert stage.fate(stage.begin(timeout=0)) == "full"
+    assert stage.resume()
+    last = stage.begin(timeout=0)
+    assert stage.fate(last) == "granted"
+    assert stage.release(last)
 
 
 def an_evicted_holder_is_told(stage: Stage) -> None:
@@ -293,6 +323,7 @@ SCENARIOS: tuple[Callable[[Stage], None], ...] = (
     timeout_means_full,
     a_raised_limit_wakes,
     paused_and_resumed,
+    paused_for_a_time,
     an_evicted_holder_is_told,
     closing_wakes_the_line,
     releasing_twice,

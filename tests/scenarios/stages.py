@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import etcdsem
 from etcdsem import aio
-from etcdsem.core import acquire, admin, release, transactions
+from etcdsem.core import acquire, admin, release, release_steps, transactions
 from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import ORDINARY, Demand, Identity
@@ -121,6 +121,9 @@ class RealStage:
 
     def pause(self) -> bool:
         return self.seen.pause()
+
+    def penalize(self, seconds: float) -> bool:
+        return self.seen.penalize(seconds, reason="too many requests")
 
     def resume(self) -> bool:
         return self.seen.resume()
@@ -341,7 +344,7 @@ class SimStage:
         env.start(
             release.release(grant),
             "release",
-            lambda value, _: done.append(value is release.ReleaseResult.RELEASED),
+            lambda value, _: done.append(value is release_steps.ReleaseResult.RELEASED),
         )
         self._until(lambda: done)
         return done[0]
@@ -364,6 +367,9 @@ class SimStage:
 
     def pause(self) -> bool:
         return self._operate(lambda station: admin.pause(station, "test", None))
+
+    def penalize(self, seconds: float) -> bool:
+        return self._operate(lambda station: admin.penalize(station, "test", seconds, None))
 
     def resume(self) -> bool:
         return self._operate(admin.resume)

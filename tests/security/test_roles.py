@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from etcdsem import Client, Semaphore
 from etcdsem.errors import PermissionDenied
 from tests.helpers.logins import Waiter, user
 from tests.helpers.tls import TlsEtcd
+from tests.helpers.waiting import eventually
 from tests.security.authority import Authority
 from tests.security.secured import SecuredEtcd, secured
 
@@ -117,6 +119,25 @@ def test_the_smallest_role(etcd: SecuredEtcd, worker: Client) -> None:
     looking = cli(etcd, "viewer", "check", "my-api")
     assert looking.returncode == 77
     assert "grant-permission" in looking.stderr
+    sem.close()
+
+
+def test_the_smallest_role_cannot_end_a_pause(etcd: SecuredEtcd, worker: Client) -> None:
+    """It is told that it is full, with no error, until another client ends a pause that is over."""
+    sem = Semaphore(2, "my-api", client=worker)
+    with user(etcd, "guest", password="its-password") as guest:
+        theirs = Semaphore(None, "my-api", client=guest)
+        with pytest.raises(PermissionDenied, match="'guest'"):
+            theirs.penalize(1)
+        sem.penalize(0.1)
+        waits = threading.Thread(target=theirs.acquire, args=(30,))
+        waits.start()
+        eventually(lambda: len(sem.waiters()) == 1)
+        assert theirs.acquire(timeout=0) is False
+        assert sem.acquire(timeout=20)
+        sem.release()
+        waits.join(20)
+        assert theirs.release()
     sem.close()
 
 

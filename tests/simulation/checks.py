@@ -24,9 +24,15 @@ While there are no faults:
 About operators and bounds:
 10. While the semaphore is paused nothing is granted (this is 1, with a limit of 0). If a drain
     reports success, the semaphore was paused and empty at some moment after the drain began.
+14. A pause that ends by itself lasts as long as was asked, unless an operator resumes or closes it:
+    until then it stays paused. When it is over, 7 holds again.
 12. A waiter that was evicted stops waiting, and nobody else is told of an eviction.
 11. Nobody relies on a grant for longer than its max_hold, or loses it for that reason any sooner;
     when it is over, and there are no faults, the slot is freed soon.
+
+About a bounded queue (`max_waiting`):
+15. A caller is refused only if at some moment of its call as many as may wait were in the queue
+    beside it (with 0: if it was full). No more than may wait stay there for longer than an instant.
 
 About slots that stay with their client after a release (`linger`):
 13. Such a slot is given again only to its client, when the former caller no longer relies on it,
@@ -98,6 +104,11 @@ class Checker:
         self.limit = 0
         self.number: int | None = None  # the stored number, paused or not; None: not registered
         self.paused = False
+        self.timed = False  # paused until its key is gone
+        self.key_there = False  # is the key of a timed pause there?
+        self.penalized_until = -math.inf  # nothing may be granted before that
+        self._was_timed = False
+        self._resumed_at = -math.inf
         self.bounds: dict[tuple[int, int], float] = {}  # by slot and token, on its client's clock
         self.granted_at: dict[bytes, float] = {}
         self.leases: dict[tuple[int, int], int] = {}  # of grants, by slot and token
@@ -106,6 +117,11 @@ class Checker:
         self._waited_since = math.inf
         self._drained = False  # paused and empty
         self._drained_until = -1.0
+        self.max_waiting = math.inf  # the bound that all callers have
+        self._queue: dict[bytes, float] = {}  # all keys in the queue, junk too, and since when
+        self._crowded = dict.fromkeys(range(2, 6), False)
+        """By number: true while so many keys are in the queue."""
+        self._crowded_until = dict.fromkeys(self._crowded, -1.0)
         self.beliefs: dict[tuple[int, int], Belief] = {}  # by slot and token
         self.evicted: dict[tuple[int, int], float] = {}  # beliefs ended by an operator, and when
         self.by_hand: set[tuple[bytes, int]] = set()  # slot keys and tokens an operator ended
@@ -141,6 +157,8 @@ class Checker:
                 continue
             if kv.key == keys.max_leases:
                 self._limit_changed(kv if event.kind == "put" else None)
+            elif kv.key == keys.paused:
+                self.key_there = event.kind == "put"
             elif kv.key.startswith(keys.leases) and slot_number(keys, kv.key) is not None:
                 before = self.slots.pop(kv.key, None)
                 if event.kind == "put":
@@ -151,12 +169,17 @@ class Checker:
             elif event.kind == "put" and read_eviction(kv.value):
                 self.turned_away[addressee(keys, kv.key)] = self.world.now
             elif keys.waiters <= kv.key < keys.waiters_end:
+                if event.kind == "put":
+                    self._queue.setdefault(kv.key, self.world.now)
+                else:
+                    self._queue.pop(kv.key, None)
                 gone = self.waiters.pop(kv.key, None)
                 if event.kind == "put" and kv.key.endswith(b"/%016x" % kv.lease) and kv.lease:
                     self.waiters[kv.key] = kv
                     self._check_lease(kv)
                 elif gone is not None:
                     left[gone.lease] = gone
+        self._check_timed(revision)
         if hand:
             self.tampered = self.tampered or bool(granted)
         else:
@@ -174,6 +197,7 @@ class Checker:
             self._waited_since = self.world.now
         self._note_idle()
         self._note_drained()
+        self._note_crowded()
 
     def _limit_changed(self, kv: KeyValue | None) -> None:
         limit = read_limit(kv) if kv else None
@@ -181,9 +205,35 @@ class Checker:
         self.limits_changed = self.limits_changed or self.number not in (None, number)
         self.number, self.limit = number, limit.room if limit else 0
         self.paused = limit is not None and limit.paused
+        self.timed = limit is not None and limit.after_pause != b""
         self._limits.append((self.world.now, self.limit))
         if self._closed or kv is None:
             self._closed, self._closed_until = kv is None, self.world.now
+
+    # -- pauses that end by themselves
+
+    def penalized(self, began: float, seconds: float) -> None:
+        """A program, which asked at `began`, was told that it is paused for so many seconds. Its
+        clock and etcd's differ.
+        """
+        if self._resumed_at <= began:
+            self.penalized_until = max(self.penalized_until, began + 0.985 * seconds)
+
+    def _check_timed(self, revision: Revision) -> None:
+        keys = self.keys
+        kinds = {event.kv.key: event.kind for event in revision.events}
+        if keys.max_leases in kinds and not self.timed:
+            was, self._was_timed = self._was_timed, False
+            ended = was and not self.world.by_operator
+            by_itself = ended and keys.paused not in kinds
+            self.world.counters["pauses that ended by themselves"] += by_itself
+            if ended and self.key_there:
+                self.world.fail("a pause was ended, and its time is not over")
+            if self.world.by_operator or kinds.get(keys.paused) == "delete" or not self.number:
+                self._resumed_at, self.penalized_until = self.world.now, -math.inf
+        self._was_timed = self.timed
+        if self.world.now < self.penalized_until and not (self.paused or self._closed):
+            self.world.fail(f"not paused any more before {self.penalized_until:.3f}")
 
     def _ended(self, before: KeyValue, hand: bool) -> None:
         slot = slot_number(self.keys, before.key)
@@ -319,8 +369,9 @@ class Checker:
 
     def _room(self) -> int:
         """Number of free slots."""
-        free = sum(self.keys.slot(slot) not in self.slots for slot in range(self.limit))
-        return max(0, min(free, self.limit - len(self.slots)))
+        limit = (self.number or 0) if self.timed and not self.key_there else self.limit
+        free = sum(self.keys.slot(slot) not in self.slots for slot in range(limit))
+        return max(0, min(free, limit - len(self.slots)))
 
     def _next_wants(self) -> int:
         """How many slots must be free so that somebody must be served."""
@@ -403,6 +454,31 @@ class Checker:
         if not self._full[weight] and self._full_until[weight] < asked:
             self.world.fail(f"client {client.number} was told that it is full, which it was not")
 
+    def _note_crowded(self) -> None:
+        for number, was in self._crowded.items():
+            crowded = len(self._queue) >= number
+            if was or crowded:
+                self._crowded[number], self._crowded_until[number] = crowded, self.world.now
+
+    def told_refused(self, client: SimClient, asked: float, most: int, weight: int) -> None:
+        """A caller, which asked at `asked`, was told that `most` wait already."""
+        self.world.counters["refused by a full queue"] += 1
+        if most == 0:
+            self.told_full(client, asked, weight)
+        elif not self._crowded[most + 1] and self._crowded_until[most + 1] < asked:
+            self.world.fail(f"client {client.number} was refused, but fewer than {most} waited")
+
+    def _check_crowd(self) -> None:
+        """Check that no more wait than may: an instant is what it takes to leave."""
+        since = max(self.calm_since, self.world.now - 1.0)
+        stay = [
+            key for key, joined in self._queue.items() if joined < since and key in self.waiters
+        ]
+        if self.world.now > self.calm_since + 1.0 and len(stay) > self.max_waiting:
+            owners = [self.world.owners.get(self.waiters[key].lease) for key in stay]
+            if sum(one is not None and one.fine for one in owners) > self.max_waiting:
+                self.world.fail(f"{len(stay)} wait, and {self.max_waiting} may")
+
     def told_too_heavy(self, client: SimClient, asked: float, weight: int) -> None:
         """A caller, which asked at `asked`, was told that the limit is lower than its weight."""
         self.world.counters["told that it is too heavy"] += 1
@@ -445,6 +521,7 @@ class Checker:
         self.check_idle()
         self._check_bounds()
         self._check_waiting()
+        self._check_crowd()
         now = self.world.now
         for key, moment in self.evicted.items():
             belief = self.beliefs.get(key)

@@ -166,6 +166,19 @@ class SimClient:
         station = self.session.semaphore(PREFIX, name)
         self._start_admin(admin.pause(station, "operator", "why not"), "pause")
 
+    def penalize(self, name: str, seconds: float) -> None:
+        """Pause a semaphore for a time; once it is, `on_penalized` is called."""
+        began, offset = self.world.now, self.offset
+        station = self.session.semaphore(PREFIX, name)
+
+        def done(change: admin.Change | None, error: BaseException | None) -> None:
+            self._admin_done(change, error)
+            if change is not None and offset == self.offset:  # its clock has not jumped
+                self.world.on_penalized(name, began, seconds)
+
+        pause = admin.penalize(station, "sim", seconds, "too many requests")
+        self.run(self.start, pause, "penalize", done)
+
     def resume_semaphore(self, name: str) -> None:
         """Resume a semaphore like an operator."""
         self._start_admin(admin.resume(self.session.semaphore(PREFIX, name)), "resume")

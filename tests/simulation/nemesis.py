@@ -192,6 +192,9 @@ class Nemesis(Operators):
         if "operate" in self.options.kinds and rng.random() < 0.4:
             self._pause_briefly()
             return
+        if "penalize" in self.options.kinds and rng.random() < 0.4:
+            self._penalize()
+            return
         if "turn away" in self.options.kinds and rng.random() < 0.4:
             self._turn_away()
             return
@@ -208,7 +211,8 @@ class Nemesis(Operators):
     def let_in(self) -> None:
         """Fix a limit that admits nobody (a resize may have landed late), else no work is done."""
         for checker in self.checkers:
-            if checker.limit == 0 and self.world.now >= self._resumed_soon:
+            stuck = checker.limit == 0 and not checker.timed
+            if stuck and self.world.now >= self._resumed_soon:
                 self._put(checker.keys.max_leases, self._usual())
 
     # -- the end

@@ -76,6 +76,18 @@ class Operators:
             client.pause_semaphore(keys.name)
         self.world.after(rng.random() * rng.choice((0.1, 1.0, 5.0)), self._resume_it, keys)
 
+    def _penalize(self) -> None:
+        """Pause for a time, like a program that was told that there are too many requests."""
+        world, rng = self.world, self.world.rng
+        client = self._client()
+        if client is None or client.session.closed:
+            return
+        world.counters["paused for a time"] += 1
+        client.penalize(self._checker().keys.name, rng.choice((0.5, 2.0, 4.0)) * rng.random())
+        if "crash" in self.options.kinds and rng.random() < 0.2:
+            world.after(rng.random() * 0.1, client.crash)
+            world.after(rng.random() * 5.0, self._replace)
+
     def _by_hand(self, key: bytes, rest: bytes) -> None:
         stored = self.world.etcd.get(key)
         if stored is not None:

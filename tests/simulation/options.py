@@ -40,9 +40,9 @@ KINDS = (
     "shutdown",
 )
 
-VERBS = ("operate", "turn away")
-"""Further kinds, drawn from a separate stream: operators that pause, drain and resume, and that
-evict waiters.
+VERBS = ("operate", "turn away", "penalize")
+"""Further kinds, drawn from separate streams: operators that pause, drain and resume, and that
+evict waiters; programs that pause for a time.
 """
 
 
@@ -101,6 +101,8 @@ class Options:
     """The fraction of acquires that are eager."""
     linger: float = 0.0
     """Seconds for which half of the acquires let a released slot stay with their client."""
+    max_waiting: int | None = None
+    """How many callers may wait; None: any number."""
     shared: bool = False
     """Most workers of a client share one semaphore object, and release any lease of it."""
 
@@ -109,7 +111,11 @@ class Options:
         """Draw them from a seed; some seeds have themes that chance would produce too rarely."""
         shared = Random(f"what they share, {seed}").random() < 0.2
         options = replace(cls._themed(seed), shared=shared)
-        return options._lingering(Random(f"who lingers, {seed}"))
+        options = options._penalizing(Random(f"who penalizes, {seed}"))
+        options = options._lingering(Random(f"who lingers, {seed}"))
+        bounded = Random(f"how many may wait, {seed}")
+        most = bounded.choice((0, 1, 2, 4)) if bounded.random() < 0.1 else None
+        return replace(options, max_waiting=most)
 
     def _lingering(self, rng: Random) -> Options:
         """The same options, in some runs with callers that come again so soon that slots stay."""
@@ -121,6 +127,12 @@ class Options:
         return replace(
             self, linger=linger, idle=idle, hold=hold, long=0.0, weights=weights, fault_time=10.0
         )
+
+    def _penalizing(self, rng: Random) -> Options:
+        """The same options, in some runs with programs that pause for a time."""
+        if self.seed % 10 in (5, 8) or self.seed % 20 == PASSING or rng.random() >= 0.15:
+            return self
+        return replace(self, kinds=self.kinds | {"penalize"})
 
     @classmethod
     def _themed(cls, seed: int) -> Options:

@@ -224,6 +224,8 @@ class RateRun:
         late = faults.reread[1] if faults.kinds & {"lost deletes"} else 0.0
         self.checker.bound += late
         self.checker.left_out_bound += late
+        if not options.early:  # else a pause may end early, too
+            world.on_penalized = lambda name, began, seconds: self.checker.penalized(began, seconds)
         self.windows = Windows(world, self.checker, faulty=bool(faults.kinds))
         self.stopping = False
         self.settled = False  # the limit is not changed any more

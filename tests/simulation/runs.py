@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from etcdsem.core import acquire, multi, release
+from etcdsem.core import acquire, multi, release, release_steps
 from etcdsem.core.commands import NoSpace, NotApplied, OutcomeUnknown, Procedure, Wait, perform
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import ORDINARY, Demand, Identity
@@ -20,6 +20,7 @@ from etcdsem.errors import (
     EtcdSemError,
     EtcdUnavailable,
     Evicted,
+    QueueFull,
     SemaphoreClosed,
     WeightExceedsLimit,
 )
@@ -61,10 +62,15 @@ class Run:
             name: Checker(self.world, PREFIX, name, linger=options.linger) for name in names
         }
         for checker in self.checkers.values():
+            if options.max_waiting is not None:
+                checker.max_waiting = options.max_waiting
             if options.kinds & {"lost deletes"}:
                 checker.bound += options.reread[1]
                 checker.told_bound += options.reread[1]
                 checker.left_out_bound += options.reread[1]
+        self.world.on_penalized = lambda name, began, seconds: self.checkers[name].penalized(
+            began, seconds
+        )
         self.world.on_drained = lambda name, client, began: self.checkers[name].told_drained(
             client, began
         )
@@ -179,6 +185,7 @@ class Run:
             demand=demand,
             max_hold=max_hold,
             linger=linger,
+            max_waiting=options.max_waiting,
         )
 
     def _taken(
@@ -201,6 +208,10 @@ class Run:
             return None
         except Evicted as evicted:
             self.checkers[_named_in(evicted, stations)].told_evicted(client)
+            return None
+        except QueueFull as full:
+            checker = self.checkers[_named_in(full, stations)]
+            checker.told_refused(client, asked, request.max_waiting or 0, request.demand.weight)
             return None
         except WeightExceedsLimit:
             checker = self.checkers[stations[0].name]
@@ -272,7 +283,7 @@ class Run:
 
     def _give_back(self, client: SimClient, grants: list[Grant]) -> Procedure[None]:
         try:
-            done = (yield from release.release(grants[0])) is release.ReleaseResult.RELEASED
+            done = (yield from release.release(grants[0])) is release_steps.ReleaseResult.RELEASED
             client.trace("release", _show(grants[0]), "gives", done)
         finally:  # an interruption of one does not stop the others
             if len(grants) > 1:

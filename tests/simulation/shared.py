@@ -63,6 +63,7 @@ class SharedObject(BaseSemaphore[SharedLease]):
                 "owner",
                 "rate",
                 "linger",
+                "max_waiting",
             )
         )
         super().__init__(None, name, raise_on_loss=False, max_hold=None, **settings)

@@ -44,11 +44,12 @@ from etcdsem.testing.history import ModelWatch
 from etcdsem.testing.model import EtcdModel
 
 KEYS = [b"k/%d" % number for number in range(7)] + [b"m", b"k"]
-TARGETS: tuple[Literal["create", "mod", "version", "lease"], ...] = (
+TARGETS: tuple[Literal["create", "mod", "version", "lease", "value"], ...] = (
     "create",
     "mod",
     "version",
     "lease",
+    "value",
 )
 OPS: tuple[Literal["=", "!=", "<", ">"], ...] = ("=", "!=", "<", ">")
 ENDS = [b"k/2", b"k/5", b"k0", b"n", b"\0"]
@@ -82,7 +83,9 @@ class Generator:
         known = [0, 1, rng.randint(0, self.model.revision + 1)]
         if kv is not None:
             known += [kv.create_revision, kv.mod_revision, kv.mod_revision - 1, kv.lease]
-        return Compare(key, target, rng.choice(OPS), rng.choice(known), self.end())
+        op, number, end = rng.choice(OPS), rng.choice(known), self.end()
+        values = [b"", b"%d" % rng.randint(0, 99)] + ([kv.value] if kv is not None else [])
+        return Compare(key, target, op, number, end, value=rng.choice(values))
 
     def operation(self, depth: int) -> Operation:
         rng = self.rng

@@ -36,6 +36,7 @@ from etcdsem.core.leases import TtlLease, margin
 from etcdsem.core.linger import Lingering
 from etcdsem.core.session import Session
 from etcdsem.core.transactions import HeldSlots, SlotRequest, conditions, give
+from etcdsem.core.transactions import admin as transactions_admin
 from etcdsem.core.waiters import Waiters
 from etcdsem.core.watchbook import WatchHandle
 from etcdsem.core.watches import Watches
@@ -57,6 +58,7 @@ The first seed that finds each is in docs/simulation.md, and shown by
 ``python -m pytest -rP tests/simulation/test_negative_controls.py | grep "found by"``.
 """
 
+PENALIZING = [seed for seed in range(200) if "penalize" in Options.of(seed).kinds]
 LINGERING = [seed for seed in range(200) if Options.of(seed).linger]
 
 FIRST: dict[str, Sequence[int]] = {
@@ -69,6 +71,8 @@ FIRST: dict[str, Sequence[int]] = {
     "a_kept_slot_passes_waiters": LINGERING,
     "a_slot_stays_for_ever": LINGERING,
     "a_kept_slot_is_given_twice": LINGERING,
+    "a_timed_pause_is_ended_early": PENALIZING,
+    "nobody_notices_the_end": PENALIZING,
 }
 """The seeds to try first for a bug that has its own theme among them (`Options.of`)."""
 
@@ -218,6 +222,15 @@ def mark_cleared_over_the_waiting(patch: Patch) -> None:
     everywhere(patch, conditions.none_waits_since, lambda keys, revision: always)
 
 
+def the_expected_one_passes_others(patch: Patch) -> None:
+    """A release hands over to the waiter that it expects, although others wait too."""
+
+    def waits(keys: Keys, waiter: Queued) -> tuple[Compare, ...]:
+        return (Compare(keys.waiter(waiter.who), "create", ">", 0),)
+
+    everywhere(patch, conditions.waits_alone, waits)
+
+
 def several_pass_to_any(patch: Patch) -> None:
     """Hand-overs in a batch serve the known waiters in any order."""
     right = transactions.pass_all
@@ -318,7 +331,9 @@ def pause_is_not_heeded(patch: Patch) -> None:
 def _as_it_should_be(kv: KeyValue) -> Any:
     limit = read_limit(kv)
     room = 0 if limit.paused else limit.number or 0
-    return SimpleNamespace(number=limit.number, paused=limit.paused, room=room)
+    return SimpleNamespace(
+        number=limit.number, paused=limit.paused, room=room, after_pause=limit.after_pause
+    )
 
 
 def a_drain_believes_its_watch(patch: Patch) -> None:
@@ -385,6 +400,21 @@ def a_kept_slot_is_given_twice(patch: Patch) -> None:
     patch.setattr(Lingering, "hand_out", lambda kept, grant: None)
 
 
+def a_timed_pause_is_ended_early(patch: Patch) -> None:
+    """Whoever finds a timed pause ends it, without checking whether its key is gone."""
+
+    def end(keys: Keys, limit: Limit) -> Txn:
+        txn = transactions_admin.end_timed_pause(keys, limit)
+        return txn._replace(compare=txn.compare[:1])
+
+    patch.setattr(transactions, "end_timed_pause", end)
+
+
+def nobody_notices_the_end(patch: Patch) -> None:
+    """No waiter notices that a timed pause is over."""
+    patch.setattr(Watches, "follow_pause", lambda watches, at: None)
+
+
 BUGS: list[tuple[Callable[[Patch], None], str]] = [
     # Retrying takes time, too, so it may first be noticed by a late return; or by a caller whose
     # second JOIN queued a lease that holds a slot already, and that waits forever.
@@ -399,6 +429,7 @@ BUGS: list[tuple[Callable[[Patch], None], str]] = [
     (stale_limit, "the limit is"),
     (overtaking, "was granted past"),
     (mark_cleared_over_the_waiting, "was granted past"),
+    (the_expected_one_passes_others, "not FIFO"),
     (several_pass_to_any, "not FIFO"),
     (several_in_any_order, "is stuck"),
     (several_take_what_is_free, "was given .*, etcd has"),
@@ -417,6 +448,8 @@ BUGS: list[tuple[Callable[[Patch], None], str]] = [
     (a_kept_slot_passes_waiters, "again past"),
     (a_slot_stays_for_ever, "s after its grant|again past"),
     (a_kept_slot_is_given_twice, "while it relies on it"),
+    (a_timed_pause_is_ended_early, "its time is not over"),
+    (nobody_notices_the_end, "a slot was free for"),
 ]
 
 

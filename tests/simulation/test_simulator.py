@@ -30,7 +30,7 @@ from tests.simulation.outcome import Outcome, report
 from tests.simulation.runs import run_seed
 from tests.simulation.world import CALM, PREFIX, World
 
-SEEDS = range(500)
+SEEDS = range(300)
 CHUNK = 10
 
 QUIET = replace(
@@ -56,7 +56,7 @@ QUIET = replace(
 )
 """No faults, and everybody waits forever."""
 
-ONCE_FAILED = (2331, 2815, 3520, 4403, 4613, 6223, 14688)
+ONCE_FAILED = (374, 426, 2331, 2815, 3520, 4403, 4613, 6223, 14688)
 """Seeds that found bugs beyond `SEEDS`; the track record lists them."""
 
 NON_VACUOUS = (
@@ -94,6 +94,9 @@ NON_VACUOUS = (
     "paused by operators",
     "paused in quiet times",
     "drained",
+    "paused for a time",
+    "refused by a full queue",
+    "pauses that ended by themselves",
     "held for too long",
     "waiters turned away",
     "told that it is evicted",

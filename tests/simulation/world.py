@@ -89,6 +89,7 @@ class World:
         self.no_space = False
         self.leases_may_end = True  # because of faults, while they are in use
         self.on_drained: Callable[[str, SimClient, float], None] = lambda name, client, began: None
+        self.on_penalized: Callable[[str, float, float], None] = lambda name, began, seconds: None
         self.failure: BaseException | None = None
         self.log: deque[tuple[Any, ...]] = deque(maxlen=None if trace else 300)
         self.steps = 0

@@ -253,7 +253,10 @@ def test_a_class_name_means_one_thing() -> None:
 
 ONE_STATE = {
     f"etcdsem.core.{name}"
-    for name in ("grants", "semaphore", "session", "slot_audit", "slots", "waiters", "watches")
+    for name in (
+        *("grants", "name_lease", "semaphore", "session"),
+        *("slot_audit", "slots", "waiters", "watches"),
+    )
 }
 """The state of a client and its semaphores: its parts refer to the whole, for the type checker."""
 

@@ -17,31 +17,46 @@ reason_option = click.option(
 
 @click.command(short_help="Stop granting leases until resumed.")
 @name_argument
+@click.option(
+    "--for",
+    "duration",
+    metavar="DURATION",
+    help="End the pause by itself after that, e.g. 30s.",
+)
 @reason_option
 @json_option
 @connection_options
 @click.pass_context
-def pause(ctx: click.Context, /, name: str, reason: str | None, as_json: bool) -> None:
-    """Stop granting leases of NAME until `etcdsem resume NAME`.
+def pause(
+    ctx: click.Context, /, name: str, duration: str | None, reason: str | None, as_json: bool
+) -> None:
+    """Stop granting leases of NAME until `etcdsem resume NAME`, or for a time.
 
     Current holders are unaffected. Waiters keep their place; clients that do not wait find no free
     slot. Released slots stay free. `status`, `ls` and `top` show who paused it (ETCDSEM_OWNER,
-    else user@host), when, and why. Pausing a paused semaphore is a no-op.
+    else user@host), when, and why. Pausing a paused semaphore is a no-op. With --for, etcd ends the
+    pause; the longest one counts, and one without --for until it is resumed.
 
     \b
     Examples:
       etcdsem pause gpu --reason "new driver, back at 10:00"
+      etcdsem pause api --for 30s --reason "429 from the provider"
       etcdsem resume gpu
     """
     quiet_library()
     with connect(ctx) as client:
-        changed = client.pause(name, reason=reason)
+        if duration is None:
+            changed = client.pause(name, reason=reason)
+        else:
+            changed = client.penalize(name, duration, reason=reason)
         now = client.known_limit(name)
     known = now.pause if now is not None else None
     if as_json:
         echo_json({"name": name, "changed": changed, "paused": pause_data(known)})
     elif changed:
-        echo(f"{clean(name)}: paused")
+        ends = known.until if known is not None else None
+        until = f" until {ends.astimezone():%Y-%m-%d %H:%M:%S %z}" if ends is not None else ""
+        echo(f"{clean(name)}: paused{until}")
     else:
         state = pause_text(known) if known is not None else "paused"
         echo(clean(f"{name}: unchanged, already {state}"))

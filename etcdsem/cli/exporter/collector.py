@@ -27,8 +27,19 @@ def _is_paused(view: SemaphoreView, now: float) -> float:
     return view.limit is not None and view.limit.paused
 
 
+def _paused_until(view: SemaphoreView, now: float) -> float | None:
+    pause = view.limit.pause if view.limit is not None else None
+    return pause.until.timestamp() if pause is not None and pause.until is not None else None
+
+
 def _is_unreadable(view: SemaphoreView, now: float) -> float:
     return view.limit is not None and view.limit.number is None
+
+
+def _is_overridden(view: SemaphoreView, now: float) -> float | None:
+    if view.limit is None or view.applied is None:
+        return None
+    return view.limit.plain != view.applied
 
 
 def _waiting(view: SemaphoreView, now: float) -> float:
@@ -52,6 +63,8 @@ def _unrecognized(view: SemaphoreView, now: float) -> float:
     return len(view.junk)
 
 
+_UNTIL = "Unix time at which a pause ends by itself. Missing if it is not paused, or until resumed."
+
 _SEMAPHORE_NOW: _Families = (
     (
         "max_leases",
@@ -66,9 +79,15 @@ _SEMAPHORE_NOW: _Families = (
     ),
     (
         "paused",
-        "1 while an operator has paused it and no lease is granted, else 0.",
+        "1 while it is paused and no lease is granted, else 0.",
         _is_paused,
     ),
+    (
+        "limit_overridden",
+        "1 if the limit was changed since etcdsem apply set it, else 0. Missing if it never did.",
+        _is_overridden,
+    ),
+    ("paused_until_timestamp_seconds", _UNTIL, _paused_until),
     ("active_leases", "Leases currently held.", lambda view, now: len(view.grants)),
     (
         "active_slots",
@@ -141,7 +160,13 @@ _RATE_NOW: _Families = (
         lambda view, now: view.limit.rate.block if view.limit and view.limit.rate else None,
     ),
     ("unreadable", "1 if the stored value is not a rate, else 0.", _is_unreadable),
-    ("paused", "1 while an operator has paused it and nothing is granted, else 0.", _is_paused),
+    ("paused", "1 while it is paused and nothing is granted, else 0.", _is_paused),
+    ("paused_until_timestamp_seconds", _UNTIL, _paused_until),
+    (
+        "overridden",
+        "1 if the rate was changed since etcdsem apply set it, else 0. Missing if it never did.",
+        _is_overridden,
+    ),
     (
         "used_starts",
         "Permits in the current period, which count against the limit. A block counts as a whole.",

@@ -28,7 +28,7 @@ from etcdsem.cli.run.request import LeaseRequest
 from etcdsem.cli.signals import Signals, Stopped
 from etcdsem.cli.worker import StarvedCheck, Worker
 from etcdsem.clock import boot_time
-from etcdsem.errors import EtcdSemError, EtcdUnavailable, SemaphoreClosed
+from etcdsem.errors import EtcdSemError, EtcdUnavailable, QueueFull, SemaphoreClosed
 
 if TYPE_CHECKING:
     from etcdsem import Client, Lease, Permit, Semaphore
@@ -110,6 +110,8 @@ def wait_for_permit(request: LeaseRequest, client: Client, signals: Signals) -> 
             block=rate.block,
             client=client,
             labels=request.labels,
+            max_waiting=request.max_waiting,
+            expires=request.expires or None,
         )
         return lambda left, on_wait: limit.acquire(left, on_wait=on_wait)
 
@@ -117,6 +119,22 @@ def wait_for_permit(request: LeaseRequest, client: Client, signals: Signals) -> 
 
 
 def _wait(
+    ready: Callable[[], _Acquire[T]],
+    request: LeaseRequest,
+    client: Client,
+    signals: Signals,
+    none: str,
+    command: str,
+) -> T | None:
+    """Wait for what `ready` acquires; return None, and print a message, if there is no hope."""
+    try:
+        return _acquired(ready, request, client, signals, none, command)
+    except QueueFull as full:
+        say(str(full))
+        return None
+
+
+def _acquired(
     ready: Callable[[], _Acquire[T]],
     request: LeaseRequest,
     client: Client,
@@ -258,8 +276,10 @@ def _semaphore(request: LeaseRequest, client: Client, signals: Signals) -> Semap
             refresh_interval=request.refresh,
             labels=request.labels,
             max_hold=request.max_hold,
+            max_waiting=request.max_waiting,
             rate=None if request.rate is None else str(request.rate),
             on_lost=lambda lease: signals.wake(),
+            expires=(request.limit is not None and request.expires) or None,
         )
     except SemaphoreClosed:
         raise SemaphoreClosed(

@@ -252,7 +252,7 @@ def _plan(
         _refuse_with_several(given)
     if ready_file is not None and given["rate"] is not None and limit is None:
         raise click.UsageError("--ready-file applies to leases: with --rate, also give -l N")
-    request = read_request(name=first, limit=limit, more=more, **given)
+    request = read_request(name=first, limit=limit, **given)._replace(more=tuple(more))
     return Plan(
         request=request,
         terminate=on_lost == "terminate",

@@ -30,10 +30,6 @@ class LeaseRequest(NamedTuple):
 
     name: str
     limit: int | None
-    more: tuple[tuple[str, int | None], ...]
-    """Names and limits of further semaphores, of which a lease each is requested too."""
-    one_of: bool
-    """Whether it is one of several."""
     wait: float | None
     conflict_code: int
     ttl: int
@@ -49,6 +45,13 @@ class LeaseRequest(NamedTuple):
     """Seconds that remain of the lease when a refresh has failed."""
     max_hold: float | None = None
     rate: Rate | None = None
+    max_waiting: int | None = None
+    more: tuple[tuple[str, int | None], ...] = ()
+    """Names and limits of further semaphores, of which a lease each is requested too."""
+    one_of: bool = False
+    """Whether it is one of several."""
+    expires: int = 0
+    """Seconds for which a new name stays that nobody uses; 0: for good."""
 
     @property
     def only_rate(self) -> bool:
@@ -114,6 +117,12 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="Exit code for giving up.  [75]",
     ),
     click.option(
+        "--max-waiting",
+        metavar="N",
+        type=WholeNumber(0),
+        help="Give up at once instead of waiting if N or more wait already; 0: never wait.",
+    ),
+    click.option(
         "--weight",
         metavar="K",
         type=WholeNumber(),
@@ -149,6 +158,12 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "gets the slot.",
     ),
     click.option(
+        "--expires",
+        metavar="DURATION",
+        help="Let NAME, if it is new, leave etcd when nobody has used it for this long, at least "
+        "10m.  [it stays]",
+    ),
+    click.option(
         "--label",
         "labels",
         metavar="KEY=VALUE",
@@ -167,7 +182,18 @@ def request_options(function: F) -> F:
     return function
 
 
-def read_request(
+def read_request(*, expires: str | None = None, **given: Any) -> LeaseRequest:
+    """Check the options, without etcd. Raises UsageError, InvalidName or InvalidSetting."""
+    request = _read_request(**given)
+    numbers = (request.limit, *(number for _, number in request.more))
+    if expires is not None and request.rate is None and not any(numbers):
+        raise click.UsageError("--expires applies to names that are registered: give --limit, too")
+    period = 0.0 if request.rate is None else request.rate.period
+    after = validation.expires_seconds(expires, period=period, what="--expires")
+    return request._replace(expires=after)
+
+
+def _read_request(
     *,
     name: str,
     limit: int | None,
@@ -181,18 +207,15 @@ def read_request(
     max_hold: str | None,
     etcd_wait: str | None = None,
     rate: str | None = None,
-    more: Sequence[tuple[str, int | None]] = (),
     priority: int = 0,
     backfill: bool = False,
+    max_waiting: int | None = None,
 ) -> LeaseRequest:
-    """Check the options, without etcd. Raises UsageError, InvalidName or InvalidSetting."""
     _check_kind(rate, limit, weight, priority, backfill, max_hold)
     intervals = read_intervals(lease_timeout, None)
     return LeaseRequest(
         name=validation.check_name(name),
         limit=None if limit is None else validation.check_limit(limit),
-        more=tuple(more),
-        one_of=False,
         wait=_wait_seconds(wait, nonblock=nonblock),
         conflict_code=conflict_exit_code,
         ttl=intervals.lease_timeout,
@@ -206,6 +229,7 @@ def read_request(
         etcd_wait=_etcd_wait(etcd_wait),
         max_hold=validation.max_hold_seconds(max_hold, what="--max-hold"),
         rate=None if rate is None else validation.read_rate(rate),
+        max_waiting=max_waiting,
     )
 
 

@@ -27,7 +27,8 @@ def ls(ctx: click.Context, /, pattern: str | None, as_json: bool) -> None:
     """List all semaphores below the prefix: limit, slots held, and number of waiters.
 
     With PATTERN, list only those whose whole name matches this shell pattern (*, ?, [...]); quote
-    it. For a rate limit, HELD is the number of permits that count in the current period.
+    it. For a rate limit, HELD is the number of permits that count in the current period. A limit
+    that was changed since `etcdsem apply` set it is shown with the applied one.
 
     \b
     Examples:
@@ -61,7 +62,9 @@ def show(found: Sequence[Overview]) -> None:
     rows: list[tuple[str, ...]] = [
         (
             one.name,
-            limit_text(one.max_leases, one.rate) + (" paused" if one.pause else ""),
+            limit_text(one.max_leases, one.rate)
+            + (" paused" if one.pause else "")
+            + (f" (applied: {one.applied})" if one.drift else ""),
             str(used(one.held, one.rate)),
             str(one.waiting),
         )

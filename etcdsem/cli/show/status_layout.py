@@ -177,6 +177,10 @@ def headline_parts(seen: Status) -> list[str]:
             parts.append(f"next free in {until_text(after)}")
     else:
         parts = [f"{seen.name}: limit {seen.max_leases}, {seen.held} held, {waiting}"]
+    if seen.expires_in is not None:
+        parts.append(f"expires in {span(max(0.0, seen.expires_in))} unless used")
+    if seen.drift:
+        parts.append(f"changed since {seen.applied} was applied")
     if seen.pause is not None:
         parts.append(pause_text(seen.pause))
     elif seen.waiters and seen.max_leases is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from etcdsem.cli.output import age, limit_text, used
+from etcdsem.cli.output import age, left_text, limit_text, used
 from etcdsem.cli.show.fit import Cell, Column, fit
 from etcdsem.cli.show.live_view import Screen, cut
 
@@ -69,7 +69,8 @@ def note(one: Overview) -> str:
     """Return what an operator should know about it; usually empty."""
     notes = []
     if one.pause is not None:
-        notes.append(f"paused {age(one.pause.since)}" if one.pause.since else "paused")
+        paused = f"paused {age(one.pause.since)}" if one.pause.since else "paused"
+        notes.append(f"paused, {left_text(one.pause)}" if one.pause.until else paused)
     if one.overbooked:
         notes.append(f"{used(one.overbooked, one.rate)} over limit")
     if one.max_leases is None:

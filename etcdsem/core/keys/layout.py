@@ -25,6 +25,7 @@ class Keys:
     """The key names of one semaphore, as used by one client."""
 
     __slots__ = (
+        "applied",
         "base",
         "base_end",
         "contended",
@@ -37,6 +38,7 @@ class Keys:
         "my_waiters",
         "my_waiters_end",
         "name",
+        "paused",
         "permits",
         "permits_end",
         "priorities",
@@ -50,6 +52,8 @@ class Keys:
         self.base = f"{prefix}/{name}/".encode()
         self.base_end = self.base[:-1] + b"0"  # "0" follows "/"
         self.max_leases = self.base + b"max_leases"
+        self.applied = self.base + b"applied"
+        self.paused = self.base + b"max_leases_paused"
         self.contended = self.base + b"contended"
         self.priorities = self.base + b"priorities"
         self.rights = self.base + b"leases/rights"  # never exists, see transactions.join

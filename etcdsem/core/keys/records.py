@@ -78,12 +78,17 @@ def dump(value: object) -> bytes:
 
 def record(client: str, extras: bytes, lease_id: int, moment: str, wall: float) -> bytes:
     """One line of JSON that shows people who holds or waits; `moment` names the time field."""
-    head = f'{_head(client)}"{lease_hex(lease_id)}","{moment}":"{timestamp(wall)}"'
     if not extras:
-        return head.encode() + b"}"
-    fields = json.loads(head + "}")
+        return b'%s%s"}' % (plain_start(client, lease_id, moment), timestamp(wall).encode())
+    fields = json.loads(f'{_head(client)}"{lease_hex(lease_id)}"}}')
     fields.update(json.loads(extras))
+    fields[moment] = timestamp(wall)  # last: see plain_start
     return dump(fields)
+
+
+def plain_start(client: str, lease_id: int, moment: str) -> bytes:
+    """How a record without extras begins, up to the time, and no other record does."""
+    return f'{_head(client)}"{lease_hex(lease_id)}","{moment}":"'.encode()
 
 
 @lru_cache(64)

@@ -11,7 +11,9 @@
     RECORD      put the record of a permit that is about to be handed out
     LEAVE       leave the queue; UNCONTEND if that emptied it
     EVICT       end one lease, by an operator
-    REGISTER, RESIZE, PAUSE, RESUME, CLOSE
+    REGISTER, RESIZE, PAUSE, RESUME, APPLY, CLOSE
+    PENALIZE    pause until an etcd lease ends; UNPAUSE, by whoever finds that it has ended
+    EXPIRE, SWEEP   let an unused name expire, or delete what is left of one
 
 1. Each is right whenever it lands, however late: its conditions are checked then.
 2. Never more than the limit: a slot changes from free to held only if the limit's revision is the
@@ -35,14 +37,22 @@
 from __future__ import annotations
 
 from etcdsem.core.transactions.admin import (
+    apply_limit,
     change_limit,
     close,
+    end_timed_pause,
     evict_permit,
     evict_slot,
     evict_waiter,
     evicted,
+    expire,
+    limits_as_set,
+    pause_read,
+    penalize,
     register,
     snapshot,
+    sweep,
+    unchanged_since,
 )
 from etcdsem.core.transactions.batch import (
     Gave,
@@ -74,7 +84,9 @@ from etcdsem.core.transactions.give import (
     clear,
     drop,
     end_priorities,
+    pass_alone,
     pass_on,
+    read_clear,
     read_pass,
     read_vacate,
     retire,
@@ -109,6 +121,7 @@ __all__ = [
     "Take",
     "TryFull",
     "Waiting",
+    "apply_limit",
     "as_range",
     "batch",
     "change_limit",
@@ -117,20 +130,27 @@ __all__ = [
     "close",
     "drop",
     "end_priorities",
+    "end_timed_pause",
     "evict_permit",
     "evict_slot",
     "evict_waiter",
     "evicted",
+    "expire",
     "fill",
     "filled",
     "join",
     "leave",
+    "limits_as_set",
     "look",
     "look_at_all",
     "pass_all",
+    "pass_alone",
     "pass_on",
+    "pause_read",
+    "penalize",
     "read_all_looks",
     "read_batch",
+    "read_clear",
     "read_join",
     "read_leave",
     "read_look",
@@ -143,7 +163,9 @@ __all__ = [
     "register",
     "retire",
     "snapshot",
+    "sweep",
     "take_all",
+    "unchanged_since",
     "uncontend",
     "vacate",
 ]

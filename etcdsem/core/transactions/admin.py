@@ -4,31 +4,132 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from etcdsem.core.commands import Compare, Delete, Put, Range, Txn, TxnReply
-from etcdsem.core.keys import Keys
-from etcdsem.core.transactions.conditions import as_range, is_known, slot_is_free, slot_is_mine
+from etcdsem.core.commands import Compare, Delete, KeyValue, Put, Range, Txn, TxnReply
+from etcdsem.core.keys import Keys, Limit
+from etcdsem.core.transactions.conditions import (
+    HERE,
+    as_range,
+    is_known,
+    limit_is,
+    slot_is_free,
+    slot_is_mine,
+)
 
 
-def register(keys: Keys, text: bytes) -> Txn:
-    """REGISTER. Success means that it is new; failure returns the registered limit."""
+def register(keys: Keys, text: bytes, lease: int = 0) -> Txn:
+    """REGISTER, with an etcd lease if the name expires. Success means that it is new; failure
+    returns the registered limit.
+
+    If the lease of a name has ended in use, its waiters are still there, and the mark is not.
+    """
+    waiting = Compare(keys.waiters, "create", ">", 0, end=keys.waiters_end)
+    marked = (Txn((waiting,), (Put(keys.contended, HERE, lease),)),) if lease else ()
     return Txn(
         (Compare(keys.max_leases, "create", "=", 0),),
-        (Put(keys.max_leases, text),),
+        (Put(keys.max_leases, text, lease), *marked),
         (Range(keys.max_leases),),
     )
 
 
-def change_limit(keys: Keys, revision: int, value: bytes) -> Txn:
-    """RESIZE, PAUSE, RESUME: rewrite ``max_leases`` if it still has this mod revision.
+def change_limit(
+    keys: Keys, revision: int, value: bytes, lease: int = 0, *, timed: bool = False
+) -> Txn:
+    """RESIZE, PAUSE, RESUME: rewrite ``max_leases`` if it still has this mod revision, and with it
+    this lease. `timed`: this ends a timed pause.
 
     Failure returns the current value. So a late arrival overwrites nothing that came after it was
     sent.
     """
     return Txn(
         (Compare(keys.max_leases, "mod", "=", revision),),
-        (Put(keys.max_leases, value),),
+        (Put(keys.max_leases, value, lease), *((Delete(keys.paused),) if timed else ())),
         (Range(keys.max_leases),),
     )
+
+
+def penalize(keys: Keys, limit: Limit, value: bytes, lease: int) -> Txn:
+    """PENALIZE: the same with a timed pause, which lasts as long as the lease. Failure returns what
+    `pause_read` reads.
+    """
+    return Txn(
+        (limit_is(keys, limit),),
+        (Put(keys.max_leases, value, limit.lease), Put(keys.paused, HERE, lease)),
+        pause_read(keys).success,
+    )
+
+
+def pause_read(keys: Keys) -> Txn:
+    """Read the limit, and the key of a timed pause."""
+    return Txn((), (Range(keys.max_leases), Range(keys.paused)))
+
+
+def end_timed_pause(keys: Keys, limit: Limit) -> Txn:
+    """UNPAUSE: write the limit back if this timed pause is over, which is when etcd has ended the
+    lease of its key. Failure returns the current value.
+    """
+    return Txn(
+        (limit_is(keys, limit), Compare(keys.paused, "create", "=", 0)),
+        (Put(keys.max_leases, limit.after_pause, limit.lease),),
+        (Range(keys.max_leases),),
+    )
+
+
+def expire(
+    keys: Keys, limit: KeyValue, value: bytes, lease: int, *, records: bool, seen: int
+) -> Txn:
+    """EXPIRE: attach a name that nobody uses to an etcd lease. Its marks have no meaning then, and
+    go; and, with `records`, the records of permits that were over at revision `seen`.
+    """
+    gone: list[Delete] = [Delete(keys.contended), Delete(keys.priorities)]
+    conditions = [Compare(keys.max_leases, "mod", "=", limit.mod_revision), *unused(keys)]
+    if records:
+        conditions.append(Compare(keys.permits, "mod", "<", seen + 1, end=keys.permits_end))
+        gone.append(Delete(keys.permits, keys.permits_end))
+    return Txn(tuple(conditions), (Put(keys.max_leases, value, lease), *gone))
+
+
+def sweep(keys: Keys, seen: int) -> Txn:
+    """SWEEP: delete what is left of a name without a limit that nobody uses: marks, and the records
+    of permits that were over at revision `seen`.
+    """
+    marks = (keys.contended, keys.priorities)
+    return Txn(
+        (
+            Compare(keys.max_leases, "create", "=", 0),
+            *unused(keys),
+            Compare(keys.permits, "mod", "<", seen + 1, end=keys.permits_end),
+        ),
+        (*map(Delete, marks), Delete(keys.permits, keys.permits_end)),
+    )
+
+
+def unused(keys: Keys) -> tuple[Compare, Compare]:
+    """Nobody holds or waits."""
+    return (
+        Compare(keys.leases, "create", "=", 0, end=keys.leases_end),
+        Compare(keys.waiters, "create", "=", 0, end=keys.waiters_end),
+    )
+
+
+def limits_as_set(keys: Keys) -> tuple[Range, Range]:
+    """The reads behind a plan of `declare`: the limit, and what was last applied."""
+    return Range(keys.max_leases), Range(keys.applied)
+
+
+def unchanged_since(keys: Keys, limit: int, applied: int) -> tuple[Compare, Compare]:
+    """The limit, and what was last applied, still have these mod revisions; 0: not there."""
+    return (
+        Compare(keys.max_leases, "mod", "=", limit),
+        Compare(keys.applied, "mod", "=", applied),
+    )
+
+
+def apply_limit(keys: Keys, seen: tuple[Compare, Compare], value: bytes | None, text: bytes) -> Txn:
+    """APPLY: put the limit (`value` None: leave it) and what was applied, if nothing has changed
+    since it was `seen`. Failure returns both.
+    """
+    puts = () if value is None else (Put(keys.max_leases, value),)
+    return Txn(seen, (*puts, Put(keys.applied, text)), limits_as_set(keys))
 
 
 def snapshot(keys: Keys, *, records: bool) -> Txn:
@@ -46,8 +147,9 @@ def snapshot(keys: Keys, *, records: bool) -> Txn:
     )
 
 
-def close(keys: Keys, *, force: bool) -> Txn:
-    """CLOSE: delete all keys; without `force` only if nobody holds or waits.
+def close(keys: Keys, *, force: bool, seen: tuple[Compare, ...] = ()) -> Txn:
+    """CLOSE: delete all keys; without `force` only if nobody holds or waits. `seen`: more
+    conditions.
 
     Both branches return the holders' and the waiters' keys.
     """
@@ -55,12 +157,8 @@ def close(keys: Keys, *, force: bool) -> Txn:
         Range(keys.leases, keys.leases_end),
         Range(keys.waiters, keys.waiters_end, oldest_first=True),
     )
-    unused = (
-        Compare(keys.leases, "create", "=", 0, end=keys.leases_end),
-        Compare(keys.waiters, "create", "=", 0, end=keys.waiters_end),
-    )
     return Txn(
-        (is_known(keys), *(() if force else unused)),
+        (is_known(keys), *seen, *(() if force else unused(keys))),
         (*reads, Delete(keys.base, keys.base_end)),
         (*reads, Range(keys.max_leases, count_only=True)),
     )

@@ -67,7 +67,7 @@ def batch(
             permit = permit_value(limit, who.client, wall)
             branch: tuple[Operation, ...] = ()
             for slot in reversed(hand):
-                put = put_slot(keys, slot, holding, part.lease, permit)
+                put = put_slot(keys, slot, holding, part.lease, permit, limit.lease)
                 branch = (Txn(free_slot(keys, limit, slot, NO_RECORDS.over), put, branch),)
             takes.extend(branch)
     taking = Txn((limit_is(keys, limit), no_surplus(keys, limit)), tuple(takes))
@@ -183,9 +183,12 @@ def _delete_all(keys: Keys, mines: Sequence[HeldSlots]) -> list[Operation]:
 
 
 class Passed(NamedTuple):
-    """The result of a PASS of several: for each slot, in order, whether it is settled."""
+    """The result of a PASS of several: for each slot, in order, whether it is settled, and the
+    waiter that it went to; the last slots have none if there were not enough waiters.
+    """
 
     done: tuple[bool, ...]
+    waiters: tuple[Queued, ...]
     cleared: bool
     """The rest was given back, and nobody waited any more."""
     served: int
@@ -211,11 +214,12 @@ def read_pass_all(
     done = [as_txn(one).succeeded for one in inner.replies[:pairs]]
     cleared = rest > 0 and as_txn(inner.replies[pairs]).succeeded
     done += [cleared] * rest
-    served = line[: gone + pairs]
+    served = tuple(line[: gone + pairs])
     known = None
     if len(line) - gone <= len(mines):
         found = as_range(inner.replies[-1])
         cut = found.count > len(found.kvs)
         until = found.kvs[-1].create_revision if cut else reply.revision
         known = read_queue(keys, found.kvs), until
-    return Passed(tuple(done), cleared, served[-1].created if served else 0, known)
+    last = served[-1].created if served else 0
+    return Passed(tuple(done), served[gone:], cleared, last, known)

@@ -7,12 +7,23 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
-from etcdsem.core.commands import Compare, Fixed, KeyValue, Range, RangeReply, TxnReply
+from etcdsem.core.commands import (
+    Compare,
+    Fixed,
+    KeyValue,
+    Operation,
+    Put,
+    Range,
+    RangeReply,
+    Txn,
+    TxnReply,
+)
 from etcdsem.core.keys import (
     Keys,
     Limit,
     Queued,
     permit_slot,
+    plain_start,
     read_limit,
     read_permit,
     read_queue,
@@ -53,6 +64,8 @@ class Waiting(NamedTuple):
     created: int
     held: int
     limit: Limit | None
+    waiting: int = 0
+    """How many wait, ourselves included; 0 if JOIN was not to count them."""
 
 
 class TryFull(NamedTuple):
@@ -150,6 +163,16 @@ def all_are_mine(keys: Keys, mine: HeldSlots) -> tuple[Compare, ...]:
     return tuple(slot_is_mine(keys, slot, mine.token) for slot in mine.slots)
 
 
+def mark(keys: Keys, key: bytes, lease: int) -> Operation:
+    """Put a mark. If the name expires, with `lease`, so does the mark, unless the name has got
+    another lease meanwhile: then this one may be gone, and etcd would refuse the transaction.
+    """
+    if not lease:
+        return Put(key, HERE)
+    same = Compare(keys.max_leases, "lease", "=", lease)
+    return Txn((same,), (Put(key, HERE, lease),), (Put(key, HERE),))
+
+
 def is_known(keys: Keys) -> Compare:
     """The semaphore is registered."""
     return Compare(keys.max_leases, "create", ">", 0)
@@ -163,6 +186,16 @@ def uncontended(keys: Keys) -> Compare:
 def still_waits(keys: Keys, waiter: Queued) -> Compare:
     """It has been waiting since that very revision."""
     return Compare(keys.waiter(waiter.who), "create", "=", waiter.created)
+
+
+def waits_alone(keys: Keys, waiter: Queued) -> tuple[Compare, ...]:
+    """It is in the queue, whenever it joined, with a record without extras; and nobody else is."""
+    key, start = keys.waiter(waiter.who), plain_start(waiter.client, waiter.lease, "since")
+    return (
+        Compare(keys.waiters, "lease", "=", waiter.lease, end=keys.waiters_end),
+        Compare(key, "value", ">", 0, value=start),
+        Compare(key, "value", "<", 0, value=start + b":"),  # which is above all digits
+    )
 
 
 def priorities_are(keys: Keys, revision: int) -> Compare:

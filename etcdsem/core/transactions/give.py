@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from etcdsem.core.commands import Delete, Operation, Put, RangeReply, Txn, TxnReply
+from etcdsem.core.commands import Compare, Delete, Operation, Put, RangeReply, Txn, TxnReply
 from etcdsem.core.keys import Keys, Limit, Queued, record, write_list, write_message
 from etcdsem.core.transactions.conditions import (
-    HERE,
     MAX_LISTED,
     UNLIKELY_LISTED,
     HeldSlots,
@@ -16,6 +15,7 @@ from etcdsem.core.transactions.conditions import (
     as_txn,
     limit_is,
     look,
+    mark,
     may_be_next,
     no_surplus,
     none_waits_since,
@@ -24,6 +24,7 @@ from etcdsem.core.transactions.conditions import (
     slot_is_mine,
     still_waits,
     uncontended,
+    waits_alone,
 )
 
 LIKELY = 2
@@ -77,15 +78,16 @@ def pass_on(
             *unmark(keys, priorities, behind),
         )
         branch = (Txn((still_waits(keys, waiter), *may_be_next(keys, waiter, seen)), give, branch),)
-    return Txn(
-        (
-            slot_is_mine(keys, mine.slot, mine.token),
-            limit_is(keys, limit),
-            no_surplus(keys, limit),
-            priorities_are(keys, priorities),
-        ),
-        branch,
-        look(keys),
+    return Txn(_may_pass(keys, mine, limit, priorities), branch, look(keys))
+
+
+def _may_pass(keys: Keys, mine: HeldSlots, limit: Limit, priorities: int) -> tuple[Compare, ...]:
+    """The slot is mine, and may be granted to somebody else."""
+    return (
+        slot_is_mine(keys, mine.slot, mine.token),
+        limit_is(keys, limit),
+        no_surplus(keys, limit),
+        priorities_are(keys, priorities),
     )
 
 
@@ -128,11 +130,33 @@ def read_pass(keys: Keys, reply: TxnReply, tried: Sequence[Queued]) -> Queued | 
     return read_look(keys, inner, reply.revision)
 
 
-def clear(keys: Keys, mine: HeldSlots, revision: int) -> Txn:
-    """CLEAR: nobody waited at `revision` or has joined since. Failure returns a Look."""
+def clear(keys: Keys, mine: HeldSlots, revision: int, otherwise: Txn | None = None) -> Txn:
+    """CLEAR: nobody waited at `revision` or has joined since. Failure returns a Look, or the
+    replies of `otherwise`, which runs then.
+    """
     return Txn(
         (*all_are_mine(keys, mine), none_waits_since(keys, revision)),
         (*delete_mine(keys, mine), Delete(keys.contended), Delete(keys.priorities)),
+        (otherwise,) if otherwise else look(keys),
+    )
+
+
+def read_clear(keys: Keys, reply: TxnReply, *, otherwise: bool) -> bool | Look:
+    """The answer to a CLEAR that did not succeed: True if the PASS in its place did
+    (`otherwise`: there was one); else a Look.
+    """
+    inner = as_txn(reply.replies[0]) if otherwise else reply
+    return (otherwise and inner.succeeded) or read_look(keys, inner, reply.revision)
+
+
+def pass_alone(keys: Keys, mine: HeldSlots, limit: Limit, waiter: Queued, wall: float) -> Txn:
+    """PASS to a waiter whose present stay in the queue is not known, if nobody else waits. Failure
+    returns a Look.
+    """
+    forget = (Delete(keys.message(mine.who)),) if mine.has_message else ()
+    return Txn(
+        (*_may_pass(keys, mine, limit, 0), *waits_alone(keys, waiter)),
+        (*give_to(keys, (mine.slot,), waiter, (), wall), *forget),
         look(keys),
     )
 
@@ -142,15 +166,16 @@ def retire(keys: Keys, mine: HeldSlots) -> Txn:
     return Txn(all_are_mine(keys, mine), delete_mine(keys, mine))
 
 
-def vacate(keys: Keys, mine: HeldSlots) -> Txn:
+def vacate(keys: Keys, mine: HeldSlots, lease: int = 0) -> Txn:
     """VACATE: give back slots that do not fit what the first waiter needs. Success returns a Look,
     and the releaser follows with a FILL; if it dies before, the watches on deletes trigger it.
 
     The mark is put again, which shows observers that the slot was given back, and not lost.
+    `lease`: with which the name expires.
     """
     return Txn(
         all_are_mine(keys, mine),
-        (*delete_mine(keys, mine), Put(keys.contended, HERE), *look(keys)),
+        (*delete_mine(keys, mine), mark(keys, keys.contended, lease), *look(keys)),
     )
 
 

@@ -30,7 +30,6 @@ from etcdsem.core.keys import (
 )
 from etcdsem.core.transactions.conditions import (
     COUNT_BY_NAME,
-    HERE,
     NO_RECORDS,
     Held,
     TryFull,
@@ -39,6 +38,7 @@ from etcdsem.core.transactions.conditions import (
     as_txn,
     is_known,
     limit_is,
+    mark,
     no_surplus,
     none_held_since,
     uncontended,
@@ -59,26 +59,26 @@ def join(
     counted_at: int = 0,
     demand: Demand = ORDINARY,
     over: Mapping[int, int] = NO_RECORDS.over,
+    count: bool = False,
 ) -> Txn:
     """JOIN, or without `queue_up` TRY. It takes the first free slot of `slots`; with a weight
     above 1 it takes all of them (exactly that many), or none.
 
     `over`: records of permits whose time is over, and their revisions; some are deleted as well.
-
     `counted_at`: at this revision fewer slots than the limit were held. Then the condition that
-    none was created since replaces "nobody above the limit" (junk may sort there).
+    none was created since replaces "nobody above the limit" (junk may sort there). `count`: if it
+    joins the queue, also count those who wait.
     """
     room = limit.room
     if slots and max(slots) >= room:
         raise AssertionError(f"slots {slots} were not chosen by the limit {limit}")
     if queue_up:
         waiting = record(identity.client, identity.extras, lease, "since", wall)
-        tail = _queue_up(keys, Put(keys.waiter(who), waiting, lease), demand, room)
+        tail = _queue_up(keys, Put(keys.waiter(who), waiting, lease), demand, limit, count)
     else:
         tail = _why_not(keys, room <= COUNT_BY_NAME)
-    branch = tail
-    if slots:
-        branch = _take(keys, limit, slots, lease, identity, wall, demand.weight, over, tail)
+    taking = (keys, limit, slots, lease, identity, wall, demand.weight, over, tail)
+    branch = _take(*taking) if slots else tail
     guard = none_held_since(keys, counted_at) if counted_at else no_surplus(keys, limit)
     rights = _check_rights(keys)
     return Txn(
@@ -88,11 +88,14 @@ def join(
     )
 
 
-def _queue_up(keys: Keys, put: Put, demand: Demand, room: int) -> tuple[Operation, ...]:
+def _queue_up(
+    keys: Keys, put: Put, demand: Demand, limit: Limit, count: bool
+) -> tuple[Operation, ...]:
     """What JOIN does if no slot is free."""
-    reads = _why_not(keys, room <= COUNT_BY_NAME)[:2]
-    marks = (Put(keys.priorities, HERE),) if demand.priority else ()
-    return (put, Put(keys.contended, HERE), *reads, *marks)
+    reads = _why_not(keys, limit.room <= COUNT_BY_NAME)[:2]
+    marks = (mark(keys, keys.priorities, limit.lease),) if demand.priority else ()
+    counting = (Range(keys.waiters, keys.waiters_end, count_only=True),) if count else ()
+    return (put, mark(keys, keys.contended, limit.lease), *reads, *marks, *counting)
 
 
 @lru_cache(1024)
@@ -117,7 +120,7 @@ def _take(
     holding = record(identity.client, identity.extras, lease, "acquired", wall)
     permit = permit_value(limit, identity.client, wall)
     free = {slot: free_slot(keys, limit, slot, over) for slot in slots}
-    puts = {slot: put_slot(keys, slot, holding, lease, permit) for slot in slots}
+    puts = {slot: put_slot(keys, slot, holding, lease, permit, limit.lease) for slot in slots}
     if weight > 1:
         if len(slots) != weight:
             raise AssertionError(f"{len(slots)} slots for a lease of weight {weight}")
@@ -176,7 +179,9 @@ def read_join(
     found, count = map(as_range, inner.replies[2:4] if queue_up else inner.replies[:2])
     limit = read_limit(found.kvs[0]) if found.kvs else None
     if queue_up:
-        return Waiting(reply.revision, _counted(keys, count), limit)
+        last = inner.replies[-1]
+        waiting = last.count if isinstance(last, RangeReply) and len(inner.replies) > 4 else 0
+        return Waiting(reply.revision, _counted(keys, count), limit, waiting)
     return TryFull(_counted(keys, count), as_range(inner.replies[2]).count > 0, limit)
 
 
@@ -192,12 +197,12 @@ def leave(keys: Keys, who: bytes, created: int) -> Txn:
     )
 
 
-def read_leave(reply: TxnReply) -> tuple[bool, KeyValue | None, bool]:
-    """(has left, the grant message, whether the queue is empty now)."""
+def read_leave(reply: TxnReply) -> tuple[bool, KeyValue | None, int]:
+    """(has left, the grant message, how many wait now)."""
     found = as_range(reply.replies[-1])
     if reply.succeeded:
-        return True, None, found.count == 0
-    return False, found.kvs[0] if found.kvs else None, False
+        return True, None, found.count
+    return False, found.kvs[0] if found.kvs else None, 0
 
 
 def recheck(keys: Keys) -> Txn:

@@ -28,11 +28,13 @@ def permit_value(limit: Limit, client: str, wall: float) -> bytes:
 
 
 def put_slot(
-    keys: Keys, slot: int, holding: bytes, lease: int, permit: bytes
+    keys: Keys, slot: int, holding: bytes, lease: int, permit: bytes, name_lease: int
 ) -> tuple[Operation, ...]:
-    """Put a holder's record into a slot, and the record of its permit if there is one."""
+    """Put a holder's record into a slot, and the record of its permit if there is one.
+    `name_lease`: with which the name expires, and the record with it.
+    """
     put = (Put(keys.slot(slot), holding, lease),)
-    return (*put, Put(keys.permit(slot), permit)) if permit else put
+    return (*put, Put(keys.permit(slot), permit, name_lease)) if permit else put
 
 
 def clear_permits(
@@ -58,6 +60,6 @@ def record_permit(keys: Keys, limit: Limit, slot: int, token: int, client: str, 
     """
     return Txn(
         (slot_is_mine(keys, slot, token), limit_is(keys, limit)),
-        (Put(keys.permit(slot), permit_value(limit, client, wall)),),
+        (Put(keys.permit(slot), permit_value(limit, client, wall), limit.lease),),
         (Range(keys.max_leases),),
     )
