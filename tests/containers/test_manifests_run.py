@@ -116,9 +116,17 @@ def test_production(local: dict[str, str], tmp_path: Path) -> None:
 
 
 def _a_certificate_that_ends_is_told(kubelet: Kubelet, made: Path, folder: Path) -> None:
-    """etcd-access fails if a member serves a certificate of a few days."""
+    """etcd-access fails if a member serves a certificate of a few days; the daily check of a team's
+    namespace, if the client's is one.
+    """
+    code, log = kubelet.job("etcdsem-certificate", kind="CronJob")
+    assert code == 0, log
     renewed = {**os.environ, "DAYS": "20"}
-    subprocess.run([KUBERNETES / "certificates.sh", "etcdsem", made], check=True, env=renewed)
+    subprocess.run(
+        [KUBERNETES / "certificates.sh", "etcdsem", made, "team-a"], check=True, env=renewed
+    )
+    code, log = kubelet.job("etcdsem-certificate", kind="CronJob")
+    assert (code, "renew it" in log) == (1, True), log
     for file in ("tls.crt", "tls.key"):
         mounted = folder / "etcd-1-server-tls" / file
         mounted.write_bytes((made / "etcd-server-tls" / file).read_bytes())  # re-read by etcd

@@ -124,6 +124,20 @@ def test_a_pause_and_a_limit_of_the_other(
         worker.tell()
 
 
+def test_a_pause_that_ends_by_itself(start: Start, client: Client, name: str) -> None:
+    """It holds the old version back, until it is over and the new version has noticed."""
+    sem = Semaphore(1, name, client=client)
+    sem.penalize("2s")
+    waiter = start("old", HOLD, name)
+    waiter.expect("ready")
+    eventually(lambda: len(sem.waiters()) == 1, what="it waits")
+    assert sem.holders() == ()
+    other = start("new", HOLD, name)
+    waiter.expect("held")
+    waiter.tell()
+    other.expect("held")
+
+
 CYCLES = """
 sem = Semaphore(2, sys.argv[1])
 say("ready")
