@@ -77,10 +77,12 @@ class Waiter:
 
 @dataclass(frozen=True)
 class Permit:
-    """A permit that a rate limit granted, from this moment. Always true."""
+    """A permit that a rate limit granted, or several, from this moment. Always true."""
 
     waited: float
     """Seconds between the call and the grant."""
+    cost: int = 1
+    """How many permits of the rate limit it is."""
 
     def __bool__(self) -> Literal[True]:
         return True
@@ -88,10 +90,10 @@ class Permit:
 
 @dataclass(frozen=True)
 class Denied:
-    """A rate limit has no permit now. Always false."""
+    """A rate limit has no permit now, or not as many. Always false."""
 
     retry_after: float
-    """Estimated seconds until a permit may be free, from the times recorded in etcd."""
+    """Estimated seconds until the permits may be free, from the times recorded in etcd."""
 
     def __bool__(self) -> Literal[False]:
         return False

@@ -81,8 +81,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a late EVICT deletes another holder's slot",
         "core/transactions/admin.py",
-        "return Txn(mine, (*(Delete(",
-        "return Txn((), (*(Delete(",
+        "Txn(all_are_mine(keys, part), delete_mine(keys, part)) for",
+        "Txn((), delete_mine(keys, part)) for",
         "core/test_transactions.py::test_giving_back_late_leaves_the_next_holder_alone",
     ),
     Mutant(
@@ -392,9 +392,23 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a permit is recorded although its slot is gone",
         "core/transactions/permit.py",
-        "(slot_is_mine(keys, slot, token), limit_is(keys, limit)),\n        (Put(",
-        "(limit_is(keys, limit),),\n        (Put(",
+        "Txn((*conditions, limit_is(keys, limit)), puts",
+        "Txn((limit_is(keys, limit),), puts",
         "core/test_permit_records.py::test_a_slot_that_was_handed_over_and_is_gone_is_not_used",
+    ),
+    Mutant(
+        "of the slots of a start, only the first has a record",
+        "core/transactions/permit.py",
+        "for part in mine.parts",
+        "for part in mine._replace(more=()).parts",
+        "api/test_costs.py::test_its_slots_stay_taken_if_its_lease_ends_early",
+    ),
+    Mutant(
+        "a start that was granted by another block is handed out",
+        "core/rates.py",
+        "if len(grant.slots) != _slots_for(semaphore, rate, cost):",
+        "if False:",
+        "core/test_rates.py::test_slots_that_were_requested_with_another_block",
     ),
     Mutant(
         "the record of a permit outlives its slot",
@@ -534,15 +548,15 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "each holder is told that it was evicted by its own grant",
         "core/grants.py",
-        "if event.kv.mod_revision > self.token:",
-        "if event.kv.mod_revision >= self.token:",
+        "if event.kv.mod_revision > self.token and",
+        "if event.kv.mod_revision >= self.token and",
         "core/test_semaphore_state.py::test_an_eviction_is_told_at_once",
     ),
     Mutant(
         "an eviction is not noticed",
         "core/grants.py",
-        "if event.kv.mod_revision > self.token:",
-        "if event.kv.mod_revision > self.token + 9:",
+        "if event.kv.mod_revision > self.token and",
+        "if event.kv.mod_revision > self.token + 9 and",
         "core/test_semaphore_state.py::test_an_eviction_is_told_at_once",
     ),
     Mutant(

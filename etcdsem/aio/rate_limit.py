@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Self
 
 from etcdsem.aio.bound import Bound
@@ -11,7 +12,7 @@ from etcdsem.aio.loop_check import methods_need_loop  # asyncio only
 from etcdsem.facade.decorators import AsyncDecorator
 from etcdsem.facade.rate_limit import BaseRateLimit
 from etcdsem.model import Denied, Duration, Permit, Status
-from etcdsem.validation import timeout_seconds
+from etcdsem.validation import check_cost, timeout_seconds
 
 
 @methods_need_loop  # asyncio only
@@ -64,12 +65,20 @@ class RateLimit(AsyncDecorator, Bound, BaseRateLimit):
         self._register_now()
 
     async def acquire(
-        self, timeout: Duration | None = None, *, on_wait: Callable[[], object] | None = None
+        self,
+        timeout: Duration | None = None,
+        *,
+        cost: int = 1,
+        on_wait: Callable[[], object] | None = None,
     ) -> Permit | None:
-        """Wait for a permit. Waiters are served in order of arrival.
+        """Wait for a permit, or for several at once. Waiters are served in order of arrival: nobody
+        passes one that waits for many.
 
         Args:
             timeout: seconds, ``"1m30s"`` or a timedelta. None waits forever, 0 tries once.
+            cost: how many permits it takes, for example the tokens of a request. They are taken in
+                whole blocks; what is left of the last one stays usable by this client for 5 % of
+                the period.
             on_wait: called once the call has to wait, as for `Semaphore.acquire_lease`.
 
         Returns:
@@ -77,15 +86,31 @@ class RateLimit(AsyncDecorator, Bound, BaseRateLimit):
             timeout.
 
         Raises:
+            WeightExceedsLimit: the cost exceeds the limit, or 256 blocks.
             SemaphoreClosed: the rate limit is not registered (any more).
             EtcdUnavailable: etcd was unreachable for the whole timeout.
         """
-        limit = timeout_seconds(timeout)
-        return await self._run(self._acquiring(self._state(), limit, on_wait), "acquire")
+        limit, cost = timeout_seconds(timeout), check_cost(cost)
+        acquiring = self._acquiring(self._state(), limit, on_wait, cost=cost)
+        return await self._run(acquiring, "acquire")
 
-    async def try_acquire(self) -> Permit | Denied:
-        """A `Permit` if there is one now, else `Denied`, which is false and has `retry_after`."""
-        return await self._run(self._trying(self._state()), "acquire")
+    async def try_acquire(self, *, cost: int = 1) -> Permit | Denied:
+        """A `Permit` if there is one now, else `Denied`, which is false and has `retry_after`.
+
+        Raises:
+            WeightExceedsLimit: as for `acquire`.
+        """
+        return await self._run(self._trying(self._state(), check_cost(cost)), "acquire")
+
+    def start(self, timeout: Duration | None = None, *, cost: int = 1) -> StartBlock:
+        """A block that begins with a permit, which it gives: ``async with api.start(cost=1200) as
+        permit:``. Arguments as for `acquire`. It is also a decorator.
+
+        Raises:
+            AcquireTimeout: the timeout came first; the body did not run.
+            WeightExceedsLimit: as for `acquire`.
+        """
+        return StartBlock(self, timeout, cost)
 
     async def __aenter__(self) -> Self:
         await self.acquire()
@@ -113,4 +138,25 @@ class RateLimit(AsyncDecorator, Bound, BaseRateLimit):
         await self._run(self._closing(self._state()), "close")
 
 
-__all__ = ["RateLimit"]
+class StartBlock(AsyncDecorator, AbstractAsyncContextManager[Permit, None]):
+    """The block of ``async with api.start()``. It may be entered any number of times."""
+
+    _class_name = "RateLimit"
+
+    def __init__(self, limit: RateLimit, timeout: Duration | None, cost: int) -> None:
+        self._limit, self._timeout, self._cost = limit, timeout, check_cost(cost)
+
+    def _block(self) -> Self:
+        return self
+
+    async def __aenter__(self) -> Permit:
+        permit = await self._limit.acquire(self._timeout, cost=self._cost)
+        if permit is None:
+            raise self._limit._none_in_time(self._limit._state(), self._timeout)
+        return permit
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        pass
+
+
+__all__ = ["RateLimit", "StartBlock"]

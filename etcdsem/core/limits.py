@@ -42,8 +42,14 @@ def too_heavy(semaphore: SemaphoreState, weight: int) -> bool:
 
 def refuse_too_heavy(semaphore: SemaphoreState, weight: int) -> None:
     """Raise WeightExceedsLimit if `weight` exceeds the known limit."""
-    if too_heavy(semaphore, weight):
-        room = semaphore.limit.room if semaphore.limit else 0
+    if semaphore.limit is not None and too_heavy(semaphore, weight):
+        room, rate = semaphore.limit.room, semaphore.limit.rate
+        if rate is not None:
+            raise WeightExceedsLimit(
+                f"rate limit {semaphore.name!r}: the cost takes {weight} blocks of {rate.block} "
+                f"permits, and {rate} has {room}, so it could never be granted. Request at most "
+                f"{room * rate.block}, or raise the limit: etcdsem rate {semaphore.name} RATE"
+            )
         raise WeightExceedsLimit(
             f"semaphore {semaphore.name!r}: weight {weight} exceeds the limit of {room} and could "
             f"never be granted. Request at most {room}, or raise the limit: etcdsem limit "

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 
 from etcdsem.core import admin, inspection, lifecycle, rates
 from etcdsem.core.commands import Procedure
-from etcdsem.core.limits import learn_limit
+from etcdsem.core.limits import learn_limit, why_full
 from etcdsem.core.semaphore import SemaphoreState
-from etcdsem.errors import InvalidSetting
-from etcdsem.facade.semaphore import Named, register_rate
+from etcdsem.errors import AcquireTimeout, InvalidSetting
+from etcdsem.facade.semaphore import Named, register_rate, within
 from etcdsem.model import Denied, Duration, Permit, Status
 from etcdsem.validation import make_rate
 
@@ -49,19 +49,27 @@ class BaseRateLimit(Named):
         state: SemaphoreState,
         timeout: float | None,
         on_wait: Callable[[], object] | None = None,
+        *,
+        cost: int = 1,
     ) -> Procedure[Permit | None]:
         until = math.inf if timeout is None else state.session.env.now() + timeout
         identity = state.session.identity(self.owner, self.labels)
         request = rates.permit_request(identity, on_wait)
-        granted = yield from rates.start(state, request, until, once=timeout == 0)
-        return Permit(granted.waited) if granted is not None else None
+        started = yield from rates.start(state, request, until, once=timeout == 0, cost=cost)
+        return Permit(started.waited, cost) if started is not None else None
 
-    def _trying(self, state: SemaphoreState) -> Procedure[Permit | Denied]:
-        permit = yield from self._acquiring(state, 0.0)
+    def _trying(self, state: SemaphoreState, cost: int) -> Procedure[Permit | Denied]:
+        permit = yield from self._acquiring(state, 0.0, cost=cost)
         if permit is not None:
             return permit
         seen = yield from inspection.status(state, ttl=False)
-        return Denied(rates.next_free(seen, state.session.env.wall()))
+        return Denied(rates.next_free(seen, state.session.env.wall(), cost))
+
+    def _none_in_time(self, state: SemaphoreState, timeout: Duration | None) -> AcquireTimeout:
+        reason = why_full(state.limit, self.name) or (
+            f"no permit was free {within(timeout)}; see: etcdsem rate {self.name}"
+        )
+        return AcquireTimeout(f"rate limit {self.name!r}: {reason}")
 
     def _registering(self, state: SemaphoreState) -> Procedure[None]:
         if self.wanted is None:

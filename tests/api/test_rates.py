@@ -436,9 +436,9 @@ def test_who_stands_still_just_before_a_start_has_another_lease_for_it(
     with memory() as etcd:
 
         def stands_still(
-            station: SemaphoreState, grant: Grant, recorded: float
+            station: SemaphoreState, grant: Grant, recorded: float, cost: int
         ) -> Procedure[object]:
-            found = yield from right(station, grant, recorded)
+            found = yield from right(station, grant, recorded, cost)
             if not left:  # now it does, for longer than a fresh lease has to spare
                 grant.lease.sent -= 2.5
                 grant.lease.deadline -= 2.5

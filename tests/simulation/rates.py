@@ -39,7 +39,7 @@ from etcdsem.core.keys import (
     read_limit,
     read_permit,
 )
-from etcdsem.errors import EtcdRefused, EtcdSemError, EtcdUnavailable, Evicted
+from etcdsem.errors import EtcdRefused, EtcdSemError, EtcdUnavailable, Evicted, WeightExceedsLimit
 from etcdsem.model import Rate
 from tests.simulation.checks import Checker
 from tests.simulation.client import SimClient
@@ -52,7 +52,6 @@ from tests.simulation.world import CALM, PREFIX, Cancelled, World
 
 if TYPE_CHECKING:
     from etcdsem.core.commands import KeyValue
-    from etcdsem.core.semaphore import SemaphoreState
     from etcdsem.testing.history import Revision
 
 NAME = "rate"
@@ -87,16 +86,27 @@ class RateOptions:
     """Does etcd end leases early?"""
     clocks: tuple[float, ...] = (0.0,)
     """How much the clients' times of day may differ at most: one is drawn for each client."""
+    cost: int = 1
+    """Maximum number of permits that a start costs."""
 
     @classmethod
     def of(cls, seed: int) -> RateOptions:
         """Draw them from a seed."""
-        drawn, rng = cls._drawn(seed), Random(f"their clocks, {seed}")
+        drawn, rng = cls._costly(cls._drawn(seed)), Random(f"their clocks, {seed}")
         if not drawn.faults.kinds or rng.random() < 0.3:
             return drawn
         if rng.random() < 0.6:
             return replace(drawn, early=True, clocks=(AGREE,))
         return replace(drawn, clocks=(0.0, AGREE, 10.0, 100.0, 1e6))
+
+    def _costly(self) -> RateOptions:
+        """The same options, in some runs with starts that cost more than one permit."""
+        rng = Random(f"what they cost, {self.faults.seed}")
+        if rng.random() < 0.7 or self.faults.seed % 10 == OPEN:
+            return self
+        rate, slots = self.rate, rng.choice((10, 20, 80))
+        rate = rate._replace(starts=slots * rate.block)
+        return replace(self, rate=rate, cost=rng.choice((rate.starts // 10, rate.starts)))
 
     @classmethod
     def _drawn(cls, seed: int) -> RateOptions:
@@ -219,6 +229,7 @@ class RateRun:
         faults = options.faults
         self.world = world = World(faults.seed, trace=trace)
         self.clocks = Random(f"a client's clock, {faults.seed}")
+        self.costs = Random(f"a start's cost, {faults.seed}")
         world.leases_may_end = bool(faults.kinds)
         self.checker = RateChecker(world, PREFIX, NAME)
         late = faults.reread[1] if faults.kinds & {"lost deletes"} else 0.0
@@ -279,7 +290,8 @@ class RateRun:
             patience *= rng.random()
         request = rates.permit_request(Identity.of(client.id, None, {}))
         try:
-            started = yield from rates.start(station, request, client.now() + patience, once=once)
+            until, cost = client.now() + patience, self.costs.randint(1, self.options.cost)
+            started = yield from rates.start(station, request, until, once=once, cost=cost)
         except (EtcdUnavailable, EtcdRefused, NoSpace, NotApplied, OutcomeUnknown) as error:
             world.counters[f"start raises {type(error).__name__}"] += 1
             if not faults.kinds and client.fine:
@@ -288,6 +300,11 @@ class RateRun:
         except Evicted:
             self.checker.told_evicted(client)
             return None
+        except WeightExceedsLimit:
+            if not self.options.changes and not faults.kinds & ODD:
+                raise
+            world.counters["starts that cost more than the limit"] += 1
+            return None
         except EtcdSemError as error:
             if not client.session.closed and not faults.kinds & ODD:
                 raise
@@ -295,7 +312,7 @@ class RateRun:
             return None
         if started is not None:
             client.trace("starts")
-            self.windows.started(client, _block_of(station, started))
+            self.windows.started(client, started)
         return started
 
     # -- etcd
@@ -386,7 +403,9 @@ class RateRun:
             world.fail(f"the limit was not fixed: {era}")
             return
         used = self.windows.use(era.rate, since)
-        if used is None or used < 0.95:
+        # The first in the queue waits for as many as it needs, and nobody passes it.
+        least = 0.95 * (1 - (self.options.cost - 1) / era.rate.starts)
+        if used is None or used < least:
             world.fail(f"only this fraction of {era.rate} was used: {used}")
             return
         world.counters["use, in tenths of a percent"] = round(1000 * used)
@@ -395,12 +414,6 @@ class RateRun:
     def count(self) -> None:
         """Add to the counters what is known at the end."""
         self.world.counters["starts"] = len(self.windows.moments)
-
-
-def _block_of(station: SemaphoreState, started: permits.Started) -> permits.Block:
-    """The block of the start that has just been handed out."""
-    blocks = [one for _, _, one in permits.pool_of(station).used if one.last == started.at]
-    return max(blocks, key=lambda block: block.grant.token)
 
 
 def run_rate(seed: int, *, trace: bool = False, options: RateOptions | None = None) -> Outcome:

@@ -92,10 +92,18 @@ class Windows:
             return permits.LISTEN_AFTER + 0.2
         return max(rates.lease_ttl(era.rate) for era in self.eras) + 5.0
 
-    def started(self, client: SimClient, block: permits.Block) -> None:
-        """A program was given a start."""
+    def started(self, client: SimClient, started: permits.Started) -> None:
+        """A program was given a start: so many permits of some blocks."""
+        for block, count in started.parts:
+            self._counts(client, block, count)
+        self._forget()
+        for block, _ in started.parts:
+            self._judge(next(one for one in self.eras if one.revision == block.revision))
+
+    def _counts(self, client: SimClient, block: permits.Block, count: int) -> None:
+        """So many permits of a block were handed out: its slots are used in order."""
         world, now = self.world, self.world.now
-        self.moments.append(now)
+        self.moments += [now] * count
         era = next((one for one in self.eras if one.revision == block.revision), None)
         if era is None:
             world.fail(f"a start under a limit that never existed, revision {block.revision}")
@@ -104,11 +112,17 @@ class Windows:
             world.fail(f"a start under {era}, at {now}")
         if era.until < now:
             world.counters["starts under a former limit"] += 1
-        grant = block.grant
-        key = self.checker.keys.slot(grant.slot), grant.token, client.offset
-        if key not in self.counting:
-            self.counting[key] = Counted(era, client)
-        self.counting[key].moments.append(now)
+        grant, used = block.grant, block.size * len(block.grant.slots) - block.left
+        for place in range(used - count, used):
+            slot = grant.slots[place // block.size]
+            key = self.checker.keys.slot(slot), grant.token, client.offset
+            if key not in self.counting:
+                self.counting[key] = Counted(era, client)
+            self.counting[key].moments.append(now)
+
+    def _forget(self) -> None:
+        """Remove what no longer counts."""
+        world, now = self.world, self.world.now
         for key, counted in list(self.counting.items()):
             counted.forget(now)
             if key[:2] in self.checker.by_hand:
@@ -116,7 +130,6 @@ class Windows:
                 counted.moments.clear()
             if not counted.moments:
                 del self.counting[key]
-        self._judge(era)
 
     def _judge(self, era: Era) -> None:
         counting = self.counting.values()

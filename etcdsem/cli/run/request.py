@@ -49,6 +49,8 @@ class LeaseRequest(NamedTuple):
     """Seconds that remain of the lease when a refresh has failed."""
     max_hold: float | None = None
     rate: Rate | None = None
+    cost: int = 1
+    """How many permits of the rate limit it takes."""
 
     @property
     def only_rate(self) -> bool:
