@@ -94,6 +94,8 @@ class Denied:
 
     retry_after: float
     """Estimated seconds until the permits may be free, from the times recorded in etcd."""
+    name: str = ""
+    """The rate limit, or the window, that is free last."""
 
     def __bool__(self) -> Literal[False]:
         return False
@@ -187,6 +189,11 @@ class Status:
     rate: Rate | None = None
     """Not None for a rate limit. `max_leases` is then the number of blocks, and a holder is a block
     that is in use."""
+    next_free: float | None = None
+    """Estimated seconds until a new caller may get a permit, as far as `RateLimit.status` tells."""
+    windows: tuple[Status, ...] = ()
+    """Of a rate limit with several windows: each of them. All other fields are of the tight one,
+    which is free last."""
 
     @property
     def held(self) -> int:

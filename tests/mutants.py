@@ -406,9 +406,23 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a start that was granted by another block is handed out",
         "core/rates.py",
-        "if len(grant.slots) != _slots_for(semaphore, rate, cost):",
+        "if len(grant.slots) != slots_for(semaphore, rate, cost):",
         "if False:",
         "core/test_rates.py::test_slots_that_were_requested_with_another_block",
+    ),
+    Mutant(
+        "a start waits for one rate limit while it holds permits of one that comes later",
+        "core/rates.py",
+        "yield from _put_back(turns[place + 1 :])",
+        "pass",
+        "simulation/test_rates.py::test_two_limits_at_once",
+    ),
+    Mutant(
+        "a start of two rate limits is handed out although one has no permits",
+        "core/rates.py",
+        "if failed is None and all(",
+        "if failed is None and any(",
+        "simulation/test_rates.py::test_two_limits_at_once",
     ),
     Mutant(
         "the record of a permit outlives its slot",

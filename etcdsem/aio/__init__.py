@@ -13,7 +13,7 @@ from etcdsem.aio.client import Client, default_client, swap_default_client
 from etcdsem.aio.connect import connect
 from etcdsem.aio.lease import Lease, Lost
 from etcdsem.aio.multi import acquire_all, hold_all
-from etcdsem.aio.rate_limit import RateLimit
+from etcdsem.aio.rate_limit import RateLimit, RateLimits
 from etcdsem.aio.semaphore import Semaphore
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Lease",
     "Lost",
     "RateLimit",
+    "RateLimits",
     "Semaphore",
     "acquire_all",
     "connect",

@@ -11,7 +11,9 @@ from etcdsem.core.commands import Procedure, Txn, TxnReply
 from etcdsem.core.keys import Limit, read_limit
 from etcdsem.core.retry import read, transact
 from etcdsem.core.semaphore import SemaphoreState
-from etcdsem.errors import SemaphoreClosed, WeightExceedsLimit, WrongKind
+from etcdsem.errors import EtcdSemError, SemaphoreClosed, WeightExceedsLimit, WrongKind
+from etcdsem.model import Rate
+from etcdsem.validation import MAX_SLOTS
 
 
 def semaphore_closed(semaphore: SemaphoreState) -> SemaphoreClosed:
@@ -72,6 +74,31 @@ def wrong_kind(semaphore: SemaphoreState, limit: Limit, *, rate: bool) -> WrongK
         "name, or use etcdsem.RateLimit (etcdsem run --rate, etcdsem rate "
         f"{semaphore.name})"
     )
+
+
+def rate_of(semaphore: SemaphoreState, limit: Limit) -> Rate:
+    """The rate of a limit; raises WrongKind or EtcdSemError if it has none."""
+    wrong = wrong_kind(semaphore, limit, rate=True)
+    if wrong is not None:
+        raise wrong
+    if limit.rate is None:
+        raise EtcdSemError(
+            f"rate limit {semaphore.name!r}: its limit in etcd reads {limit.text!r}, so no "
+            f"permit is granted; fix it: etcdsem rate {semaphore.name} 100/1m"
+        )
+    return limit.rate
+
+
+def slots_for(semaphore: SemaphoreState, rate: Rate, cost: int) -> int:
+    """How many slots a start takes; raises WeightExceedsLimit for more than any start may."""
+    slots = -(-cost // rate.block)
+    if slots > MAX_SLOTS:
+        raise WeightExceedsLimit(
+            f"rate limit {semaphore.name!r}: a cost of {cost} takes {slots} blocks of {rate.block} "
+            f"permits; a start can take {MAX_SLOTS}. Choose larger blocks: "
+            f"etcdsem rate {semaphore.name} N/PERIOD/BLOCK"
+        )
+    return slots
 
 
 def check_kind(semaphore: SemaphoreState, *, rate: bool) -> None:

@@ -48,15 +48,21 @@ from etcdsem.core.keys import Identity, Limit
 from etcdsem.core.keys.permit import LATE, need, spending
 from etcdsem.core.lease_manager import freshen
 from etcdsem.core.leases import margin
-from etcdsem.core.limits import learn_limit, learned, wrong_kind
+from etcdsem.core.limits import (
+    learn_limit,
+    learned,
+    rate_of,
+    refuse_too_heavy,
+    slots_for,
+    too_heavy,
+)
 from etcdsem.core.permits import Block, Started, pool_of
 from etcdsem.core.release import release
 from etcdsem.core.request import AcquireRequest
 from etcdsem.core.retry import sleep, transact
 from etcdsem.core.semaphore import SemaphoreState
-from etcdsem.errors import EtcdSemError, WeightExceedsLimit
-from etcdsem.model import Rate, Status
-from etcdsem.validation import MAX_SLOTS
+from etcdsem.errors import EtcdSemError
+from etcdsem.model import Rate
 
 SLACK = 1.0
 """Seconds that a fresh lease has beyond what a permit needs."""
@@ -90,43 +96,7 @@ def permit_request(
     return AcquireRequest(MIN_TTL, MIN_TTL / 3, identity, on_wait, rate=True)
 
 
-def next_free(seen: Status, wall: float, cost: int = 1) -> float:
-    """Estimated seconds until a new caller may get `cost` permits, from the times recorded in etcd
-    and this machine's wall clock; infinite if it cannot.
-    """
-    rate = seen.rate
-    slots = -(-cost // rate.block) if rate is not None else 0
-    if rate is None or not seen.max_leases or slots > seen.max_leases:
-        return math.inf
-    after = need(rate.period)
-    missing = slots + seen.held + sum(one.weight for one in seen.waiters) - seen.max_leases
-    if missing <= 0:
-        return 0.0
-    left = sorted(
-        holder.ttl or 0.0  # the record of a permit whose lease has ended
-        if not holder.lease_id
-        else min(after, max(0.0, holder.acquired_at.timestamp() + after - wall))
-        for holder in seen.holders
-        if holder.acquired_at is not None
-    )
-    rounds, place = divmod(missing - 1, seen.max_leases)
-    return rounds * after + (left[place] if place < len(left) else after)
-
-
 # ---------------------------------------------------------------- a permit
-
-
-def rate_of(semaphore: SemaphoreState, limit: Limit) -> Rate:
-    """The rate of a limit; raises WrongKind or EtcdSemError if it has none."""
-    wrong = wrong_kind(semaphore, limit, rate=True)
-    if wrong is not None:
-        raise wrong
-    if limit.rate is None:
-        raise EtcdSemError(
-            f"rate limit {semaphore.name!r}: its limit in etcd reads {limit.text!r}, so no "
-            f"permit is granted; fix it: etcdsem rate {semaphore.name} 100/1m"
-        )
-    return limit.rate
 
 
 class StartRequest(NamedTuple):
@@ -194,6 +164,27 @@ class _Progress:
             return False  # what is left of a block belongs to the first in the local queue
         return self.permits.has(self.cost, self.block, now)
 
+    def take(self, now: float) -> None:
+        """Hand it out: from the open block if that has enough, although it has slots of its own."""
+        spared = self.box is not None and self.permits.has(self.cost, None, now)
+        block = None if spared else self.block
+        self.started = self.permits.take(self.cost, block, now, self.began)
+        self.semaphore.stats.granted(self.started.waited)
+
+    def needs_own(self, later: Sequence[_Progress]) -> bool:
+        """Would an open block close while it waits for the limits that come later?"""
+        block, now = self.permits.open, self.semaphore.session.env.now()
+        periods = [
+            one.semaphore.limit.rate.period
+            for one in later
+            if one.semaphore.queue.contended and one.semaphore.limit and one.semaphore.limit.rate
+        ]
+        return block is not None and block.closes < now + 2 * max(periods, default=-math.inf)
+
+    def slots(self, limit: Limit) -> int:
+        """How many slots it takes; raises what `rate_of` and `_slots_for` raise."""
+        return slots_for(self.semaphore, rate_of(self.semaphore, limit), self.cost)
+
     def leave_line(self) -> None:
         """Make way for the next one in the local queue."""
         if self.box is not None:
@@ -202,42 +193,46 @@ class _Progress:
             self.box = None
 
 
-def _slots_for(semaphore: SemaphoreState, rate: Rate, cost: int) -> int:
-    """How many slots a start takes; raises WeightExceedsLimit for more than any start may."""
-    slots = -(-cost // rate.block)
-    if slots > MAX_SLOTS:
-        raise WeightExceedsLimit(
-            f"rate limit {semaphore.name!r}: a cost of {cost} takes {slots} blocks of {rate.block} "
-            f"permits; a start can take {MAX_SLOTS}. Choose larger blocks: "
-            f"etcdsem rate {semaphore.name} N/PERIOD/BLOCK"
-        )
-    return slots
-
-
 def _start(turns: Sequence[_Progress], until: float, *, once: bool) -> Procedure[bool]:
     """Collect the permits, and hand all of them out at one moment; False if `until` came first."""
     env = turns[0].semaphore.session.env
+    if len(turns) > 1:
+        yield from _refuse_too_dear(turns)
     while True:
-        for turn in turns:
-            if turn.grant is None and not (yield from _obtain(turn, until, once=once)):
+        for place, turn in enumerate(turns):
+            if turn.grant is not None or turn.has_permits(env.now()):
+                continue
+            # It must not wait for this one with what comes later in the order.
+            yield from _put_back(turns[place + 1 :])
+            if not (yield from _obtain(turn, turns[place + 1 :], until, once=once)):
                 yield from _put_back(turns)
                 return False
         failed = yield from _prepare(turns)
         now = env.now()  # read once: a suspension here is judged by it
         if failed is None and all(turn.has_permits(now) for turn in turns):
             for turn in turns:
-                turn.started = turn.permits.take(turn.cost, turn.block, now, turn.began)
-                turn.semaphore.stats.granted(turn.started.waited)
+                turn.take(now)
+            yield from _put_back(turns)  # what an open block has spared
             return True
         if failed == "stale" and (once or now >= until):
             raise _away(turns[0].semaphore, "a lease could not be renewed in time")
         yield from sleep(turns[0].semaphore.session, 0.02 * env.random())
 
 
+def _refuse_too_dear(turns: Sequence[_Progress]) -> Procedure[None]:
+    """Raise WeightExceedsLimit if one of the costs exceeds its limit, before waiting for others."""
+    for turn in turns:
+        limit = turn.semaphore.limit or (yield from learn_limit(turn.semaphore))
+        if too_heavy(turn.semaphore, turn.slots(limit)):
+            limit = yield from learn_limit(turn.semaphore)  # what is known may be outdated
+            refuse_too_heavy(turn.semaphore, turn.slots(limit))
+
+
 def _put_back(turns: Iterable[_Progress]) -> Procedure[None]:
     """Give back what was granted and not handed out. Interruptions are raised at the end."""
     interruption: BaseException | None = None
     for turn in turns:
+        turn.leave_line()
         grant, turn.grant = turn.grant, None
         if grant is not None and not grant.spent:
             try:
@@ -248,8 +243,12 @@ def _put_back(turns: Iterable[_Progress]) -> Procedure[None]:
         raise interruption
 
 
-def _obtain(turn: _Progress, until: float, *, once: bool) -> Procedure[bool]:
-    """Wait for slots, unless a block that is open here has enough; False if `until` came first."""
+def _obtain(
+    turn: _Progress, later: Sequence[_Progress], until: float, *, once: bool
+) -> Procedure[bool]:
+    """Wait for slots, unless a block that is open here has enough and stays open until there are
+    permits of the `later` limits; False if `until` came first.
+    """
     semaphore = turn.semaphore
     env = semaphore.session.env
     limit = semaphore.limit
@@ -258,8 +257,10 @@ def _obtain(turn: _Progress, until: float, *, once: bool) -> Procedure[bool]:
     rate = rate_of(semaphore, limit)
     if rate.block > 1:
         patience = yield from _come_first(turn, until, once=once)
-        if patience is None or turn.has_permits(env.now()):
-            return patience is not None
+        if patience is None:
+            return False
+        if turn.has_permits(env.now()) and not turn.needs_own(later):
+            return True
         if patience > until:
             if semaphore.session.leases.last_contact < turn.began:
                 raise _away(semaphore, "etcd did not answer in time")
@@ -267,7 +268,7 @@ def _obtain(turn: _Progress, until: float, *, once: bool) -> Procedure[bool]:
         limit = semaphore.limit or (yield from learn_limit(semaphore))
         rate = rate_of(semaphore, limit)
     ttl = lease_ttl(rate)
-    demand = turn.request.demand._replace(weight=_slots_for(semaphore, rate, turn.cost))
+    demand = turn.request.demand._replace(weight=slots_for(semaphore, rate, turn.cost))
     timed = turn.request._replace(ttl=ttl, refresh=ttl / 3, demand=demand)
     asked = env.now()
     grant = yield from acquire(semaphore, timed, until, once=once)
@@ -339,7 +340,7 @@ def _usable(
         wanted = need(rate.period) + spending(rate)
         if wanted > grant.lease.ttl - margin(grant.lease.ttl):
             return "changed"  # the lease was made for another period
-        if len(grant.slots) != _slots_for(semaphore, rate, cost):
+        if len(grant.slots) != slots_for(semaphore, rate, cost):
             return "changed"  # another block was in force when they were requested
         within = session.env.now() + RENEWAL
         if not (yield from freshen(session.leases, grant.lease, wanted, within)):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from etcdsem import interpreter
-from etcdsem.core import admin, inspection, rates
+from etcdsem.core import admin, forecast, inspection
 from etcdsem.core.commands import Procedure
 from etcdsem.core.keys import Limit
 from etcdsem.core.limits import check_kind, learn_limit
@@ -95,7 +95,7 @@ class BaseClient:
         """Seconds until a rate limit may have a permit for a new caller; infinite while it is
         paused. An estimate from the times stored in etcd and this machine's clock.
         """
-        return rates.next_free(seen, time.time()) if seen.pause is None else math.inf
+        return forecast.next_free(seen, time.time()) if seen.pause is None else math.inf
 
     def _resizing(
         self, name: str, wanted: int | Rate

@@ -15,7 +15,7 @@ from etcdsem.core.acquire import acquire
 from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import ORDINARY, Demand
-from etcdsem.core.limits import check_kind, learn_limit, why_full, wrong_kind
+from etcdsem.core.limits import check_kind, learn_limit, rate_of, why_full, wrong_kind
 from etcdsem.core.release import release
 from etcdsem.core.request import AcquireRequest
 from etcdsem.core.semaphore import SemaphoreState
@@ -86,6 +86,11 @@ class Named:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._start_empty()
+
+    @property
+    def _key_name(self) -> str:
+        """The name under which it is in etcd."""
+        return self.name
 
     def _registering(self, state: SemaphoreState) -> Procedure[None]:
         raise NotImplementedError
@@ -363,7 +368,7 @@ def within(timeout: Duration | None) -> str:
 def register_rate(state: SemaphoreState, wanted: Rate, *, any_block: bool) -> Procedure[None]:
     """Register the rate if it is new, else check that it is the same."""
     limit = yield from lifecycle.register(state, wanted)
-    rate = rates.rate_of(state, limit)
+    rate = rate_of(state, limit)
     same = rate == wanted or (any_block and rate[:2] == wanted[:2])
     if limit.registered and not same:
         raise InconsistentLimit(

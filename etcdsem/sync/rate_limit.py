@@ -3,16 +3,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Self
+from typing import Self, TypeVar
 
+from etcdsem.core.commands import Procedure
 from etcdsem.facade.decorators import Decorator
-from etcdsem.facade.rate_limit import BaseRateLimit
+from etcdsem.facade.rate_limit import (
+    BaseRateLimit,
+    LimitPart,
+    acquiring,
+    check_limits,
+    costs_of,
+    none_in_time,
+    trying,
+)
 from etcdsem.model import Denied, Duration, Permit, Status
 from etcdsem.sync.bound import Bound
 from etcdsem.sync.client import Client
 from etcdsem.validation import check_cost, timeout_seconds
+
+T = TypeVar("T")
 
 
 class RateLimit(Decorator, Bound, BaseRateLimit):
@@ -23,7 +34,9 @@ class RateLimit(Decorator, Bound, BaseRateLimit):
 
     Args:
         name: 1 to 128 of ``A-Z a-z 0-9 . _ -``; must not be the name of a semaphore.
-        limit: permits per period. Without `limit` and `period` the registered rate applies.
+        limit: permits per period. Without `limit` and `period` the registered rate applies. Or
+            several windows, which apply all at once: ``["60/1m", "100000/1d"]``. Each is a rate
+            limit in etcd, here ``<name>.1m`` and ``<name>.24h``.
         period: seconds, ``"1m"`` or a timedelta; at least 0.1 s.
         client: from `connect()`; default: the default client.
         block: permits that a process takes at a time. Default 1 up to 256 permits per period,
@@ -47,7 +60,7 @@ class RateLimit(Decorator, Bound, BaseRateLimit):
     def __init__(
         self,
         name: str,
-        limit: int | None = None,
+        limit: int | Sequence[str] | None = None,
         period: Duration | None = None,
         *,
         client: Client | None = None,
@@ -89,17 +102,17 @@ class RateLimit(Decorator, Bound, BaseRateLimit):
             SemaphoreClosed: the rate limit is not registered (any more).
             EtcdUnavailable: etcd was unreachable for the whole timeout.
         """
-        limit, cost = timeout_seconds(timeout), check_cost(cost)
-        acquiring = self._acquiring(self._state(), limit, on_wait, cost=cost)
-        return self._run(acquiring, "acquire")
+        limit = timeout_seconds(timeout)
+        return self._run(acquiring(self._parts(cost), limit, on_wait), "acquire")
 
     def try_acquire(self, *, cost: int = 1) -> Permit | Denied:
-        """A `Permit` if there is one now, else `Denied`, which is false and has `retry_after`.
+        """A `Permit` if there is one now, else `Denied`, which is false and has `retry_after`, and
+        the `name` of the window that is free last.
 
         Raises:
             WeightExceedsLimit: as for `acquire`.
         """
-        return self._run(self._trying(self._state(), check_cost(cost)), "acquire")
+        return self._run(trying(self._parts(cost)), "acquire")
 
     def start(self, timeout: Duration | None = None, *, cost: int = 1) -> StartBlock:
         """A block that begins with a permit, which it gives: ``with api.start(cost=1200) as
@@ -109,7 +122,24 @@ class RateLimit(Decorator, Bound, BaseRateLimit):
             AcquireTimeout: the timeout came first; the body did not run.
             WeightExceedsLimit: as for `acquire`.
         """
-        return StartBlock(self, timeout, cost)
+        return StartBlock(self, timeout, check_cost(cost))
+
+    def _parts(self, cost: int | Sequence[int]) -> list[LimitPart]:
+        (number,) = costs_of(1, cost)
+        return [LimitPart(self, self._state(), number)]
+
+    @staticmethod
+    def all(*limits: RateLimit) -> RateLimits:
+        """Several rate limits together, for example of requests and of their tokens: a start takes
+        permits of each, all or none.
+
+        Args:
+            limits: different ones, of the same client. One may have several windows.
+
+        Raises:
+            InvalidSetting: they cannot be used together.
+        """
+        return RateLimits(*limits)
 
     def __enter__(self) -> Self:
         self.acquire()
@@ -126,7 +156,9 @@ class RateLimit(Decorator, Bound, BaseRateLimit):
         self._run(self._resizing(self._state(), limit, period), "resize")
 
     def status(self, *, ttl: bool = True) -> Status:
-        """The permits in use (as `holders`) and the waiters, at one revision."""
+        """The permits in use (as `holders`) and the waiters, at one revision. With several
+        windows: those of the tight one, and all `windows`.
+        """
         return self._run(self._status(self._state(), ttl=ttl), "look at")
 
     def close(self) -> None:
@@ -136,25 +168,80 @@ class RateLimit(Decorator, Bound, BaseRateLimit):
         self._run(self._closing(self._state()), "close")
 
 
+class RateLimits:
+    """Several rate limits together, from `RateLimit.all`: a start takes permits of each at one
+    moment, or none. Costs are given for each limit, in their order, or one for all.
+
+    It collects the permits in the order of the limits' prefixes and names, and keeps what it has,
+    unspent, while it waits for the next. So there is no deadlock, and each limit keeps its order.
+    """
+
+    def __init__(self, *limits: RateLimit) -> None:
+        check_limits(limits, RateLimit)
+        self.limits = limits
+
+    def acquire(
+        self,
+        timeout: Duration | None = None,
+        *,
+        cost: int | Sequence[int] = 1,
+        on_wait: Callable[[], object] | None = None,
+    ) -> Permit | None:
+        """Wait for permits of all limits. Arguments and errors as for `RateLimit.acquire`; `cost`
+        may be one number for each limit, and `on_wait` is called once for each in whose queue the
+        call waits.
+        """
+        limit = timeout_seconds(timeout)
+        return self._run(acquiring(self._parts(cost), limit, on_wait), "acquire")
+
+    def try_acquire(self, *, cost: int | Sequence[int] = 1) -> Permit | Denied:
+        """A `Permit` if all have permits now, else `Denied`, with the `name` of the limit that is
+        free last.
+        """
+        return self._run(trying(self._parts(cost)), "acquire")
+
+    def start(
+        self, timeout: Duration | None = None, *, cost: int | Sequence[int] = 1
+    ) -> StartBlock:
+        """A block that begins with permits of all limits, as `RateLimit.start`."""
+        return StartBlock(self, timeout, costs_of(len(self.limits), cost))
+
+    def status(self, *, ttl: bool = True) -> tuple[Status, ...]:
+        """The status of each limit. The tight one has the largest `next_free`."""
+        return tuple([limit.status(ttl=ttl) for limit in self.limits])
+
+    def _parts(self, cost: int | Sequence[int]) -> list[LimitPart]:
+        costs = costs_of(len(self.limits), cost)
+        return [
+            LimitPart(one, one._state(), of) for one, of in zip(self.limits, costs, strict=True)
+        ]
+
+    def _run(self, procedure: Procedure[T], what: str) -> T:
+        return self.limits[0]._run(procedure, what)
+
+
 class StartBlock(Decorator, AbstractContextManager[Permit, None]):
     """The block of ``with api.start()``. It may be entered any number of times."""
 
     _class_name = "RateLimit"
 
-    def __init__(self, limit: RateLimit, timeout: Duration | None, cost: int) -> None:
-        self._limit, self._timeout, self._cost = limit, timeout, check_cost(cost)
+    def __init__(
+        self, limit: RateLimit | RateLimits, timeout: Duration | None, cost: int | Sequence[int]
+    ) -> None:
+        self._limit, self._timeout, self._cost = limit, timeout, cost
 
     def _block(self) -> Self:
         return self
 
     def __enter__(self) -> Permit:
-        permit = self._limit.acquire(self._timeout, cost=self._cost)
+        limit, parts = timeout_seconds(self._timeout), self._limit._parts(self._cost)
+        permit = self._limit._run(acquiring(parts, limit), "acquire")
         if permit is None:
-            raise self._limit._none_in_time(self._limit._state(), self._timeout)
+            raise none_in_time(parts, self._timeout)
         return permit
 
     def __exit__(self, *exc_info: object) -> None:
         pass
 
 
-__all__ = ["RateLimit", "StartBlock"]
+__all__ = ["RateLimit", "RateLimits", "StartBlock"]

@@ -26,7 +26,7 @@ from etcdsem import (
     aio,
 )
 from etcdsem.clock import boot_time
-from etcdsem.core import rates
+from etcdsem.core import forecast, rates
 from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import permit
@@ -319,10 +319,12 @@ def test_reading_rates() -> None:
 def test_next_free_is_an_estimate(client: Client, name: str) -> None:
     """0 while there is room; then until the oldest permit is a period old."""
     limit = RateLimit(name, 2, "1m", client=client)
-    assert rates.next_free(limit.status(ttl=False), time.time()) == 0.0
+    assert forecast.next_free(limit.status(ttl=False), time.time()) == 0.0
     limit.acquire()
     limit.acquire()
-    waits = [rates.next_free(limit.status(ttl=False), time.time() + late) for late in (0, 30, 90)]
+    waits = [
+        forecast.next_free(limit.status(ttl=False), time.time() + late) for late in (0, 30, 90)
+    ]
     assert all(a > b for a, b in pairwise(waits))
     assert waits[-1] == 0.0
 

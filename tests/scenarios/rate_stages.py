@@ -18,7 +18,7 @@ import etcdsem.testing
 import etcdsem.testing.aio
 from etcdsem import aio
 from etcdsem.clock import boot_time
-from etcdsem.core import admin, permits, rates, transactions
+from etcdsem.core import admin, forecast, permits, rates, transactions
 from etcdsem.core.commands import Procedure
 from etcdsem.core.keys import Identity
 from etcdsem.core.semaphore import SemaphoreState
@@ -400,7 +400,7 @@ class SimRates(_Judged):
 
         station = self.clients[client].session.semaphore(PREFIX, "scenario")
         seen = self._run(status(station, ttl=False))
-        return rates.next_free(seen, self.clients[client].wall())
+        return forecast.next_free(seen, self.clients[client].wall())
 
     def _run(self, procedure: Procedure[T]) -> T:
         """What an operator does, by a client of its own."""

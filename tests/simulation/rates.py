@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from etcdsem.testing.history import Revision
 
 NAME = "rate"
+SECOND = "again"
 
 PERIODS = (0.5, 1.0, 1.0, 2.0, 2.0, 5.0, 5.0, 10.0, 10.0, 30.0)
 """Longer periods would show nothing else but drift, for which 30 s is long enough."""
@@ -88,11 +89,13 @@ class RateOptions:
     """How much the clients' times of day may differ at most: one is drawn for each client."""
     cost: int = 1
     """Maximum number of permits that a start costs."""
+    second: Rate | None = None
+    """Another rate limit, of which most starts take a permit, too."""
 
     @classmethod
     def of(cls, seed: int) -> RateOptions:
         """Draw them from a seed."""
-        drawn, rng = cls._costly(cls._drawn(seed)), Random(f"their clocks, {seed}")
+        drawn, rng = cls._drawn(seed)._costly()._paired(), Random(f"their clocks, {seed}")
         if not drawn.faults.kinds or rng.random() < 0.3:
             return drawn
         if rng.random() < 0.6:
@@ -107,6 +110,15 @@ class RateOptions:
         rate, slots = self.rate, rng.choice((10, 20, 80))
         rate = rate._replace(starts=slots * rate.block)
         return replace(self, rate=rate, cost=rng.choice((rate.starts // 10, rate.starts)))
+
+    def _paired(self) -> RateOptions:
+        """The same options, in some runs with a second rate limit."""
+        rng = Random(f"what else they need, {self.faults.seed}")
+        if rng.random() < 0.8 or self.faults.seed % 10 == OPEN:
+            return self
+        block = rng.choice((1, 1, 4))
+        second = Rate(block * rng.choice((2, 5, 10)), rng.choice(PERIODS), block)
+        return replace(self, second=second)
 
     @classmethod
     def _drawn(cls, seed: int) -> RateOptions:
@@ -236,10 +248,18 @@ class RateRun:
         self.checker.bound += late
         self.checker.left_out_bound += late
         self.windows = Windows(world, self.checker, faulty=bool(faults.kinds))
+        self.second: Windows | None = None
+        self.checkers: list[Checker] = [self.checker]
+        if options.second is not None:
+            there = RateChecker(world, PREFIX, SECOND)
+            there.bound, there.left_out_bound = self.checker.bound, self.checker.left_out_bound
+            self.checkers.append(there)
+            self.second = Windows(world, there, faulty=bool(faults.kinds))
+            world.etcd.put(there.keys.max_leases, str(options.second).encode())
         self.stopping = False
         self.settled = False  # the limit is not changed any more
         world.etcd.put(f"{PREFIX}/{NAME}/max_leases".encode(), str(options.rate).encode())
-        self.nemesis = _Nemesis(world, faults, [self.checker], self.add_client, options.rate)
+        self.nemesis = _Nemesis(world, faults, self.checkers, self.add_client, options.rate)
         for _ in range(faults.clients):
             self.add_client()
         if options.changes:
@@ -291,7 +311,11 @@ class RateRun:
         request = rates.permit_request(Identity.of(client.id, None, {}))
         try:
             until, cost = client.now() + patience, self.costs.randint(1, self.options.cost)
-            started = yield from rates.start(station, request, until, once=once, cost=cost)
+            wanted = [rates.StartRequest(station, request, cost)]
+            if self.second is not None and rng.random() < 0.8:
+                other = client.session.semaphore(PREFIX, SECOND)
+                wanted.insert(rng.randrange(2), rates.StartRequest(other, request))
+            starts = yield from rates.start_all(wanted, until, once=once)
         except (EtcdUnavailable, EtcdRefused, NoSpace, NotApplied, OutcomeUnknown) as error:
             world.counters[f"start raises {type(error).__name__}"] += 1
             if not faults.kinds and client.fine:
@@ -310,10 +334,14 @@ class RateRun:
                 raise
             world.counters[f"start raises {type(error).__name__}"] += 1
             return None
-        if started is not None:
-            client.trace("starts")
-            self.windows.started(client, started)
-        return started
+        if starts is None:
+            return None
+        client.trace("starts")
+        for wish, started in zip(wanted, starts, strict=True):
+            windows = self.windows if wish.semaphore is station else self.second
+            if windows is not None:
+                windows.started(client, started)
+        return starts[0]
 
     # -- etcd
 
@@ -372,12 +400,14 @@ class RateRun:
         world.run(faults.fault_time)
         self.settled = self.options.hungry
         self.nemesis.heal()
-        world.run(world.now + SETTLE + 2 * rates.lease_ttl(Rate(1, windows.longest(), 10)))
-        self.checker.calm_since = began = world.now
+        world.run(world.now + SETTLE + 2 * rates.lease_ttl(Rate(1, self._longest(), 10)))
+        began = world.now
+        for checker in self.checkers:
+            checker.calm_since = began
         before = len(windows.moments)
         self.nemesis.let_in()
-        self._look_for(max(faults.calm_time, 4 * windows.longest()))
-        if self.options.hungry:
+        self._look_for(max(faults.calm_time, 4 * self._longest()))
+        if self.options.hungry and self.second is None:
             self._judge_use(began)
         elif len(windows.moments) == before and self.checker.limit:
             world.fail("nobody was given a start while there were no faults")
@@ -386,16 +416,22 @@ class RateRun:
             if client.fine:
                 client.shut_down(10.0)
         self.nemesis.clean()
-        world.run(world.now + 2 * rates.lease_ttl(Rate(1, windows.longest(), 10)) + 15.0)
-        self.checker.check_nothing_left()
+        world.run(world.now + 2 * rates.lease_ttl(Rate(1, self._longest(), 10)) + 15.0)
+        for checker in self.checkers:
+            checker.check_nothing_left()
         world.run(world.now)
+
+    def _longest(self) -> float:
+        """The longest period of any limit so far."""
+        return max(one.longest() for one in (self.windows, self.second) if one is not None)
 
     def _look_for(self, seconds: float) -> None:
         until = self.world.now + seconds
         while self.world.now < until:
             self.world.run(min(until, self.world.now + 0.5))
             self.nemesis.let_in()
-            self.checker.look()
+            for checker in self.checkers:
+                checker.look()
 
     def _judge_use(self, since: float) -> None:
         world, era = self.world, self.windows.in_force

@@ -62,6 +62,17 @@ def test_costs(seed: int) -> None:
     assert outcome.counters["starts"] > 1000
 
 
+@pytest.mark.parametrize("seed", sample((4, 42, 75)))
+def test_two_limits_at_once(seed: int) -> None:
+    """Starts that take permits of two rate limits: no window of either holds more, and callers do
+    not wait for each other.
+    """
+    outcome = run_rate(seed)
+    assert outcome.error is None, report(outcome)
+    assert RateOptions.of(seed).second is not None
+    assert outcome.counters["starts"] > 300
+
+
 @pytest.mark.parametrize("faulty", sample([False, True]))
 def test_ten_minutes(faulty: bool) -> None:
     """Ten minutes: never above the limit; without faults, at least 95 % of it is used."""
@@ -69,7 +80,7 @@ def test_ten_minutes(faulty: bool) -> None:
     stormy = next(options for options in map(RateOptions.of, range(1, 99)) if _stormy(options))
     drawn = stormy if faulty else quiet
     faults = replace(drawn.faults, fault_time=300.0 if faulty else 0.0, calm_time=600.0, clients=5)
-    still = replace(drawn, changes=False, reshapes=False, hungry=True, cost=1)
+    still = replace(drawn, changes=False, reshapes=False, hungry=True, cost=1, second=None)
     options = replace(still, faults=faults, rate=Rate(10, 5.0, 1))
     outcome = run_rate(drawn.faults.seed, options=options)
     assert outcome.error is None, report(outcome)
@@ -97,7 +108,7 @@ def test_ten_thousand_a_minute_cost_a_few_hundred_transactions() -> None:
     drawn = RateOptions.of(0)
     faults = replace(drawn.faults, fault_time=0.0, calm_time=125.0, clients=3, workers=4)
     faults = replace(faults, ttl=rates.lease_ttl(rate))
-    outcome = run_rate(0, options=replace(drawn, faults=faults, rate=rate, cost=1))
+    outcome = run_rate(0, options=replace(drawn, faults=faults, rate=rate, cost=1, second=None))
     assert outcome.error is None, report(outcome)
     minutes = outcome.counters["starts"] / 10000
     assert minutes >= 2.0
@@ -349,7 +360,9 @@ def _violations(kinds: frozenset[str]) -> int:
         drawn = RateOptions.of(seed)
         faults = replace(drawn.faults, kinds=kinds, weather=CALM, every=1.0, fault_time=60.0)
         faults = replace(faults, patience=(math.inf,), tries=0.0)
-        still = replace(drawn, changes=False, reshapes=False, hungry=True, early=False, cost=1)
+        still = replace(
+            drawn, changes=False, reshapes=False, hungry=True, early=False, cost=1, second=None
+        )
         error = run_rate(seed, options=replace(still, faults=faults, rate=Rate(5, 10.0, 1))).error
         assert error is None or "starts within" in str(error), error
         found += error is not None
