@@ -37,7 +37,6 @@ from etcdsem.model import (
     LimitInfo,
     Overview,
     Pause,
-    Permit,
     Rate,
     Status,
     Waiter,
@@ -45,6 +44,7 @@ from etcdsem.model import (
 from etcdsem.sync import (
     Client,
     Lease,
+    Permit,
     RateLimit,
     RateLimits,
     Semaphore,

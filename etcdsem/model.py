@@ -76,13 +76,16 @@ class Waiter:
 
 
 @dataclass(frozen=True)
-class Permit:
+class BasePermit:
     """A permit that a rate limit granted, or several, from this moment. Always true."""
 
     waited: float
     """Seconds between the call and the grant."""
     cost: int = 1
-    """How many permits of the rate limit it is."""
+    """How many permits it is; of several rate limits: how many of the first."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.waited, self.cost)  # a copy cannot be settled
 
     def __bool__(self) -> Literal[True]:
         return True

@@ -425,6 +425,20 @@ MUTANTS: tuple[Mutant, ...] = (
         "simulation/test_rates.py::test_two_limits_at_once",
     ),
     Mutant(
+        "settling gives back a slot of which a permit was used",
+        "core/permits.py",
+        "count, block.left = divmod(block.left, block.size)",
+        "count, block.left = -(-block.left // block.size), 0",
+        "api/test_settle.py::test_a_part_of_a_block_stays_with_its_client",
+    ),
+    Mutant(
+        "a start can be settled twice",
+        "facade/rate_limit.py",
+        "if not self.done:",
+        "if True:",
+        "api/test_settle.py::test_once_and_never_too_late",
+    ),
+    Mutant(
         "the record of a permit outlives its slot",
         "core/transactions/give.py",
         "    if mine.permit:\n",

@@ -4,26 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from typing import Self, TypeVar
 
 from etcdsem.aio.bound import Bound
 from etcdsem.aio.client import Client
 from etcdsem.aio.loop_check import methods_need_loop  # asyncio only
 from etcdsem.core.commands import Procedure
+from etcdsem.core.settle import Paid
 from etcdsem.facade.decorators import AsyncDecorator
 from etcdsem.facade.rate_limit import (
     BaseRateLimit,
     LimitPart,
+    Settled,
     acquiring,
     check_limits,
     costs_of,
     none_in_time,
     trying,
 )
-from etcdsem.model import Denied, Duration, Permit, Status
+from etcdsem.model import BasePermit, Denied, Duration, Status
 from etcdsem.validation import check_cost, timeout_seconds
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Permit(BasePermit):
+    """A permit that a rate limit granted, or several, from this moment. Always true."""
+
+    _settled: Settled | None = field(default=None, repr=False, compare=False)
+    _limit: RateLimit | RateLimits | None = field(default=None, repr=False, compare=False)
+
+    async def settle(self, used: int | Sequence[int]) -> None:
+        """Tell how many permits were really used, once that is known. Does not wait for etcd.
+
+        Slots that are wholly unused go to the next waiters at once. What was used beyond the cost
+        is taken in the background, in the queue like any start: those who come later pay for it.
+        If the program ends before that, it is not taken. Only the first call counts. After the
+        period nothing is given back.
+
+        Args:
+            used: 0 or more; with several limits one number for each, or one for all.
+        """
+        if self._settled is not None and self._limit is not None:
+            await self._limit._run(self._settled.settling(used), "settle")
+
+
+def _permit(
+    limit: RateLimit | RateLimits, parts: Sequence[LimitPart], paid: Sequence[Paid]
+) -> Permit:
+    return Permit(paid[0].started.waited, parts[0].cost, Settled(paid, parts), limit)
 
 
 @methods_need_loop  # asyncio only
@@ -103,8 +134,9 @@ class RateLimit(AsyncDecorator, Bound, BaseRateLimit):
             SemaphoreClosed: the rate limit is not registered (any more).
             EtcdUnavailable: etcd was unreachable for the whole timeout.
         """
-        limit = timeout_seconds(timeout)
-        return await self._run(acquiring(self._parts(cost), limit, on_wait), "acquire")
+        limit, parts = timeout_seconds(timeout), self._parts(cost)
+        paid = await self._run(acquiring(parts, limit, on_wait), "acquire")
+        return None if paid is None else _permit(self, parts, paid)
 
     async def try_acquire(self, *, cost: int = 1) -> Permit | Denied:
         """A `Permit` if there is one now, else `Denied`, which is false and has `retry_after`, and
@@ -113,7 +145,9 @@ class RateLimit(AsyncDecorator, Bound, BaseRateLimit):
         Raises:
             WeightExceedsLimit: as for `acquire`.
         """
-        return await self._run(trying(self._parts(cost)), "acquire")
+        parts = self._parts(cost)
+        paid = await self._run(trying(parts), "acquire")
+        return paid if isinstance(paid, Denied) else _permit(self, parts, paid)
 
     def start(self, timeout: Duration | None = None, *, cost: int = 1) -> StartBlock:
         """A block that begins with a permit, which it gives: ``async with api.start(cost=1200) as
@@ -194,14 +228,17 @@ class RateLimits:
         may be one number for each limit, and `on_wait` is called once for each in whose queue the
         call waits.
         """
-        limit = timeout_seconds(timeout)
-        return await self._run(acquiring(self._parts(cost), limit, on_wait), "acquire")
+        limit, parts = timeout_seconds(timeout), self._parts(cost)
+        paid = await self._run(acquiring(parts, limit, on_wait), "acquire")
+        return None if paid is None else _permit(self, parts, paid)
 
     async def try_acquire(self, *, cost: int | Sequence[int] = 1) -> Permit | Denied:
         """A `Permit` if all have permits now, else `Denied`, with the `name` of the limit that is
         free last.
         """
-        return await self._run(trying(self._parts(cost)), "acquire")
+        parts = self._parts(cost)
+        paid = await self._run(trying(parts), "acquire")
+        return paid if isinstance(paid, Denied) else _permit(self, parts, paid)
 
     def start(
         self, timeout: Duration | None = None, *, cost: int | Sequence[int] = 1
@@ -240,13 +277,13 @@ class StartBlock(AsyncDecorator, AbstractAsyncContextManager[Permit, None]):
 
     async def __aenter__(self) -> Permit:
         limit, parts = timeout_seconds(self._timeout), self._limit._parts(self._cost)
-        permit = await self._limit._run(acquiring(parts, limit), "acquire")
-        if permit is None:
+        paid = await self._limit._run(acquiring(parts, limit), "acquire")
+        if paid is None:
             raise none_in_time(parts, self._timeout)
-        return permit
+        return _permit(self._limit, parts, paid)
 
     async def __aexit__(self, *exc_info: object) -> None:
         pass
 
 
-__all__ = ["RateLimit", "RateLimits", "StartBlock"]
+__all__ = ["Permit", "RateLimit", "RateLimits", "StartBlock"]

@@ -17,7 +17,7 @@ from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Limit
 from etcdsem.core.keys.permit import LATE, need, spending
 from etcdsem.core.listeners import CallbackListener, WatchGroup
-from etcdsem.core.release import ReleaseResult, release
+from etcdsem.core.release import ReleaseResult, release, release_some
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.model import Rate
 
@@ -136,6 +136,7 @@ class PermitPool:
         self.open: Block | None = None  # with permits left
         self.line: deque[Mailbox] = deque()  # callers that wait for a permit of a block, in order
         self.used: list[tuple[float, int, Block]] = []  # a heap of what to give back, and when
+        self.spared: deque[Block] = deque()  # with slots that were not used after all
         self.releasers = 0
         self.wakeup = semaphore.session.env.mailbox()  # wakes the releaser
         self._count = 0
@@ -189,6 +190,23 @@ class PermitPool:
             ):
                 self.wakeup.put(None)
 
+    def settle(self, started: Started, unused: int) -> None:
+        """Give back permits of a start that were not used: slots that are wholly unused now go to
+        the next waiter at once; the rest of a block stays open while it may be used.
+        """
+        for block, count in reversed(started.parts):
+            back = min(count, unused)
+            unused -= back
+            block.left += back
+            if block.left >= block.size:
+                self.spared.append(block)
+            elif self.open is None and back:
+                self.open = block
+        if self.spared and self.releasers == 0:
+            self.add_releaser()
+        else:
+            self.wakeup.put(None)
+
     def _lost(self, block: Block) -> Callable[[Grant], None]:
         def lost(grant: Grant) -> None:
             grant.let_go()
@@ -230,6 +248,9 @@ def _give_back_in_time(permits: PermitPool) -> Procedure[None]:
     env = session.env
     try:
         while permits.used and not session.closed:
+            if permits.spared:
+                yield from _give_back_spared(permits.spared.popleft())
+                continue
             now = env.now()
             due, count, block = permits.used[0]
             if block.due > due:  # another permit was handed out since
@@ -257,6 +278,20 @@ def _give_back_in_time(permits: PermitPool) -> Procedure[None]:
                 )
     finally:
         permits.releasers -= 1
+
+
+def _give_back_spared(block: Block) -> Procedure[None]:
+    """Give back the slots of a block that are wholly unused."""
+    grant = block.grant
+    count, block.left = divmod(block.left, block.size)
+    if grant.state != "held" or not count:
+        return
+    if count == len(grant.slots):
+        block.hush()
+        grant.on_lost = None
+        yield from release(grant)
+    else:  # if that fails, they are given back with the others
+        yield from release_some(grant, count)
 
 
 def pool_of(semaphore: SemaphoreState) -> PermitPool:

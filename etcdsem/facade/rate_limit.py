@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from etcdsem.core import admin, forecast, inspection, lifecycle, rates
+from etcdsem.core import admin, forecast, inspection, lifecycle, rates, settle
 from etcdsem.core.commands import Procedure
 from etcdsem.core.limits import learn_limit, rate_of, why_full
 from etcdsem.core.semaphore import SemaphoreState
@@ -18,7 +18,6 @@ from etcdsem.model import (
     MAX_SEMAPHORES,
     Denied,
     Duration,
-    Permit,
     Rate,
     Status,
     duration_text,
@@ -161,18 +160,20 @@ def check_limits(limits: Sequence[object], kind: type[BaseRateLimit]) -> None:
         raise InvalidSetting(f"RateLimit.all takes 1 to {MAX_SEMAPHORES} windows in all")
 
 
-def costs_of(limits: int, cost: int | Sequence[int]) -> list[int]:
+def costs_of(
+    limits: int, cost: int | Sequence[int], *, least: int = 1, what: str = "cost"
+) -> list[int]:
     """The cost for each of so many rate limits: the same for all, or one for each."""
     costs = [*cost] if isinstance(cost, Sequence) else [cost] * limits
     if len(costs) != limits:
-        raise InvalidSetting(f"give one cost, or one for each of the {limits} limits, not {cost}")
-    return [check_cost(one) for one in costs]
+        raise InvalidSetting(f"{what}: give one number, or one for each of the {limits} limits")
+    return [check_cost(one, least=least, what=what) for one in costs]
 
 
 def acquiring(
     parts: Sequence[LimitPart], timeout: float | None, on_wait: Callable[[], object] | None = None
-) -> Procedure[Permit | None]:
-    """Permits of all these rate limits, or of none."""
+) -> Procedure[list[settle.Paid] | None]:
+    """What a start has got of all these rate limits, or None."""
     env = parts[0].state.session.env
     until = math.inf if timeout is None else env.now() + timeout
     wanted = []
@@ -183,16 +184,14 @@ def acquiring(
     if len({one.semaphore for one in wanted}) < len(wanted):
         raise InvalidSetting("a rate limit, or a window, was given twice")
     started = yield from rates.start_all(wanted, until, once=timeout == 0)
-    if started is None:
-        return None
-    return Permit(started[0].waited, parts[0].cost)
+    return None if started is None else [*map(settle.Paid, wanted, started)]
 
 
-def trying(parts: Sequence[LimitPart]) -> Procedure[Permit | Denied]:
+def trying(parts: Sequence[LimitPart]) -> Procedure[list[settle.Paid] | Denied]:
     """The same at once, or when to come back."""
-    permit = yield from acquiring(parts, 0.0)
-    if permit is not None:
-        return permit
+    paid = yield from acquiring(parts, 0.0)
+    if paid is not None:
+        return paid
     denied = []
     for limit, state, cost in parts:
         for one in limit._states(state):
@@ -200,6 +199,26 @@ def trying(parts: Sequence[LimitPart]) -> Procedure[Permit | Denied]:
             wait = forecast.next_free(seen, state.session.env.wall(), cost)
             denied.append(Denied(wait, one.name))
     return max(denied, key=lambda one: one.retry_after)
+
+
+class Settled:
+    """The start behind a permit, until it is settled."""
+
+    def __init__(self, paid: Sequence[settle.Paid], parts: Sequence[LimitPart]) -> None:
+        self._paid = tuple(paid)
+        self._sizes = [len(part.limit.windows) or 1 for part in parts]
+        self.done = False
+
+    def settling(self, used: int | Sequence[int]) -> Procedure[None]:
+        """Settle it, once; `used` as the cost was given."""
+        numbers = costs_of(len(self._sizes), used, least=0, what="used")
+        each = [n for n, size in zip(numbers, self._sizes, strict=True) for _ in range(size)]
+        for paid, number in zip(self._paid, each, strict=True):
+            if not self.done:
+                settle.settle(paid, number)
+        self.done = True
+        return
+        yield
 
 
 def none_in_time(parts: Sequence[LimitPart], timeout: Duration | None) -> AcquireTimeout:
@@ -216,6 +235,7 @@ def none_in_time(parts: Sequence[LimitPart], timeout: Duration | None) -> Acquir
 __all__ = [
     "BaseRateLimit",
     "LimitPart",
+    "Settled",
     "acquiring",
     "check_limits",
     "costs_of",

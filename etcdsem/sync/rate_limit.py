@@ -5,25 +5,56 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Self, TypeVar
 
 from etcdsem.core.commands import Procedure
+from etcdsem.core.settle import Paid
 from etcdsem.facade.decorators import Decorator
 from etcdsem.facade.rate_limit import (
     BaseRateLimit,
     LimitPart,
+    Settled,
     acquiring,
     check_limits,
     costs_of,
     none_in_time,
     trying,
 )
-from etcdsem.model import Denied, Duration, Permit, Status
+from etcdsem.model import BasePermit, Denied, Duration, Status
 from etcdsem.sync.bound import Bound
 from etcdsem.sync.client import Client
 from etcdsem.validation import check_cost, timeout_seconds
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Permit(BasePermit):
+    """A permit that a rate limit granted, or several, from this moment. Always true."""
+
+    _settled: Settled | None = field(default=None, repr=False, compare=False)
+    _limit: RateLimit | RateLimits | None = field(default=None, repr=False, compare=False)
+
+    def settle(self, used: int | Sequence[int]) -> None:
+        """Tell how many permits were really used, once that is known. Does not wait for etcd.
+
+        Slots that are wholly unused go to the next waiters at once. What was used beyond the cost
+        is taken in the background, in the queue like any start: those who come later pay for it.
+        If the program ends before that, it is not taken. Only the first call counts. After the
+        period nothing is given back.
+
+        Args:
+            used: 0 or more; with several limits one number for each, or one for all.
+        """
+        if self._settled is not None and self._limit is not None:
+            self._limit._run(self._settled.settling(used), "settle")
+
+
+def _permit(
+    limit: RateLimit | RateLimits, parts: Sequence[LimitPart], paid: Sequence[Paid]
+) -> Permit:
+    return Permit(paid[0].started.waited, parts[0].cost, Settled(paid, parts), limit)
 
 
 class RateLimit(Decorator, Bound, BaseRateLimit):
@@ -102,8 +133,9 @@ class RateLimit(Decorator, Bound, BaseRateLimit):
             SemaphoreClosed: the rate limit is not registered (any more).
             EtcdUnavailable: etcd was unreachable for the whole timeout.
         """
-        limit = timeout_seconds(timeout)
-        return self._run(acquiring(self._parts(cost), limit, on_wait), "acquire")
+        limit, parts = timeout_seconds(timeout), self._parts(cost)
+        paid = self._run(acquiring(parts, limit, on_wait), "acquire")
+        return None if paid is None else _permit(self, parts, paid)
 
     def try_acquire(self, *, cost: int = 1) -> Permit | Denied:
         """A `Permit` if there is one now, else `Denied`, which is false and has `retry_after`, and
@@ -112,7 +144,9 @@ class RateLimit(Decorator, Bound, BaseRateLimit):
         Raises:
             WeightExceedsLimit: as for `acquire`.
         """
-        return self._run(trying(self._parts(cost)), "acquire")
+        parts = self._parts(cost)
+        paid = self._run(trying(parts), "acquire")
+        return paid if isinstance(paid, Denied) else _permit(self, parts, paid)
 
     def start(self, timeout: Duration | None = None, *, cost: int = 1) -> StartBlock:
         """A block that begins with a permit, which it gives: ``with api.start(cost=1200) as
@@ -191,14 +225,17 @@ class RateLimits:
         may be one number for each limit, and `on_wait` is called once for each in whose queue the
         call waits.
         """
-        limit = timeout_seconds(timeout)
-        return self._run(acquiring(self._parts(cost), limit, on_wait), "acquire")
+        limit, parts = timeout_seconds(timeout), self._parts(cost)
+        paid = self._run(acquiring(parts, limit, on_wait), "acquire")
+        return None if paid is None else _permit(self, parts, paid)
 
     def try_acquire(self, *, cost: int | Sequence[int] = 1) -> Permit | Denied:
         """A `Permit` if all have permits now, else `Denied`, with the `name` of the limit that is
         free last.
         """
-        return self._run(trying(self._parts(cost)), "acquire")
+        parts = self._parts(cost)
+        paid = self._run(trying(parts), "acquire")
+        return paid if isinstance(paid, Denied) else _permit(self, parts, paid)
 
     def start(
         self, timeout: Duration | None = None, *, cost: int | Sequence[int] = 1
@@ -235,13 +272,13 @@ class StartBlock(Decorator, AbstractContextManager[Permit, None]):
 
     def __enter__(self) -> Permit:
         limit, parts = timeout_seconds(self._timeout), self._limit._parts(self._cost)
-        permit = self._limit._run(acquiring(parts, limit), "acquire")
-        if permit is None:
+        paid = self._limit._run(acquiring(parts, limit), "acquire")
+        if paid is None:
             raise none_in_time(parts, self._timeout)
-        return permit
+        return _permit(self._limit, parts, paid)
 
     def __exit__(self, *exc_info: object) -> None:
         pass
 
 
-__all__ = ["RateLimit", "RateLimits", "StartBlock"]
+__all__ = ["Permit", "RateLimit", "RateLimits", "StartBlock"]

@@ -282,7 +282,7 @@ def test_asyncio(etcd: EtcdServer, name: str) -> None:
             await asyncio.gather(*(work() for _ in range(45)))
             async with limit:
                 pass
-            assert isinstance(await limit.try_acquire(), etcdsem.Permit | etcdsem.Denied)
+            assert isinstance(await limit.try_acquire(), aio.Permit | etcdsem.Denied)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.01):
                     while True:

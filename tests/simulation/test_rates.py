@@ -14,7 +14,7 @@ from random import Random
 
 import pytest
 
-from etcdsem.core import permits, rates, transactions
+from etcdsem.core import permits, rates, release, transactions
 from etcdsem.core.commands import Compare, Procedure, Txn
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Keys, Limit, permit
@@ -209,6 +209,16 @@ def only_the_first_slot_is_recorded(patch: Patch) -> None:
     patch.setattr(transactions, "record_permit", record)
 
 
+def settling_gives_back_a_used_slot(patch: Patch) -> None:
+    """A slot goes to the next waiter although one of its permits was used."""
+    right = release.release_some
+
+    def release_some(grant: Grant, count: int) -> Procedure[bool]:
+        return right(grant, min(count + 1, len(grant.slots) - 1))
+
+    patch.setattr(permits, "release_some", release_some)
+
+
 def handed_out_on_a_short_lease(patch: Patch) -> None:
     """Whether the lease of a start has a period left is not checked before it is handed out."""
     records_are_over_at_once(patch)  # else its record would hide it
@@ -294,6 +304,7 @@ BUGS: list[tuple[Callable[[Patch], None], Iterable[int]]] = [
     (whoever_joins_ignores_records, SEEDS),
     (no_record_for_what_is_handed_over, SEEDS),
     (only_the_first_slot_is_recorded, SEEDS_WITH_COSTS),
+    (settling_gives_back_a_used_slot, SEEDS_WITH_COSTS),
     (handed_out_on_a_short_lease, SEEDS),
     (kept_alive_while_its_owner_lives, SEEDS),
     (closing_gives_everything_back, SEEDS),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,8 +37,9 @@ class Era:
 class Counted:
     """The starts of one slot that still count, made since its client's clock last jumped."""
 
-    def __init__(self, era: Era, client: SimClient) -> None:
+    def __init__(self, era: Era, client: SimClient, block: permits.Block) -> None:
         self.era = era
+        self.block = block
         self.client = client
         self.offset = client.offset
         self.moments: deque[float] = deque()
@@ -117,8 +118,18 @@ class Windows:
             slot = grant.slots[place // block.size]
             key = self.checker.keys.slot(slot), grant.token, client.offset
             if key not in self.counting:
-                self.counting[key] = Counted(era, client)
+                self.counting[key] = Counted(era, client, block)
             self.counting[key].moments.append(now)
+
+    def settled(self, started: permits.Started, when: float, unused: int) -> None:
+        """So many permits of a start at this time were not used: they no longer count."""
+        for block, count in reversed(started.parts):
+            back = min(count, max(0, unused))
+            unused -= back
+            for counted in self.counting.values():
+                while back and counted.block is block and when in counted.moments:
+                    counted.moments.remove(when)
+                    back -= 1
 
     def _forget(self) -> None:
         """Remove what no longer counts."""
@@ -139,7 +150,10 @@ class Windows:
         alike = [one for one in self._since(kin) if one.rate[1:] == era.rate[1:]]
         most = max((one.rate.starts for one in alike), default=era.rate.starts)
         self._at_most(sum(len(one.moments) for one in kin), most, era.rate.period)
-        slots = len({key[:2] for key in self.counting})
+        counts: Counter[permits.Block] = Counter()
+        for one in counting:
+            counts[one.block] += len(one.moments)
+        slots = sum(-(-count // block.size) for block, count in counts.items())
         allowed = max((one.slots for one in self._since(counting)), default=era.slots)
         if slots > allowed:
             self.world.fail(f"starts within their periods are of {slots} slots, not of {allowed}")
