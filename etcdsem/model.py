@@ -77,11 +77,16 @@ class Waiter:
 
 
 @dataclass(frozen=True)
-class Permit:
-    """A permit that a rate limit granted, from this moment. Always true."""
+class BasePermit:
+    """A permit that a rate limit granted, or several, from this moment. Always true."""
 
     waited: float
     """Seconds between the call and the grant."""
+    cost: int = 1
+    """How many permits it is; of several rate limits: how many of the first."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.waited, self.cost)  # a copy cannot be settled
 
     def __bool__(self) -> Literal[True]:
         return True
@@ -89,10 +94,12 @@ class Permit:
 
 @dataclass(frozen=True)
 class Denied:
-    """A rate limit has no permit now. Always false."""
+    """A rate limit has no permit now, or not as many. Always false."""
 
     retry_after: float
-    """Estimated seconds until a permit may be free, from the times recorded in etcd."""
+    """Estimated seconds until the permits may be free, from the times recorded in etcd."""
+    name: str = ""
+    """The rate limit, or the window, that is free last."""
 
     def __bool__(self) -> Literal[False]:
         return False
@@ -248,6 +255,11 @@ class Status:
     expires_in: float | None = None
     """Seconds until the name leaves etcd unless somebody uses it; None if it stays, or the time was
     not queried."""
+    next_free: float | None = None
+    """Estimated seconds until a new caller may get a permit, as far as `RateLimit.status` tells."""
+    windows: tuple[Status, ...] = ()
+    """Of a rate limit with several windows: each of them. All other fields are of the tight one,
+    which is free last."""
 
     @property
     def drift(self) -> bool:

@@ -32,6 +32,10 @@ MAX_WEIGHT = 32
 and etcd allows 128 operations in one: a compare and a write for each slot, plus the grants to other
 waiters."""
 
+MAX_SLOTS = 256
+"""Maximum number of slots that one start of a rate limit may take. They are given back in parts of
+`MAX_WEIGHT`."""
+
 DEFAULT_PREFIX = "/etcdsem"
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
@@ -108,6 +112,15 @@ def check_max_waiting(number: int | None) -> int | None:
     if number is None or (isinstance(number, int) and not isinstance(number, bool) and number >= 0):
         return number
     raise InvalidSetting(f"max_waiting must be None or a whole number from 0 up, not {number!r}")
+
+
+def check_cost(cost: Any, *, least: int = 1, what: str = "cost") -> int:
+    """Return `cost`, a number of permits, as an int if it is one from `least`, else raise
+    InvalidSetting.
+    """
+    if isinstance(cost, bool) or not hasattr(cost, "__index__") or cost.__index__() < least:
+        raise InvalidSetting(f"{what} must be a whole number from {least}, not {cost!r}")
+    return int(cost.__index__())
 
 
 def check_priority(priority: Any) -> int:
@@ -248,7 +261,7 @@ def warning_ahead(max_hold: float) -> float:
     return min(max(1.0, min(60.0, max_hold / 10)), max_hold / 2)
 
 
-MOST_BLOCKS = 256
+MOST_BLOCKS = MAX_SLOTS
 """Maximum number of blocks by default. Rates with more starts per period are divided into blocks so
 that reading all of them stays cheap."""
 

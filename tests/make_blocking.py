@@ -25,6 +25,7 @@ WORDS = {
     r"\basync with\b": "with",
     r"\bawait (?=[\w(])": "",
     r"\bAsyncDecorator\b": "Decorator",
+    r"\bAbstractAsyncContextManager\b": "AbstractContextManager",
     r"\b__aenter__\b": "__enter__",
     r"\b__aexit__\b": "__exit__",
     r"\betcdsem\.aio\.(?=\w+ import)": "etcdsem.sync.",

@@ -13,14 +13,16 @@ from etcdsem.aio.client import Client, default_client, swap_default_client
 from etcdsem.aio.connect import connect
 from etcdsem.aio.lease import Lease, Lost
 from etcdsem.aio.multi import acquire_all, hold_all
-from etcdsem.aio.rate_limit import RateLimit
+from etcdsem.aio.rate_limit import Permit, RateLimit, RateLimits
 from etcdsem.aio.semaphore import Semaphore
 
 __all__ = [
     "Client",
     "Lease",
     "Lost",
+    "Permit",
     "RateLimit",
+    "RateLimits",
     "Semaphore",
     "acquire_all",
     "connect",

@@ -45,7 +45,7 @@ class Binding(Named):
         return default_client() if self._client is None else self._client
 
     def _state(self) -> SemaphoreState:
-        return self.client._state(self.name, self._prefix)
+        return self.client._state(self._key_name, self._prefix)
 
     async def _run(self, procedure: Procedure[T], what: str) -> T:
         await self._ready()

@@ -2,16 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Self
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Self, TypeVar
 
 from etcdsem.aio.bound import Bound
 from etcdsem.aio.client import Client
 from etcdsem.aio.loop_check import methods_need_loop  # asyncio only
+from etcdsem.core.commands import Procedure
+from etcdsem.core.settle import Paid
 from etcdsem.facade.decorators import AsyncDecorator
-from etcdsem.facade.rate_limit import BaseRateLimit
-from etcdsem.model import Denied, Duration, Permit, Status
-from etcdsem.validation import timeout_seconds
+from etcdsem.facade.rate_limit import (
+    BaseRateLimit,
+    LimitPart,
+    Settled,
+    acquiring,
+    check_limits,
+    costs_of,
+    none_in_time,
+    trying,
+)
+from etcdsem.model import BasePermit, Denied, Duration, Status
+from etcdsem.validation import check_cost, timeout_seconds
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Permit(BasePermit):
+    """A permit that a rate limit granted, or several, from this moment. Always true."""
+
+    _settled: Settled | None = field(default=None, repr=False, compare=False)
+    _limit: RateLimit | RateLimits | None = field(default=None, repr=False, compare=False)
+
+    async def settle(self, used: int | Sequence[int]) -> None:
+        """Tell how many permits were really used, once that is known. Does not wait for etcd.
+
+        Slots that are wholly unused go to the next waiters at once. What was used beyond the cost
+        is taken in the background, in the queue like any start: those who come later pay for it.
+        If the program ends before that, it is not taken. Only the first call counts. After the
+        period nothing is given back.
+
+        Args:
+            used: 0 or more; with several limits one number for each, or one for all.
+        """
+        if self._settled is not None and self._limit is not None:
+            await self._limit._run(self._settled.settling(used), "settle")
+
+
+def _permit(
+    limit: RateLimit | RateLimits, parts: Sequence[LimitPart], paid: Sequence[Paid]
+) -> Permit:
+    return Permit(paid[0].started.waited, parts[0].cost, Settled(paid, parts), limit)
 
 
 @methods_need_loop  # asyncio only
@@ -23,7 +66,9 @@ class RateLimit(AsyncDecorator, Bound, BaseRateLimit):
 
     Args:
         name: 1 to 128 of ``A-Z a-z 0-9 . _ -``; must not be the name of a semaphore.
-        limit: permits per period. Without `limit` and `period` the registered rate applies.
+        limit: permits per period. Without `limit` and `period` the registered rate applies. Or
+            several windows, which apply all at once: ``["60/1m", "100000/1d"]``. Each is a rate
+            limit in etcd, here ``<name>.1m`` and ``<name>.24h``.
         period: seconds, ``"1m"`` or a timedelta; at least 0.1 s.
         client: from `connect()`; default: the default client.
         block: permits that a process takes at a time. Default 1 up to 256 permits per period,
@@ -53,7 +98,7 @@ class RateLimit(AsyncDecorator, Bound, BaseRateLimit):
     def __init__(
         self,
         name: str,
-        limit: int | None = None,
+        limit: int | Sequence[str] | None = None,
         period: Duration | None = None,
         *,
         client: Client | None = None,
@@ -80,12 +125,20 @@ class RateLimit(AsyncDecorator, Bound, BaseRateLimit):
         self._register_now()
 
     async def acquire(
-        self, timeout: Duration | None = None, *, on_wait: Callable[[], object] | None = None
+        self,
+        timeout: Duration | None = None,
+        *,
+        cost: int = 1,
+        on_wait: Callable[[], object] | None = None,
     ) -> Permit | None:
-        """Wait for a permit. Waiters are served in order of arrival.
+        """Wait for a permit, or for several at once. Waiters are served in order of arrival: nobody
+        passes one that waits for many.
 
         Args:
             timeout: seconds, ``"1m30s"`` or a timedelta. None waits forever, 0 tries once.
+            cost: how many permits it takes, for example the tokens of a request. They are taken in
+                whole blocks; what is left of the last one stays usable by this client for 5 % of
+                the period.
             on_wait: called once the call has to wait, as for `Semaphore.acquire_lease`.
 
         Returns:
@@ -93,16 +146,52 @@ class RateLimit(AsyncDecorator, Bound, BaseRateLimit):
             timeout.
 
         Raises:
+            WeightExceedsLimit: the cost exceeds the limit, or 256 blocks.
             SemaphoreClosed: the rate limit is not registered (any more).
             QueueFull: as many as `max_waiting` wait already.
             EtcdUnavailable: etcd was unreachable for the whole timeout.
         """
-        limit = timeout_seconds(timeout)
-        return await self._run(self._acquiring(self._state(), limit, on_wait), "acquire")
+        limit, parts = timeout_seconds(timeout), self._parts(cost)
+        paid = await self._run(acquiring(parts, limit, on_wait), "acquire")
+        return None if paid is None else _permit(self, parts, paid)
 
-    async def try_acquire(self) -> Permit | Denied:
-        """A `Permit` if there is one now, else `Denied`, which is false and has `retry_after`."""
-        return await self._run(self._trying(self._state()), "acquire")
+    async def try_acquire(self, *, cost: int = 1) -> Permit | Denied:
+        """A `Permit` if there is one now, else `Denied`, which is false and has `retry_after`, and
+        the `name` of the window that is free last.
+
+        Raises:
+            WeightExceedsLimit: as for `acquire`.
+        """
+        parts = self._parts(cost)
+        paid = await self._run(trying(parts), "acquire")
+        return paid if isinstance(paid, Denied) else _permit(self, parts, paid)
+
+    def start(self, timeout: Duration | None = None, *, cost: int = 1) -> StartBlock:
+        """A block that begins with a permit, which it gives: ``async with api.start(cost=1200) as
+        permit:``. Arguments as for `acquire`. It is also a decorator.
+
+        Raises:
+            AcquireTimeout: the timeout came first; the body did not run.
+            WeightExceedsLimit: as for `acquire`.
+        """
+        return StartBlock(self, timeout, check_cost(cost))
+
+    def _parts(self, cost: int | Sequence[int]) -> list[LimitPart]:
+        (number,) = costs_of(1, cost)
+        return [LimitPart(self, self._state(), number)]
+
+    @staticmethod
+    def all(*limits: RateLimit) -> RateLimits:
+        """Several rate limits together, for example of requests and of their tokens: a start takes
+        permits of each, all or none.
+
+        Args:
+            limits: different ones, of the same client. One may have several windows.
+
+        Raises:
+            InvalidSetting: they cannot be used together.
+        """
+        return RateLimits(*limits)
 
     async def __aenter__(self) -> Self:
         await self.acquire()
@@ -119,7 +208,9 @@ class RateLimit(AsyncDecorator, Bound, BaseRateLimit):
         await self._run(self._resizing(self._state(), limit, period), "resize")
 
     async def status(self, *, ttl: bool = True) -> Status:
-        """The permits in use (as `holders`) and the waiters, at one revision."""
+        """The permits in use (as `holders`) and the waiters, at one revision. With several
+        windows: those of the tight one, and all `windows`.
+        """
         return await self._run(self._status(self._state(), ttl=ttl), "look at")
 
     async def close(self) -> None:
@@ -130,4 +221,86 @@ class RateLimit(AsyncDecorator, Bound, BaseRateLimit):
         await self._run(self._closing(self._state()), "close")
 
 
-__all__ = ["RateLimit"]
+@methods_need_loop  # asyncio only
+class RateLimits:
+    """Several rate limits together, from `RateLimit.all`: a start takes permits of each at one
+    moment, or none. Costs are given for each limit, in their order, or one for all.
+
+    It collects the permits in the order of the limits' prefixes and names, and keeps what it has,
+    unspent, while it waits for the next. So there is no deadlock, and each limit keeps its order.
+    """
+
+    def __init__(self, *limits: RateLimit) -> None:
+        check_limits(limits, RateLimit)
+        self.limits = limits
+
+    async def acquire(
+        self,
+        timeout: Duration | None = None,
+        *,
+        cost: int | Sequence[int] = 1,
+        on_wait: Callable[[], object] | None = None,
+    ) -> Permit | None:
+        """Wait for permits of all limits. Arguments and errors as for `RateLimit.acquire`; `cost`
+        may be one number for each limit, and `on_wait` is called once for each in whose queue the
+        call waits.
+        """
+        limit, parts = timeout_seconds(timeout), self._parts(cost)
+        paid = await self._run(acquiring(parts, limit, on_wait), "acquire")
+        return None if paid is None else _permit(self, parts, paid)
+
+    async def try_acquire(self, *, cost: int | Sequence[int] = 1) -> Permit | Denied:
+        """A `Permit` if all have permits now, else `Denied`, with the `name` of the limit that is
+        free last.
+        """
+        parts = self._parts(cost)
+        paid = await self._run(trying(parts), "acquire")
+        return paid if isinstance(paid, Denied) else _permit(self, parts, paid)
+
+    def start(
+        self, timeout: Duration | None = None, *, cost: int | Sequence[int] = 1
+    ) -> StartBlock:
+        """A block that begins with permits of all limits, as `RateLimit.start`."""
+        return StartBlock(self, timeout, costs_of(len(self.limits), cost))
+
+    async def status(self, *, ttl: bool = True) -> tuple[Status, ...]:
+        """The status of each limit. The tight one has the largest `next_free`."""
+        return tuple([await limit.status(ttl=ttl) for limit in self.limits])
+
+    def _parts(self, cost: int | Sequence[int]) -> list[LimitPart]:
+        costs = costs_of(len(self.limits), cost)
+        return [
+            LimitPart(one, one._state(), of) for one, of in zip(self.limits, costs, strict=True)
+        ]
+
+    async def _run(self, procedure: Procedure[T], what: str) -> T:
+        for limit in self.limits:  # asyncio only
+            await limit._ready()  # asyncio only
+        return await self.limits[0]._run(procedure, what)
+
+
+class StartBlock(AsyncDecorator, AbstractAsyncContextManager[Permit, None]):
+    """The block of ``async with api.start()``. It may be entered any number of times."""
+
+    _class_name = "RateLimit"
+
+    def __init__(
+        self, limit: RateLimit | RateLimits, timeout: Duration | None, cost: int | Sequence[int]
+    ) -> None:
+        self._limit, self._timeout, self._cost = limit, timeout, cost
+
+    def _block(self) -> Self:
+        return self
+
+    async def __aenter__(self) -> Permit:
+        limit, parts = timeout_seconds(self._timeout), self._limit._parts(self._cost)
+        paid = await self._limit._run(acquiring(parts, limit), "acquire")
+        if paid is None:
+            raise none_in_time(parts, self._timeout)
+        return _permit(self._limit, parts, paid)
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        pass
+
+
+__all__ = ["Permit", "RateLimit", "RateLimits", "StartBlock"]

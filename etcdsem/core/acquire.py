@@ -41,7 +41,7 @@ from etcdsem.core.retry import alone_in_group, retry_attempts, sender, sleep, tr
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
 from etcdsem.core.timed_pause import end_before_acquire, end_unnoticed
-from etcdsem.core.transactions import Held
+from etcdsem.core.transactions import Held, Look
 from etcdsem.core.try_now import granted, try_now
 from etcdsem.core.wait import leave_full_queue, open_watches, wait_in_queue
 from etcdsem.core.waiters import LocalWaiter
@@ -215,7 +215,7 @@ def _join(
     """JOIN, and wait if that put us in the queue. `look`: a count may not show all the room."""
     env, who = semaphore.session.env, semaphore.session.who(lease)
     weight = request.demand.weight
-    limit, slots = yield from _slots_to_try(semaphore, weight, until, look=look)
+    limit, slots, seen = yield from _slots_to_try(semaphore, weight, until, look=look)
     txn = transactions.join(
         semaphore.keys,
         limit,
@@ -227,6 +227,7 @@ def _join(
         queue_up=True,
         demand=request.demand,
         count=request.max_waiting is not None,
+        seen=seen,
     )
     waiter = LocalWaiter(lease, who, env.mailbox(), env.now(), request.demand)
     semaphore.waiters.enter(waiter)  # before JOIN: the grant message may overtake JOIN's answer
@@ -234,8 +235,7 @@ def _join(
     try:
         reply = yield from alone_in_group(semaphore.session, semaphore.slots.group, txn, until)
         del txn  # thousands may wait for long, so free everything that is no longer needed
-        keys = semaphore.keys
-        result = transactions.read_join(keys, reply, slots, queue_up=True, weight=weight)
+        result = transactions.read_join(semaphore.keys, reply, slots, queue_up=True, weight=weight)
         if isinstance(result, Held):
             return granted(semaphore, lease, who, result)
         if isinstance(result, transactions.TryFull):
@@ -243,7 +243,7 @@ def _join(
             raise semaphore_closed(semaphore)
         room = _queued(semaphore, waiter, result, reply.revision) or look
         over = request.max_waiting is not None and result.waiting > request.max_waiting
-        del reply, result, slots
+        del reply, result, slots, seen
         return (yield from _stay(semaphore, waiter, request, until, room=room, over=over))
     finally:
         semaphore.waiters.exit(waiter)
@@ -283,25 +283,25 @@ def _queued(
 
 def _slots_to_try(
     semaphore: SemaphoreState, weight: int, until: float, *, look: bool
-) -> Procedure[tuple[Limit, list[int]]]:
-    """Slots for JOIN to try, and the limit that was used to choose them."""
+) -> Procedure[tuple[Limit, list[int], Look | None]]:
+    """Slots for JOIN to try, and the limit and the look that were used to choose them."""
     limit = yield from known_limit(semaphore)
     if weight == 1:
-        return limit, semaphore.slots.candidates(limit)
+        return limit, semaphore.slots.candidates(limit), None
     if look:
-        return limit, []  # TRY has just failed, and a look follows soon
+        return limit, [], None  # TRY has just failed, and a look follows soon
     return (yield from _choose_together(semaphore, weight, until))
 
 
 def _choose_together(
     semaphore: SemaphoreState, weight: int, until: float
-) -> Procedure[tuple[Limit, list[int]]]:
-    """Free slots for a JOIN that needs several, and the limit that was used to choose them. The
-    list is empty if the caller will have to wait in the queue.
+) -> Procedure[tuple[Limit, list[int], Look]]:
+    """Free slots for a JOIN that needs several, and what they were chosen by. The list is empty if
+    the caller will have to wait in the queue.
     """
     seen, limit = yield from look_with_limit(semaphore, until)
     refuse_too_heavy(semaphore, weight)
     free = decisions.free_together(semaphore.keys, seen, weight)
     if free is None or free[1] or seen.contended:
-        return limit, []
-    return limit, free[0]
+        return limit, [], seen
+    return limit, free[0], seen

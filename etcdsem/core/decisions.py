@@ -27,8 +27,7 @@ LONGEST_HEAL_DELAY = 2.0
 """Seconds to which the delay grows with the number of clients."""
 
 MAX_FILL = MAX_DEPTH + MAX_WEIGHT
-"""Maximum number of slots that a FILL grants: together with the waiters' own keys well below etcd's
-128 operations, and never less than one waiter may need."""
+"""Maximum number of slots that a FILL grants, unless a waiter needs more."""
 
 FEW = 2
 """How many slots JOIN tries if the first is likely free, or likely none: each costs bytes and
@@ -281,14 +280,14 @@ def next_fill(
     """
     if seen.limit is None or seen.limit.room == 0:
         return None
-    free, counted_at = room_seen(keys, seen, MAX_FILL)
+    free, counted_at = room_seen(keys, seen, slots := _slots_to_fill(seen))
     surplus = counted_at > 0
     most = 1 if surplus else most
     if not free or (seen.complete and not seen.queue):
         return None
     if not seen.complete and (seen.priorities or not seen.queue):
         return ReadAll()
-    cut = len(free) == MAX_FILL
+    cut = len(free) == slots
     pairs: list[tuple[tuple[int, ...], Queued]] = []
     behind: list[Queued] = []
     blocked = passed = None
@@ -308,6 +307,11 @@ def next_fill(
         return ReadAll() if eager and not seen.complete else Blocked(seen.queue[0])
     last = seen.complete and not behind
     return Fill(tuple(pairs), tuple(behind), surplus, last=last, passed=passed)
+
+
+def _slots_to_fill(seen: Look) -> int:
+    """Maximum number of free slots to look at: never less than one waiter may need."""
+    return max(MAX_FILL, MAX_DEPTH + max((one.weight for one in seen.queue), default=1))
 
 
 def pass_depth(limit: Limit, queue: Sequence[Queued]) -> int:

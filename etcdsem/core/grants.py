@@ -16,7 +16,7 @@ from etcdsem.core.listeners import CallbackListener, WatchGroup
 from etcdsem.core.slot_audit import verify
 from etcdsem.core.transactions import HeldSlots
 from etcdsem.model import duration_text
-from etcdsem.validation import warning_ahead
+from etcdsem.validation import MAX_WEIGHT, warning_ahead
 
 if TYPE_CHECKING:
     from etcdsem.core.request import AcquireRequest
@@ -140,17 +140,19 @@ class Grant:
 
     def watch_keys(self) -> None:
         """Watch its keys, so that an eviction is noticed at once."""
-        semaphore = self.semaphore
+        semaphore, keys = self.semaphore, self.semaphore.keys
+        watch, start = semaphore.session.env.watch, self.token + 1
         listener = CallbackListener(self._judge, gap=semaphore.grants.verify)
-        watches = [
-            semaphore.session.env.watch(listener, semaphore.keys.slot(slot), start=self.token + 1)
-            for slot in self.slots
-        ]
+        if len(self.slots) > MAX_WEIGHT:  # too many for a watch each
+            self.watch = watch(listener, keys.leases, keys.leases_end, start=start)
+            return
+        watches = [watch(listener, keys.slot(slot), start=start) for slot in self.slots]
         self.watch = watches[0] if len(watches) == 1 else WatchGroup(watches)
 
     def _judge(self, events: Sequence[Event]) -> None:
+        mine = set(map(self.semaphore.keys.slot, self.slots))
         for event in events:
-            if event.kv.mod_revision > self.token:
+            if event.kv.mod_revision > self.token and event.kv.key in mine:
                 self.taken("deleted" if event.kind == "delete" else "overwritten")
 
     # -- its end
@@ -189,6 +191,13 @@ class Grant:
         """Mark it as released."""
         self.state = "released"
         self.semaphore.stats.released += self.counted
+
+    def keep(self, slots: tuple[int, ...]) -> None:
+        """Some of its slots were given back, and these are left."""
+        for slot in set(self.slots) - set(slots):
+            self.semaphore.grants.unlist(self, slot)
+            self.semaphore.slots.freed(slot)
+        self.slots = slots
 
     def leave(self) -> None:
         """Stop relying on it, and leave it in etcd until its TTL expires."""
@@ -253,8 +262,17 @@ class Grants:
         if grant.counted:
             stats.held.observe(self._semaphore.session.env.now() - grant.since)
         for slot in grant.slots:
-            if self.by_slot.get(slot) is grant:  # else it was evicted, and granted again
-                del self.by_slot[slot]
+            self._unlist_slot(grant, slot)
+
+    def unlist(self, grant: Grant, slot: int) -> None:
+        """Unlist one slot of a grant that keeps others."""
+        if grant.lease.id in self:
+            self._semaphore.stats.slots -= 1
+        self._unlist_slot(grant, slot)
+
+    def _unlist_slot(self, grant: Grant, slot: int) -> None:
+        if self.by_slot.get(slot) is grant:  # else it was evicted, and granted again
+            del self.by_slot[slot]
 
     # -- chores of the heartbeat
 

@@ -39,7 +39,7 @@ from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
 from etcdsem.errors import EtcdSemError, InvalidSetting, NobodyThere, SemaphoreClosed
 from etcdsem.model import Holder, Junk, Overview, Status, Waiter
-from etcdsem.validation import MAX_WEIGHT, check_name
+from etcdsem.validation import check_name
 
 WAITERS_ASKED = 256
 """For how many waiters etcd is asked how long their lease has left. etcd answers for one lease per
@@ -201,9 +201,8 @@ def _evict_holder(
             and (slot := slot_number(keys, one.key)) is not None
         ]
     who = _message_owner(seen.holders, number)
-    txn = transactions.evict_slot(
-        keys, mine[:MAX_WEIGHT], kv.mod_revision, who, permit=seen.rate is not None
-    )
+    permit = seen.rate is not None
+    txn = transactions.evict_slot(keys, mine, kv.mod_revision, who, permit=permit)
     if not (yield from read(semaphore.session, txn)).succeeded:
         raise _just_changed(semaphore, number)
     return next(

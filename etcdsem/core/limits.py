@@ -14,8 +14,15 @@ from etcdsem.core.keys import Limit, read_limit
 from etcdsem.core.name_lease import SOON, secure
 from etcdsem.core.retry import read, sleep, transact
 from etcdsem.core.semaphore import SemaphoreState
-from etcdsem.errors import QueueFull, SemaphoreClosed, WeightExceedsLimit, WrongKind
-from etcdsem.model import duration_text
+from etcdsem.errors import (
+    EtcdSemError,
+    QueueFull,
+    SemaphoreClosed,
+    WeightExceedsLimit,
+    WrongKind,
+)
+from etcdsem.model import Rate, duration_text
+from etcdsem.validation import MAX_SLOTS
 
 
 def semaphore_closed(semaphore: SemaphoreState) -> SemaphoreClosed:
@@ -56,8 +63,14 @@ def too_heavy(semaphore: SemaphoreState, weight: int) -> bool:
 
 def refuse_too_heavy(semaphore: SemaphoreState, weight: int) -> None:
     """Raise WeightExceedsLimit if `weight` exceeds the known limit."""
-    if too_heavy(semaphore, weight):
-        room = semaphore.limit.room if semaphore.limit else 0
+    if semaphore.limit is not None and too_heavy(semaphore, weight):
+        room, rate = semaphore.limit.room, semaphore.limit.rate
+        if rate is not None:
+            raise WeightExceedsLimit(
+                f"rate limit {semaphore.name!r}: the cost takes {weight} blocks of {rate.block} "
+                f"permits, and {rate} has {room}, so it could never be granted. Request at most "
+                f"{room * rate.block}, or raise the limit: etcdsem rate {semaphore.name} RATE"
+            )
         raise WeightExceedsLimit(
             f"semaphore {semaphore.name!r}: weight {weight} exceeds the limit of {room} and could "
             f"never be granted. Request at most {room}, or raise the limit: etcdsem limit "
@@ -80,6 +93,31 @@ def wrong_kind(semaphore: SemaphoreState, limit: Limit, *, rate: bool) -> WrongK
         "name, or use etcdsem.RateLimit (etcdsem run --rate, etcdsem rate "
         f"{semaphore.name})"
     )
+
+
+def rate_of(semaphore: SemaphoreState, limit: Limit) -> Rate:
+    """The rate of a limit; raises WrongKind or EtcdSemError if it has none."""
+    wrong = wrong_kind(semaphore, limit, rate=True)
+    if wrong is not None:
+        raise wrong
+    if limit.rate is None:
+        raise EtcdSemError(
+            f"rate limit {semaphore.name!r}: its limit in etcd reads {limit.text!r}, so no "
+            f"permit is granted; fix it: etcdsem rate {semaphore.name} 100/1m"
+        )
+    return limit.rate
+
+
+def slots_for(semaphore: SemaphoreState, rate: Rate, cost: int) -> int:
+    """How many slots a start takes; raises WeightExceedsLimit for more than any start may."""
+    slots = -(-cost // rate.block)
+    if slots > MAX_SLOTS:
+        raise WeightExceedsLimit(
+            f"rate limit {semaphore.name!r}: a cost of {cost} takes {slots} blocks of {rate.block} "
+            f"permits; a start can take {MAX_SLOTS}. Choose larger blocks: "
+            f"etcdsem rate {semaphore.name} N/PERIOD/BLOCK"
+        )
+    return slots
 
 
 def check_kind(semaphore: SemaphoreState, *, rate: bool) -> None:

@@ -16,9 +16,11 @@ from etcdsem.core.commands import Event, Failure, Mailbox, Procedure, Wait, perf
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Limit
 from etcdsem.core.keys.permit import LATE, need, spending
+from etcdsem.core.limits import queue_full
 from etcdsem.core.listeners import CallbackListener, WatchGroup
-from etcdsem.core.release import release
+from etcdsem.core.release import release, release_some
 from etcdsem.core.release_steps import ReleaseResult
+from etcdsem.core.request import AcquireRequest
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.model import Rate
 
@@ -37,21 +39,35 @@ class Started(NamedTuple):
     waited: float
     left: int
     """How many permits of its block this client has left."""
+    parts: tuple[tuple[Block, int], ...]
+    """The blocks whose permits it has, and how many of each."""
 
 
 class Block:
-    """A granted slot, and the permits that it stands for. `recorded`: when the record that is in
-    etcd was made, or before.
+    """The granted slots of one lease, and the permits that they stand for. `recorded`: when the
+    record that is in etcd was made, or before.
     """
 
-    __slots__ = ("closes", "grant", "last", "left", "listens_at", "need", "revision")
+    __slots__ = (
+        "closes",
+        "grant",
+        "last",
+        "left",
+        "listens_at",
+        "need",
+        "recorded",
+        "revision",
+        "size",
+    )
 
     def __init__(self, grant: Grant, limit: Limit, rate: Rate, now: float, recorded: float) -> None:
         self.grant = grant
         self.listens_at = now + LISTEN_AFTER
         self.revision = limit.revision
-        self.left = rate.block
+        self.size = rate.block  # permits of a slot
+        self.left = rate.block * len(grant.slots)
         self.need = need(rate.period)
+        self.recorded = recorded
         latest = recorded + LATE
         self.closes = min(now, latest) + spending(rate) if rate.block > 1 else latest
         self.last = -math.inf
@@ -70,7 +86,7 @@ class Block:
 
     @property
     def due(self) -> float:
-        """When the slot must be given back: none of its permits is later than `last`."""
+        """When the slots must be given back: none of their permits is later than `last`."""
         return self.last + self.need
 
     # -- while starts are left
@@ -123,21 +139,47 @@ class PermitPool:
         self.open: Block | None = None  # with permits left
         self.line: deque[Mailbox] = deque()  # callers that wait for a permit of a block, in order
         self.used: list[tuple[float, int, Block]] = []  # a heap of what to give back, and when
+        self.spared: deque[Block] = deque()  # with slots that were not used after all
         self.releasers = 0
         self.wakeup = semaphore.session.env.mailbox()  # wakes the releaser
         self._count = 0
 
-    def take_from(self, block: Block, began: float) -> Started | None:
-        """Take a permit of a block; None if it cannot be used (any more)."""
-        now = self.semaphore.session.env.now()  # read once: a suspension here is judged by it
-        if not block.usable(self.semaphore, now):
-            return None
+    def has(self, cost: int, fresh: Block | None, now: float) -> bool:
+        """Can so many permits be handed out now, of the open block and of `fresh`?"""
+        return bool(self._sources(cost, fresh, now))
+
+    def _sources(self, cost: int, fresh: Block | None, now: float) -> list[Block]:
+        """The blocks that have so many permits, the open one first; empty if they lack them."""
+        blocks = [block for block in (self.open, fresh) if block is not None]
+        usable = [block for block in blocks if block.usable(self.semaphore, now)]
+        if self.open is not None and self.open not in usable:
+            self.open.hush()
+            self.open = None
+        enough = sum(block.left for block in usable) >= cost and usable[-1:] == blocks[-1:]
+        return usable if enough else []
+
+    def take(self, cost: int, fresh: Block | None, now: float, began: float) -> Started:
+        """Take permits that `has` has found at the same moment. What was left of the open block
+        goes first, but `fresh` is used in any case.
+        """
+        sources = self._sources(cost, fresh, now)
+        parts: list[tuple[Block, int]] = []
+        for block in sources:
+            wanted = cost - sum(count for _, count in parts)
+            count = wanted if block is sources[-1] else min(block.left, wanted - 1)
+            if count:
+                self._use(block, count, now)
+                parts.append((block, count))
+        self.open = next((one for one in reversed(sources) if one.left and one.size > 1), None)
+        return Started(now, now - began, self.open.left if self.open else 0, tuple(parts))
+
+    def _use(self, block: Block, count: int, now: float) -> None:
+        """Hand out permits of a block."""
         first = block.last == -math.inf
-        block.left -= 1
+        block.left -= count
         block.last = now
         block.grant.spent = True
         block.grant.lease.paused = True
-        self.open = block if block.left else None
         if not block.left:
             block.hush()
         if first:
@@ -150,18 +192,23 @@ class PermitPool:
                 block.left and self.used[0][0] > block.listens_at < block.closes
             ):
                 self.wakeup.put(None)
-        return Started(now, now - began, block.left)
 
-    def take(self, began: float) -> Started | None:
-        """Take a permit of the block that is open here, if there is one."""
-        block = self.open
-        if block is None:
-            return None
-        started = self.take_from(block, began)
-        if started is None:
-            block.hush()
-            self.open = None
-        return started
+    def settle(self, started: Started, unused: int) -> None:
+        """Give back permits of a start that were not used: slots that are wholly unused now go to
+        the next waiter at once; the rest of a block stays open while it may be used.
+        """
+        for block, count in reversed(started.parts):
+            back = min(count, unused)
+            unused -= back
+            block.left += back
+            if block.left >= block.size:
+                self.spared.append(block)
+            elif self.open is None and back:
+                self.open = block
+        if self.spared and self.releasers == 0:
+            self.add_releaser()
+        else:
+            self.wakeup.put(None)
 
     def _lost(self, block: Block) -> Callable[[Grant], None]:
         def lost(grant: Grant) -> None:
@@ -180,6 +227,16 @@ class PermitPool:
     def wake_releaser(self) -> None:
         """Called when the client is being closed."""
         self.wakeup.put(None)
+
+    def bounded(self, request: AcquireRequest) -> AcquireRequest:
+        """The request of a caller that joins the local queue. Raises QueueFull if too many wait
+        there; behind others, it has its place in etcd's queue by the first of them.
+        """
+        if request.max_waiting is None or not self.line:
+            return request
+        if len(self.line) >= request.max_waiting:
+            raise queue_full(self.semaphore, request.max_waiting)
+        return request._replace(max_waiting=None)
 
     def wake_first(self) -> None:
         """Wake the first in the local queue: it is its turn."""
@@ -204,6 +261,9 @@ def _give_back_in_time(permits: PermitPool) -> Procedure[None]:
     env = session.env
     try:
         while permits.used and not session.closed:
+            if permits.spared:
+                yield from _give_back_spared(permits.spared.popleft())
+                continue
             now = env.now()
             due, count, block = permits.used[0]
             if block.due > due:  # another permit was handed out since
@@ -231,6 +291,20 @@ def _give_back_in_time(permits: PermitPool) -> Procedure[None]:
                 )
     finally:
         permits.releasers -= 1
+
+
+def _give_back_spared(block: Block) -> Procedure[None]:
+    """Give back the slots of a block that are wholly unused."""
+    grant = block.grant
+    count, block.left = divmod(block.left, block.size)
+    if grant.state != "held" or not count:
+        return
+    if count == len(grant.slots):
+        block.hush()
+        grant.on_lost = None
+        yield from release(grant)
+    else:  # if that fails, they are given back with the others
+        yield from release_some(grant, count)
 
 
 def pool_of(semaphore: SemaphoreState) -> PermitPool:

@@ -19,32 +19,50 @@
    etcd (`keys.permit`), which keeps the slot taken in that case. A client that takes a slot
    itself puts the record in the same transaction. A client that was granted one in the queue puts
    it before the permit is handed out, if the limit and the slot are still the same.
+8. A start that costs several permits takes as many slots as it needs, with one lease: all at once,
+   in its turn. 1 to 7 hold for each of them.
+9. A start of several rate limits collects its slots in the order of the keys, so two never wait for
+   each other; the order is the same for all, whatever happens to the limits. It keeps what it has,
+   unspent, while it waits for the next. Everything is handed out at one moment, or given back.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, NamedTuple
 
 from etcdsem.core import transactions
 from etcdsem.core.acquire import acquire
-from etcdsem.core.commands import NotApplied, OutcomeUnknown, Procedure, Wait, perform
+from etcdsem.core.commands import (
+    Mailbox,
+    NotApplied,
+    OutcomeUnknown,
+    Procedure,
+    Wait,
+    perform,
+)
 from etcdsem.core.error_mapping import public_error
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Identity, Limit
 from etcdsem.core.keys.permit import LATE, need, spending
 from etcdsem.core.lease_manager import freshen
 from etcdsem.core.leases import margin
-from etcdsem.core.limits import learn_limit, learned, queue_full, wrong_kind
-from etcdsem.core.permits import Block, PermitPool, Started, pool_of
+from etcdsem.core.limits import (
+    learn_limit,
+    learned,
+    rate_of,
+    refuse_too_heavy,
+    slots_for,
+    too_heavy,
+)
+from etcdsem.core.permits import Block, Started, pool_of
 from etcdsem.core.release import release
 from etcdsem.core.request import AcquireRequest
 from etcdsem.core.retry import sleep, transact
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import EtcdSemError
-from etcdsem.model import Rate, Status
+from etcdsem.model import Rate
 
 SLACK = 1.0
 """Seconds that a fresh lease has beyond what a permit needs."""
@@ -82,160 +100,239 @@ def permit_request(
     )
 
 
-def next_free(seen: Status, wall: float) -> float:
-    """Estimated seconds until a new caller may get a permit, from the times recorded in etcd and
-    this machine's wall clock.
-    """
-    rate = seen.rate
-    if rate is None or not seen.max_leases:
-        return math.inf
-    if seen.pause is not None and seen.pause.until is not None:
-        return max(seen.pause.left(wall), next_free(replace(seen, pause=None), wall))
-    after = need(rate.period)
-    free = seen.max_leases - seen.held - len(seen.waiters)
-    if free > 0:
-        return 0.0
-    left = sorted(
-        holder.ttl or 0.0  # the record of a permit whose lease has ended
-        if not holder.lease_id
-        else min(after, max(0.0, holder.acquired_at.timestamp() + after - wall))
-        for holder in seen.holders
-        if holder.acquired_at is not None
-    )
-    rounds, place = divmod(-free, seen.max_leases)
-    return rounds * after + (left[place] if place < len(left) else after)
-
-
 # ---------------------------------------------------------------- a permit
 
 
-def rate_of(semaphore: SemaphoreState, limit: Limit) -> Rate:
-    """The rate of a limit; raises WrongKind or EtcdSemError if it has none."""
-    wrong = wrong_kind(semaphore, limit, rate=True)
-    if wrong is not None:
-        raise wrong
-    if limit.rate is None:
-        raise EtcdSemError(
-            f"rate limit {semaphore.name!r}: its limit in etcd reads {limit.text!r}, so no "
-            f"permit is granted; fix it: etcdsem rate {semaphore.name} 100/1m"
-        )
-    return limit.rate
+class StartRequest(NamedTuple):
+    """A start of one rate limit, which costs so many of its permits."""
+
+    semaphore: SemaphoreState
+    request: AcquireRequest
+    cost: int = 1
 
 
 def start(
-    semaphore: SemaphoreState, request: AcquireRequest, until: float, *, once: bool
+    semaphore: SemaphoreState, request: AcquireRequest, until: float, *, once: bool, cost: int = 1
 ) -> Procedure[Started | None]:
-    """A permit, or None if `until` came first (`once`: right now).
+    """A start, or None if `until` came first (`once`: right now).
 
     Raises what `acquire` raises, and WrongKind.
     """
-    stats = semaphore.stats
-    stats.pending += 1
+    started = yield from start_all([StartRequest(semaphore, request, cost)], until, once=once)
+    return started[0] if started is not None else None
+
+
+def start_all(
+    wanted: Sequence[StartRequest], until: float, *, once: bool
+) -> Procedure[list[Started] | None]:
+    """A start of each of several different rate limits at one moment, or of none; see 9."""
+    env = wanted[0].semaphore.session.env
+    turns = [_Progress(*one, env.now()) for one in wanted]
+    for turn in turns:
+        turn.semaphore.stats.pending += 1
     try:
-        started = yield from _start(semaphore, request, until, once=once)
+        handed_out = yield from _start(
+            sorted(turns, key=lambda turn: turn.semaphore.keys.base), until, once=once
+        )
+    except BaseException:  # interrupted, or closed: nothing was handed out
+        yield from _put_back(turns)
+        raise
     finally:
-        stats.pending -= 1
-    if started is None:
-        stats.timeouts += 1
-    else:
-        stats.granted(started.waited)
-    return started
+        for turn in turns:
+            turn.leave_line()
+            turn.semaphore.stats.pending -= 1
+    if not handed_out:
+        for turn in turns:
+            turn.semaphore.stats.timeouts += 1
+        return None
+    return [turn.started for turn in turns if turn.started is not None]
 
 
-def _start(
-    semaphore: SemaphoreState, request: AcquireRequest, until: float, *, once: bool
-) -> Procedure[Started | None]:
-    session, permits = semaphore.session, pool_of(semaphore)
-    began = session.env.now()
+class _Progress:
+    """How far a start has come with one of its rate limits."""
+
+    def __init__(
+        self, semaphore: SemaphoreState, request: AcquireRequest, cost: int, began: float
+    ) -> None:
+        self.semaphore, self.request, self.cost, self.began = semaphore, request, cost, began
+        self.permits = pool_of(semaphore)
+        self.box: Mailbox | None = None  # in the local queue for blocks
+        self.grant: Grant | None = None
+        self.recorded = -math.inf  # the permit's record in etcd is not older
+        self.block: Block | None = None  # of the grant, if it was found usable
+        self.started: Started | None = None
+
+    def has_permits(self, now: float) -> bool:
+        """Can it be handed out now?"""
+        if self.grant is None and self.box is None:
+            return False  # what is left of a block belongs to the first in the local queue
+        return self.permits.has(self.cost, self.block, now)
+
+    def take(self, now: float) -> None:
+        """Hand it out: from the open block if that has enough, although it has slots of its own."""
+        spared = self.box is not None and self.permits.has(self.cost, None, now)
+        block = None if spared else self.block
+        self.started = self.permits.take(self.cost, block, now, self.began)
+        self.semaphore.stats.granted(self.started.waited)
+
+    def needs_own(self, later: Sequence[_Progress]) -> bool:
+        """Would an open block close while it waits for the limits that come later?"""
+        block, now = self.permits.open, self.semaphore.session.env.now()
+        periods = [
+            one.semaphore.limit.rate.period
+            for one in later
+            if one.semaphore.queue.contended and one.semaphore.limit and one.semaphore.limit.rate
+        ]
+        return block is not None and block.closes < now + 2 * max(periods, default=-math.inf)
+
+    def slots(self, limit: Limit) -> int:
+        """How many slots it takes; raises what `rate_of` and `_slots_for` raise."""
+        return slots_for(self.semaphore, rate_of(self.semaphore, limit), self.cost)
+
+    def leave_line(self) -> None:
+        """Make way for the next one in the local queue."""
+        if self.box is not None:
+            self.permits.line.remove(self.box)
+            self.permits.wake_first()
+            self.box = None
+
+
+def _start(turns: Sequence[_Progress], until: float, *, once: bool) -> Procedure[bool]:
+    """Collect the permits, and hand all of them out at one moment; False if `until` came first."""
+    env = turns[0].semaphore.session.env
+    if len(turns) > 1:
+        yield from _refuse_too_dear(turns)
+    while True:
+        for place, turn in enumerate(turns):
+            if turn.grant is not None or turn.has_permits(env.now()):
+                continue
+            # It must not wait for this one with what comes later in the order.
+            yield from _put_back(turns[place + 1 :])
+            if not (yield from _obtain(turn, turns[place + 1 :], until, once=once)):
+                yield from _put_back(turns)
+                return False
+        failed = yield from _prepare(turns)
+        now = env.now()  # read once: a suspension here is judged by it
+        if failed is None and all(turn.has_permits(now) for turn in turns):
+            for turn in turns:
+                turn.take(now)
+            yield from _put_back(turns)  # what an open block has spared
+            return True
+        if failed == "stale" and (once or now >= until):
+            raise _away(turns[0].semaphore, "a lease could not be renewed in time")
+        yield from sleep(turns[0].semaphore.session, 0.02 * env.random())
+
+
+def _refuse_too_dear(turns: Sequence[_Progress]) -> Procedure[None]:
+    """Raise WeightExceedsLimit if one of the costs exceeds its limit, before waiting for others."""
+    for turn in turns:
+        limit = turn.semaphore.limit or (yield from learn_limit(turn.semaphore))
+        if too_heavy(turn.semaphore, turn.slots(limit)):
+            limit = yield from learn_limit(turn.semaphore)  # what is known may be outdated
+            refuse_too_heavy(turn.semaphore, turn.slots(limit))
+
+
+def _put_back(turns: Iterable[_Progress]) -> Procedure[None]:
+    """Give back what was granted and not handed out. Interruptions are raised at the end."""
+    interruption: BaseException | None = None
+    for turn in turns:
+        turn.leave_line()
+        grant, turn.grant = turn.grant, None
+        if grant is not None and not grant.spent:
+            try:
+                yield from release(grant)
+            except BaseException as error:
+                interruption = error
+    if interruption is not None:
+        raise interruption
+
+
+def _obtain(
+    turn: _Progress, later: Sequence[_Progress], until: float, *, once: bool
+) -> Procedure[bool]:
+    """Wait for slots, unless a block that is open here has enough and stays open until there are
+    permits of the `later` limits; False if `until` came first.
+    """
+    semaphore = turn.semaphore
+    env = semaphore.session.env
     limit = semaphore.limit
     if limit is None or limit.rate is None:  # unknown, or known as the other kind: read it again
         limit = yield from learn_limit(semaphore)
-    if rate_of(semaphore, limit).block > 1:
-        return (yield from _start_of_block(permits, request, until, began, once=once))
-    return (yield from _fetch(permits, request, until, began, once=once))
-
-
-def _start_of_block(
-    permits: PermitPool, request: AcquireRequest, until: float, began: float, *, once: bool
-) -> Procedure[Started | None]:
-    """A start of a block: the first in the local queue uses the open block, or fetches another."""
-    semaphore = permits.semaphore
-    env = semaphore.session.env
-    if once and permits.line:
-        return None
-    if permits.line and request.max_waiting is not None:
-        if len(permits.line) >= request.max_waiting:
-            raise queue_full(semaphore, request.max_waiting)
-        request = request._replace(max_waiting=None)  # it has a place, behind others of this client
-    box = env.mailbox()
-    permits.line.append(box)
-    patience = until
-    try:
-        while permits.line[0] is not box:
-            note = yield from perform(Wait(box, patience))
-            if permits.line[0] is box or note is not None or env.now() < patience:
-                continue
-            if semaphore.waiters or semaphore.session.leases.last_contact >= began:
-                return None
-            if patience >= began + ANSWERED_IN:
-                raise _away(semaphore, "etcd did not answer in time")
-            patience = began + ANSWERED_IN
-        started = permits.take(began)
-        if started is not None:
-            return started
+    rate = rate_of(semaphore, limit)
+    if rate.block > 1:
+        patience = yield from _come_first(turn, until, once=once)
+        if patience is None:
+            return False
+        if turn.has_permits(env.now()) and not turn.needs_own(later):
+            return True
         if patience > until:
-            if semaphore.session.leases.last_contact < began:
+            if semaphore.session.leases.last_contact < turn.began:
                 raise _away(semaphore, "etcd did not answer in time")
+            return False
+        limit = semaphore.limit or (yield from learn_limit(semaphore))
+        rate = rate_of(semaphore, limit)
+    ttl = lease_ttl(rate)
+    demand = turn.request.demand._replace(weight=slots_for(semaphore, rate, turn.cost))
+    timed = turn.request._replace(ttl=ttl, refresh=ttl / 3, demand=demand)
+    asked = env.now()
+    grant = yield from acquire(semaphore, timed, until, once=once)
+    if grant is None:
+        return False
+    # Who takes a slot itself puts the record with it, and whoever hands one over does not.
+    turn.grant, turn.block = grant, None
+    turn.recorded = -math.inf if grant.has_message else asked
+    return True
+
+
+def _come_first(turn: _Progress, until: float, *, once: bool) -> Procedure[float | None]:
+    """Wait until it is the first in the local queue; None if `until` came first, else the time
+    until which it has waited for etcd's answer to the request of the one before.
+    """
+    permits, semaphore, began = turn.permits, turn.semaphore, turn.began
+    env = semaphore.session.env
+    if turn.box is None:
+        if once and permits.line:
             return None
-        return (yield from _fetch(permits, request, until, began, once=once))
-    finally:
-        permits.line.remove(box)
-        permits.wake_first()
+        turn.request = permits.bounded(turn.request)
+        turn.box = env.mailbox()
+        permits.line.append(turn.box)
+    box, patience = turn.box, until
+    while permits.line[0] is not box:
+        note = yield from perform(Wait(box, patience))
+        if permits.line[0] is box or note is not None or env.now() < patience:
+            continue
+        if semaphore.waiters or semaphore.session.leases.last_contact >= began:
+            return None
+        if patience >= began + ANSWERED_IN:
+            raise _away(semaphore, "etcd did not answer in time")
+        patience = began + ANSWERED_IN
+    return patience
 
 
 def _away(semaphore: SemaphoreState, why: str) -> BaseException:
     return public_error(NotApplied(why), f"acquire {semaphore.name!r}")
 
 
-def _fetch(
-    permits: PermitPool, request: AcquireRequest, until: float, began: float, *, once: bool
-) -> Procedure[Started | None]:
-    """A permit of a slot that is acquired in etcd, or None."""
-    semaphore = permits.semaphore
-    env = semaphore.session.env
-    limit = semaphore.limit
-    while True:
-        if limit is None:
-            limit = yield from learn_limit(semaphore)
-        ttl = lease_ttl(rate_of(semaphore, limit))
-        timed = request._replace(ttl=ttl, refresh=ttl / 3)
-        asked = env.now()
-        grant = yield from acquire(semaphore, timed, until, once=once)
-        if grant is None:
-            return None
-        try:  # who takes a slot itself puts the record with it, and whoever hands one over does not
-            recorded = -math.inf if grant.has_message else asked
-            block = yield from _usable(semaphore, grant, recorded)
-        except BaseException:  # interrupted, or closed: nothing was handed out
-            yield from release(grant)
-            raise
+def _prepare(turns: Sequence[_Progress]) -> Procedure[Literal["changed", "stale"] | None]:
+    """Make all grants usable now. Returns why one cannot be used; it was given back."""
+    for turn in turns:
+        if turn.grant is None:
+            continue
+        block = yield from _usable(turn.semaphore, turn.grant, turn.recorded, turn.cost)
         if isinstance(block, Block):
-            started = permits.take_from(block, began)
-            if started is not None:
-                return started
-            block = "stale"  # this process was suspended after the block was found usable
+            turn.block, turn.recorded = block, block.recorded
+            continue
+        grant, turn.grant, turn.block = turn.grant, None, None
         yield from release(grant)
-        limit = semaphore.limit
-        if block == "stale" and (once or env.now() >= until):
-            raise _away(semaphore, "a lease could not be renewed in time")
-        yield from sleep(semaphore.session, 0.02 * env.random())
+        return block
+    return None
 
 
 def _usable(
-    semaphore: SemaphoreState, grant: Grant, recorded: float
+    semaphore: SemaphoreState, grant: Grant, recorded: float, cost: int = 1
 ) -> Procedure[Block | Literal["changed", "stale"]]:
-    """The block of a grant if it can be used; "changed" if the limit or the slot has changed since,
-    "stale" if its lease or its record could not be renewed.
+    """The block of a grant if it can be used for a start; "changed" if the limit or the slots have
+    changed since, "stale" if its lease or its record could not be renewed.
 
     `recorded`: the permit's record in etcd is not older than that; -inf: it has none yet.
     """
@@ -248,6 +345,8 @@ def _usable(
         wanted = need(rate.period) + spending(rate)
         if wanted > grant.lease.ttl - margin(grant.lease.ttl):
             return "changed"  # the lease was made for another period
+        if len(grant.slots) != slots_for(semaphore, rate, cost):
+            return "changed"  # another block was in force when they were requested
         within = session.env.now() + RENEWAL
         if not (yield from freshen(session.leases, grant.lease, wanted, within)):
             return "stale"
@@ -279,7 +378,7 @@ def _record(
     session, env = semaphore.session, semaphore.session.env
     began = env.now()
     txn = transactions.record_permit(
-        semaphore.keys, limit, grant.slot, grant.token, session.client, env.wall()
+        semaphore.keys, limit, grant.held_slots, session.client, env.wall()
     )
     while True:
         try:
@@ -289,7 +388,8 @@ def _record(
                 return "stale"
             yield from sleep(session, 0.1 * env.random())
             continue
-        if reply.succeeded:
+        answer = transactions.read_record(reply)
+        if answer.succeeded:
             return began
-        learned(semaphore, reply)
+        learned(semaphore, answer)
         return "changed"

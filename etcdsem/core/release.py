@@ -57,7 +57,7 @@ def release(grant: Grant) -> Procedure[ReleaseResult]:
             return ReleaseResult.NOT_OURS
         if _stays(grant):
             return ReleaseResult.RELEASED
-        outcome = yield from _give_back(grant)
+        outcome = yield from _give_back(semaphore, grant.held_slots)
     except Failure as failure:
         level = logging.WARNING if isinstance(failure, AccessDenied) else logging.INFO
         semaphore.session.env.log(
@@ -158,11 +158,34 @@ MOST_STEPS = 100
 revoking the lease."""
 
 
-def _give_back(grant: Grant) -> Procedure[ReleaseResult]:
+def release_some(grant: Grant, count: int) -> Procedure[bool]:
+    """Give back the last `count` slots of a grant that keeps the others; False if they may still be
+    held. Then they are given back with the others.
+    """
+    kept, (slot, *more) = grant.slots[:-count], grant.slots[-count:]
+    some = grant.held_slots._replace(slot=slot, more=tuple(more), has_message=False)
+    try:
+        outcome = yield from _give_back(grant.semaphore, some)
+    except Failure:
+        return False
+    if outcome is ReleaseResult.RELEASED:
+        grant.keep(kept)
+    return outcome is ReleaseResult.RELEASED
+
+
+def _give_back(semaphore: SemaphoreState, held: HeldSlots) -> Procedure[ReleaseResult]:
+    """Give back all slots, in several transactions if they are too many for one."""
+    outcome = ReleaseResult.RELEASED
+    for part in held.parts:
+        if (yield from _give_back_part(semaphore, part)) is not ReleaseResult.RELEASED:
+            outcome = ReleaseResult.NOT_OURS
+    return outcome
+
+
+def _give_back_part(semaphore: SemaphoreState, held: HeldSlots) -> Procedure[ReleaseResult]:
     """Take step after step; each is decided from what the one before has seen."""
-    semaphore, held = grant.semaphore, grant.held_slots
     step: decisions.GiveBack = Drop()
-    if grant.has_message or semaphore.waiters:
+    if held.has_message or semaphore.waiters:
         known = semaphore.queue.waiters or semaphore.queue.expected
         step = _next_step(semaphore, held) if known else Ask()
     for _ in range(MOST_STEPS):

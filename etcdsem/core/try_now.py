@@ -170,7 +170,7 @@ def _take_now(
         queue_up=False,
         counted_at=counted_at,
         demand=demand,
-        over=((seen and seen.records) or transactions.NO_RECORDS).over,
+        seen=seen,
     )
     reply = yield from alone_in_group(semaphore.session, semaphore.slots.group, txn, until)
     result = transactions.read_join(keys, reply, slots, queue_up=False, weight=demand.weight)

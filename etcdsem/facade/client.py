@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 
 from etcdsem import interpreter
-from etcdsem.core import admin, declare, inspection, pruning, rates
+from etcdsem.core import admin, declare, forecast, inspection, pruning
 from etcdsem.core.commands import Procedure
 from etcdsem.core.keys import Limit
 from etcdsem.core.limits import check_kind, learn_limit
@@ -111,7 +111,7 @@ class BaseClient:
         machine's clock.
         """
         endless = seen.pause is not None and seen.pause.until is None
-        return math.inf if endless else rates.next_free(seen, time.time())
+        return math.inf if endless else forecast.next_free(seen, time.time())
 
     def _resizing(
         self, name: str, wanted: int | Rate

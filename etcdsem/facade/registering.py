@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from etcdsem.core import rates
 from etcdsem.core.commands import Procedure
 from etcdsem.core.keys import Limit
-from etcdsem.core.limits import learn_limit, wrong_kind
+from etcdsem.core.limits import learn_limit, rate_of, wrong_kind
 from etcdsem.core.registration import Registration, register
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import InconsistentLimit
@@ -60,7 +59,7 @@ def register_rate(
 ) -> Procedure[Registration | None]:
     """Register the rate if it is new, else check that it is the same."""
     limit = yield from register(state, wanted, expires)
-    rate = rates.rate_of(state, limit)
+    rate = rate_of(state, limit)
     same = rate == wanted or (any_block and rate[:2] == wanted[:2])
     if limit.registered and not same:
         raise InconsistentLimit(

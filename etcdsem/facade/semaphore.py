@@ -98,6 +98,11 @@ class Named:
         self.__dict__.update(state)
         self._start_empty()
 
+    @property
+    def _key_name(self) -> str:
+        """The name under which it is in etcd."""
+        return self.name
+
     def _registering(self, state: SemaphoreState) -> Procedure[None]:
         raise NotImplementedError
 

@@ -8,13 +8,15 @@ from etcdsem.sync.client import Client, default_client, from_etcd3, swap_default
 from etcdsem.sync.connect import connect
 from etcdsem.sync.lease import Lease
 from etcdsem.sync.multi import acquire_all, hold_all
-from etcdsem.sync.rate_limit import RateLimit
+from etcdsem.sync.rate_limit import Permit, RateLimit, RateLimits
 from etcdsem.sync.semaphore import Semaphore
 
 __all__ = [
     "Client",
     "Lease",
+    "Permit",
     "RateLimit",
+    "RateLimits",
     "Semaphore",
     "acquire_all",
     "connect",

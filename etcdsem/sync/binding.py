@@ -40,7 +40,7 @@ class Binding(Named):
         return self._client
 
     def _state(self) -> SemaphoreState:
-        return self.client._state(self.name, self._prefix)
+        return self.client._state(self._key_name, self._prefix)
 
     def _run(self, procedure: Procedure[T], what: str) -> T:
         return self.client._run(procedure, f"{what} {self.name!r}")

@@ -30,6 +30,8 @@ RUN = {
     "http_client.py",
     "metered_server.py",
     "rate_client.py",
+    "token_client.py",
+    "token_server.py",
     "by_hand.sh",
     "kubernetes-job.yaml",
     "README.md",
@@ -191,6 +193,40 @@ def test_without_the_rate_limit_some_come_too_soon(metered_server: subprocess.Po
         with contextlib.suppress(urllib.error.HTTPError):  # 429
             urllib.request.urlopen(url, timeout=30).close()
     assert served_in_time(metered_server)[1] > 0
+
+
+@pytest.fixture
+def token_server() -> Iterator[subprocess.Popen[str]]:
+    """The service that allows 10 requests and 2,000 tokens in any second."""
+    command = [sys.executable, str(EXAMPLES / "token_server.py"), "10", "2000", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+def test_no_token_comes_too_soon(etcd: EtcdServer, token_server: subprocess.Popen[str]) -> None:
+    """Two programs with ten threads each: neither requests nor tokens are refused."""
+    assert token_server.stdout is not None
+    url = token_server.stdout.readline().strip()
+    with ThreadPoolExecutor(2) as programs:
+        client = (etcd, sys.executable, EXAMPLES / "token_client.py", url, "10")
+        said = [programs.submit(ran, *client) for _ in range(2)]
+        assert [one.result() for one in said] == ["10 of 10 requests were served\n"] * 2
+    assert served_in_time(token_server) == (20, 0)
+
+
+def test_without_the_rate_limits_many_are_refused(token_server: subprocess.Popen[str]) -> None:
+    """The control: it refuses, and says when to come back."""
+    assert token_server.stdout is not None
+    url = token_server.stdout.readline().strip()
+    waits: list[str | None] = []
+    for _ in range(20):
+        try:
+            urllib.request.urlopen(f"{url}300", timeout=30).close()
+        except urllib.error.HTTPError as refusal:
+            waits.append(refusal.headers["Retry-After"])
+    assert served_in_time(token_server)[1] == len(waits) >= 5
+    assert set(waits) == {"2"}
 
 
 def test_by_hand(etcd: EtcdServer, name: str) -> None:

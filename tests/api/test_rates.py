@@ -26,7 +26,7 @@ from etcdsem import (
     aio,
 )
 from etcdsem.clock import boot_time
-from etcdsem.core import rates
+from etcdsem.core import forecast, rates
 from etcdsem.core.commands import Procedure
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import permit
@@ -282,7 +282,7 @@ def test_asyncio(etcd: EtcdServer, name: str) -> None:
             await asyncio.gather(*(work() for _ in range(45)))
             async with limit:
                 pass
-            assert isinstance(await limit.try_acquire(), etcdsem.Permit | etcdsem.Denied)
+            assert isinstance(await limit.try_acquire(), aio.Permit | etcdsem.Denied)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.01):
                     while True:
@@ -319,10 +319,12 @@ def test_reading_rates() -> None:
 def test_next_free_is_an_estimate(client: Client, name: str) -> None:
     """0 while there is room; then until the oldest permit is a period old."""
     limit = RateLimit(name, 2, "1m", client=client)
-    assert rates.next_free(limit.status(ttl=False), time.time()) == 0.0
+    assert forecast.next_free(limit.status(ttl=False), time.time()) == 0.0
     limit.acquire()
     limit.acquire()
-    waits = [rates.next_free(limit.status(ttl=False), time.time() + late) for late in (0, 30, 90)]
+    waits = [
+        forecast.next_free(limit.status(ttl=False), time.time() + late) for late in (0, 30, 90)
+    ]
     assert all(a > b for a, b in pairwise(waits))
     assert waits[-1] == 0.0
 
@@ -436,9 +438,9 @@ def test_who_stands_still_just_before_a_start_has_another_lease_for_it(
     with memory() as etcd:
 
         def stands_still(
-            station: SemaphoreState, grant: Grant, recorded: float
+            station: SemaphoreState, grant: Grant, recorded: float, cost: int
         ) -> Procedure[object]:
-            found = yield from right(station, grant, recorded)
+            found = yield from right(station, grant, recorded, cost)
             if not left:  # now it does, for longer than a fresh lease has to spare
                 grant.lease.sent -= 2.5
                 grant.lease.deadline -= 2.5

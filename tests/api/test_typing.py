@@ -39,7 +39,7 @@ async def wait_for_a_permit_in_a_loop(api: aio.RateLimit) -> float:
     if not (permit := await api.try_acquire()):
         assert_type(permit, Denied)
         return permit.retry_after
-    assert_type(permit, Permit)
+    assert_type(permit, aio.Permit)
     return permit.waited
 
 
@@ -77,7 +77,7 @@ async def in_a_loop(
     async with aio.hold_all(sem, sem) as leases:
         assert_type(leases, tuple[aio.Lease, ...])
     assert_type(await aio.acquire_all(sem, sem), tuple[aio.Lease, ...] | None)
-    assert_type(await api.acquire(patience), Permit | None)
+    assert_type(await api.acquire(patience), aio.Permit | None)
     assert_type(await client.close_semaphore("a"), CloseResult)
 
 

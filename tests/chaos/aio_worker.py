@@ -17,7 +17,7 @@ from typing import Any
 import etcdsem.aio
 from etcdsem import EtcdSemError
 from etcdsem.aio import Lease, RateLimit, Semaphore
-from etcdsem.model import Permit
+from etcdsem.model import BasePermit
 from tests.chaos import worker
 from tests.chaos.worker import BaseWorker, Wire, Work, boottime, chosen, started, vitals
 
@@ -125,7 +125,7 @@ class AioWorker(BaseWorker):
     async def start(self, limit: RateLimit, timeout: float | None, wire: Wire) -> bool:
         asked = boottime()
         try:
-            start = Permit(0.0) if self.lawless else await limit.acquire(timeout)
+            start = BasePermit(0.0) if self.lawless else await limit.acquire(timeout)
         except EtcdSemError as error:
             wire.say("count", what=f"a start raised {type(error).__name__}")
             return False

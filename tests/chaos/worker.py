@@ -26,7 +26,7 @@ import etcdsem
 import etcdsem.sync
 from etcdsem import EtcdSemError, Lease, RateLimit, Semaphore
 from etcdsem.core import permits
-from etcdsem.model import Permit
+from etcdsem.model import BasePermit
 
 S = TypeVar("S")
 
@@ -211,7 +211,7 @@ class Worker(BaseWorker):
     def start(self, limit: RateLimit, timeout: float | None, wire: Wire) -> bool:
         asked = boottime()
         try:
-            start = Permit(0.0) if self.lawless else limit.acquire(timeout)
+            start = BasePermit(0.0) if self.lawless else limit.acquire(timeout)
         except EtcdSemError as error:
             wire.say("count", what=f"a start raised {type(error).__name__}")
             return False
@@ -307,7 +307,7 @@ def chosen(semaphores: list[S], rng: random.Random) -> list[S]:
     return [rng.choice(semaphores)]
 
 
-def started(who: str, name: str, client: str, asked: float, start: Permit) -> dict[str, Any]:
+def started(who: str, name: str, client: str, asked: float, start: BasePermit) -> dict[str, Any]:
     """The report of a start that was requested at `asked`."""
     return {"who": who, "name": name, "client": client, "low": asked + start.waited}
 

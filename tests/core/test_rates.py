@@ -134,3 +134,20 @@ def test_a_start_needs_a_lease_with_a_period_left(etcd: Memory) -> None:
     assert (spent["txn"], spent["keepalives"]) == (1, 1)
     (grant,) = client._driver.session.grants()
     assert grant.lease.deadline - etcd.now >= permit.need(10.0)
+
+
+@pytest.mark.parametrize(("cost", "usable"), [(10, True), (11, False), (9, True), (5, False)])
+def test_slots_that_were_requested_with_another_block(
+    etcd: Memory, cost: int, usable: bool
+) -> None:
+    """They are given back, since they are too few, or too many."""
+    client = etcd.client()
+    RateLimit("api", 100, "10s", block=5, client=client)
+    ttl = rates.lease_ttl(Rate(1, 10.0, 5))
+    request = AcquireRequest(ttl, ttl / 3, Identity.of(client.id, None, {}), rate=True)
+    request = request._replace(demand=request.demand._replace(weight=2))
+    state = client._state("api")
+    grant = client._driver.run(acquire.acquire(state, request, math.inf, once=True))
+    assert grant is not None
+    found = client._driver.run(rates._usable(state, grant, -math.inf, cost))
+    assert isinstance(found, permits.Block) == usable

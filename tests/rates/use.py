@@ -31,8 +31,12 @@ from etcdsem.model import Rate
 from etcdsem.server import EtcdServer
 from etcdsem.validation import read_rate
 
-STAMP = struct.Struct("dd")
+STAMP = struct.Struct("ddid")
 """What a worker sends at each start: a `Span`."""
+
+
+JOINED = 0.5
+"""Seconds within which a process that asks for a start is in the queue."""
 
 
 class Span(NamedTuple):
@@ -40,6 +44,10 @@ class Span(NamedTuple):
 
     earliest: float
     latest: float
+    cost: int = 1
+    """How many permits it took."""
+    asked: float = 0.0
+    """When the process asked for it."""
 
 
 class Seen(NamedTuple):
@@ -53,6 +61,10 @@ class Seen(NamedTuple):
     killed: int
     blur: float
     """Half of the spans are narrower than so many seconds."""
+    second: tuple[int, float] = (0, 0.0)
+    """Of the second window: the most in it, and the part of what was allowed."""
+    passed: int = 0
+    """How many others at most passed a start."""
 
 
 def most_in_a_window(starts: Sequence[Span], period: float) -> int:
@@ -63,7 +75,7 @@ def most_in_a_window(starts: Sequence[Span], period: float) -> int:
     for first, begin in enumerate(begins):
         end = begin + period
         inside = starts[first : bisect_left(begins, end, first)]
-        most = max(most, sum(span.latest < end for span in inside))
+        most = max(most, sum(span.cost for span in inside if span.latest < end))
     return most
 
 
@@ -71,9 +83,20 @@ def use_of(rate: Rate, starts: Sequence[Span]) -> float:
     """The part of the rate that was used: a period, beside the time that it took on average from a
     start to the one that comes as many later as the limit says.
     """
-    moments = sorted(span.earliest for span in starts)
+    moments = sorted(span.earliest for span in starts for _ in range(span.cost))
     took = [b - a for a, b in zip(moments, moments[rate.starts :], strict=False)]
     return rate.period / statistics.mean(took)
+
+
+def most_passed(starts: Sequence[Span]) -> int:
+    """How many starts at most were asked for later than another one by more than `JOINED`, and
+    served before it.
+    """
+    starts = sorted(starts)
+    return max(
+        sum(earlier.asked > span.asked + JOINED for earlier in starts[:place])
+        for place, span in enumerate(starts)
+    )
 
 
 def measure(
@@ -85,8 +108,11 @@ def measure(
     processes: int,
     kill_every: float = 0.0,
     early: float = 0.0,
+    cost: int = 1,
+    second: Rate | None = None,
 ) -> Seen:
-    """Let processes start as often as they may; kill one now and then, and replace it.
+    """Let processes start as often as they may; kill one now and then, and replace it. Each start
+    costs from 1 to `cost` permits, in both windows if there is a `second`.
 
     `early`: they give their slots back so many seconds before the period is over, which is wrong.
     """
@@ -95,6 +121,7 @@ def measure(
     wire.bind(("127.0.0.1", 0))
     port = str(wire.getsockname()[1])
     words = [sys.executable, "-m", "tests.rates.worker", name, str(rate), port, str(early)]
+    words += [str(cost), *([str(second)] if second else [])]
 
     def begin() -> subprocess.Popen[bytes]:
         return subprocess.Popen(words, env={**os.environ, **etcd.env()})
@@ -134,6 +161,10 @@ def measure(
         use=use_of(rate, starts),
         killed=killed,
         blur=statistics.median(span.latest - span.earliest for span in starts),
+        second=(most_in_a_window(starts, second.period), use_of(second, starts))
+        if second
+        else (0, 0.0),
+        passed=most_passed(starts),
     )
 
 
@@ -144,11 +175,14 @@ def main() -> None:
     parser.add_argument("--periods", type=float, default=3.0, help="at least; or 20 s")
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--kill-every", type=float, default=0.0, help="seconds; 0: never")
+    parser.add_argument("--cost", type=int, default=1, help="a start costs from 1 to so much")
+    parser.add_argument("--second", type=read_rate, help="another window for all starts")
+    parser.add_argument("--seconds", type=float, default=0.0, help="at least so long")
     arguments = parser.parse_args()
     with server.start() as etcd:
         for text in arguments.rates:
             rate = read_rate(text)
-            seconds = max(20.0, (arguments.periods + 1) * rate.period)
+            seconds = max(20.0, arguments.seconds, (arguments.periods + 1) * rate.period)
             name = f"use-{rate.period}"
             seen = measure(
                 etcd,
@@ -157,11 +191,15 @@ def main() -> None:
                 seconds,
                 processes=arguments.processes,
                 kill_every=arguments.kill_every,
+                cost=arguments.cost,
+                second=arguments.second,
             )
             print(
                 f"{text:>10}: {100 * seen.use:5.1f} % used, at most {seen.most} in a window, "
                 f"{seen.starts} starts in {seconds:.0f} s, {seen.killed} killed, "
-                f"blur {1e6 * seen.blur:.0f} us",
+                f"blur {1e6 * seen.blur:.0f} us; second window:"
+                f" {100 * seen.second[1]:5.1f} % used, "
+                f"at most {seen.second[0]}; at most {seen.passed} passed one",
                 flush=True,
             )
 

@@ -18,12 +18,12 @@ import etcdsem.testing
 import etcdsem.testing.aio
 from etcdsem import aio
 from etcdsem.clock import boot_time
-from etcdsem.core import admin, permits, rates, transactions
+from etcdsem.core import admin, forecast, permits, rates, transactions
 from etcdsem.core.commands import Procedure
 from etcdsem.core.keys import Identity
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.errors import SemaphoreClosed
-from etcdsem.model import Denied, Permit, Rate
+from etcdsem.model import BasePermit, Denied, Rate
 from tests.helpers.waiting import eventually
 from tests.scenarios.rates import FIRST_RATE, Asked, RateFate
 from tests.simulation.checks import Checker
@@ -44,10 +44,10 @@ class RateAttempt:
 
     def __init__(self, client: int) -> None:
         self.client = client
-        self.outcome: Future[Permit | None] = Future()
+        self.outcome: Future[BasePermit | None] = Future()
         self.lo = self.hi = math.nan
 
-    def started(self, before: float, start: Permit | None, after: float) -> None:
+    def started(self, before: float, start: BasePermit | None, after: float) -> None:
         """`acquire` was called and has returned."""
         if start is not None:
             self.lo, self.hi = before + start.waited, after
@@ -387,7 +387,7 @@ class SimRates(_Judged):
             if error is not None:
                 attempt.outcome.set_exception(error)
             else:
-                start = None if started is None else Permit(started.waited)
+                start = None if started is None else BasePermit(started.waited)
                 attempt.started(asked, start, self.world.now)
 
         station = one.session.semaphore(PREFIX, "scenario")
@@ -406,7 +406,7 @@ class SimRates(_Judged):
 
         station = self.clients[client].session.semaphore(PREFIX, "scenario")
         seen = self._run(status(station, ttl=False))
-        return rates.next_free(seen, self.clients[client].wall())
+        return forecast.next_free(seen, self.clients[client].wall())
 
     def _run(self, procedure: Procedure[T]) -> T:
         """What an operator does, by a client of its own."""

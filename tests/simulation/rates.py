@@ -16,6 +16,9 @@ less time by as much as its client's clock has jumped ahead since.
 5. The checks of any semaphore (`checks`): slots, FIFO, nobody waits while there is room. A slot
    with the record of a permit is no room while any client's time of day says so.
 
+In some runs starts cost several permits, and are settled later: then what was not used does not
+count any more. In some they take permits of a second rate limit, too, which is judged likewise.
+
 In some runs etcd ends leases early, as a leader does that was stopped and resumes; then the clocks
 of the clients agree within `AGREE`. In others they differ by anything, and leases end on time. If
 both happened, more permits than the limit could count.
@@ -29,7 +32,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING
 
-from etcdsem.core import admin, permits, rates
+from etcdsem.core import admin, permits, rates, settle
 from etcdsem.core.commands import NoSpace, NotApplied, OutcomeUnknown, Procedure, Wait, perform
 from etcdsem.core.keys import (
     Identity,
@@ -39,7 +42,7 @@ from etcdsem.core.keys import (
     read_limit,
     read_permit,
 )
-from etcdsem.errors import EtcdRefused, EtcdSemError, EtcdUnavailable, Evicted
+from etcdsem.errors import EtcdRefused, EtcdSemError, EtcdUnavailable, Evicted, WeightExceedsLimit
 from etcdsem.model import Rate
 from tests.simulation.checks import Checker
 from tests.simulation.client import SimClient
@@ -52,10 +55,10 @@ from tests.simulation.world import CALM, PREFIX, Cancelled, World
 
 if TYPE_CHECKING:
     from etcdsem.core.commands import KeyValue
-    from etcdsem.core.semaphore import SemaphoreState
     from etcdsem.testing.history import Revision
 
 NAME = "rate"
+SECOND = "again"
 
 PERIODS = (0.5, 1.0, 1.0, 2.0, 2.0, 5.0, 5.0, 10.0, 10.0, 30.0)
 """Longer periods would show nothing else but drift, for which 30 s is long enough."""
@@ -87,16 +90,38 @@ class RateOptions:
     """Does etcd end leases early?"""
     clocks: tuple[float, ...] = (0.0,)
     """How much the clients' times of day may differ at most: one is drawn for each client."""
+    cost: int = 1
+    """Maximum number of permits that a start costs."""
+    second: Rate | None = None
+    """Another rate limit, of which most starts take a permit, too."""
 
     @classmethod
     def of(cls, seed: int) -> RateOptions:
         """Draw them from a seed."""
-        drawn, rng = cls._drawn(seed), Random(f"their clocks, {seed}")
+        drawn, rng = cls._drawn(seed)._costly()._paired(), Random(f"their clocks, {seed}")
         if not drawn.faults.kinds or rng.random() < 0.3:
             return drawn
         if rng.random() < 0.6:
             return replace(drawn, early=True, clocks=(AGREE,))
         return replace(drawn, clocks=(0.0, AGREE, 10.0, 100.0, 1e6))
+
+    def _costly(self) -> RateOptions:
+        """The same options, in some runs with starts that cost more than one permit."""
+        rng = Random(f"what they cost, {self.faults.seed}")
+        if rng.random() < 0.7 or self.faults.seed % 10 == OPEN:
+            return self
+        rate, slots = self.rate, rng.choice((10, 20, 80))
+        rate = rate._replace(starts=slots * rate.block)
+        return replace(self, rate=rate, cost=rng.choice((rate.starts // 10, rate.starts)))
+
+    def _paired(self) -> RateOptions:
+        """The same options, in some runs with a second rate limit."""
+        rng = Random(f"what else they need, {self.faults.seed}")
+        if rng.random() < 0.8 or self.faults.seed % 10 == OPEN:
+            return self
+        block = rng.choice((1, 1, 4))
+        second = Rate(block * rng.choice((2, 5, 10)), rng.choice(PERIODS), block)
+        return replace(self, second=second)
 
     @classmethod
     def _drawn(cls, seed: int) -> RateOptions:
@@ -219,6 +244,7 @@ class RateRun:
         faults = options.faults
         self.world = world = World(faults.seed, trace=trace)
         self.clocks = Random(f"a client's clock, {faults.seed}")
+        self.costs = Random(f"a start's cost, {faults.seed}")
         world.leases_may_end = bool(faults.kinds)
         self.checker = RateChecker(world, PREFIX, NAME)
         late = faults.reread[1] if faults.kinds & {"lost deletes"} else 0.0
@@ -227,10 +253,18 @@ class RateRun:
         if not options.early:  # else a pause may end early, too
             world.on_penalized = lambda name, began, seconds: self.checker.penalized(began, seconds)
         self.windows = Windows(world, self.checker, faulty=bool(faults.kinds))
+        self.second: Windows | None = None
+        self.checkers: list[Checker] = [self.checker]
+        if options.second is not None:
+            there = RateChecker(world, PREFIX, SECOND)
+            there.bound, there.left_out_bound = self.checker.bound, self.checker.left_out_bound
+            self.checkers.append(there)
+            self.second = Windows(world, there, faulty=bool(faults.kinds))
+            world.etcd.put(there.keys.max_leases, str(options.second).encode())
         self.stopping = False
         self.settled = False  # the limit is not changed any more
         world.etcd.put(f"{PREFIX}/{NAME}/max_leases".encode(), str(options.rate).encode())
-        self.nemesis = _Nemesis(world, faults, [self.checker], self.add_client, options.rate)
+        self.nemesis = _Nemesis(world, faults, self.checkers, self.add_client, options.rate)
         for _ in range(faults.clients):
             self.add_client()
         if options.changes:
@@ -281,7 +315,12 @@ class RateRun:
             patience *= rng.random()
         request = rates.permit_request(Identity.of(client.id, None, {}))
         try:
-            started = yield from rates.start(station, request, client.now() + patience, once=once)
+            until, cost = client.now() + patience, self.costs.randint(1, self.options.cost)
+            wanted = [rates.StartRequest(station, request, cost)]
+            if self.second is not None and rng.random() < 0.8:
+                other = client.session.semaphore(PREFIX, SECOND)
+                wanted.insert(rng.randrange(2), rates.StartRequest(other, request))
+            starts = yield from rates.start_all(wanted, until, once=once)
         except (EtcdUnavailable, EtcdRefused, NoSpace, NotApplied, OutcomeUnknown) as error:
             world.counters[f"start raises {type(error).__name__}"] += 1
             if not faults.kinds and client.fine:
@@ -290,15 +329,36 @@ class RateRun:
         except Evicted:
             self.checker.told_evicted(client)
             return None
+        except WeightExceedsLimit:
+            if not self.options.changes and not faults.kinds & ODD:
+                raise
+            world.counters["starts that cost more than the limit"] += 1
+            return None
         except EtcdSemError as error:
             if not client.session.closed and not faults.kinds & ODD:
                 raise
             world.counters[f"start raises {type(error).__name__}"] += 1
             return None
-        if started is not None:
-            client.trace("starts")
-            self.windows.started(client, _block_of(station, started))
-        return started
+        if starts is None:
+            return None
+        client.trace("starts")
+        for wish, started in zip(wanted, starts, strict=True):
+            windows = self.windows if wish.semaphore is station else self.second
+            if windows is not None:
+                windows.started(client, started)
+        if cost > 1 and self.costs.random() < 0.4:
+            own = next(n for n, one in enumerate(wanted) if one.semaphore is station)
+            yield from self._settle(client, settle.Paid(wanted[own], starts[own]))
+        return starts[0]
+
+    def _settle(self, client: SimClient, paid: settle.Paid) -> Procedure[None]:
+        """It has used less than it cost, or more."""
+        period, cost, when = self.options.rate.period, paid.wanted.cost, self.world.now
+        yield from perform(Wait(client.mailbox(), client.now() + period * self.costs.random()))
+        used = self.costs.randint(0, cost + 1)
+        self.world.counters["settled"] += 1
+        self.windows.settled(paid.started, when, cost - used)
+        settle.settle(paid, used)
 
     # -- etcd
 
@@ -357,12 +417,14 @@ class RateRun:
         world.run(faults.fault_time)
         self.settled = self.options.hungry
         self.nemesis.heal()
-        world.run(world.now + SETTLE + 2 * rates.lease_ttl(Rate(1, windows.longest(), 10)))
-        self.checker.calm_since = began = world.now
+        world.run(world.now + SETTLE + 2 * rates.lease_ttl(Rate(1, self._longest(), 10)))
+        began = world.now
+        for checker in self.checkers:
+            checker.calm_since = began
         before = len(windows.moments)
         self.nemesis.let_in()
-        self._look_for(max(faults.calm_time, 4 * windows.longest()))
-        if self.options.hungry:
+        self._look_for(max(faults.calm_time, 4 * self._longest()))
+        if self.options.hungry and self.second is None:
             self._judge_use(began)
         elif len(windows.moments) == before and self.checker.limit:
             world.fail("nobody was given a start while there were no faults")
@@ -371,16 +433,22 @@ class RateRun:
             if client.fine:
                 client.shut_down(10.0)
         self.nemesis.clean()
-        world.run(world.now + 2 * rates.lease_ttl(Rate(1, windows.longest(), 10)) + 15.0)
-        self.checker.check_nothing_left()
+        world.run(world.now + 2 * rates.lease_ttl(Rate(1, self._longest(), 10)) + 15.0)
+        for checker in self.checkers:
+            checker.check_nothing_left()
         world.run(world.now)
+
+    def _longest(self) -> float:
+        """The longest period of any limit so far."""
+        return max(one.longest() for one in (self.windows, self.second) if one is not None)
 
     def _look_for(self, seconds: float) -> None:
         until = self.world.now + seconds
         while self.world.now < until:
             self.world.run(min(until, self.world.now + 0.5))
             self.nemesis.let_in()
-            self.checker.look()
+            for checker in self.checkers:
+                checker.look()
 
     def _judge_use(self, since: float) -> None:
         world, era = self.world, self.windows.in_force
@@ -388,7 +456,10 @@ class RateRun:
             world.fail(f"the limit was not fixed: {era}")
             return
         used = self.windows.use(era.rate, since)
-        if used is None or used < 0.95:
+        # The first in the queue waits for as many as it needs, and nobody passes it.
+        least = 0.95 if self.options.cost == 1 else 0.85  # then some are settled, or charged later
+        least *= 1 - (self.options.cost - 1) / era.rate.starts
+        if used is None or used < least:
             world.fail(f"only this fraction of {era.rate} was used: {used}")
             return
         world.counters["use, in tenths of a percent"] = round(1000 * used)
@@ -397,12 +468,6 @@ class RateRun:
     def count(self) -> None:
         """Add to the counters what is known at the end."""
         self.world.counters["starts"] = len(self.windows.moments)
-
-
-def _block_of(station: SemaphoreState, started: permits.Started) -> permits.Block:
-    """The block of the start that has just been handed out."""
-    blocks = [one for _, _, one in permits.pool_of(station).used if one.last == started.at]
-    return max(blocks, key=lambda block: block.grant.token)
 
 
 def run_rate(seed: int, *, trace: bool = False, options: RateOptions | None = None) -> Outcome:

@@ -14,14 +14,14 @@ from random import Random
 
 import pytest
 
-from etcdsem.core import permits, rates
-from etcdsem.core.commands import Compare, Procedure
+from etcdsem.core import permits, rates, release, transactions
+from etcdsem.core.commands import Compare, Procedure, Txn
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Keys, Limit, permit
 from etcdsem.core.lease_manager import LeaseManager
 from etcdsem.core.leases import TtlLease
 from etcdsem.core.semaphore import SemaphoreState
-from etcdsem.core.transactions import conditions
+from etcdsem.core.transactions import HeldSlots, conditions
 from etcdsem.errors import EtcdUnavailable
 from etcdsem.model import Rate
 from etcdsem.validation import default_block
@@ -33,6 +33,9 @@ from tests.simulation.world import CALM, Violation
 
 SEEDS = range(60)
 CHUNK = 10
+
+SEEDS_WITH_COSTS = (106, 12, 34)
+"""Some more, in which starts cost more than one permit."""
 
 Patch = pytest.MonkeyPatch
 
@@ -49,6 +52,27 @@ def test_no_window_holds_more_than_the_limit(first: int) -> None:
         assert outcome.counters["starts"] > 0
 
 
+@pytest.mark.parametrize("seed", sample(SEEDS_WITH_COSTS))
+def test_costs(seed: int) -> None:
+    """The same with starts of up to the whole limit."""
+    outcome = run_rate(seed)
+    assert outcome.error is None, report(outcome)
+    assert outcome.options.seed == seed
+    assert RateOptions.of(seed).cost > 1
+    assert outcome.counters["starts"] > 1000
+
+
+@pytest.mark.parametrize("seed", sample((4, 42, 75)))
+def test_two_limits_at_once(seed: int) -> None:
+    """Starts that take permits of two rate limits: no window of either holds more, and callers do
+    not wait for each other.
+    """
+    outcome = run_rate(seed)
+    assert outcome.error is None, report(outcome)
+    assert RateOptions.of(seed).second is not None
+    assert outcome.counters["starts"] > 300
+
+
 @pytest.mark.parametrize("faulty", sample([False, True]))
 def test_ten_minutes(faulty: bool) -> None:
     """Ten minutes: never above the limit; without faults, at least 95 % of it is used."""
@@ -56,7 +80,7 @@ def test_ten_minutes(faulty: bool) -> None:
     stormy = next(options for options in map(RateOptions.of, range(1, 99)) if _stormy(options))
     drawn = stormy if faulty else quiet
     faults = replace(drawn.faults, fault_time=300.0 if faulty else 0.0, calm_time=600.0, clients=5)
-    still = replace(drawn, changes=False, reshapes=False, hungry=True)
+    still = replace(drawn, changes=False, reshapes=False, hungry=True, cost=1, second=None)
     options = replace(still, faults=faults, rate=Rate(10, 5.0, 1))
     outcome = run_rate(drawn.faults.seed, options=options)
     assert outcome.error is None, report(outcome)
@@ -84,7 +108,7 @@ def test_ten_thousand_a_minute_cost_a_few_hundred_transactions() -> None:
     drawn = RateOptions.of(0)
     faults = replace(drawn.faults, fault_time=0.0, calm_time=125.0, clients=3, workers=4)
     faults = replace(faults, ttl=rates.lease_ttl(rate))
-    outcome = run_rate(0, options=replace(drawn, faults=faults, rate=rate))
+    outcome = run_rate(0, options=replace(drawn, faults=faults, rate=rate, cost=1, second=None))
     assert outcome.error is None, report(outcome)
     minutes = outcome.counters["starts"] / 10000
     assert minutes >= 2.0
@@ -175,6 +199,26 @@ def no_record_for_what_is_handed_over(patch: Patch) -> None:
     patch.setattr(rates, "_record", record)
 
 
+def only_the_first_slot_is_recorded(patch: Patch) -> None:
+    """Of a start that was granted several slots in the queue, one has a record."""
+    right = transactions.record_permit
+
+    def record(keys: Keys, limit: Limit, mine: HeldSlots, client: str, wall: float) -> Txn:
+        return right(keys, limit, mine._replace(more=()), client, wall)
+
+    patch.setattr(transactions, "record_permit", record)
+
+
+def settling_gives_back_a_used_slot(patch: Patch) -> None:
+    """A slot goes to the next waiter although one of its permits was used."""
+    right = release.release_some
+
+    def release_some(grant: Grant, count: int) -> Procedure[bool]:
+        return right(grant, min(count + 1, len(grant.slots) - 1))
+
+    patch.setattr(permits, "release_some", release_some)
+
+
 def handed_out_on_a_short_lease(patch: Patch) -> None:
     """Whether the lease of a start has a period left is not checked before it is handed out."""
     records_are_over_at_once(patch)  # else its record would hide it
@@ -186,17 +230,14 @@ def kept_alive_while_its_owner_lives(patch: Patch) -> None:
     only as long as its owner lives.
     """
     records_are_over_at_once(patch)
-    right = permits.PermitPool.take_from
+    right = permits.PermitPool._use
 
-    def take_from(
-        permits: permits.PermitPool, block: permits.Block, began: float
-    ) -> permits.Started | None:
-        started = right(permits, block, began)
+    def use(pool: permits.PermitPool, block: permits.Block, count: int, now: float) -> None:
+        right(pool, block, count, now)
         block.grant.lease.paused = False
-        return started
 
     _never_mind_what_is_left(patch)
-    patch.setattr(permits.PermitPool, "take_from", take_from)
+    patch.setattr(permits.PermitPool, "_use", use)
     patch.setattr(rates, "margin", lambda ttl: -math.inf)  # accept any lease
     patch.setattr(rates, "lease_ttl", lambda rate: rates.MIN_TTL)
 
@@ -262,6 +303,8 @@ BUGS: list[tuple[Callable[[Patch], None], Iterable[int]]] = [
     (records_are_over_at_once, SEEDS),
     (whoever_joins_ignores_records, SEEDS),
     (no_record_for_what_is_handed_over, SEEDS),
+    (only_the_first_slot_is_recorded, SEEDS_WITH_COSTS),
+    (settling_gives_back_a_used_slot, SEEDS_WITH_COSTS),
     (handed_out_on_a_short_lease, SEEDS),
     (kept_alive_while_its_owner_lives, SEEDS),
     (closing_gives_everything_back, SEEDS),
@@ -280,6 +323,7 @@ RECORDS = (
     records_are_over_at_once,
     whoever_joins_ignores_records,
     no_record_for_what_is_handed_over,
+    only_the_first_slot_is_recorded,
 )
 """Bugs that matter if leases end early. The others must be found without that."""
 
@@ -327,7 +371,9 @@ def _violations(kinds: frozenset[str]) -> int:
         drawn = RateOptions.of(seed)
         faults = replace(drawn.faults, kinds=kinds, weather=CALM, every=1.0, fault_time=60.0)
         faults = replace(faults, patience=(math.inf,), tries=0.0)
-        still = replace(drawn, changes=False, reshapes=False, hungry=True, early=False)
+        still = replace(
+            drawn, changes=False, reshapes=False, hungry=True, early=False, cost=1, second=None
+        )
         error = run_rate(seed, options=replace(still, faults=faults, rate=Rate(5, 10.0, 1))).error
         assert error is None or "starts within" in str(error), error
         found += error is not None

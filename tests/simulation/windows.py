@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,8 +37,9 @@ class Era:
 class Counted:
     """The starts of one slot that still count, made since its client's clock last jumped."""
 
-    def __init__(self, era: Era, client: SimClient) -> None:
+    def __init__(self, era: Era, client: SimClient, block: permits.Block) -> None:
         self.era = era
+        self.block = block
         self.client = client
         self.offset = client.offset
         self.moments: deque[float] = deque()
@@ -92,10 +93,18 @@ class Windows:
             return permits.LISTEN_AFTER + 0.2
         return max(rates.lease_ttl(era.rate) for era in self.eras) + 5.0
 
-    def started(self, client: SimClient, block: permits.Block) -> None:
-        """A program was given a start."""
+    def started(self, client: SimClient, started: permits.Started) -> None:
+        """A program was given a start: so many permits of some blocks."""
+        for block, count in started.parts:
+            self._counts(client, block, count)
+        self._forget()
+        for block, _ in started.parts:
+            self._judge(next(one for one in self.eras if one.revision == block.revision))
+
+    def _counts(self, client: SimClient, block: permits.Block, count: int) -> None:
+        """So many permits of a block were handed out: its slots are used in order."""
         world, now = self.world, self.world.now
-        self.moments.append(now)
+        self.moments += [now] * count
         era = next((one for one in self.eras if one.revision == block.revision), None)
         if era is None:
             world.fail(f"a start under a limit that never existed, revision {block.revision}")
@@ -104,11 +113,27 @@ class Windows:
             world.fail(f"a start under {era}, at {now}")
         if era.until < now:
             world.counters["starts under a former limit"] += 1
-        grant = block.grant
-        key = self.checker.keys.slot(grant.slot), grant.token, client.offset
-        if key not in self.counting:
-            self.counting[key] = Counted(era, client)
-        self.counting[key].moments.append(now)
+        grant, used = block.grant, block.size * len(block.grant.slots) - block.left
+        for place in range(used - count, used):
+            slot = grant.slots[place // block.size]
+            key = self.checker.keys.slot(slot), grant.token, client.offset
+            if key not in self.counting:
+                self.counting[key] = Counted(era, client, block)
+            self.counting[key].moments.append(now)
+
+    def settled(self, started: permits.Started, when: float, unused: int) -> None:
+        """So many permits of a start at this time were not used: they no longer count."""
+        for block, count in reversed(started.parts):
+            back = min(count, max(0, unused))
+            unused -= back
+            for counted in self.counting.values():
+                while back and counted.block is block and when in counted.moments:
+                    counted.moments.remove(when)
+                    back -= 1
+
+    def _forget(self) -> None:
+        """Remove what no longer counts."""
+        world, now = self.world, self.world.now
         for key, counted in list(self.counting.items()):
             counted.forget(now)
             if key[:2] in self.checker.by_hand:
@@ -116,7 +141,6 @@ class Windows:
                 counted.moments.clear()
             if not counted.moments:
                 del self.counting[key]
-        self._judge(era)
 
     def _judge(self, era: Era) -> None:
         counting = self.counting.values()
@@ -126,7 +150,10 @@ class Windows:
         alike = [one for one in self._since(kin) if one.rate[1:] == era.rate[1:]]
         most = max((one.rate.starts for one in alike), default=era.rate.starts)
         self._at_most(sum(len(one.moments) for one in kin), most, era.rate.period)
-        slots = len({key[:2] for key in self.counting})
+        counts: Counter[permits.Block] = Counter()
+        for one in counting:
+            counts[one.block] += len(one.moments)
+        slots = sum(-(-count // block.size) for block, count in counts.items())
         allowed = max((one.slots for one in self._since(counting)), default=era.slots)
         if slots > allowed:
             self.world.fail(f"starts within their periods are of {slots} slots, not of {allowed}")

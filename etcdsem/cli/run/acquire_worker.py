@@ -113,7 +113,7 @@ def wait_for_permit(request: LeaseRequest, client: Client, signals: Signals) -> 
             max_waiting=request.max_waiting,
             expires=request.expires or None,
         )
-        return lambda left, on_wait: limit.acquire(left, on_wait=on_wait)
+        return lambda left, on_wait: limit.acquire(left, cost=request.cost, on_wait=on_wait)
 
     return _wait(ready, request, client, signals, "no permit was free", "rate")
 

@@ -11,11 +11,12 @@ from typing import Any
 import click
 
 from etcdsem.cli.arguments import name_argument
-from etcdsem.cli.options import connection_options
+from etcdsem.cli.options import WholeNumber, connection_options
 from etcdsem.cli.run.job import Plan, run_job
 from etcdsem.cli.run.job_metrics import check_metrics_file
 from etcdsem.cli.run.multi import could_be_name, read_names
 from etcdsem.cli.run.request import ORDINARY, read_grace, read_request, request_options
+from etcdsem.validation import check_cost
 
 _NAMES = "etcdsem.names"
 
@@ -121,6 +122,7 @@ Examples:
   etcdsem run gpu --limit 3 -- python train.py --epochs 7
   etcdsem run backup -l 1 -n -E 0 -- /usr/local/bin/backup   skip if running
   etcdsem run api --rate 100/1m -- curl https://api.example.com/
+  etcdsem run tokens --rate 90000/1m --cost 1200 -- ./ask.sh
   etcdsem run api -l 5 --rate 100/1m -- python job.py        both limits apply
   etcdsem run db=5 gpu=2 -- python train.py                  a lease of each
   etcdsem run licence -w 10m -- sh -c 'solver --seat "$ETCDSEM_SLOT"'
@@ -174,6 +176,12 @@ Durations are in seconds, or like 250ms, 30s, 1m30s, 2h.
     "starts when it gets a permit, holds no lease, and may run for any length of time.",
 )
 @click.option(
+    "--cost",
+    metavar="N",
+    type=WholeNumber(),
+    help="With --rate: take N permits, all at once.  [1]",
+)
+@click.option(
     "--on-lost",
     type=click.Choice(["terminate", "warn"]),
     default="terminate",
@@ -225,6 +233,12 @@ def _refuse_with_several(given: Mapping[str, Any]) -> None:
         raise click.UsageError("--rate works with one NAME only")
 
 
+def _read_cost(cost: int | None, rate: str | None, limit: int | None) -> int:
+    if cost is not None and (rate is None or limit is not None):
+        raise click.UsageError("--cost is a number of permits: give --rate, and no -l")
+    return 1 if cost is None else check_cost(cost, what="--cost")
+
+
 def _plan(
     *,
     name: str,
@@ -252,7 +266,8 @@ def _plan(
         _refuse_with_several(given)
     if ready_file is not None and given["rate"] is not None and limit is None:
         raise click.UsageError("--ready-file applies to leases: with --rate, also give -l N")
-    request = read_request(name=first, limit=limit, **given)._replace(more=tuple(more))
+    cost = _read_cost(given.pop("cost"), given["rate"], limit)
+    request = read_request(name=first, limit=limit, more=more, **given)._replace(cost=cost)
     return Plan(
         request=request,
         terminate=on_lost == "terminate",

@@ -52,6 +52,8 @@ class LeaseRequest(NamedTuple):
     """Whether it is one of several."""
     expires: int = 0
     """Seconds for which a new name stays that nobody uses; 0: for good."""
+    cost: int = 1
+    """How many permits of the rate limit it takes."""
 
     @property
     def only_rate(self) -> bool:
@@ -182,9 +184,11 @@ def request_options(function: F) -> F:
     return function
 
 
-def read_request(*, expires: str | None = None, **given: Any) -> LeaseRequest:
+def read_request(
+    *, expires: str | None = None, more: Sequence[tuple[str, int | None]] = (), **given: Any
+) -> LeaseRequest:
     """Check the options, without etcd. Raises UsageError, InvalidName or InvalidSetting."""
-    request = _read_request(**given)
+    request = _read_request(**given)._replace(more=tuple(more))
     numbers = (request.limit, *(number for _, number in request.more))
     if expires is not None and request.rate is None and not any(numbers):
         raise click.UsageError("--expires applies to names that are registered: give --limit, too")

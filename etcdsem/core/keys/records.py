@@ -12,7 +12,7 @@ from etcdsem.core.commands import KeyValue
 from etcdsem.core.keys.layout import CARRIED, MAX_HOLD, lease_hex
 from etcdsem.core.keys.limit import Limit
 from etcdsem.core.keys.values import moment_of, text_of, timestamp
-from etcdsem.validation import MAX_PRIORITY, MAX_WEIGHT
+from etcdsem.validation import MAX_PRIORITY, MAX_SLOTS
 
 
 class Demand(NamedTuple):
@@ -142,7 +142,7 @@ def _carried(fields: Mapping[str, Any]) -> int | None:
 def demand_of(fields: Mapping[str, Any]) -> Demand:
     """Number of slots, priority and eagerness in a record."""
     return Demand(
-        _number(fields.get("weight"), 1, MAX_WEIGHT, ORDINARY.weight),
+        _number(fields.get("weight"), 1, MAX_SLOTS, ORDINARY.weight),
         _number(fields.get("priority"), -MAX_PRIORITY, MAX_PRIORITY, ORDINARY.priority),
         fields.get("eager") is True,
     )

@@ -102,7 +102,7 @@ from etcdsem.core.transactions.join import (
     recheck,
 )
 from etcdsem.core.transactions.multi import SlotRequest, look_at_all, read_all_looks, take_all
-from etcdsem.core.transactions.permit import clear_permits, record_permit
+from etcdsem.core.transactions.permit import clear_permits, read_record, record_permit
 
 __all__ = [
     "COUNT_BY_NAME",
@@ -157,6 +157,7 @@ __all__ = [
     "read_pass",
     "read_pass_all",
     "read_recheck",
+    "read_record",
     "read_vacate",
     "recheck",
     "record_permit",

@@ -8,12 +8,15 @@ from etcdsem.core.commands import Compare, Delete, KeyValue, Put, Range, Txn, Tx
 from etcdsem.core.keys import Keys, Limit
 from etcdsem.core.transactions.conditions import (
     HERE,
+    HeldSlots,
+    all_are_mine,
     as_range,
     is_known,
     limit_is,
     slot_is_free,
     slot_is_mine,
 )
+from etcdsem.core.transactions.give import delete_mine
 
 
 def register(keys: Keys, text: bytes, lease: int = 0) -> Txn:
@@ -170,10 +173,9 @@ def evict_slot(
     """EVICT exactly this holder: delete its keys, so nobody else can lose a slot by it. `permit`:
     also the record of its permit.
     """
-    message = (Delete(keys.message(who)),) if who else ()
-    mine = tuple(slot_is_mine(keys, slot, token) for slot in slots)
-    records = tuple(Delete(keys.permit(slot)) for slot in slots) if permit else ()
-    return Txn(mine, (*(Delete(keys.slot(slot)) for slot in slots), *records, *message))
+    mine = HeldSlots(slots[0], token, who or b"", who is not None, tuple(slots[1:]), permit)
+    parts = [Txn(all_are_mine(keys, part), delete_mine(keys, part)) for part in mine.parts]
+    return parts[0] if len(parts) == 1 else Txn((slot_is_mine(keys, slots[0], token),), (*parts,))
 
 
 def evict_permit(keys: Keys, slot: int, revision: int) -> Txn:

@@ -29,6 +29,7 @@ from etcdsem.core.keys import (
     read_queue,
     slot_number,
 )
+from etcdsem.validation import MAX_WEIGHT
 
 MAX_DEPTH = 16
 """Maximum nesting of transactions: protobuf's Python messages stop at 100 levels, a nested
@@ -137,6 +138,20 @@ class HeldSlots(NamedTuple):
         """All slots of the lease."""
         return (self.slot, *self.more)
 
+    @property
+    def parts(self) -> list[HeldSlots]:
+        """Parts that fit into a transaction each. The grant message goes with the first."""
+        if len(self.more) < MAX_WEIGHT:
+            return [self]
+        slots = self.slots
+        pieces = [slots[at : at + MAX_WEIGHT] for at in range(0, len(slots), MAX_WEIGHT)]
+        return [
+            self._replace(
+                slot=piece[0], more=piece[1:], has_message=self.has_message and piece is pieces[0]
+            )
+            for piece in pieces
+        ]
+
 
 def limit_is(keys: Keys, limit: Limit) -> Compare:
     """The limit is still the one that was used to choose the slots."""
@@ -211,6 +226,11 @@ def may_be_next(keys: Keys, waiter: Queued, seen: int) -> tuple[Compare, ...]:
 def none_held_since(keys: Keys, revision: int) -> Compare:
     """No slot was taken since that revision."""
     return Compare(keys.leases, "create", "<", revision + 1, end=keys.leases_end)
+
+
+def none_recorded_since(keys: Keys, revision: int) -> Compare:
+    """No permit's record was put since that revision."""
+    return Compare(keys.permits, "mod", "<", revision + 1, end=keys.permits_end)
 
 
 def none_waits_since(keys: Keys, revision: int) -> Compare:

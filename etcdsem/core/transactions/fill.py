@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from etcdsem.core.commands import Delete, Operation, Txn
 from etcdsem.core.keys import Keys, Queued, write_list
 from etcdsem.core.transactions.conditions import (
+    MAX_DEPTH,
     MAX_LISTED,
     NO_RECORDS,
     Look,
@@ -20,7 +21,12 @@ from etcdsem.core.transactions.conditions import (
     still_waits,
 )
 from etcdsem.core.transactions.give import give_to, unmark
-from etcdsem.core.transactions.permit import clear_permits, free_slot
+from etcdsem.core.transactions.permit import all_free, clear_permits
+from etcdsem.validation import MAX_WEIGHT
+
+FEW = MAX_DEPTH + MAX_WEIGHT
+"""Slots up to which a FILL compares each by itself: together with the waiters' own keys below
+etcd's 128 operations."""
 
 
 def fill(
@@ -52,14 +58,14 @@ def fill(
     over = (seen.records or NO_RECORDS).over
     lines = [] if seen.priorities else write_list(behind[:MAX_LISTED])
     gives: list[Operation] = []
+    few = len(filled(pairs)) <= FEW
     for slots, waiter in pairs:
-        free = [one for slot in slots for one in free_slot(keys, seen.limit, slot, over)]
+        free = all_free(keys, seen.limit, slots if few else (), over, seen.revision)
         conditions += (*free, still_waits(keys, waiter))
-        gives += give_to(keys, slots, waiter, lines, wall)
-    if last:
-        gives.append(uncontend(keys, seen.revision))
-    else:
-        gives += unmark(keys, seen.priorities, behind)
+        give = give_to(keys, slots, waiter, lines, wall)
+        gives += give if few else (Txn((), give),)
+    conditions += () if few else all_free(keys, seen.limit, filled(pairs), over, seen.revision)
+    gives += (uncontend(keys, seen.revision),) if last else unmark(keys, seen.priorities, behind)
     gives += clear_permits(keys, over, filled(pairs))[1]
     otherwise = look(keys, records=seen.records is not None)
     return Txn(tuple(conditions), tuple(gives), otherwise)

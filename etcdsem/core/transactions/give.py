@@ -26,6 +26,7 @@ from etcdsem.core.transactions.conditions import (
     uncontended,
     waits_alone,
 )
+from etcdsem.core.transactions.permit import in_parts
 
 LIKELY = 2
 """One of the first two waiters that PASS tries is probably still there."""
@@ -35,7 +36,7 @@ def delete_mine(keys: Keys, mine: HeldSlots) -> tuple[Operation, ...]:
     """Delete all slots of a lease, with the grant message and the permit's record if there are."""
     slots = tuple(Delete(keys.slot(slot)) for slot in mine.slots)
     if mine.permit:
-        slots += (Delete(keys.permit(mine.slot)),)
+        slots += tuple(Delete(keys.permit(slot)) for slot in mine.slots)
     return (*slots, Delete(keys.message(mine.who))) if mine.has_message else slots
 
 
@@ -113,7 +114,7 @@ def give_to(
     """Grant slots to a waiter with a grant message, and remove it from the queue."""
     holding = record(waiter.client, waiter.extras, waiter.lease, "acquired", wall)
     return (
-        *(Put(keys.slot(slot), holding, waiter.lease) for slot in slots),
+        *in_parts([Put(keys.slot(slot), holding, waiter.lease) for slot in slots]),
         Delete(keys.waiter(waiter.who)),
         Put(keys.message(waiter.who), write_message(slots, behind), waiter.lease),
     )

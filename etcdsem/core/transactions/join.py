@@ -32,6 +32,7 @@ from etcdsem.core.transactions.conditions import (
     COUNT_BY_NAME,
     NO_RECORDS,
     Held,
+    Look,
     TryFull,
     Waiting,
     as_range,
@@ -43,7 +44,14 @@ from etcdsem.core.transactions.conditions import (
     none_held_since,
     uncontended,
 )
-from etcdsem.core.transactions.permit import clear_permits, free_slot, permit_value, put_slot
+from etcdsem.core.transactions.permit import (
+    all_free,
+    clear_permits,
+    free_slot,
+    in_parts,
+    permit_value,
+    put_slot,
+)
 
 
 def join(
@@ -58,13 +66,13 @@ def join(
     queue_up: bool,
     counted_at: int = 0,
     demand: Demand = ORDINARY,
-    over: Mapping[int, int] = NO_RECORDS.over,
+    seen: Look | None = None,
     count: bool = False,
 ) -> Txn:
     """JOIN, or without `queue_up` TRY. It takes the first free slot of `slots`; with a weight
     above 1 it takes all of them (exactly that many), or none.
 
-    `over`: records of permits whose time is over, and their revisions; some are deleted as well.
+    `seen`: the look that showed the slots, if any. Outdated records that it shows are deleted, too.
     `counted_at`: at this revision fewer slots than the limit were held. Then the condition that
     none was created since replaces "nobody above the limit" (junk may sort there). `count`: if it
     joins the queue, also count those who wait.
@@ -74,22 +82,26 @@ def join(
         raise AssertionError(f"slots {slots} were not chosen by the limit {limit}")
     if queue_up:
         waiting = record(identity.client, identity.extras, lease, "since", wall)
-        tail = _queue_up(keys, Put(keys.waiter(who), waiting, lease), demand, limit, count)
+        tail = _queue_up(keys, Put(keys.waiter(who), waiting, lease), demand, limit, count=count)
     else:
         tail = _why_not(keys, room <= COUNT_BY_NAME)
-    taking = (keys, limit, slots, lease, identity, wall, demand.weight, over, tail)
+    taking = (keys, limit, slots, lease, identity, wall, demand, seen, tail)
     branch = _take(*taking) if slots else tail
     guard = none_held_since(keys, counted_at) if counted_at else no_surplus(keys, limit)
     rights = _check_rights(keys)
     return Txn(
         compare=(limit_is(keys, limit), guard, uncontended(keys)),
-        success=(*branch, rights, *clear_permits(keys, over, slots)[1]),
+        success=(*branch, rights, *clear_permits(keys, _over(seen), slots)[1]),
         failure=(Txn((is_known(keys),), tail), rights),
     )
 
 
+def _over(seen: Look | None) -> Mapping[int, int]:
+    return ((seen and seen.records) or NO_RECORDS).over
+
+
 def _queue_up(
-    keys: Keys, put: Put, demand: Demand, limit: Limit, count: bool
+    keys: Keys, put: Put, demand: Demand, limit: Limit, *, count: bool
 ) -> tuple[Operation, ...]:
     """What JOIN does if no slot is free."""
     reads = _why_not(keys, limit.room <= COUNT_BY_NAME)[:2]
@@ -112,23 +124,23 @@ def _take(
     lease: int,
     identity: Identity,
     wall: float,
-    weight: int,
-    over: Mapping[int, int],
+    demand: Demand,
+    seen: Look | None,
     otherwise: tuple[Operation, ...],
 ) -> tuple[Operation, ...]:
     """Put the record into the first free slot, or with a weight above 1 into all of them."""
     holding = record(identity.client, identity.extras, lease, "acquired", wall)
     permit = permit_value(limit, identity.client, wall)
-    free = {slot: free_slot(keys, limit, slot, over) for slot in slots}
     puts = {slot: put_slot(keys, slot, holding, lease, permit, limit.lease) for slot in slots}
-    if weight > 1:
-        if len(slots) != weight:
-            raise AssertionError(f"{len(slots)} slots for a lease of weight {weight}")
-        conditions = tuple(one for some in free.values() for one in some)
-        return (Txn(conditions, tuple(one for some in puts.values() for one in some), otherwise),)
+    if demand.weight > 1:
+        if len(slots) != demand.weight:
+            raise AssertionError(f"{len(slots)} slots for a lease of weight {demand.weight}")
+        conditions = all_free(keys, limit, slots, _over(seen), seen.revision if seen else 0)
+        take = in_parts([one for some in puts.values() for one in some])
+        return (Txn(conditions, take, otherwise),)
     branch = otherwise
     for slot in reversed(slots):
-        branch = (Txn(free[slot], puts[slot], branch),)
+        branch = (Txn(free_slot(keys, limit, slot, _over(seen)), puts[slot], branch),)
     return branch
 
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
-from etcdsem.core.commands import Compare, Delete, Operation, Put, Range, Txn
+from etcdsem.core.commands import Compare, Delete, Operation, Put, Range, Txn, TxnReply
 from etcdsem.core.keys import Keys, Limit, write_permit
-from etcdsem.core.transactions.conditions import limit_is, slot_is_free, slot_is_mine
+from etcdsem.core.transactions.conditions import (
+    HeldSlots,
+    all_are_mine,
+    as_txn,
+    limit_is,
+    none_held_since,
+    none_recorded_since,
+    slot_is_free,
+)
+from etcdsem.validation import MAX_WEIGHT
 
 CLEARED = 32
 """Maximum number of outdated records that a transaction deletes beside what it is for."""
@@ -20,6 +29,29 @@ def free_slot(keys: Keys, limit: Limit, slot: int, over: Mapping[int, int]) -> t
     if limit.rate is None:
         return free
     return (*free, Compare(keys.permit(slot), "mod", "=", over.get(slot, 0)))
+
+
+def all_free(
+    keys: Keys, limit: Limit, slots: Sequence[int], over: Mapping[int, int], at: int
+) -> tuple[Compare, ...]:
+    """All of these slots are free, as a look at revision `at` has shown. For more than etcd can
+    compare one by one: nothing was taken or recorded since.
+    """
+    if len(slots) <= MAX_WEIGHT:
+        return tuple(one for slot in slots for one in free_slot(keys, limit, slot, over))
+    taken = (none_held_since(keys, at),)
+    return taken if limit.rate is None else (*taken, none_recorded_since(keys, at))
+
+
+def in_parts(operations: Sequence[Operation]) -> tuple[Operation, ...]:
+    """The same operations, nested if they are too many for one level: etcd allows 128 on the way to
+    each.
+    """
+    if len(operations) <= 2 * MAX_WEIGHT:
+        return tuple(operations)
+    size = 2 * MAX_WEIGHT
+    parts = range(0, len(operations), size)
+    return tuple(Txn((), tuple(operations[first : first + size])) for first in parts)
 
 
 def permit_value(limit: Limit, client: str, wall: float) -> bytes:
@@ -54,12 +86,29 @@ def clear_permits(
     return slots, tuple(clearing)
 
 
-def record_permit(keys: Keys, limit: Limit, slot: int, token: int, client: str, wall: float) -> Txn:
-    """RECORD: put the record of a permit that is about to be handed out, for a slot that was handed
-    over. Failure returns the limit.
+def record_permit(keys: Keys, limit: Limit, mine: HeldSlots, client: str, wall: float) -> Txn:
+    """RECORD: put the record of a permit that is about to be handed out, for each of the slots that
+    were handed over. Failure returns the limit. Of many slots, some may be recorded if others are
+    lost: see `read_record`.
     """
-    return Txn(
-        (slot_is_mine(keys, slot, token), limit_is(keys, limit)),
-        (Put(keys.permit(slot), permit_value(limit, client, wall), limit.lease),),
-        (Range(keys.max_leases),),
-    )
+    value = permit_value(limit, client, wall)
+    otherwise = (Range(keys.max_leases),)
+    parts = [
+        (
+            all_are_mine(keys, part),
+            tuple(Put(keys.permit(slot), value, limit.lease) for slot in part.slots),
+        )
+        for part in mine.parts
+    ]
+    if len(parts) == 1:
+        ((conditions, puts),) = parts
+        return Txn((*conditions, limit_is(keys, limit)), puts, otherwise)
+    return Txn((limit_is(keys, limit),), tuple(Txn(*part, otherwise) for part in parts), otherwise)
+
+
+def read_record(reply: TxnReply) -> TxnReply:
+    """The answer to a RECORD: successful if all slots were recorded, else with the limit."""
+    if not reply.succeeded or not isinstance(reply.replies[0], TxnReply):
+        return reply
+    failed = (one for one in map(as_txn, reply.replies) if not one.succeeded)
+    return next((one._replace(revision=reply.revision) for one in failed), reply)
