@@ -422,7 +422,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "core/rates.py",
         "if failed is None and all(",
         "if failed is None and any(",
-        "simulation/test_rates.py::test_two_limits_at_once",
+        "core/test_rates.py::test_several_are_handed_out_at_one_moment",
     ),
     Mutant(
         "settling gives back a slot of which a permit was used",
