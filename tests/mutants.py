@@ -415,7 +415,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "core/rates.py",
         "yield from _put_back(turns[place + 1 :])",
         "pass",
-        "simulation/test_rates.py::test_two_limits_at_once",
+        "core/test_rates.py::test_it_does_not_wait_for_one_limit_with_permits_of_a_later_one",
     ),
     Mutant(
         "a start of two rate limits is handed out although one has no permits",

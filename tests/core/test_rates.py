@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -173,3 +174,27 @@ def test_several_are_handed_out_at_one_moment(etcd: Memory) -> None:
     seen = permit.read_permit(KeyValue(b"", record.encode(), 1, 1))
     assert seen is not None
     assert client._driver.wall() - seen.since < permit.LATE
+
+
+def test_it_does_not_wait_for_one_limit_with_permits_of_a_later_one(etcd: Memory) -> None:
+    """If the open block that had one closes meanwhile, what it has of `b` is given back."""
+    mine, other = etcd.client(), etcd.client()
+    a = RateLimit("a", 4, "100s", block=2, client=mine)
+    b = RateLimit("b", 1, "10s", client=mine)
+    assert a.acquire()
+    assert RateLimit("a", client=other).acquire(cost=2)
+    assert RateLimit("b", client=other).acquire()
+    got: list[object] = []
+    both = threading.Thread(target=lambda: got.append(RateLimit.all(a, b).acquire(500.0)))
+    both.start()
+    etcd.wait_until(lambda: etcd.keys("/etcdsem/b/waiters/"))
+    until = etcd.now + 60.0
+    while not etcd.keys("/etcdsem/a/waiters/") and etcd.now < until:
+        etcd.advance(0.5)
+    assert etcd.keys("/etcdsem/a/waiters/")
+    assert not etcd.keys("/etcdsem/b/leases/")
+    until = etcd.now + 200.0
+    while not got and etcd.now < until:
+        etcd.advance(1.0)
+    both.join()
+    assert got[0]
