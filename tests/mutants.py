@@ -507,14 +507,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "core/rates.py",
         "yield from _put_back(turns[place + 1 :])",
         "pass",
-        "simulation/test_rates.py::test_two_limits_at_once",
+        "core/test_rates.py::test_it_does_not_wait_for_one_limit_with_permits_of_a_later_one",
     ),
     Mutant(
         "a start of two rate limits is handed out although one has no permits",
         "core/rates.py",
         "if failed is None and all(",
         "if failed is None and any(",
-        "simulation/test_rates.py::test_two_limits_at_once",
+        "core/test_rates.py::test_several_are_handed_out_at_one_moment",
     ),
     Mutant(
         "settling gives back a slot of which a permit was used",

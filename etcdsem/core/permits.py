@@ -163,6 +163,8 @@ class PermitPool:
         goes first, but `fresh` is used in any case.
         """
         sources = self._sources(cost, fresh, now)
+        if not sources:
+            raise AssertionError(f"{cost} permits were taken of blocks that have fewer")
         parts: list[tuple[Block, int]] = []
         for block in sources:
             wanted = cost - sum(count for _, count in parts)

@@ -134,7 +134,7 @@ def start_all(
         handed_out = yield from _start(
             sorted(turns, key=lambda turn: turn.semaphore.keys.base), until, once=once
         )
-    except BaseException:  # interrupted, or closed: nothing was handed out
+    except BaseException:  # interrupted, or closed: give back what was not handed out
         yield from _put_back(turns)
         raise
     finally:

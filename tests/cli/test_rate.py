@@ -33,6 +33,19 @@ def test_a_command_runs_in_its_turn(etcd: EtcdServer, name: str) -> None:
     assert done.returncode == 9
 
 
+def test_a_command_takes_several_permits(etcd: EtcdServer, client: Client, name: str) -> None:
+    """With --cost; more than the limit is an error, and without --rate it is a usage error."""
+    run = ["run", name, "--rate", "5/1h", "-n"]
+    assert ran(etcd, *run, "--cost", "4", "--", "true").returncode == 0
+    assert client.status(name).held == 4
+    assert ran(etcd, *run, "--cost", "2", "--", "true").returncode == 75
+    done = ran(etcd, *run, "--cost", "6", "--", "true")
+    assert (done.returncode, "Request at most 5" in done.stderr) == (64, True)
+    for words in (["--cost", "2"], ["--rate", "5/1h", "-l", "1", "--cost", "2"]):
+        done = ran(etcd, "run", name, *words, "--", "true")
+        assert (done.returncode, "--cost is a number of permits" in done.stderr) == (64, True)
+
+
 def test_looking_and_changing(etcd: EtcdServer, client: Client, name: str) -> None:
     """`rate` shows and changes; `ls`, `status` and `limit` know what it is."""
     limit = RateLimit(name, 2, "1h", client=client)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 
 import pytest
 
 from etcdsem import RateLimit
 from etcdsem.core import acquire, permits, rates, wait
-from etcdsem.core.commands import Transact, Wait
+from etcdsem.core.commands import KeyValue, Transact, Wait
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Identity, permit
 from etcdsem.core.request import AcquireRequest
@@ -151,3 +152,49 @@ def test_slots_that_were_requested_with_another_block(
     assert grant is not None
     found = client._driver.run(rates._usable(state, grant, -math.inf, cost))
     assert isinstance(found, permits.Block) == usable
+
+
+def test_several_are_handed_out_at_one_moment(etcd: Memory) -> None:
+    """If the first cannot be used any more when the second can, its permit is recorded again."""
+    client = etcd.client()
+    limits = [RateLimit(name, 1, "10s", client=client) for name in ("a", "b")]
+    pauses = iter((0.0, 0.6, permit.LATE + 0.1))  # TRY, TRY, and the record of a's permit
+
+    def slow(perform: Callable[[], object]) -> object:
+        answer = perform()
+        etcd.suspend(next(pauses, 0.0))
+        meddle(client, Transact, slow)
+        return answer
+
+    meddle(client, Transact, slow)
+    before = client.requests
+    assert RateLimit.all(*limits).acquire()
+    assert (client.requests - before)["txn"] == 5
+    (record,) = etcd.keys("/etcdsem/a/permits/").values()
+    seen = permit.read_permit(KeyValue(b"", record.encode(), 1, 1))
+    assert seen is not None
+    assert client._driver.wall() - seen.since < permit.LATE
+
+
+def test_it_does_not_wait_for_one_limit_with_permits_of_a_later_one(etcd: Memory) -> None:
+    """If the open block that had one closes meanwhile, what it has of `b` is given back."""
+    mine, other = etcd.client(), etcd.client()
+    a = RateLimit("a", 4, "100s", block=2, client=mine)
+    b = RateLimit("b", 1, "10s", client=mine)
+    assert a.acquire()
+    assert RateLimit("a", client=other).acquire(cost=2)
+    assert RateLimit("b", client=other).acquire()
+    got: list[object] = []
+    both = threading.Thread(target=lambda: got.append(RateLimit.all(a, b).acquire(500.0)))
+    both.start()
+    etcd.wait_until(lambda: etcd.keys("/etcdsem/b/waiters/"))
+    until = etcd.now + 60.0
+    while not etcd.keys("/etcdsem/a/waiters/") and etcd.now < until:
+        etcd.advance(0.5)
+    assert etcd.keys("/etcdsem/a/waiters/")
+    assert not etcd.keys("/etcdsem/b/leases/")
+    until = etcd.now + 200.0
+    while not got and etcd.now < until:
+        etcd.advance(1.0)
+    both.join()
+    assert got[0]
