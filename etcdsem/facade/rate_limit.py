@@ -119,15 +119,25 @@ class BaseRateLimit(Named):
             registration.wanted = wanted
 
     def _pausing(self, state: SemaphoreState, reason: str | None) -> Procedure[bool]:
-        done = False
-        for one in self._states(state):
-            done = (yield from super()._pausing(one, reason)) or done
-        return done
+        change = super()._pausing
+        return self._changing_each(state, lambda one: change(one, reason))
+
+    def _penalizing(
+        self, state: SemaphoreState, duration: Duration, reason: str | None
+    ) -> Procedure[bool]:
+        change = super()._penalizing
+        return self._changing_each(state, lambda one: change(one, duration, reason))
 
     def _resuming(self, state: SemaphoreState) -> Procedure[bool]:
+        return self._changing_each(state, super()._resuming)
+
+    def _changing_each(
+        self, state: SemaphoreState, change: Callable[[SemaphoreState], Procedure[bool]]
+    ) -> Procedure[bool]:
+        """Change each window; whether one of them was changed."""
         done = False
         for one in self._states(state):
-            done = (yield from super()._resuming(one)) or done
+            done = (yield from change(one)) or done
         return done
 
     def _status(self, state: SemaphoreState, *, ttl: bool) -> Procedure[Status]:

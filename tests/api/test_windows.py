@@ -77,6 +77,12 @@ def test_windows_in_etcd(client: Client, name: str) -> None:
     with pytest.raises(AcquireTimeout, match="paused"), limit.start(0):
         pass
     assert limit.resume()
+    assert limit.penalize("30s")
+    for window in limit.windows:
+        pause = client.limit_info(window).pause
+        assert pause is not None
+        assert pause.until is not None
+    assert limit.resume()
     with pytest.raises(InconsistentLimit):
         RateLimit(name, ["3/1m", "100000/1d"], client=client)
     assert RateLimit(name, ["2/1m"], client=client).windows
