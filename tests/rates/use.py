@@ -12,6 +12,7 @@ these spans (`blur`).
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import select
@@ -25,7 +26,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from etcdsem import server
+import etcdsem
+from etcdsem import Client, RateLimit, server
 from etcdsem.clock import boot_time
 from etcdsem.model import Rate
 from etcdsem.server import EtcdServer
@@ -37,6 +39,13 @@ STAMP = struct.Struct("ddid")
 
 JOINED = 0.5
 """Seconds within which a process that asks for a start is in the queue."""
+
+
+BACK_OFF = 2.0
+"""Seconds of a back-off; etcd's shortest."""
+
+UNDER_WAY = 0.6
+"""Seconds after the call of `penalize` within which a process may not know of it yet."""
 
 
 class Span(NamedTuple):
@@ -65,6 +74,9 @@ class Seen(NamedTuple):
     """Of the second window: the most in it, and the part of what was allowed."""
     passed: int = 0
     """How many others at most passed a start."""
+    back_offs: int = 0
+    in_back_offs: int = 0
+    """Starts within them, except those that may have been under way."""
 
 
 def most_in_a_window(starts: Sequence[Span], period: float) -> int:
@@ -79,11 +91,16 @@ def most_in_a_window(starts: Sequence[Span], period: float) -> int:
     return most
 
 
-def use_of(rate: Rate, starts: Sequence[Span]) -> float:
+def use_of(rate: Rate, starts: Sequence[Span], quiet: Sequence[float] = ()) -> float:
     """The part of the rate that was used: a period, beside the time that it took on average from a
-    start to the one that comes as many later as the limit says.
+    start to the one that comes as many later as the limit says. Back-offs, which began at the
+    moments in `quiet`, do not count as time.
     """
-    moments = sorted(span.earliest for span in starts for _ in range(span.cost))
+
+    def busy(moment: float) -> float:
+        return moment - sum(min(BACK_OFF, max(0.0, moment - begin)) for begin in quiet)
+
+    moments = sorted(busy(span.earliest) for span in starts for _ in range(span.cost))
     took = [b - a for a, b in zip(moments, moments[rate.starts :], strict=False)]
     return rate.period / statistics.mean(took)
 
@@ -99,6 +116,23 @@ def most_passed(starts: Sequence[Span]) -> int:
     )
 
 
+def most_in_back_offs(starts: Sequence[Span], quiet: Sequence[float]) -> int:
+    """How many starts were within a back-off, for certain."""
+    return sum(
+        begin + UNDER_WAY < span.earliest and span.latest < begin + BACK_OFF
+        for span in starts
+        for begin in quiet
+    )
+
+
+def limit_of(name: str, text: str, *second: str, client: Client | None = None) -> RateLimit:
+    """The rate limit that all processes use."""
+    if second:
+        return RateLimit(name, [text, *second], client=client)
+    rate = read_rate(text)
+    return RateLimit(name, rate.starts, rate.period, block=rate.block, client=client)
+
+
 def measure(
     etcd: EtcdServer,
     name: str,
@@ -110,9 +144,11 @@ def measure(
     early: float = 0.0,
     cost: int = 1,
     second: Rate | None = None,
+    back_off_every: float = 0.0,
 ) -> Seen:
     """Let processes start as often as they may; kill one now and then, and replace it. Each start
-    costs from 1 to `cost` permits, in both windows if there is a `second`.
+    costs from 1 to `cost` permits, in both windows if there is a `second`. Now and then there is a
+    back-off, every `back_off_every` seconds.
 
     `early`: they give their slots back so many seconds before the period is over, which is wrong.
     """
@@ -120,8 +156,9 @@ def measure(
     wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
     wire.bind(("127.0.0.1", 0))
     port = str(wire.getsockname()[1])
-    words = [sys.executable, "-m", "tests.rates.worker", name, str(rate), port, str(early)]
-    words += [str(cost), *([str(second)] if second else [])]
+    texts = [str(rate), *([str(second)] if second else [])]
+    words = [sys.executable, "-m", "tests.rates.worker", name, texts[0], port, str(early)]
+    words += [str(cost), *texts[1:]]
 
     def begin() -> subprocess.Popen[bytes]:
         return subprocess.Popen(words, env={**os.environ, **etcd.env()})
@@ -129,7 +166,11 @@ def measure(
     workers = [begin() for _ in range(processes)]
     starts: list[Span] = []
     killed = 0
+    quiet: list[float] = []
+    next_back_off = math.inf
     rng = random.Random(7)
+    client = etcdsem.connect(etcd.endpoint)
+    limit = limit_of(name, *texts, client=client)
     try:
         began = last_kill = None
         while began is None or time.monotonic() < began + seconds:
@@ -140,6 +181,7 @@ def measure(
                     raise AssertionError(f"not within its acquire: {span}")
                 if began is None:
                     began = last_kill = time.monotonic()
+                    next_back_off = boot_time() + back_off_every
             if kill_every and last_kill and time.monotonic() > last_kill + kill_every:
                 last_kill = time.monotonic()
                 victim = rng.randrange(processes)
@@ -147,6 +189,10 @@ def measure(
                 workers[victim].wait()
                 workers[victim] = begin()
                 killed += 1
+            if back_off_every and began and boot_time() > next_back_off:
+                quiet.append(boot_time())
+                limit.penalize(BACK_OFF)
+                next_back_off = quiet[-1] + back_off_every
             if began is None and any(worker.poll() for worker in workers):
                 raise RuntimeError("a worker has ended")
     finally:
@@ -155,16 +201,19 @@ def measure(
         for worker in workers:
             worker.wait()
         wire.close()
+        client.close()
     return Seen(
         starts=len(starts),
         most=most_in_a_window(starts, rate.period),
-        use=use_of(rate, starts),
+        use=use_of(rate, starts, quiet),
         killed=killed,
         blur=statistics.median(span.latest - span.earliest for span in starts),
-        second=(most_in_a_window(starts, second.period), use_of(second, starts))
+        second=(most_in_a_window(starts, second.period), use_of(second, starts, quiet))
         if second
         else (0, 0.0),
         passed=most_passed(starts),
+        back_offs=len(quiet),
+        in_back_offs=most_in_back_offs(starts, quiet),
     )
 
 
@@ -175,6 +224,7 @@ def main() -> None:
     parser.add_argument("--periods", type=float, default=3.0, help="at least; or 20 s")
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--kill-every", type=float, default=0.0, help="seconds; 0: never")
+    parser.add_argument("--back-off-every", type=float, default=0.0, help="seconds; 0: never")
     parser.add_argument("--cost", type=int, default=1, help="a start costs from 1 to so much")
     parser.add_argument("--second", type=read_rate, help="another window for all starts")
     parser.add_argument("--seconds", type=float, default=0.0, help="at least so long")
@@ -193,13 +243,15 @@ def main() -> None:
                 kill_every=arguments.kill_every,
                 cost=arguments.cost,
                 second=arguments.second,
+                back_off_every=arguments.back_off_every,
             )
             print(
                 f"{text:>10}: {100 * seen.use:5.1f} % used, at most {seen.most} in a window, "
                 f"{seen.starts} starts in {seconds:.0f} s, {seen.killed} killed, "
                 f"blur {1e6 * seen.blur:.0f} us; second window:"
                 f" {100 * seen.second[1]:5.1f} % used, "
-                f"at most {seen.second[0]}; at most {seen.passed} passed one",
+                f"at most {seen.second[0]}; at most {seen.passed} passed one; "
+                f"{seen.back_offs} back-offs, {seen.in_back_offs} starts in them",
                 flush=True,
             )
 

@@ -13,22 +13,16 @@ import socket
 import sys
 from unittest import mock
 
-from etcdsem import RateLimit
 from etcdsem.clock import boot_time
 from etcdsem.core import permits
-from etcdsem.validation import read_rate
-from tests.rates.use import STAMP
+from tests.rates.use import STAMP, limit_of
 
 
 def main(name: str, text: str, port: str, early: str, cost: str, *second: str) -> None:
     """Until it is killed."""
     if float(early):  # a bug that the referee must see
         mock.patch.object(permits, "need", lambda period: period - float(early)).start()
-    rate = read_rate(text)
-    if second:
-        limit = RateLimit(name, [text, *second])
-    else:
-        limit = RateLimit(name, rate.starts, rate.period, block=rate.block)
+    limit = limit_of(name, text, *second)
     wire = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     wire.connect(("127.0.0.1", int(port)))
     rng = random.Random(os.getpid())
