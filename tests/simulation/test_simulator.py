@@ -30,7 +30,7 @@ from tests.simulation.outcome import Outcome, report
 from tests.simulation.runs import run_seed
 from tests.simulation.world import CALM, PREFIX, World
 
-SEEDS = range(300)
+SEEDS = range(150)
 CHUNK = 10
 
 QUIET = replace(
