@@ -169,7 +169,7 @@ def test_json_is_one_object_for_each_look(etcd: EtcdServer, used: str) -> None:
     assert list(one) == [
         "name", "limit", "held", "waiting", "junk", "waiting_since", "overbooked",
         "paused",
-        "rate", "used",
+        "rate", "used", "applied", "drift", "expires",
     ]  # fmt: skip
     assert (one["held"], one["waiting"], one["overbooked"]) == (1, 1, 0)
     assert one["waiting_since"] < looks[1]["at"]
