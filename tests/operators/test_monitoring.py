@@ -17,7 +17,7 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from etcdsem import Client, RateLimit, Semaphore, metrics
+from etcdsem import Client, Rate, RateLimit, Semaphore, metrics
 from tests import make_rules
 from tests.cli.driver import Cli, ran
 from tests.cli.test_exporter import Exporter
@@ -84,6 +84,11 @@ def served(etcd: EtcdServer, client: Client, name: str, tmp_path: Path, start: A
     registry = CollectorRegistry()
     metrics.register(registry)
     RateLimit(f"{name}.rate", 2, "1m", client=client).acquire()
+    wanted: dict[str, int | Rate] = {name: 2, f"{name}.rate": Rate(2, 60.0, 1), f"{name}.off": 1}
+    wanted[f"{name}.rate-off"] = Rate(1, 60.0, 1)
+    client.apply_limits(client.plan_limits(wanted))
+    client.penalize(f"{name}.off", "1h")
+    client.penalize(f"{name}.rate-off", "1h")
     with Semaphore(2, name, client=client):
         exporter = Exporter(start(etcd, "exporter", "--listen", "127.0.0.1:0"))
         exported = exporter.get("/metrics")[1]
