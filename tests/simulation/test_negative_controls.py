@@ -70,7 +70,7 @@ FIRST: dict[str, Sequence[int]] = {
     "eager_ones_pass_who_has_left": range(PASSING, 200, 20),
     "holders_stand_in_line": range(PASSING, 200, 20),
     "a_kept_slot_passes_waiters": LINGERING,
-    "a_slot_stays_for_ever": LINGERING,
+    "a_slot_stays_for_ever": (20, *LINGERING),
     "a_kept_slot_is_given_twice": LINGERING,
     "a_timed_pause_is_ended_early": PENALIZING,
     "nobody_notices_the_end": PENALIZING,
@@ -82,6 +82,8 @@ FIRST: dict[str, Sequence[int]] = {
     "a_bound_stays_with_the_lease": (14,),
     "a_renewal_forgets_the_bound": (14,),
     "chosen_before": (9,),
+    "no_count_guard_with_surplus": (11,),
+    "the_expected_one_passes_others": (5,),
 }
 """The seeds to try first: for a bug that has its own theme those with that theme (`Options.of`),
 and for one that takes long to find the seed that found it."""
