@@ -91,16 +91,11 @@ def most_in_a_window(starts: Sequence[Span], period: float) -> int:
     return most
 
 
-def use_of(rate: Rate, starts: Sequence[Span], quiet: Sequence[float] = ()) -> float:
+def use_of(rate: Rate, starts: Sequence[Span]) -> float:
     """The part of the rate that was used: a period, beside the time that it took on average from a
-    start to the one that comes as many later as the limit says. Back-offs, which began at the
-    moments in `quiet`, do not count as time.
+    start to the one that comes as many later as the limit says. Back-offs count as unused time.
     """
-
-    def busy(moment: float) -> float:
-        return moment - sum(min(BACK_OFF, max(0.0, moment - begin)) for begin in quiet)
-
-    moments = sorted(busy(span.earliest) for span in starts for _ in range(span.cost))
+    moments = sorted(span.earliest for span in starts for _ in range(span.cost))
     took = [b - a for a, b in zip(moments, moments[rate.starts :], strict=False)]
     return rate.period / statistics.mean(took)
 
@@ -205,10 +200,10 @@ def measure(
     return Seen(
         starts=len(starts),
         most=most_in_a_window(starts, rate.period),
-        use=use_of(rate, starts, quiet),
+        use=use_of(rate, starts),
         killed=killed,
         blur=statistics.median(span.latest - span.earliest for span in starts),
-        second=(most_in_a_window(starts, second.period), use_of(second, starts, quiet))
+        second=(most_in_a_window(starts, second.period), use_of(second, starts))
         if second
         else (0, 0.0),
         passed=most_passed(starts),
