@@ -11,7 +11,7 @@ import pytest
 
 from tests.aio.simulated import AioRun, options
 
-SEEDS = range(12)
+SEEDS = range(8)
 
 
 def test_seeds(caplog: pytest.LogCaptureFixture) -> None:

@@ -53,7 +53,7 @@ from tests.simulation.world import Violation
 
 SEEDS = range(200)
 """Without a bug nothing is found in these (`python -m tests.simulation --seeds 0:200`). CI runs
-most of them.
+half of them.
 
 The first seed that finds each is in docs/simulation.md, and shown by
 ``python -m pytest -rP tests/simulation/test_negative_controls.py | grep "found by"``.

@@ -30,7 +30,7 @@ from tests.simulation.outcome import Outcome, report
 from tests.simulation.runs import run_seed
 from tests.simulation.world import CALM, PREFIX, World
 
-SEEDS = range(150)
+SEEDS = range(100)
 CHUNK = 10
 
 QUIET = replace(
@@ -56,7 +56,7 @@ QUIET = replace(
 )
 """No faults, and everybody waits forever."""
 
-ONCE_FAILED = (374, 426, 2331, 2815, 3520, 4403, 4613, 6223, 14688)
+ONCE_FAILED = (132, 374, 426, 2331, 2815, 3520, 4403, 4613, 6223, 14688)
 """Seeds that found bugs beyond `SEEDS`; the track record lists them."""
 
 NON_VACUOUS = (
