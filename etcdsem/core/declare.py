@@ -10,21 +10,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from etcdsem.core import lifecycle, transactions
-from etcdsem.core.commands import Compare, KeyValue, Procedure, Range, Txn
+from etcdsem.core.commands import Compare, KeyValue, Procedure, Txn
 from etcdsem.core.keys import Keys, Limit, read_limit, write_resized, write_unchanged
 from etcdsem.core.limits import wrong_kind
 from etcdsem.core.retry import read
+from etcdsem.core.scan import READ_TOGETHER, keys_by_name
 from etcdsem.core.session import Session
-from etcdsem.errors import InvalidName
 from etcdsem.model import LimitChange, LimitRefusal, Rate
-from etcdsem.validation import check_name
-
-_READ_TOGETHER = 60
-"""Names per transaction: etcd allows 128 operations by default."""
 
 Found: TypeAlias = tuple[tuple[KeyValue, ...], tuple[KeyValue, ...]]
 """The limit and what was last applied, each none or one key."""
@@ -37,8 +33,8 @@ def plan(
     unwanted = (yield from _applied_names(session, prefix)) - wanted.keys() if prune else set()
     names = sorted((*wanted, *unwanted))
     changes: list[LimitChange] = []
-    for first in range(0, len(names), _READ_TOGETHER):
-        some = [Keys(prefix, name, session.client) for name in names[first:][:_READ_TOGETHER]]
+    for first in range(0, len(names), READ_TOGETHER):
+        some = [Keys(prefix, name, session.client) for name in names[first:][:READ_TOGETHER]]
         asked = [one for keys in some for one in transactions.limits_as_set(keys)]
         reply = yield from read(session, Txn((), tuple(asked)))
         kvs = [transactions.as_range(answer).kvs for answer in reply.replies]
@@ -49,19 +45,12 @@ def plan(
 
 
 def _applied_names(session: Session, prefix: str) -> Procedure[set[str]]:
-    start = f"{prefix}/".encode()
-    scan = Range(start, start[:-1] + b"0", keys_only=True)
-    reply = yield from read(session, Txn((), (scan,)))
-    keys = (kv.key[len(start) :] for kv in transactions.as_range(reply.replies[0]).kvs)
-    return set(_names(key.removesuffix(b"/applied") for key in keys if key.endswith(b"/applied")))
-
-
-def _names(found: Iterable[bytes]) -> Iterable[str]:
-    for name in found:
-        try:
-            yield check_name(name.decode("utf-8", "replace"))
-        except InvalidName:
-            continue
+    found = yield from keys_by_name(session, prefix)
+    return {
+        name
+        for name, kvs in found.items()
+        if any(kv.key == Keys(prefix, name, session.client).applied for kv in kvs)
+    }
 
 
 def _compare(

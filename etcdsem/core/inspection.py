@@ -35,11 +35,11 @@ from etcdsem.core.lease_manager import take_lease
 from etcdsem.core.leases import RPC_TIMEOUT
 from etcdsem.core.limits import is_rate
 from etcdsem.core.retry import read
+from etcdsem.core.scan import READ_TOGETHER, keys_by_name
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
 from etcdsem.errors import EtcdSemError, InvalidSetting, NobodyThere, SemaphoreClosed
 from etcdsem.model import Holder, Junk, Overview, Status, Waiter
-from etcdsem.validation import check_name
 
 WAITERS_ASKED = 256
 """For how many waiters etcd is asked how long their lease has left. etcd answers for one lease per
@@ -261,18 +261,12 @@ def overview(session: Session, prefix: str) -> Procedure[list[Overview]]:
     It scans the keys alone, and then reads, for many semaphores at a time, the limits and the
     records of the first waiters.
     """
-    start = f"{prefix}/".encode()
-    scan = Range(start, start[:-1] + b"0", keys_only=True)
-    reply = yield from read(session, Txn((), (scan,)))
-    found: dict[str, list[KeyValue]] = {}
-    for kv in transactions.as_range(reply.replies[0]).kvs:
-        name = kv.key[len(start) :].split(b"/")[0].decode("utf-8", "replace")
-        found.setdefault(name, []).append(kv)
+    found = yield from keys_by_name(session, prefix)
     sketches = [_sketch(prefix, name, session.client, kvs) for name, kvs in found.items()]
     known = [sketch for sketch in sketches if sketch is not None]
     lines: list[Overview] = []
-    for first in range(0, len(known), _READ_TOGETHER):
-        some = known[first : first + _READ_TOGETHER]
+    for first in range(0, len(known), READ_TOGETHER):
+        some = known[first : first + READ_TOGETHER]
         asked = [Range(key) for sketch in some for key in (sketch.keys.max_leases, sketch.first)]
         reply = yield from read(session, Txn((), tuple(asked)))
         answers = [transactions.as_range(answer).kvs for answer in reply.replies]
@@ -290,8 +284,8 @@ def _add_applied(
 ) -> Procedure[None]:
     """Add what `etcdsem apply` set last, where it did."""
     places = [place for place, sketch in enumerate(known) if sketch.applied]
-    for first in range(0, len(places), 2 * _READ_TOGETHER):
-        some = places[first : first + 2 * _READ_TOGETHER]
+    for first in range(0, len(places), 2 * READ_TOGETHER):
+        some = places[first : first + 2 * READ_TOGETHER]
         asked = tuple(Range(known[place].keys.applied) for place in some)
         reply = yield from read(session, Txn((), asked))
         for place, answer in zip(some, reply.replies, strict=True):
@@ -305,10 +299,6 @@ def _blocked(session: Session, sketch: _Sketch) -> Procedure[int]:
     reply = yield from read(session, Txn((), (permits,)))
     kvs = transactions.as_range(reply.replies[0]).kvs
     return len(read_permits(sketch.keys, kvs, session.env.wall()).keys() & sketch.orphans)
-
-
-_READ_TOGETHER = 60
-"""Semaphores per transaction: etcd allows 128 operations by default."""
 
 
 class _Sketch(NamedTuple):
@@ -327,10 +317,7 @@ class _Sketch(NamedTuple):
 
 
 def _sketch(prefix: str, name: str, client: str, kvs: list[KeyValue]) -> _Sketch | None:
-    try:
-        keys = Keys(prefix, check_name(name), client)
-    except ValueError:
-        return None  # not a valid semaphore name
+    keys = Keys(prefix, name, client)
     holders, bad = read_holders(keys, (kv for kv in kvs if kv.key.startswith(keys.leases)), None)
     line = [kv for kv in kvs if kv.key.startswith(keys.waiters)]
     line.sort(key=lambda kv: kv.create_revision)

@@ -18,13 +18,9 @@ from etcdsem.core.commands import KeyValue, Procedure, Range, Txn
 from etcdsem.core.keys import Keys, permit_slot, read_limit, read_permit, write_unchanged
 from etcdsem.core.registration import grant, revoke
 from etcdsem.core.retry import read
+from etcdsem.core.scan import READ_TOGETHER, keys_by_name
 from etcdsem.core.session import Session
-from etcdsem.errors import InvalidName
 from etcdsem.model import Pruned
-from etcdsem.validation import check_name
-
-_READ_TOGETHER = 60
-"""Names per transaction: etcd allows 128 operations by default."""
 
 
 class _Idle(NamedTuple):
@@ -44,10 +40,10 @@ def prune(
     removed: list[str] = []
     names = yield from _unused(session, prefix)
     some = sorted(name for name in names if matches(name))
-    for first in range(0, len(some), _READ_TOGETHER):
-        together = [Keys(prefix, name, session.client) for name in some[first:][:_READ_TOGETHER]]
+    for first in range(0, len(some), READ_TOGETHER):
+        together = [Keys(prefix, name, session.client) for name in some[first:][:READ_TOGETHER]]
         for one in (yield from _read(session, together)):
-            done = dry_run or (yield from _expire(session, one, idle))
+            done = dry_run or (yield from _expire(session, prefix, one, idle))
             if done:
                 (removed if one.limit is None else expiring).append(one.keys.name)
     return Pruned(tuple(expiring), tuple(removed))
@@ -55,23 +51,18 @@ def prune(
 
 def _unused(session: Session, prefix: str) -> Procedure[set[str]]:
     """The names that nobody holds or waits for, and that no file has."""
-    start = f"{prefix}/".encode()
-    scan = Range(start, start[:-1] + b"0", keys_only=True)
-    reply = yield from read(session, Txn((), (scan,)))
-    found: set[str] = set()
-    used: set[str] = set()
-    for kv in transactions.as_range(reply.replies[0]).kvs:
-        name, _, rest = kv.key[len(start) :].decode("utf-8", "replace").partition("/")
-        known = rest in ("max_leases", "contended", "priorities") or rest.startswith("permits/")
-        (found if known and _is_name(name) else used).add(name)
-    return found - used
+    found = yield from keys_by_name(session, prefix)
+    unused: set[str] = set()
+    for name, kvs in found.items():
+        base = Keys(prefix, name, session.client).base
+        if all(_may_be_left(kv.key[len(base) :]) for kv in kvs):
+            unused.add(name)
+    return unused
 
 
-def _is_name(name: str) -> bool:
-    try:
-        return bool(check_name(name))
-    except InvalidName:
-        return False
+def _may_be_left(key: bytes) -> bool:
+    """Can a name that nobody uses have this key?"""
+    return key in (b"max_leases", b"contended", b"priorities") or key.startswith(b"permits/")
 
 
 def _read(session: Session, together: Sequence[Keys]) -> Procedure[list[_Idle]]:
@@ -95,12 +86,12 @@ def _is_over(keys: Keys, kv: KeyValue, wall: float) -> bool:
     return permit_slot(keys, kv.key) is not None and (permit is None or permit.left(wall) <= 0)
 
 
-def _expire(session: Session, one: _Idle, idle: int) -> Procedure[bool]:
+def _expire(session: Session, prefix: str, one: _Idle, idle: int) -> Procedure[bool]:
     """EXPIRE, or SWEEP. False if somebody has come since."""
     keys, limit = one.keys, one.limit
     if limit is None:
         return (yield from read(session, transactions.sweep(keys, one.revision))).succeeded
-    state = session.semaphore(keys.base.decode().removesuffix(f"/{keys.name}/"), keys.name)
+    state = session.semaphore(prefix, keys.name)
     lease = yield from grant(state, idle)
     done = False
     try:
