@@ -46,6 +46,7 @@ class SemaphoreState:
 
     def __init__(self, session: Session, prefix: str, name: str) -> None:
         self.session = session
+        self.prefix = prefix
         self.keys = Keys(prefix, name, session.client)
         self.stats = session.stats.of((prefix, name))
         self.limit: Limit | None = None

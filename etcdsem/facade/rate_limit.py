@@ -92,8 +92,7 @@ class BaseRateLimit(Named):
         """The state of each window, from that of the first."""
         if not self.windows:
             return [state]
-        prefix = state.keys.base.decode().removesuffix(f"/{state.name}/")
-        return [state.session.semaphore(prefix, name) for name in self.windows]
+        return [state.session.semaphore(state.prefix, name) for name in self.windows]
 
     def _registering(self, state: SemaphoreState) -> Procedure[None]:
         for one in self._states(state):

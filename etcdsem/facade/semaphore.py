@@ -187,8 +187,7 @@ class BaseSemaphore(Named, Generic[L]):
 
     def _rate_state(self, state: SemaphoreState) -> SemaphoreState:
         """The state of this semaphore's rate limit."""
-        prefix = state.keys.base.decode().removesuffix(f"/{self.name}/")
-        return state.session.semaphore(prefix, self._rate_name)
+        return state.session.semaphore(state.prefix, self._rate_name)
 
     def _owner_shown(self) -> str:
         return self.owner or f"{socket.gethostname()}:{os.getpid()}"
