@@ -122,7 +122,7 @@ def attempt(
 ) -> Procedure[Grant | None]:
     """One attempt with one lease."""
     session = semaphore.session
-    yield from _prepare(semaphore, until, once=once)
+    yield from prepare(semaphore, until, once=once)
     yield from refuse_wrong_kind(semaphore, rate=request.rate, until=until)
     if too_heavy(semaphore, request.demand.weight):  # the known limit may be outdated
         learned(semaphore, (yield from transact(session, limit_read(semaphore), until)))
@@ -156,7 +156,7 @@ def attempt(
         raise
 
 
-def _prepare(semaphore: SemaphoreState, until: float, *, once: bool) -> Procedure[None]:
+def prepare(semaphore: SemaphoreState, until: float, *, once: bool) -> Procedure[None]:
     """What must be so before an attempt: the limit is known, the name stays, and a timed pause that
     is over was ended.
     """

@@ -22,20 +22,20 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from etcdsem.core import decisions, transactions
-from etcdsem.core.acquire import attempt, refuse_starved, withdraw
+from etcdsem.core.acquire import attempt, prepare, refuse_starved, withdraw
 from etcdsem.core.commands import AccessDenied, NotApplied, Procedure, Txn
 from etcdsem.core.grants import Grant
 from etcdsem.core.keys import Limit
 from etcdsem.core.lease_manager import take_lease
 from etcdsem.core.leases import RPC_TIMEOUT, TtlLease
-from etcdsem.core.limits import keep_name, known_limit, learn_known, refuse_wrong_kind, wrong_kind
+from etcdsem.core.limits import known_limit, learn_known, refuse_wrong_kind, wrong_kind
 from etcdsem.core.reconcile import reconcile
 from etcdsem.core.release import release
 from etcdsem.core.request import AcquireRequest
 from etcdsem.core.retry import TryAgain, retry_attempts, transact
 from etcdsem.core.semaphore import SemaphoreState
 from etcdsem.core.session import Session
-from etcdsem.core.timed_pause import end_before_acquire, end_timed_pause
+from etcdsem.core.timed_pause import end_timed_pause
 from etcdsem.core.transactions import Held, Look, SlotRequest
 from etcdsem.core.try_now import publish
 from etcdsem.model import MAX_SEMAPHORES
@@ -216,10 +216,7 @@ def _attempt(
 ) -> Procedure[Taken | None]:
     """One attempt, with one lease for each."""
     for part in parts:
-        yield from known_limit(part.semaphore)
-        if part.semaphore.name_lease is not None:
-            yield from keep_name(part.semaphore, until)
-        yield from end_before_acquire(part.semaphore, until, once=once)
+        yield from prepare(part.semaphore, until, once=once)
         yield from refuse_wrong_kind(part.semaphore, rate=part.request.rate, until=until)
     leases: list[TtlLease] = []
     try:
